@@ -1,0 +1,77 @@
+"""What a child prints: read as it comes, kept within bounds, cut into lines where asked."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+
+__all__ = ["CAPTURE_MAX", "TAIL_MAX", "OutputStream"]
+
+# What is kept of each stream with output="capture": the first and the last half of this.
+CAPTURE_MAX = 1024 * 1024
+# What errors carry of standard error.
+TAIL_MAX = 8 * 1024
+# A line longer than this is handed over in parts.
+LINE_MAX = 64 * 1024
+
+
+class OutputStream:
+    """One of a child's output streams, collected or handed over line by line."""
+
+    __slots__ = ("_decoder", "_dropped", "_head", "_line", "_name", "_on_line", "_tail", "fd")
+
+    def __init__(self, name: str, fd: int, on_line: Callable[[str, str], object] | None) -> None:
+        self.fd = fd
+        self._name = name
+        self._on_line = on_line
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._dropped = 0
+        self._line = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, data: bytes) -> None:
+        """Take what has been read. Raises what the callable raises."""
+        room = CAPTURE_MAX // 2 - len(self._head)
+        if room > 0:
+            self._head += data[:room]
+        if len(data) > room:
+            self._tail += data[max(room, 0) :]
+            excess = len(self._tail) - CAPTURE_MAX // 2
+            if excess > 0:
+                del self._tail[:excess]
+                self._dropped += excess
+        if self._on_line is not None:
+            self._hand_over(self._decoder.decode(data))
+
+    def finish(self) -> None:
+        """Hand over a last line that has no newline. Raises what the callable raises."""
+        if self._on_line is not None:
+            self._hand_over(self._decoder.decode(b"", final=True))
+            if self._line:
+                line, self._line = self._line, ""
+                self._on_line(self._name, line)
+
+    def _hand_over(self, text: str) -> None:
+        assert self._on_line is not None
+        *lines, rest = (self._line + text).split("\n")
+        while len(rest) > LINE_MAX:
+            lines.append(rest[:LINE_MAX])
+            rest = rest[LINE_MAX:]
+        self._line = rest
+        for line in lines:
+            self._on_line(self._name, line)
+
+    def text(self) -> str:
+        """Return what was collected; a line in the middle says how much was dropped, if any."""
+        if not self._dropped:
+            return (self._head + self._tail).decode(errors="replace")
+        head, tail = self._head.decode(errors="replace"), self._tail.decode(errors="replace")
+        return f"{head}\n[... {self._dropped} bytes dropped ...]\n{tail}"
+
+    def tail(self) -> str:
+        """Return the last of what was collected."""
+        end = self._tail[-TAIL_MAX:]
+        if len(end) < TAIL_MAX and not self._dropped:
+            end = (self._head + end)[-TAIL_MAX:]
+        return end.decode(errors="replace")

@@ -1,0 +1,66 @@
+"""The plan of a call: what will be done, decided before anything is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._errors import CallableDidNotExecuteError, Reason, StartTimeoutError
+from .._options import CallOptions
+from .._os.features import Features
+
+__all__ = ["Plan", "check_callable", "make_plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One call to be made.
+
+    Attributes:
+        fn, args: the call.
+        options: how.
+        reads_output: standard output and error are read here.
+    """
+
+    fn: Callable[..., Any]
+    args: Sequence[Any]
+    options: CallOptions
+    reads_output: bool
+
+
+def make_plan(
+    fn: Callable[..., Any], args: Sequence[Any], options: CallOptions, features: Features
+) -> Plan:
+    """Plan a call, or refuse it before anything has happened.
+
+    Raises TypeError if *fn* can't be called, CallableDidNotExecuteError if the platform lacks
+    what the call needs or if its time is already over.
+    """
+    check_callable(fn)
+    if not features.waitid:
+        raise CallableDidNotExecuteError(
+            f"no safe way to wait for a child: os.waitid is missing on {features.platform} with "
+            "this Python (macOS has it from Python 3.13 on)",
+            reason=Reason.FEATURE_UNAVAILABLE,
+        )
+    if options.timeout == 0:
+        raise StartTimeoutError("the timeout of 0 s left no time to begin", reason=Reason.TIMEOUT)
+    reads = options.output == "capture" or callable(options.output)
+    return Plan(fn, args, options, reads)
+
+
+def check_callable(fn: object) -> None:
+    """Raise TypeError, with a hint at what was probably meant, if *fn* is not callable."""
+    if callable(fn):
+        return
+    if inspect.iscoroutine(fn):
+        fn.close()  # or Python would warn, much later, that it was never awaited
+        raise TypeError(
+            f"expected a function, not the coroutine {fn.__qualname__}(): pass the function and "
+            f"its arguments, run_isolated({fn.__name__}, ...)"
+        )
+    raise TypeError(
+        f"expected a function, not {fn!r}: pass the function and its arguments separately"
+    )

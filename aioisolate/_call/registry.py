@@ -1,0 +1,70 @@
+"""The children that are alive right now, and their end when nobody is left to await them."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import threading
+
+from .._os.fds import Descriptors
+from .._os.process import Process
+
+__all__ = ["abandon", "discard", "put_down", "register", "watch_on"]
+
+_log = logging.getLogger("aioisolate.call")
+_live: set[Process] = set()
+_PATIENCE = 5.0
+
+
+def register(process: Process) -> None:
+    """Remember a child until it is discarded; at the exit of the interpreter it is killed."""
+    _live.add(process)
+
+
+def discard(process: Process) -> None:
+    """Forget a child."""
+    _live.discard(process)
+
+
+def put_down(process: Process) -> None:
+    """Kill a child and collect it, blocking: nobody can await it any more."""
+    process.signal_group(signal.SIGKILL)
+    process.signal(signal.SIGKILL)
+    if process.ended(_PATIENCE):
+        process.reap()
+        process.close()
+    else:
+        watch_on(process)
+    discard(process)
+
+
+def abandon(process: Process, fds: Descriptors) -> None:
+    """Kill a child whose loop was closed under it, and close what belonged to its call."""
+    if process.owner_pid != os.getpid():  # a copy of the loop, collected in a forked child
+        return
+    _log.warning("an event loop was closed while child %d was running: killed", process.pid)
+    put_down(process)
+    fds.close_all()
+
+
+def watch_on(process: Process) -> None:
+    """Keep waiting, in a thread, for a child that does not end although it was killed."""
+    _log.error("child %d does not end although it was killed; watching on", process.pid)
+
+    def wait() -> None:
+        while not process.ended(3600):
+            pass
+        process.reap()
+        process.close()
+        _log.warning("child %d, killed long ago, has ended at last", process.pid)
+
+    threading.Thread(target=wait, name="aioisolate-watch", daemon=True).start()
+
+
+@atexit.register
+def _put_all_down() -> None:
+    for process in list(_live):
+        if process.owner_pid == os.getpid():  # exits of forked copies are none of our business
+            put_down(process)

@@ -1,0 +1,157 @@
+"""From the verdict to the outcome: the answer unpickled, or the error with all that is known."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import anyio
+
+from .._errors import (
+    CallableExecutedError,
+    CallableStatusUnknownError,
+    IsolationError,
+    Reason,
+)
+from .._os import memfd, threads
+from .._os.fds import Descriptors
+from .._outcome import Outcome
+from .._wire import codecs
+from .._wire.frames import Payload, ProtocolError, Region
+from .._wire.verdict import Answer, Verdict, judge
+from .spawn import Child
+from .supervise import Supervision
+
+__all__ = ["settle"]
+
+# Unpickling less than this takes well under a millisecond.
+_INLINE_MAX = 128 * 1024
+
+
+async def settle(supervision: Supervision, child: Child) -> Outcome[Any]:
+    """Turn what is known about a child that is gone into the outcome of its call."""
+    verdict = judge(supervision.evidence())
+    if verdict.answer is None:
+        return _outcome(supervision, child, error=_error(supervision, child, verdict))
+    assert supervision.conversation.answer is not None
+    try:
+        payload = Payload.decode(supervision.conversation.answer.body)
+        stream, buffers = _collect(payload, child.scratch)
+        if sum(map(len, stream)) <= _INLINE_MAX:
+            value = codecs.load(stream, buffers)
+        else:
+            value = await _in_thread(lambda: codecs.load(stream, buffers))
+    except anyio.get_cancelled_exc_class():
+        raise
+    except BaseException as exc:  # noqa: BLE001 - loading a pickle may raise anything
+        lost = _as_loss(exc, verdict.answer)
+        return _outcome(supervision, child, error=_error(supervision, child, lost, cause=exc))
+    if verdict.answer is Answer.VALUE:
+        return _outcome(supervision, child, value=value)
+    return _outcome(supervision, child, error=_own_exception(supervision, child, value))
+
+
+def _collect(payload: Payload, scratch: int) -> tuple[Sequence[Any], list[memoryview]]:
+    """Put a payload's stream and buffers together. Raises ProtocolError if they can't be."""
+    if not payload.regions:
+        return payload.stream, []
+    if not memfd.is_sealed(scratch):
+        raise ProtocolError("the scratch file is not sealed, so it could change under our hands")
+    size = os.fstat(scratch).st_size
+    views = [_view(scratch, region, size) for region in payload.regions]
+    if payload.stream_in_scratch:
+        return views[:1], views[1:]
+    return payload.stream, views
+
+
+def _view(scratch: int, region: Region, size: int) -> memoryview:
+    start, length = region.offset, region.length
+    if not length or start % os.sysconf("SC_PAGE_SIZE") or start + length > size:
+        raise ProtocolError(f"a result of {length} bytes at {start} is not in the scratch file")
+    return memfd.map_private(scratch, start, length)
+
+
+async def _in_thread(work: Callable[[], Any]) -> Any:
+    """Run *work* in a thread of its own and wait for it.
+
+    Not in a pool of the event loop's: its idle threads would stay, and every later fork would be
+    one with other threads alive.
+    """
+    result: list[Any] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(work())
+        except BaseException as exc:  # noqa: BLE001 - it is raised again where it is awaited
+            failure.append(exc)
+
+    fds = Descriptors()
+    try:
+        done = threads.start("decode", run, fds)
+        await anyio.wait_readable(done)
+    finally:
+        fds.close_all()
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def _as_loss(exc: BaseException, answer: Answer) -> Verdict:
+    if isinstance(exc, ProtocolError):
+        return Verdict(None, CallableStatusUnknownError, Reason.PROTOCOL, str(exc))
+    message = f"{answer.value} could not be unpickled here: {type(exc).__name__}: {exc}"
+    return Verdict(None, CallableExecutedError, Reason.RESULT_DECODING, message)
+
+
+def _own_exception(supervision: Supervision, child: Child, raised: Any) -> BaseException:
+    if isinstance(raised, Exception):
+        return raised
+    # SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError... mean something to whoever
+    # runs the caller; fn's are not allowed to say it.
+    reason = Reason.EXIT if isinstance(raised, SystemExit) else Reason.BASE_EXCEPTION
+    text = f"fn raised {type(raised).__name__}({', '.join(map(repr, raised.args))})"
+    verdict = Verdict(None, CallableStatusUnknownError, reason, text)
+    return _error(supervision, child, verdict, cause=raised)
+
+
+def _error(
+    supervision: Supervision, child: Child, verdict: Verdict, cause: BaseException | None = None
+) -> IsolationError:
+    assert verdict.error is not None
+    assert verdict.reason is not None
+    stack = supervision.stack.text()
+    message = verdict.message
+    if stack:
+        message += f"\n{stack}"
+    error = verdict.error(
+        message,
+        reason=verdict.reason,
+        pid=child.process.pid,
+        exit=supervision.exit,
+        usage=supervision.usage(),
+        stderr_tail=child.streams[1].tail() if child.streams else "",
+        crash_traceback=stack,
+    )
+    error.__cause__ = cause
+    return error
+
+
+def _outcome(
+    supervision: Supervision,
+    child: Child,
+    *,
+    value: Any = None,
+    error: BaseException | None = None,
+) -> Outcome[Any]:
+    texts = [stream.text() for stream in child.streams] or [None, None]
+    return Outcome(
+        value=value,
+        error=error,
+        usage=supervision.usage(),
+        exit=supervision.exit,
+        pid=child.process.pid,
+        stdout=texts[0],
+        stderr=texts[1],
+    )

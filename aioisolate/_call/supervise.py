@@ -1,0 +1,371 @@
+"""Watching a child from its fork to its end.
+
+`Supervision` is told that something is readable or that it is time, and does what is due: it
+reads, it kills, it collects; none of its methods waits. `supervise` is the one loop that does
+wait, and the one place where a cancelled call ends its child.
+
+    RUNNING --deadline--> DUMPING --> TERMINATING --> KILLING --> (gone)
+       |                  (stack)     (only if grace)    ^  \\
+       +--cancelled, or nonsense on the channel ---------+   +--> LOST (stuck in the kernel)
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import anyio
+
+from .._child.bootstrap import STACK_SIGNAL
+from .._os.process import Status
+from .._outcome import CallEvent, Exit, Usage
+from .._wire.frames import Kind, ProtocolError
+from .._wire.state import Conversation
+from .._wire.verdict import Evidence, KilledFor
+from . import registry
+from .crash import StackText
+from .output import OutputStream
+from .plan import Plan
+from .spawn import Child
+
+__all__ = ["FIRST_LOOK", "Supervision", "supervise"]
+
+_log = logging.getLogger("aioisolate.call")
+
+# A short call is woken up for once: when its child has ended. Only a child that takes longer
+# than this has its channel read while it runs (one that writes more than a pipe holds waits).
+FIRST_LOOK = 0.005
+# How long a child may take to write down its stack, to end after its answer, to die when killed.
+_DUMP_PATIENCE = 0.25
+_DUMP_POLL = 0.002
+_LINGER_PATIENCE = 1.0
+_KILL_PATIENCE = 10.0
+# How long to wait for killed grandchildren that have become children of this process.
+_ADOPTED_PATIENCE = 0.5
+_READ_SIZE = 256 * 1024
+# A pipe holds no more than this, so what is left in one when its child has ended is no more.
+_DRAIN_MAX = 1 << 20
+
+
+class _Phase(enum.Enum):
+    RUNNING = enum.auto()
+    DUMPING = enum.auto()
+    TERMINATING = enum.auto()
+    KILLING = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """Something to do at a time."""
+
+    at: float
+    action: Callable[[], None]
+
+
+class Supervision:
+    """What is known about a running child, and what to do next.
+
+    Attributes:
+        gone: the child has been collected, or given up; nothing is left to do.
+        conversation: what it has said on its channel.
+        status: how it ended, once it has.
+        ended_at: when that was seen, on the clock of time.monotonic.
+        stack: what faulthandler wrote in the child.
+    """
+
+    def __init__(self, child: Child, plan: Plan) -> None:
+        self._child = child
+        self._options = options = plan.options
+        self._phase = _Phase.RUNNING
+        self._killed_for: KilledFor | None = None
+        self._detail = ""
+        self._seconds = 0.0
+        self._look_due = True
+        self._heard_result = False
+        self._phase_ends = math.inf
+        self._listens = options.on_event is not None or _log.isEnabledFor(logging.DEBUG)
+        start = child.forked_at
+        self._deadline = math.inf if options.timeout is None else start + options.timeout
+        self._start_deadline = (
+            math.inf if options.start_timeout is None else start + options.start_timeout
+        )
+        self.gone = False
+        self.conversation = Conversation(child.nonce)
+        self.status = Status(None)
+        self.ended_at = start
+        self.stack = StackText(child.scratch)
+        self._first_look = start + FIRST_LOOK
+
+    def begin(self) -> None:
+        """Announce the child. Raises what on_event raises."""
+        if self._listens:
+            self._watch_channel()
+            self._tell("spawn")
+
+    # What comes next, and doing it
+
+    def next_time(self) -> float:
+        """Return when `step` must be called even if nothing is readable."""
+        if self._phase is not _Phase.RUNNING or self._heard_result:
+            return self._phase_ends
+        due = self._deadline
+        if not self.conversation.started:
+            due = min(due, self._start_deadline)
+        return min(due, self._first_look) if self._look_due else due
+
+    def step(self) -> None:
+        """Do whatever is due. Raises what on_event or the output callable raises."""
+        ended = False
+        for fd in self._child.waitset.poll():
+            if fd == self._child.channel:
+                self._read_channel()
+            elif fd == self._child.process.fileno():
+                ended = True
+            else:
+                for stream in self._child.streams:
+                    if stream.fd == fd:
+                        self._read_output(stream)
+        if ended:
+            self._collect()
+        elif time.monotonic() >= self.next_time():
+            self._on_time()
+
+    def _on_time(self) -> None:
+        now = time.monotonic()
+        match self._phase:
+            case _Phase.RUNNING if self._heard_result:
+                self.kill(KilledFor.LINGERING)
+            case _Phase.RUNNING:
+                if self._look_due:
+                    self._watch_channel()
+                self._read_channel()  # the mark may be waiting there
+                if self._heard_result or self._phase is not _Phase.RUNNING:
+                    return
+                if now >= self._deadline:
+                    self._pass_deadline(KilledFor.TIMEOUT, self._options.timeout or 0.0)
+                elif now >= self._start_deadline and not self.conversation.started:
+                    self._pass_deadline(KilledFor.START_TIMEOUT, self._options.start_timeout or 0.0)
+            case _Phase.DUMPING:
+                if self.stack.whole() or now >= self._dump_ends:
+                    self.terminate(self._options.grace)
+                else:
+                    self._phase_ends = now + _DUMP_POLL
+            case _Phase.TERMINATING:
+                self.kill()
+            case _Phase.KILLING:
+                self._give_up()
+
+    def _pass_deadline(self, cause: KilledFor, seconds: float) -> None:
+        self._killed_for = cause
+        self._seconds = seconds
+        if cause is KilledFor.TIMEOUT and self.conversation.started:
+            self.stack.expect_dump()
+            self._child.process.signal(STACK_SIGNAL)
+            self._phase = _Phase.DUMPING
+            now = time.monotonic()
+            self._dump_ends = now + _DUMP_PATIENCE
+            self._phase_ends = now + _DUMP_POLL
+        else:
+            self.kill()
+
+    def terminate(self, grace: float) -> None:
+        """Ask the child to end, and kill it if it has not after *grace* seconds."""
+        if grace <= 0:
+            self.kill()
+        elif self._phase in (_Phase.RUNNING, _Phase.DUMPING):
+            self._child.process.signal_group(signal.SIGTERM)
+            self._phase = _Phase.TERMINATING
+            self._phase_ends = time.monotonic() + grace
+
+    def kill(self, cause: KilledFor | None = None, detail: str = "") -> None:
+        """Kill the child and its process group. The first cause counts."""
+        if self.gone:
+            return
+        if cause is not None and self._killed_for is None:
+            self._killed_for = cause
+            self._detail = detail
+        # The group first, then the child itself, in case it has left its group.
+        self._child.process.signal_group(signal.SIGKILL)
+        self._child.process.signal(signal.SIGKILL)
+        self._phase = _Phase.KILLING
+        self._phase_ends = time.monotonic() + _KILL_PATIENCE
+
+    # The channel
+
+    def _watch_channel(self) -> None:
+        self._look_due = False
+        self._child.waitset.add(self._child.channel)
+
+    def _leave_channel(self) -> None:
+        self._look_due = False
+        self._child.waitset.remove(self._child.channel)
+
+    def _read_channel(self) -> int:
+        """Read once what is there; return how many bytes that was."""
+        try:
+            data = os.read(self._child.channel, _READ_SIZE)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            self._leave_channel()
+            self.kill(KilledFor.CHANNEL_READ, f"reading its channel failed: {exc.strerror}")
+            return 0
+        if not data:
+            self._leave_channel()
+            return 0
+        started = self.conversation.started
+        try:
+            self.conversation.receive(data)
+        except ProtocolError as exc:
+            self._leave_channel()
+            self.kill(KilledFor.PROTOCOL, str(exc))
+            return 0
+        if self.conversation.started and not started:
+            self._tell("started")
+        if self.conversation.answer is not None and not self._heard_result:
+            self._heard_result = True
+            self._leave_channel()
+            if self._phase is _Phase.RUNNING:
+                self._phase_ends = time.monotonic() + _LINGER_PATIENCE
+            self._tell("result")
+        return len(data)
+
+    def _read_output(self, stream: OutputStream) -> int:
+        try:
+            data = os.read(stream.fd, _READ_SIZE)
+        except BlockingIOError:
+            return 0
+        if not data:
+            self._child.waitset.remove(stream.fd)
+            return 0
+        stream.feed(data)
+        return len(data)
+
+    # The end
+
+    def _collect(self) -> None:
+        """The child has ended: read what it left behind, and reap it."""
+        self.ended_at = time.monotonic()
+        self._child.waitset.remove(self._child.process.fileno())
+        self.status = self._child.process.reap()
+        self.gone = True
+        registry.discard(self._child.process)
+        # Its pipes may be held open by processes that it left behind, so their end is nothing to
+        # wait for; what it wrote itself is in them by now.
+        left = _DRAIN_MAX
+        while not self._heard_result and left > 0 and (size := self._read_channel()):
+            left -= size
+        for stream in self._child.streams:
+            left = _DRAIN_MAX
+            while left > 0 and (size := self._read_output(stream)):
+                left -= size
+            stream.finish()
+        self._tell("reaped")
+
+    def _give_up(self) -> None:
+        self._killed_for = KilledFor.UNKILLABLE
+        self._seconds = _KILL_PATIENCE
+        self.ended_at = time.monotonic()
+        self.gone = True
+        registry.discard(self._child.process)
+        registry.watch_on(self._child.process)
+
+    def evidence(self) -> Evidence:
+        """Return what the verdict is to be based on."""
+        answer = self.conversation.answer
+        detail = self._detail
+        if answer is not None and answer.kind in (Kind.LOST, Kind.FAILED):
+            detail = b"".join(answer.body).decode(errors="replace")
+        return Evidence(
+            started=self.conversation.started,
+            answer=None if answer is None else answer.kind,
+            detail=detail,
+            killed_for=self._killed_for,
+            exit=self.status.exit,
+            seconds=self._seconds,
+        )
+
+    def usage(self) -> Usage:
+        """Return what the child has used."""
+        status = self.status
+        return Usage(
+            wall=self.ended_at - self._child.forked_at,
+            user=status.user,
+            system=status.system,
+            max_rss=status.max_rss,
+            fork=self._child.fork_seconds,
+        )
+
+    @property
+    def exit(self) -> Exit | None:
+        """How the child ended, if that is known."""
+        return self.status.exit
+
+    def _tell(self, name: str) -> None:
+        if not self._listens:
+            return
+        process = self._child.process
+        event = CallEvent(name, process.pid, time.monotonic() - self._child.forked_at)
+        _log.debug("child %d: %s after %.6f s", event.pid, name, event.time)
+        if self._options.on_event is not None:
+            self._options.on_event(event)
+
+    def release(self) -> None:
+        """Close everything that belonged to the call. The child must be gone."""
+        child = self._child
+        child.waiter.close()
+        child.waitset.close()
+        child.fds.close_all()
+        if self._killed_for is not KilledFor.UNKILLABLE:
+            child.process.close()
+
+
+async def supervise(supervision: Supervision, child: Child, grace: float) -> None:
+    """Wait until the child is gone. If cancelled, kill it, see it gone, and pass that on."""
+    waiter = child.waiter
+    try:
+        supervision.begin()
+        # The waiter was armed before the fork, for the first look.
+        await waiter.wait()
+        supervision.step()
+        while not supervision.gone:
+            waiter.arm(supervision.next_time())
+            await waiter.wait()
+            supervision.step()
+    except waiter.cancelled:
+        await _see_off(supervision, child, grace)
+        raise
+    except BaseException:
+        # A callable of the caller's raised, or Ctrl-C, or this coroutine is being closed and may
+        # not wait for anything any more.
+        if not supervision.gone:
+            supervision.gone = True
+            registry.put_down(child.process)
+        raise
+    await _collect_adopted(child)
+
+
+async def _see_off(supervision: Supervision, child: Child, grace: float) -> None:
+    """End a child whose call was cancelled; further cancellations don't hurry or stop that."""
+    waiter = child.waiter
+    with anyio.CancelScope(shield=True):
+        supervision.terminate(grace)
+        while not supervision.gone:
+            waiter.arm(supervision.next_time())
+            try:
+                await waiter.wait()
+            except waiter.cancelled:
+                continue
+            supervision.step()
+
+
+async def _collect_adopted(child: Child) -> None:
+    until = time.monotonic() + _ADOPTED_PATIENCE
+    while child.process.reap_adopted() and time.monotonic() < until:
+        await anyio.sleep(0.001)

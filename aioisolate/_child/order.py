@@ -1,0 +1,69 @@
+"""What the parent prepares for a child before it forks: everything it needs, ready to use.
+
+After a fork each page that is touched is copied, which costs about as much as a hundred lines of
+Python. So the parent computes ahead what it can, and the child only carries it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["AsyncBackend", "Order"]
+
+
+@dataclass(slots=True)
+class AsyncBackend:
+    """The event loop that was running when the process was forked, to be forgotten or imitated.
+
+    Attributes:
+        name: "asyncio" or "trio".
+        loop: the asyncio loop, or None.
+        task: its current task, or None.
+        uvloop: the loop is uvloop's.
+    """
+
+    name: str
+    loop: Any = None
+    task: Any = None
+    uvloop: bool = False
+
+
+@dataclass(slots=True)
+class Order:
+    """What a child is to do.
+
+    Attributes:
+        fn, args: the call.
+        nonce: marks the frames of this call.
+        parent_pid: who must still be the parent.
+        channel: the descriptor to write frames to.
+        scratch: the descriptor of the scratch file.
+        null: a descriptor of /dev/null.
+        stdout, stderr: what to put on 1 and 2, or -1 to leave them alone.
+        keep: descriptors to leave alone.
+        sever: descriptors to replace by /dev/null, or None: look for them in the child.
+        signals: signals that are not at their default.
+        purge_c_stdout: the C library holds output of the parent's.
+        backend: the parent's event loop.
+        deadline_stack: be ready to dump the stack when the parent's deadline passes.
+        started_mark: the encoded frame that says that fn is called next.
+    """
+
+    fn: Callable[..., Any]
+    args: Sequence[Any]
+    nonce: bytes
+    parent_pid: int
+    channel: int
+    scratch: int
+    null: int
+    stdout: int
+    stderr: int
+    keep: frozenset[int]
+    sever: Sequence[int] | None
+    signals: Sequence[int]
+    purge_c_stdout: bool
+    backend: AsyncBackend
+    deadline_stack: bool
+    started_mark: bytes

@@ -1,0 +1,152 @@
+"""Calling fn and sending back what it returned or raised."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+from collections.abc import Sequence
+from types import CoroutineType
+from typing import TextIO
+
+from .._os import cstdio, memfd
+from .._wire import codecs
+from .._wire.frames import INLINE_MAX, Kind, Payload, Region, encode
+from . import loops
+from .order import Order
+
+__all__ = ["SCRATCH_START", "work"]
+
+# The scratch file begins with room for the text of a crash; results come behind it.
+SCRATCH_START = 1 << 20
+
+_HERE = os.path.dirname(__file__)
+
+
+def work(order: Order, streams: Sequence[TextIO]) -> int:
+    """Call fn, send the answer, return the exit code."""
+    pid = os.getpid()
+    code = 0
+    os.write(order.channel, order.started_mark)
+    try:
+        value = order.fn(*order.args)
+        if type(value) is CoroutineType:
+            value = loops.run(value, order.backend)
+    except BaseException as exc:  # noqa: BLE001 - all of it is fn's answer
+        if os.getpid() != pid:
+            return 1
+        if isinstance(exc, SystemExit):
+            code = _exit_code(exc)
+        answer = _raised(order, exc)
+    else:
+        # fn may have forked and come back twice; only the child itself speaks for the call.
+        if os.getpid() != pid:
+            return 0
+        answer = _returned(order, value)
+    _flush(streams)
+    try:
+        _write_all(order.channel, answer)
+    except OSError:
+        # fn has closed the channel, so nobody can be told; the parent sees that nothing came.
+        return code
+    return code
+
+
+def _returned(order: Order, value: object) -> bytes:
+    try:
+        stream, buffers = codecs.dump(value)
+    except BaseException as exc:  # noqa: BLE001 - a __reduce__ may raise anything
+        why = _one_line(exc)
+        text = f"fn returned {_kind(value)}, which could not be pickled: {why}"
+        return _lost(order, "RESULT_ENCODING", text)
+    return _payload(order, Kind.VALUE, stream, buffers)
+
+
+def _raised(order: Order, exc: BaseException) -> bytes:
+    # Imported only now: tblib is needed in few children, and never while all is well.
+    from .._wire import remote  # noqa: PLC0415
+
+    remote.trim(exc, _is_ours)
+    try:
+        stream, buffers = remote.dump(exc)
+    except BaseException as why:  # noqa: BLE001 - loading the copy may raise anything, too
+        text = (
+            f"fn raised {_kind(exc)}, which could not be pickled and loaded again: "
+            f"{_one_line(why)}\n{remote.describe(exc)}"
+        )
+        return _lost(order, "RESULT_ENCODING", text)
+    return _payload(order, Kind.RAISED, stream, buffers)
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith(_HERE)
+
+
+def _payload(order: Order, kind: Kind, stream: bytes, buffers: Sequence[memoryview]) -> bytes:
+    if not buffers and (len(stream) <= INLINE_MAX or not memfd.sealable()):
+        return encode(order.nonce, kind, Payload((stream,)).encode())
+    in_scratch = len(stream) > INLINE_MAX
+    parts = [memoryview(stream), *buffers] if in_scratch else buffers
+    try:
+        regions = _fill_scratch(order.scratch, parts)
+    except OSError as exc:
+        total = sum(part.nbytes for part in parts)
+        text = f"what fn returned ({total} bytes) could not be written: {_one_line(exc)}"
+        return _lost(order, "RESULT_WRITE", text)
+    payload = Payload(() if in_scratch else (stream,), regions, in_scratch)
+    return encode(order.nonce, kind, payload.encode())
+
+
+def _fill_scratch(fd: int, parts: Sequence[memoryview]) -> tuple[Region, ...]:
+    """Write *parts* to the scratch file, each at a page of its own, and seal it."""
+    offset = SCRATCH_START
+    regions = []
+    for part in parts:
+        regions.append(Region(offset, part.nbytes))
+        done = 0
+        while done < part.nbytes:
+            done += os.pwrite(fd, part[done:], offset + done)
+        offset += -(-part.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    # Sealed, so that the parent can map it: nobody, not even a process that fn left behind,
+    # can change or shorten it under the parent's eyes.
+    memfd.seal(fd)
+    return tuple(regions)
+
+
+def _lost(order: Order, reason: str, text: str) -> bytes:
+    body = f"{reason}\n{text}".encode(errors="backslashreplace")
+    return encode(order.nonce, Kind.LOST, body)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _flush(streams: Sequence[TextIO]) -> None:
+    for stream in (*streams, sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass  # fn has closed it, or replaced it by something that is no stream
+    cstdio.flush()
+
+
+def _exit_code(exc: SystemExit) -> int:
+    # As the interpreter does at its end: None is success, a number is itself, all else is 1.
+    if exc.code is None:
+        return 0
+    return exc.code & 0xFF if isinstance(exc.code, int) else 1
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _one_line(exc: BaseException) -> str:
+    try:
+        text = str(exc)
+    except BaseException as broken:  # noqa: BLE001 - a broken __str__ may raise anything
+        text = f"<its __str__ raised {type(broken).__name__}>"
+    return f"{type(exc).__name__}: {text}"

@@ -1,0 +1,144 @@
+"""What can go wrong, on two axes.
+
+The *class* answers "may I retry?":
+
+    IsolationError
+      CallableDidNotExecuteError    fn never began: always safe to retry
+      CallableExecutedError         fn ran to its end, its result was lost
+      CallableStatusUnknownError    fn began and did not end as it should
+
+The *reason* says what happened; ``__cause__`` carries the OSError, if one spoke.
+A deadline is also a builtin TimeoutError, whichever of the classes it falls in.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._outcome import Exit, Usage
+
+__all__ = [
+    "CallableDidNotExecuteError",
+    "CallableExecutedError",
+    "CallableStatusUnknownError",
+    "ForkSafetyWarning",
+    "IsolationError",
+    "Reason",
+]
+
+
+class Reason(enum.Enum):
+    """What happened to an isolated call that did not return fn's own result or exception."""
+
+    # fn did not begin
+    PIPE_CREATION = "a descriptor for the call could not be created"
+    FORK = "the process could not be forked"
+    CHILD_SETUP = "the child failed before it reached fn"
+    START_TIMEOUT = "the child did not reach fn in time"
+    FEATURE_UNAVAILABLE = "this platform lacks something that the call needs"
+    # fn ran to its end
+    RESULT_ENCODING = "what fn returned or raised could not be pickled"
+    RESULT_DECODING = "what fn returned or raised could not be unpickled here"
+    RESULT_WRITE = "what fn returned or raised could not be sent"
+    RESULT_TOO_LARGE = "what fn returned or raised is larger than allowed"
+    # fn began and did not end as it should
+    SIGNAL = "the child was killed by a signal"
+    EXIT = "the child exited by itself"
+    NO_RESULT = "the child exited with code 0 and left no result"
+    BASE_EXCEPTION = "fn raised an exception that would tear down its caller"
+    TIMEOUT = "the deadline passed"
+    CHANNEL_READ = "the result channel could not be read"
+    WAIT = "the child's end could not be observed"
+    PROTOCOL = "something other than a result arrived on the result channel"
+
+    def __repr__(self) -> str:
+        return f"Reason.{self.name}"
+
+
+class IsolationError(Exception):
+    """An isolated call failed for a reason that is not fn's own exception.
+
+    Attributes:
+        reason: what happened, a `Reason`.
+        pid: the child's process id, or None if there was no child.
+        exit: how the child ended, an `Exit`, or None if unknown or there was no child.
+        usage: what the child consumed, a `Usage`, or None.
+        stderr_tail: the last 8 KiB that the child wrote to standard error;
+            empty with ``output="inherit"``, where it is not read.
+        crash_traceback: the child's Python stack when it crashed or when the deadline
+            passed, most recent call first; empty if there is none.
+
+    Example::
+
+        try:
+            await run_isolated(parse, upload, timeout=5)
+        except CallableDidNotExecuteError:
+            ...  # safe to retry
+        except IsolationError as error:
+            log.warning("parser died: %s", error.reason.name)
+    """
+
+    reason: Reason
+    pid: int | None
+    exit: Exit | None
+    usage: Usage | None
+    stderr_tail: str
+    crash_traceback: str
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: Reason,
+        pid: int | None = None,
+        exit: Exit | None = None,  # noqa: A002 - the attribute's name is part of the API
+        usage: Usage | None = None,
+        stderr_tail: str = "",
+        crash_traceback: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.pid = pid
+        self.exit = exit
+        self.usage = usage
+        self.stderr_tail = stderr_tail
+        self.crash_traceback = crash_traceback
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Nested calls send these errors through the channel themselves.
+        return _rebuild, (type(self), self.args[0], self.__dict__)
+
+
+def _rebuild(cls: type[IsolationError], message: str, state: dict[str, Any]) -> IsolationError:
+    error = cls(message, reason=state["reason"])
+    error.__dict__.update(state)
+    return error
+
+
+class CallableDidNotExecuteError(IsolationError):
+    """fn never began. A retry is always safe."""
+
+
+class CallableExecutedError(IsolationError):
+    """fn ran to its end and its result was lost. Retry only what is idempotent."""
+
+
+class CallableStatusUnknownError(IsolationError):
+    """fn began and did not end as it should. Retry only what is idempotent."""
+
+
+class StartTimeoutError(CallableDidNotExecuteError, TimeoutError):
+    """The deadline passed before fn began."""
+
+
+class CallTimeoutError(CallableStatusUnknownError, TimeoutError):
+    """The deadline passed while fn was running."""
+
+
+class ForkSafetyWarning(RuntimeWarning):
+    """This process was forked while other Python threads were running in it.
+
+    A lock that another thread held at that moment stays locked in the child for ever.
+    """

@@ -1,0 +1,109 @@
+"""The options of a call: their meaning, their defaults, and the refusal of bad ones."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypedDict
+
+from ._outcome import CallEvent
+
+__all__ = ["CallOptions", "OnEvent", "OptionArgs", "Output"]
+
+OnLine: TypeAlias = Callable[[str, str], object]
+OnEvent: TypeAlias = Callable[[CallEvent], object]
+Output: TypeAlias = Literal["inherit", "capture", "null"] | OnLine
+Start: TypeAlias = Literal["fork"]
+
+
+class OptionArgs(TypedDict, total=False):
+    """The keyword options of `run_isolated`, for signatures that pass them on."""
+
+    timeout: float | None
+    grace: float
+    start: Start
+    output: Output
+    start_timeout: float | None
+    on_event: OnEvent | None
+    pass_fds: Iterable[int]
+
+
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """Checked options of one call; see `run_isolated` for what each one means."""
+
+    timeout: float | None = None
+    grace: float = 0.0
+    start: Start = "fork"
+    output: Output = "inherit"
+    start_timeout: float | None = 10.0
+    on_event: OnEvent | None = None
+    pass_fds: frozenset[int] = frozenset()
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        timeout: float | None = None,
+        grace: float = 0.0,
+        start: str = "fork",
+        output: object = "inherit",
+        start_timeout: float | None = 10.0,
+        on_event: object = None,
+        pass_fds: Iterable[int] = (),
+    ) -> CallOptions:
+        """Refuse what cannot be meant, with TypeError or ValueError naming the option."""
+        _check_seconds("timeout", timeout, optional=True)
+        _check_seconds("grace", grace, finite=True)
+        _check_seconds("start_timeout", start_timeout, optional=True, above_zero=True)
+        if start != "fork":
+            raise ValueError(f"start must be 'fork', not {start!r}")
+        if not callable(output) and output not in ("inherit", "capture", "null"):
+            raise ValueError(
+                "output must be 'inherit', 'capture', 'null' or a callable that takes "
+                f"(stream, line), not {output!r}"
+            )
+        if on_event is not None and not callable(on_event):
+            raise TypeError(f"on_event must be callable, not {on_event!r}")
+        return cls(
+            timeout=timeout,
+            grace=grace,
+            output=output,  # type: ignore[arg-type]  # checked above, by value
+            start_timeout=start_timeout,
+            on_event=on_event,
+            pass_fds=_checked_fds(pass_fds) if pass_fds else frozenset(),
+        )
+
+
+def _check_seconds(
+    name: str,
+    value: object,
+    *,
+    optional: bool = False,
+    finite: bool = False,
+    above_zero: bool = False,
+) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        what = "a number of seconds" + (" or None" if optional else "")
+        raise TypeError(f"{name} must be {what}, not {value!r}")
+    if math.isnan(value) or value < 0 or (above_zero and value == 0):
+        raise ValueError(f"{name} must be {'above' if above_zero else 'at least'} 0, not {value!r}")
+    if finite and math.isinf(value):
+        raise ValueError(f"{name} must be finite, not {value!r}")
+
+
+def _checked_fds(fds: Iterable[int]) -> frozenset[int]:
+    checked = set()
+    for fd in fds:
+        if isinstance(fd, bool) or not isinstance(fd, int):
+            raise TypeError(f"pass_fds must hold descriptor numbers, not {fd!r}")
+        try:
+            os.fstat(fd)
+        except (OSError, OverflowError) as exc:
+            raise ValueError(f"pass_fds names {fd}, which is not an open descriptor") from exc
+        checked.add(fd)
+    return frozenset(checked)

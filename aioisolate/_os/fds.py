@@ -1,0 +1,103 @@
+"""Descriptors: creating them where a child can't trample on them, and finding those it must lose."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Collection, Iterable
+
+__all__ = ["Descriptors", "listed", "lift", "pipe", "severable"]
+
+# A child's own descriptors live at 64 and above: with standard streams closed in the parent
+# a pipe would get a number from 0 to 2, and code that dups onto small numbers, as shells and
+# C programs do, would cut the channel.
+FLOOR = 64
+
+# What a child may go on using: files, devices (terminals, /dev/urandom) and directories.
+# Sockets, pipes and everything without a type (epoll, eventfd, pidfd, ...) stay the parent's.
+_HARMLESS = frozenset({stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFDIR})
+
+
+class Descriptors:
+    """The descriptors that one owner has open; what is still in it is closed at the end."""
+
+    __slots__ = ("_open",)
+
+    def __init__(self) -> None:
+        self._open: set[int] = set()
+
+    def own(self, fd: int) -> int:
+        """Take charge of *fd* and return it."""
+        self._open.add(fd)
+        return fd
+
+    def close(self, fd: int) -> None:
+        """Close *fd* now, once; does nothing if it is not (any longer) in charge of it."""
+        if fd in self._open:
+            self._open.remove(fd)
+            os.close(fd)
+
+    def close_all(self) -> None:
+        """Close whatever is left."""
+        while self._open:
+            # Linux releases the number even where close reports an error of an earlier write.
+            with contextlib.suppress(OSError):
+                os.close(self._open.pop())
+
+
+def pipe(owner: Descriptors) -> tuple[int, int]:
+    """Create a pipe: a non-blocking read end for here, a blocking write end for a child."""
+    read, write = os.pipe()
+    owner.own(read)
+    owner.own(write)
+    os.set_blocking(read, False)
+    return read, lift(write, owner)
+
+
+def lift(fd: int, owner: Descriptors) -> int:
+    """Move *fd* out of the low numbers; the moved descriptor is closed on exec."""
+    try:
+        lifted = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FLOOR)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:  # EINVAL: RLIMIT_NOFILE is below the floor
+            raise
+        lifted = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    owner.own(lifted)
+    owner.close(fd)
+    return lifted
+
+
+def listed() -> list[int]:
+    """List this process's open descriptors; one of them, the listing's own, is closed by then."""
+    for directory in ("/proc/self/fd", "/dev/fd"):
+        try:
+            return [int(name) for name in os.listdir(directory)]
+        except FileNotFoundError:
+            continue
+    limit = os.sysconf("SC_OPEN_MAX")
+    return list(range(min(limit if limit > 0 else 1024, 65536)))
+
+
+def severable(fds: Iterable[int], keep: Collection[int]) -> list[int]:
+    """Pick those of *fds* that a child must lose: sockets, pipes, epolls, eventfds, pidfds...
+
+    Standard streams are picked where they are closed, so that they lead somewhere in the child.
+    """
+    found = []
+    seen = 0
+    for fd in fds:
+        if fd <= 2:
+            seen |= 1 << fd
+        elif fd not in keep:
+            try:
+                mode = os.fstat(fd).st_mode
+            except OSError:
+                continue
+            if stat.S_IFMT(mode) not in _HARMLESS:
+                found.append(fd)
+    if seen != 0b111:
+        found += [fd for fd in range(3) if not seen & 1 << fd]
+    return found

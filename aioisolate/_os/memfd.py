@@ -1,0 +1,75 @@
+"""The scratch file of a call: anonymous memory that parent and child both have open."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import sys
+import tempfile
+
+from .fds import Descriptors, lift
+
+__all__ = ["create", "is_sealed", "map_private", "seal", "sealable"]
+
+_NOEXEC_SEAL = 0x8  # MFD_NOEXEC_SEAL, Linux 6.3; implies MFD_ALLOW_SEALING
+_SEALS: int = (
+    fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+    if sys.platform == "linux"
+    else 0
+)
+_old_kernel = False
+
+
+def sealable() -> bool:
+    """Tell whether a scratch file can be sealed here, so that large results can go through it."""
+    return hasattr(os, "memfd_create")
+
+
+def create(owner: Descriptors) -> int:
+    """Open a scratch file: a sealable memfd, or an unlinked temporary file where there is none."""
+    if not sealable():
+        with tempfile.TemporaryFile() as file:
+            return lift(owner.own(os.dup(file.fileno())), owner)
+    return lift(owner.own(_memfd()), owner)
+
+
+def _memfd() -> int:
+    global _old_kernel
+    if not _old_kernel:
+        try:
+            return os.memfd_create("aioisolate", os.MFD_CLOEXEC | _NOEXEC_SEAL)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            _old_kernel = True
+    return os.memfd_create("aioisolate", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
+def seal(fd: int) -> None:
+    """Forbid every later change of the file, by anyone."""
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+
+
+def is_sealed(fd: int) -> bool:
+    """Tell whether nobody can change the file any more, its length included."""
+    return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+
+
+def map_private(fd: int, offset: int, length: int) -> memoryview:
+    """Map a part of a sealed file copy-on-write: writable here, unchanged for everyone else.
+
+    *offset* must be a multiple of the page size. The mapping lives as long as the view or
+    anything made from it. Before Python 3.13 it also holds a duplicate of *fd*.
+    """
+    options: dict[str, bool] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+    area = mmap.mmap(
+        fd,
+        length,
+        flags=mmap.MAP_PRIVATE,
+        prot=mmap.PROT_READ | mmap.PROT_WRITE,
+        offset=offset,
+        **options,  # type: ignore[arg-type]
+    )
+    return memoryview(area)

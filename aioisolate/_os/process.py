@@ -1,0 +1,207 @@
+"""A child process of this one: forking it, signalling it, waiting for it, never mistaking it.
+
+A pid is only safe to use while its process has not been waited for: afterwards the number may
+belong to somebody else. A `Process` therefore signals through a pidfd, which keeps naming the
+one process that it was opened for, and waits through it too. Where there are no pidfds (an old
+kernel, a seccomp filter, macOS), a helper thread waits without collecting the status, so that
+the pid stays reserved until `Process.reap` collects it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import signal
+import struct
+import sys
+import warnings
+from dataclasses import dataclass
+
+from .._outcome import Exit
+from . import threads
+from .fds import Descriptors
+from .prctl import is_subreaper
+
+__all__ = ["Process", "Status", "fork"]
+
+_SIGNAL_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
+_GET_INFO = 0xC040FF0B  # PIDFD_GET_INFO: _IOWR(0xFF, 11, struct pidfd_info of 64 bytes)
+_INFO_EXIT = 1 << 3  # PIDFD_INFO_EXIT, Linux 6.15
+_INFO = struct.Struct("=QQ11Ii")
+
+# maxrss is in bytes on macOS and in KiB elsewhere.
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a process ended and what it used; None and 0 where somebody else collected it."""
+
+    exit: Exit | None
+    user: float = 0.0
+    system: float = 0.0
+    max_rss: int = 0
+
+
+def fork(*, threaded: bool) -> int:
+    """Fork this process: 0 in the child, the child's pid here.
+
+    With *threaded*, Python's own warning about forking a process with threads is held back. It
+    is issued once the child exists; under ``-W error`` some versions raise it there, and the
+    child would be lost. The caller warns before the fork instead.
+    """
+    if threaded and sys.version_info >= (3, 12):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return os.fork()
+    return os.fork()
+
+
+class Process:
+    """The one owner of a forked child, until it is closed.
+
+    A copy of it in another process (a forked child has copies of all its siblings' owners) does
+    nothing.
+
+    Attributes:
+        pid: the child.
+        owner_pid: the process that forked it.
+    """
+
+    __slots__ = ("_closed", "_fds", "_is_pidfd", "_reaped", "_wait_fd", "owner_pid", "pid")
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.owner_pid = os.getpid()
+        self._reaped = False
+        self._closed = False
+        self._fds = Descriptors()
+        self._is_pidfd = False
+        self._wait_fd = -1
+        try:
+            self._wait_fd = self._fds.own(os.pidfd_open(pid))
+            self._is_pidfd = True
+        except (OSError, AttributeError):  # not compiled in, ENOSYS, EPERM, EMFILE...
+            self._wait_fd = threads.start("wait", self._await_exit, self._fds)
+
+    def _await_exit(self) -> None:
+        try:
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            pass  # SIGCHLD is ignored, or somebody else waited for it: it is gone all the same
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable once the process has ended."""
+        return self._wait_fd
+
+    def _usable(self) -> bool:
+        return not self._closed and self.owner_pid == os.getpid()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process, if it has not ended."""
+        if not self._usable():
+            return
+        try:
+            if self._is_pidfd:
+                signal.pidfd_send_signal(self._wait_fd, number)
+            elif not self._reaped:
+                os.kill(self.pid, number)
+        except ProcessLookupError:
+            pass
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to every process of the group that the child leads, if it leads one."""
+        if not self._usable():
+            return
+        try:
+            if self._is_pidfd:
+                try:
+                    signal.pidfd_send_signal(self._wait_fd, number, None, _SIGNAL_GROUP)
+                    return
+                except OSError as exc:
+                    if exc.errno != errno.EINVAL:
+                        raise
+            if not self._reaped:  # while it is not, nobody else can have its number
+                os.killpg(self.pid, number)
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            pass  # what is left of the group has changed its user: not ours to kill any more
+
+    def ended(self, seconds: float = 0) -> bool:
+        """Tell whether the process has ended, blocking at most *seconds* for it."""
+        if self._reaped:
+            return True
+        poll = select.poll()
+        poll.register(self._wait_fd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+    def reap(self) -> Status:
+        """Collect the status of the process, which must have ended.
+
+        Whatever remains of its process group is killed first, while its number is still taken.
+        """
+        self.signal_group(signal.SIGKILL)
+        status = self._collect()
+        self._reaped = True
+        return status
+
+    def _collect(self) -> Status:
+        kind, ident = (os.P_PIDFD, self._wait_fd) if self._is_pidfd else (os.P_PID, self.pid)
+        try:
+            # Look first: if somebody else has collected the child, its pid may by now be that
+            # of another child of ours, whose status wait4 would take.
+            info = os.waitid(kind, ident, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return Status(self._exit_from_pidfd())
+        if info is None:
+            raise OSError(errno.EBUSY, "the process has not ended")
+        try:
+            _, code, used = os.wait4(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            exited = info.si_code == os.CLD_EXITED
+            return Status(Exit(info.si_status if exited else -info.si_status))
+        return Status(
+            Exit(os.waitstatus_to_exitcode(code)),
+            used.ru_utime,
+            used.ru_stime,
+            used.ru_maxrss * _RSS_UNIT,
+        )
+
+    def _exit_from_pidfd(self) -> Exit | None:
+        """Ask the pidfd how a process ended that somebody else waited for (Linux 6.15)."""
+        if not self._is_pidfd:
+            return None
+        buffer = bytearray(_INFO.size)
+        _INFO.pack_into(buffer, 0, _INFO_EXIT, *[0] * 13)
+        try:
+            fcntl.ioctl(self._wait_fd, _GET_INFO, buffer)
+        except OSError:
+            return None
+        mask, *_, code = _INFO.unpack(buffer)
+        return Exit(os.waitstatus_to_exitcode(code)) if mask & _INFO_EXIT else None
+
+    def reap_adopted(self) -> bool:
+        """Collect dead members of the child's group that have become children of this process.
+
+        That happens where this process is a subreaper or pid 1, as servers in containers are.
+        Return whether there may be more to come.
+        """
+        if not is_subreaper():
+            return False
+        try:
+            while os.waitid(os.P_PGID, self.pid, os.WEXITED | os.WNOHANG) is not None:
+                pass
+        except ChildProcessError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Forget the process; afterwards nothing done here can reach any process."""
+        if not self._closed:
+            self._closed = True
+            self._wait_fd = -1
+            if self.owner_pid == os.getpid():
+                self._fds.close_all()

@@ -1,0 +1,109 @@
+"""What became of a call: plain data."""
+
+from __future__ import annotations
+
+import signal as _signal
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
+
+__all__ = ["CallEvent", "Exit", "Outcome", "Usage"]
+
+T = TypeVar("T")
+
+
+class Exit(int):
+    """How a process ended, as one number: its exit code, or minus the signal that killed it.
+
+    The convention is that of `subprocess.Popen.returncode`, so ``outcome.exit == 0`` and
+    ``outcome.exit == -signal.SIGSEGV`` both read well; `code` and `signal` take it apart.
+    """
+
+    @property
+    def code(self) -> int | None:
+        """The exit code, or None if a signal ended the process."""
+        return int(self) if self >= 0 else None
+
+    @property
+    def signal(self) -> _signal.Signals | int | None:
+        """The signal that ended the process, or None if it exited by itself."""
+        if self >= 0:
+            return None
+        try:
+            return _signal.Signals(-self)
+        except ValueError:  # a real-time signal between SIGRTMIN and SIGRTMAX has no name
+            return int(-self)
+
+    def __str__(self) -> str:
+        number = self.signal
+        if number is None:
+            return f"exit code {int(self)}"
+        return f"{number.name if isinstance(number, _signal.Signals) else f'signal {number}'}"
+
+    def __repr__(self) -> str:
+        return f"<Exit {int(self)}: {self}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a child consumed.
+
+    Attributes:
+        wall: seconds from the fork until the child was seen to have ended.
+        user: CPU seconds in user mode, the child and the children that it waited for.
+        system: CPU seconds in the kernel, likewise.
+        max_rss: peak resident size in bytes. A forked child starts at its parent's size:
+            pages shared with the parent count, so this is no measure of what fn allocated.
+        fork: seconds that the fork itself held up this thread (and its event loop).
+    """
+
+    wall: float
+    user: float
+    system: float
+    max_rss: int
+    fork: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallEvent:
+    """A stage of a call, as given to ``on_event``.
+
+    Attributes:
+        name: ``"spawn"`` (the child exists), ``"started"`` (the child is about to call fn),
+            ``"result"`` (fn's result or exception has arrived whole) or ``"reaped"``
+            (the child is gone). A stage that did not happen gives no event.
+        pid: the child's process id.
+        time: seconds since the fork.
+    """
+
+    name: str
+    pid: int
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[T]):
+    """What became of one isolated call.
+
+    Attributes:
+        value: what fn returned; None if it returned nothing or did not return.
+        error: what fn raised, or the `IsolationError`; None if fn returned.
+        usage: what the child consumed, or None if there was no child.
+        exit: how the child ended, an `Exit`, or None if unknown or there was no child.
+        pid: the child's process id, or None if there was no child.
+        stdout: what the child wrote to standard output with ``output="capture"``, else None.
+        stderr: the same for standard error.
+    """
+
+    value: T | None = None
+    error: BaseException | None = None
+    usage: Usage | None = None
+    exit: Exit | None = None
+    pid: int | None = None
+    stdout: str | None = None
+    stderr: str | None = None
+
+    def unwrap(self) -> T:
+        """Return what fn returned, or raise `error`."""
+        if self.error is not None:
+            raise self.error
+        return cast("T", self.value)

@@ -1,0 +1,211 @@
+"""The services: one call, one child."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Literal, ParamSpec, TypeVar, TypeVarTuple, Unpack, overload
+
+from ._call.plan import Plan, check_callable, make_plan
+from ._call.settle import settle
+from ._call.spawn import spawn
+from ._call.supervise import FIRST_LOOK, Supervision, supervise
+from ._call.waiter import running_backend
+from ._errors import IsolationError
+from ._options import CallOptions, OnEvent, OptionArgs, Output
+from ._os import features
+from ._outcome import Outcome
+
+__all__ = ["capture_isolated", "isolated", "run_isolated"]
+
+T = TypeVar("T")
+P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
+
+
+@overload
+async def run_isolated(
+    fn: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
+    /,
+    *args: Unpack[Ts],
+    **options: Unpack[OptionArgs],
+) -> T: ...
+
+
+@overload
+async def run_isolated(
+    fn: Callable[[Unpack[Ts]], T], /, *args: Unpack[Ts], **options: Unpack[OptionArgs]
+) -> T: ...
+
+
+async def run_isolated(
+    fn: Callable[..., Any],
+    /,
+    *args: Any,
+    timeout: float | None = None,
+    grace: float = 0.0,
+    start: Literal["fork"] = "fork",
+    output: Output = "inherit",
+    start_timeout: float | None = 10.0,
+    on_event: OnEvent | None = None,
+    pass_fds: Iterable[int] = (),
+) -> Any:
+    """Run ``fn(*args)`` in a forked copy of this process and return what it returns.
+
+    The copy has this process's memory as it is now: closures, globals, context variables, objects
+    that can't be pickled. Nothing that fn changes there comes back, but its result. The event
+    loop goes on while fn runs. When this returns or raises, the child is gone.
+
+    Args:
+        fn: what to call: a function, lambda, bound method, `functools.partial`, callable object;
+            or an ``async def``, which then runs in a fresh event loop of the kind that runs here.
+        args: its positional arguments; use `functools.partial` for keyword arguments.
+        timeout: kill the child after this many seconds. None: never.
+        grace: on timeout and on cancellation send SIGTERM first and wait this many seconds
+            before killing. 0: kill at once.
+        start: how the child comes about; ``"fork"`` forks this process now.
+        output: where the child's standard output and error go, C code's included.
+            ``"inherit"``: where this process's go. ``"null"``: nowhere. ``"capture"``: to this
+            call; see `capture_isolated`, and `IsolationError.stderr_tail`. A callable is called
+            here with ``(stream, line)`` for each line, ``stream`` being "stdout" or "stderr".
+        start_timeout: kill the child if it has not reached fn after this many seconds: the
+            safeguard against a lock that another thread held while forking. None: never.
+        on_event: called here with a `CallEvent` when the child is spawned, has started, has
+            sent its result, has been reaped.
+        pass_fds: descriptors of sockets, pipes and the like that fn may go on using. Files,
+            terminals and directories it may use anyway; everything else leads to /dev/null.
+
+    Raises:
+        what fn raised, as its own type and with the child's frames in the traceback, if it is an
+            Exception. Anything else (SystemExit, KeyboardInterrupt, CancelledError...) becomes
+            the ``__cause__`` of a `CallableStatusUnknownError`.
+        CallableDidNotExecuteError: fn never began; always safe to retry.
+        CallableExecutedError: fn ended, but its result could not be brought here.
+        CallableStatusUnknownError: fn began and did not end as it should: a crash, an exit, a
+            deadline (then it is also a TimeoutError), a kill.
+        TypeError, ValueError: fn can't be called, or an option makes no sense.
+        RuntimeError: no event loop is running.
+
+    If the call is cancelled, the child and its process group are killed and reaped before the
+    cancellation goes on.
+
+    Example::
+
+        width, height = await run_isolated(decode, upload, timeout=5)
+    """
+    options = CallOptions.checked(
+        timeout=timeout,
+        grace=grace,
+        start=start,
+        output=output,
+        start_timeout=start_timeout,
+        on_event=on_event,
+        pass_fds=pass_fds,
+    )
+    outcome = await _call(make_plan(fn, args, options, features.current()))
+    return outcome.unwrap()
+
+
+@overload
+async def capture_isolated(
+    fn: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
+    /,
+    *args: Unpack[Ts],
+    **options: Unpack[OptionArgs],
+) -> Outcome[T]: ...
+
+
+@overload
+async def capture_isolated(
+    fn: Callable[[Unpack[Ts]], T], /, *args: Unpack[Ts], **options: Unpack[OptionArgs]
+) -> Outcome[T]: ...
+
+
+async def capture_isolated(
+    fn: Callable[..., Any], /, *args: Any, **options: Unpack[OptionArgs]
+) -> Outcome[Any]:
+    """Run ``fn(*args)`` like `run_isolated`, and return what became of it, whatever that is.
+
+    Takes the options of `run_isolated`. Never raises for the child's fate: fn's exception or the
+    `IsolationError` is the outcome's ``error``. Bad arguments and cancellation are raised.
+
+    Example::
+
+        outcome = await capture_isolated(convert, path, output="capture", timeout=30)
+        if outcome.error:
+            log.warning("%s: %s\\n%s", path, outcome.error, outcome.stderr)
+    """
+    checked = CallOptions.checked(**options)
+    try:
+        return await _call(make_plan(fn, args, checked, features.current()))
+    except IsolationError as error:
+        return Outcome(error=error, pid=error.pid)
+
+
+async def _call(plan: Plan) -> Outcome[Any]:
+    """Follow a call from its plan to its outcome."""
+    child = spawn(plan, running_backend(), FIRST_LOOK)
+    supervision = Supervision(child, plan)
+    try:
+        await supervise(supervision, child, plan.options.grace)
+        return await settle(supervision, child)
+    finally:
+        supervision.release()
+
+
+@overload
+def isolated(
+    fn: Callable[P, Coroutine[Any, Any, T]], /
+) -> Callable[P, Coroutine[Any, Any, T]]: ...
+
+
+@overload
+def isolated(fn: Callable[P, T], /) -> Callable[P, Coroutine[Any, Any, T]]: ...
+
+
+@overload
+def isolated(**options: Unpack[OptionArgs]) -> _Decorator: ...
+
+
+def isolated(fn: Any = None, /, **options: Unpack[OptionArgs]) -> Any:
+    """Make a function an async one that runs isolated at each call.
+
+    Used bare or with the options of `run_isolated`. The result takes the same arguments,
+    keyword arguments included, and has the same name, signature and doc.
+
+    Example::
+
+        @isolated(timeout=5)
+        def thumbnail(data: bytes, *, width: int = 128) -> bytes: ...
+
+        small = await thumbnail(data, width=64)
+    """
+    decorator = _Decorator(CallOptions.checked(**options))
+    return decorator if fn is None and options else decorator(fn)
+
+
+class _Decorator:
+    """`isolated` with its options."""
+
+    def __init__(self, options: CallOptions) -> None:
+        self._options = options
+
+    @overload
+    def __call__(
+        self, fn: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> Callable[P, Coroutine[Any, Any, T]]: ...
+
+    @overload
+    def __call__(self, fn: Callable[P, T], /) -> Callable[P, Coroutine[Any, Any, T]]: ...
+
+    def __call__(self, fn: Any, /) -> Any:
+        check_callable(fn)
+        options = self._options
+
+        @functools.wraps(fn)
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            call = functools.partial(fn, *args, **kwargs) if kwargs else fn
+            plan = make_plan(call, () if kwargs else args, options, features.current())
+            return (await _call(plan)).unwrap()
+
+        return wrapper

@@ -1,0 +1,98 @@
+"""Python objects to bytes and back: pickle first, cloudpickle where pickle refuses.
+
+Buffers that support it (numpy arrays and whatever else speaks pickle protocol 5) leave the
+stream when they are large, so that they can travel through the scratch file.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+from .kinship import KinPickler
+
+__all__ = ["PieceReader", "dump", "load"]
+
+# Below this a buffer is cheaper inside the stream than as a mapping of its own.
+OUT_OF_BAND_MIN = 256 * 1024
+_AT_ONCE = 128 * 1024
+_STEP = 1 << 20
+
+
+def dump(value: object) -> tuple[bytes, list[memoryview]]:
+    """Pickle *value* into a stream and the large buffers that the stream refers to.
+
+    Raises whatever cloudpickle raises if neither pickle nor cloudpickle can do it.
+    """
+    buffers: list[memoryview] = []
+
+    def keep_inside(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            view = buffer.raw()
+        except BufferError:  # not contiguous
+            return True
+        if view.nbytes < OUT_OF_BAND_MIN or len(buffers) >= 4000:
+            return True
+        buffers.append(view)
+        return False
+
+    try:
+        return pickle.dumps(value, 5, buffer_callback=keep_inside), buffers
+    except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
+        buffers.clear()
+    file = io.BytesIO()
+    KinPickler(file, 5, buffer_callback=keep_inside).dump(value)
+    return file.getvalue(), buffers
+
+
+def load(stream: Sequence[bytes | memoryview], buffers: Sequence[memoryview]) -> Any:
+    """Unpickle a stream that came in pieces. It may raise anything: pickles run code."""
+    if len(stream) == 1 and len(stream[0]) <= _AT_ONCE:
+        return pickle.loads(stream[0], buffers=buffers)  # noqa: S301 - the child is trusted
+    # Through a file that is written in Python: pickle.loads keeps the GIL until it is done, and
+    # with it every event loop of the process, even when it runs in another thread. This way
+    # the interpreter gets a chance to switch at every frame (64 KiB) of the stream.
+    return pickle.load(PieceReader(stream), buffers=buffers)  # noqa: S301 - likewise
+
+
+class PieceReader:
+    """A file over pieces of bytes, copied a little at a time and never joined."""
+
+    def __init__(self, pieces: Sequence[bytes | memoryview]) -> None:
+        self._pieces = [memoryview(piece) for piece in reversed(pieces)]
+
+    def readinto(self, target: bytearray | memoryview) -> int:
+        """Fill *target*, or as much of it as there is."""
+        view = memoryview(target).cast("B")
+        filled = 0
+        while filled < len(view) and self._pieces:
+            piece = self._pieces.pop()
+            part = min(len(piece), len(view) - filled, _STEP)
+            view[filled : filled + part] = piece[:part]
+            filled += part
+            if part < len(piece):
+                self._pieces.append(piece[part:])
+        return filled
+
+    def read(self, size: int = -1) -> bytes:
+        """Read *size* bytes, or all."""
+        if size < 0:
+            size = sum(map(len, self._pieces))
+        target = bytearray(min(size, sum(map(len, self._pieces))))
+        self.readinto(target)
+        return bytes(target)
+
+    def readline(self) -> bytes:
+        """Read up to and including a newline."""
+        line = b""
+        while self._pieces:
+            piece = self._pieces.pop()
+            end = piece.tobytes().find(b"\n") + 1
+            line += piece[: end or len(piece)]
+            if end:
+                if end < len(piece):
+                    self._pieces.append(piece[end:])
+                break
+        return line

@@ -1,0 +1,177 @@
+"""Frames: what travels over the channel, from bytes and to bytes.
+
+A frame is magic, the call's nonce, a kind, a length and a body. The nonce tells this call's bytes
+from anything else that might be written to the descriptor; the length is believed only as far
+as bytes really arrive.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+__all__ = [
+    "INLINE_MAX",
+    "NONCE_SIZE",
+    "FrameDecoder",
+    "Kind",
+    "Payload",
+    "ProtocolError",
+    "Region",
+    "encode",
+]
+
+MAGIC = b"\x89iso"
+NONCE_SIZE = 8
+_HEADER = struct.Struct("<4s8sBQ")
+_TABLE = struct.Struct("<BH")
+_REGION = struct.Struct("<QQ")
+
+# A pickle up to this size travels in the frame: it fits into a pipe at once, so the child need
+# not wait for anyone to read. A larger one goes to the scratch file, if there is one.
+INLINE_MAX = 32 * 1024
+_MAX_REGIONS = 4096
+_MAX_LENGTH = 1 << 40
+
+
+class Kind(enum.IntEnum):
+    """What a frame says."""
+
+    STARTED = 1  # fn is called next; no body
+    VALUE = 2  # what fn returned, a Payload
+    RAISED = 3  # what fn raised, a Payload
+    LOST = 4  # fn ended; its result can't be sent: reason's name, newline, text
+    FAILED = 5  # the child failed before fn: step, newline, errno, newline, text
+
+
+_KINDS = frozenset(int(kind) for kind in Kind)
+_EMPTY = frozenset({Kind.STARTED})
+
+
+class ProtocolError(Exception):
+    """The bytes on the channel are not what a child of this call writes."""
+
+
+def encode(nonce: bytes, kind: Kind, body: bytes = b"") -> bytes:
+    """Make the bytes of a frame."""
+    return _HEADER.pack(MAGIC, nonce, kind, len(body)) + body
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A whole frame; the body is in the pieces in which it arrived."""
+
+    kind: Kind
+    body: Sequence[bytes] = ()
+
+
+class FrameDecoder:
+    """Turns the bytes of a channel, in whatever pieces they come, into frames."""
+
+    __slots__ = ("_body", "_head", "_kind", "_missing", "_nonce")
+
+    def __init__(self, nonce: bytes) -> None:
+        self._nonce = nonce
+        self._head = b""
+        self._kind: Kind | None = None
+        self._missing = 0
+        self._body: list[bytes] = []
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """Take more bytes; return the frames that they complete. Raises ProtocolError."""
+        frames = []
+        while data:
+            if self._kind is None:
+                wanted = _HEADER.size - len(self._head)
+                self._head += data[:wanted]
+                data = data[wanted:]
+                if len(self._head) < _HEADER.size:
+                    self._check_start()
+                    break
+                self._kind, self._missing = self._parse_head()
+                self._head = b""
+            else:
+                piece = data if len(data) <= self._missing else data[: self._missing]
+                data = data[len(piece) :]
+                self._missing -= len(piece)
+                self._body.append(piece)
+            if not self._missing:
+                frames.append(Frame(self._kind, self._body))
+                self._kind = None
+                self._body = []
+        return frames
+
+    def _check_start(self) -> None:
+        # A few stray bytes must not pass for a header that is merely slow.
+        expected = (MAGIC + self._nonce)[: len(self._head)]
+        if not self._head.startswith(expected):
+            raise ProtocolError(f"the channel carries {self._head!r}, which is no frame")
+
+    def _parse_head(self) -> tuple[Kind, int]:
+        magic, nonce, kind, length = _HEADER.unpack(self._head)
+        if magic != MAGIC or nonce != self._nonce:
+            raise ProtocolError(f"the channel carries {self._head!r}, which is no frame")
+        if kind not in _KINDS:
+            raise ProtocolError(f"the channel carries a frame of unknown kind {kind}")
+        if length > _MAX_LENGTH or (length and kind in _EMPTY):
+            raise ProtocolError(f"the channel carries a {Kind(kind).name} frame of {length} bytes")
+        return Kind(kind), length
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A part of the scratch file."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A pickled object: its stream, and where in the scratch file its large buffers are.
+
+    Attributes:
+        stream: the pickle in pieces; empty if it is in the scratch file.
+        regions: first the stream's region if *stream_in_scratch*, then one per buffer.
+        stream_in_scratch: the stream is in the first region.
+    """
+
+    stream: Sequence[bytes]
+    regions: tuple[Region, ...] = field(default=())
+    stream_in_scratch: bool = False
+
+    def encode(self) -> bytes:
+        """Make the body of a frame."""
+        table = b"".join(_REGION.pack(region.offset, region.length) for region in self.regions)
+        head = _TABLE.pack(self.stream_in_scratch, len(self.regions))
+        return b"".join((head, table, *self.stream))
+
+    @classmethod
+    def decode(cls, body: Sequence[bytes]) -> Payload:
+        """Read the body of a frame without joining its pieces. Raises ProtocolError."""
+        pieces = list(body)
+        head = _take(pieces, _TABLE.size)
+        in_scratch, count = _TABLE.unpack(head)
+        if in_scratch > 1 or count > _MAX_REGIONS or (in_scratch and not count):
+            raise ProtocolError("a result's table of buffers is damaged")
+        table = _take(pieces, count * _REGION.size)
+        regions = tuple(Region(*entry) for entry in _REGION.iter_unpack(table))
+        if in_scratch and any(pieces):
+            raise ProtocolError("a result has two pickle streams")
+        return cls(pieces, regions, bool(in_scratch))
+
+
+def _take(pieces: list[bytes], size: int) -> bytes:
+    """Cut the first *size* bytes off *pieces*."""
+    taken = b""
+    while len(taken) < size:
+        if not pieces:
+            raise ProtocolError("a result ends before its table of buffers does")
+        piece = pieces.pop(0)
+        missing = size - len(taken)
+        taken += piece[:missing]
+        if len(piece) > missing:
+            pieces.insert(0, piece[missing:])
+    return taken

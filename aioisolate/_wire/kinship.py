@@ -1,0 +1,57 @@
+"""Classes that a forked child and its parent both have, though no import leads to them.
+
+A class made in a function, or in ``__main__``, can't be pickled by name. cloudpickle writes such a
+class out whole, and the parent would rebuild a second class of the same look: ``except
+LocalError`` would not catch it. But the child is a copy of the parent, so the class is already
+there, at the same address. The child sends that address as a claim, and the parent looks for
+it among the living subclasses of the class's base; it never follows the address itself.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import Any
+
+from cloudpickle import Pickler
+
+__all__ = ["KinPickler"]
+
+
+class KinPickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """cloudpickle, but classes from before the fork stay what they are."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # The bootstrap froze the garbage collector, so whatever it tracks came after the fork.
+        self._born_here: set[int] | None = None
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Reduce a class from before the fork to a claim; leave all else to cloudpickle."""
+        if isinstance(obj, type) and self._is_kin(obj):
+            return find_kin, (obj.__base__, obj.__module__, obj.__qualname__, id(obj))
+        return super().reducer_override(obj)
+
+    def _is_kin(self, cls: type) -> bool:
+        if cls.__base__ is None or _by_name(cls) is cls:
+            return False
+        if self._born_here is None:
+            self._born_here = {id(obj) for obj in gc.get_objects() if isinstance(obj, type)}
+        return id(cls) not in self._born_here
+
+
+def _by_name(cls: type) -> object:
+    if cls.__module__ == "__main__":
+        return None
+    found: object = sys.modules.get(cls.__module__)
+    for name in cls.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def find_kin(base: type, module: str, qualname: str, address: int) -> type:
+    """Find the class that a child of this process claims to share with it."""
+    for cls in type.__subclasses__(base):
+        if id(cls) == address and cls.__qualname__ == qualname and cls.__module__ == module:
+            return cls
+    raise LookupError(f"the class {module}.{qualname} no longer exists in this process")

@@ -1,0 +1,66 @@
+"""The order in which a child's frames may come.
+
+              STARTED              VALUE, RAISED, LOST
+    BORN ----------------> RUNNING --------------------> DONE
+      |                                                   ^
+      +------------------------ FAILED -------------------+
+
+Whatever follows DONE is not looked at: the first whole answer counts.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from .frames import Frame, FrameDecoder, Kind, ProtocolError
+
+__all__ = ["Conversation", "State"]
+
+
+class State(enum.Enum):
+    """How far the child has got, as far as its frames prove it."""
+
+    BORN = "the child has not said anything"
+    RUNNING = "fn was about to be called"
+    DONE = "the child has given its answer"
+
+
+_TRANSITIONS = {
+    (State.BORN, Kind.STARTED): State.RUNNING,
+    (State.BORN, Kind.FAILED): State.DONE,
+    (State.RUNNING, Kind.VALUE): State.DONE,
+    (State.RUNNING, Kind.RAISED): State.DONE,
+    (State.RUNNING, Kind.LOST): State.DONE,
+}
+
+
+class Conversation:
+    """What one child has said so far.
+
+    Attributes:
+        state: how far it has got.
+        started: fn was about to be called.
+        answer: the frame that ended the conversation, or None.
+    """
+
+    __slots__ = ("_decoder", "answer", "started", "state")
+
+    def __init__(self, nonce: bytes) -> None:
+        self._decoder = FrameDecoder(nonce)
+        self.state = State.BORN
+        self.started = False
+        self.answer: Frame | None = None
+
+    def receive(self, data: bytes) -> None:
+        """Take more bytes from the channel. Raises ProtocolError if they make no sense."""
+        if self.state is State.DONE:
+            return
+        for frame in self._decoder.feed(data):
+            after = _TRANSITIONS.get((self.state, frame.kind))
+            if after is None:
+                raise ProtocolError(f"a {frame.kind.name} frame came when {self.state.value}")
+            self.state = after
+            self.started = self.started or frame.kind is Kind.STARTED
+            if after is State.DONE:
+                self.answer = frame
+                return

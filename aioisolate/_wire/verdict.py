@@ -1,0 +1,149 @@
+"""The verdict on a call: a pure, total function of the evidence.
+
+Which class of error a failure gets is proved by the STARTED mark, which the child sends right
+before it calls fn, and by nothing else: a child that never sent it never called fn. Exit codes
+are fn's own business; only a whole answer counts as one.
+"""
+
+from __future__ import annotations
+
+import enum
+import signal
+from dataclasses import dataclass
+
+from .._errors import (
+    CallableDidNotExecuteError,
+    CallableExecutedError,
+    CallableStatusUnknownError,
+    CallTimeoutError,
+    IsolationError,
+    Reason,
+    StartTimeoutError,
+)
+from .._outcome import Exit
+from .frames import Kind
+
+__all__ = ["Answer", "Evidence", "KilledFor", "Verdict", "judge"]
+
+
+class KilledFor(enum.Enum):
+    """Why the parent killed the child."""
+
+    TIMEOUT = "the call's deadline passed"
+    START_TIMEOUT = "the start deadline passed"
+    PROTOCOL = "the channel carried something else than frames"
+    CHANNEL_READ = "the channel could not be read"
+    LINGERING = "it ran on after its answer"
+    UNKILLABLE = "it did not end when it was killed"
+
+
+class Answer(enum.Enum):
+    """What a verdict lets through instead of an error of ours."""
+
+    VALUE = "what fn returned"
+    RAISED = "what fn raised"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that is known about a call when its child is gone.
+
+    Attributes:
+        started: the STARTED mark arrived.
+        answer: the kind of the frame that ended the conversation, or None.
+        detail: the body of a LOST or FAILED frame, or what made no sense on the channel.
+        killed_for: why the parent killed the child, or None if it did not.
+        exit: how the child ended, or None if that could not be learned.
+        seconds: the deadline that passed, if one did.
+    """
+
+    started: bool
+    answer: Kind | None = None
+    detail: str = ""
+    killed_for: KilledFor | None = None
+    exit: Exit | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An answer to let through, or the class, reason and wording of the error to raise."""
+
+    answer: Answer | None = None
+    error: type[IsolationError] | None = None
+    reason: Reason | None = None
+    message: str = ""
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """Decide what a call comes to."""
+    match evidence.answer:
+        case Kind.VALUE:
+            return Verdict(Answer.VALUE)
+        case Kind.RAISED:
+            return Verdict(Answer.RAISED)
+        case Kind.LOST:
+            name, _, text = evidence.detail.partition("\n")
+            reason = Reason[name] if name in _LOSSES else Reason.RESULT_WRITE
+            return Verdict(None, CallableExecutedError, reason, text)
+        case Kind.FAILED:
+            step, _, text = evidence.detail.partition("\n")
+            message = f"the child failed before it called fn, at step {step!r}: {text}"
+            return Verdict(None, CallableDidNotExecuteError, Reason.CHILD_SETUP, message)
+    if evidence.killed_for is not None and evidence.killed_for is not KilledFor.LINGERING:
+        return _killed(evidence, evidence.killed_for)
+    return _died(evidence)
+
+
+_LOSSES = frozenset({Reason.RESULT_ENCODING.name, Reason.RESULT_WRITE.name})
+
+
+def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:
+    started = evidence.started
+    match cause:
+        case KilledFor.TIMEOUT:
+            error = CallTimeoutError if started else StartTimeoutError
+            where = "" if started else " before it called fn"
+            message = f"the child was killed{where}: it took longer than {evidence.seconds:g} s"
+            return Verdict(None, error, Reason.TIMEOUT, message)
+        case KilledFor.START_TIMEOUT:
+            error = CallTimeoutError if started else StartTimeoutError
+            message = (
+                f"the child was killed: it did not reach fn within {evidence.seconds:g} s "
+                "(perhaps another thread of this process held a lock when it was forked)"
+            )
+            return Verdict(None, error, Reason.START_TIMEOUT, message)
+        case KilledFor.PROTOCOL | KilledFor.CHANNEL_READ:
+            # Whoever wrote those bytes may be fn, so nothing is proved by a missing mark.
+            message = f"the child was killed: {evidence.detail}"
+            return Verdict(None, CallableStatusUnknownError, Reason[cause.name], message)
+        case _:
+            error = CallableStatusUnknownError if started else CallableDidNotExecuteError
+            message = (
+                f"the child was killed and had not ended {evidence.seconds:g} s later (it is "
+                "stuck in the kernel); it is still being watched"
+            )
+            return Verdict(None, error, Reason.WAIT, message)
+
+
+def _died(evidence: Evidence) -> Verdict:
+    exit_ = evidence.exit
+    if not evidence.started:
+        how = f"ended with {exit_}" if exit_ is not None else "ended"
+        message = f"the child {how} before it called fn"
+        return Verdict(None, CallableDidNotExecuteError, Reason.CHILD_SETUP, message)
+    if exit_ is None:
+        message = "the child ended without a result, and how could not be observed"
+        reason = Reason.WAIT
+    elif exit_.signal is not None:
+        message = f"the child was killed by {exit_}"
+        if exit_.signal == signal.SIGKILL:
+            message += ", not by this process: perhaps the system was out of memory"
+        reason = Reason.SIGNAL
+    elif exit_ == 0:
+        message = "the child exited with code 0 and left no result"
+        reason = Reason.NO_RESULT
+    else:
+        message = f"the child exited with code {exit_.code} while fn was running"
+        reason = Reason.EXIT
+    return Verdict(None, CallableStatusUnknownError, reason, message)

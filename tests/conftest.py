@@ -1,0 +1,135 @@
+"""The three event loops, and the check that every test leaves nothing behind.
+
+An `async def` test runs on asyncio, on uvloop and on trio, each time in a loop of its own; marked
+`asyncio` it belongs to pytest-asyncio and runs on asyncio and on uvloop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+import time
+from collections.abc import Generator
+from typing import Any
+
+import anyio
+import pytest
+import uvloop
+
+LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "asyncio": ("asyncio", {"use_uvloop": False}),
+    "uvloop": ("asyncio", {"use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+
+
+async def _nothing() -> None: ...
+
+
+# libuv opens a pipe of its own with the first loop of a process and keeps it.
+anyio.run(_nothing, backend="asyncio", backend_options={"use_uvloop": True})
+
+
+def run_on(loop: str, fn: Any, *args: Any) -> Any:
+    """Run an async function in a fresh loop of the named kind."""
+    backend, options = LOOPS[loop]
+    return anyio.run(fn, *args, backend=backend, backend_options=options)
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Any]:
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "loop" in metafunc.fixturenames:
+        metafunc.parametrize("loop", list(LOOPS), indirect=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(collector: Any, name: str, obj: Any) -> None:
+    """Give each async test of ours the argument that `pytest_generate_tests` fills in."""
+    if inspect.iscoroutinefunction(obj) and name.startswith("test_"):
+        own = [mark.name for mark in getattr(obj, "pytestmark", ())]
+        if "asyncio" not in own and "loop" not in inspect.signature(obj).parameters:
+            pytest.mark.usefixtures("loop")(obj)
+
+
+@pytest.fixture
+def loop() -> str:
+    raise AssertionError("parametrized by pytest_generate_tests")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an async test that no plugin claims."""
+    function = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(function) or pyfuncitem.get_closest_marker("asyncio"):
+        return None
+    wanted = inspect.signature(function).parameters
+    arguments = {name: value for name, value in pyfuncitem.funcargs.items() if name in wanted}
+
+    async def call() -> None:
+        await function(**arguments)
+
+    run_on(pyfuncitem.funcargs["loop"], call)
+    return True
+
+
+def descriptors() -> dict[int, str]:
+    """What this process has open, number and target."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue  # the listing's own
+    return found
+
+
+def has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _unfinished_tasks() -> set[Any]:
+    tasks = getattr(asyncio.tasks, "_scheduled_tasks", None)
+    if tasks is None:
+        tasks = asyncio.tasks._all_tasks
+    return {task for task in tasks if not task.done()}
+
+
+_before = pytest.StashKey[tuple[dict[int, str], set[Any]]]()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    item.stash[_before] = descriptors(), _unfinished_tasks()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fail a test that leaves a child, a zombie, a descriptor, a memfd or a pending task.
+
+    A hook rather than a fixture: it looks before the first fixture begins and after the last ended.
+    """
+    result = yield
+    if _before not in item.stash:
+        return result
+    before, tasks = item.stash[_before]
+    assert not has_children(), "the test left a child or a zombie"
+    until = time.monotonic() + 2
+    while True:
+        gc.collect()
+        left = {fd: to for fd, to in descriptors().items() if before.get(fd) != to}
+        pending = _unfinished_tasks() - tasks
+        # A thread of the test's own may be closing its last one.
+        if not left and not pending:
+            return result
+        assert time.monotonic() < until, f"left open: {left}, pending: {pending}"
+        time.sleep(0.01)
