@@ -55,12 +55,15 @@ class CallOptions:
         pass_fds: Iterable[int] = (),
     ) -> CallOptions:
         """Refuse what cannot be meant, with TypeError or ValueError naming the option."""
-        _check_seconds("timeout", timeout, optional=True)
-        _check_seconds("grace", grace, finite=True)
-        _check_seconds("start_timeout", start_timeout, optional=True, above_zero=True)
+        if timeout is not None:
+            _check_seconds("timeout", timeout, optional=True)
+        if grace != 0.0 or grace is False:
+            _check_seconds("grace", grace, finite=True)
+        if start_timeout is not None:
+            _check_seconds("start_timeout", start_timeout, optional=True, above_zero=True)
         if start != "fork":
             raise ValueError(f"start must be 'fork', not {start!r}")
-        if not callable(output) and output not in ("inherit", "capture", "null"):
+        if output not in ("inherit", "capture", "null") and not callable(output):
             raise ValueError(
                 "output must be 'inherit', 'capture', 'null' or a callable that takes "
                 f"(stream, line), not {output!r}"
@@ -85,8 +88,6 @@ def _check_seconds(
     finite: bool = False,
     above_zero: bool = False,
 ) -> None:
-    if value is None and optional:
-        return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         what = "a number of seconds" + (" or None" if optional else "")
         raise TypeError(f"{name} must be {what}, not {value!r}")

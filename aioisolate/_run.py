@@ -8,8 +8,8 @@ from typing import Any, Literal, ParamSpec, TypeVar, TypeVarTuple, Unpack, overl
 
 from ._call.plan import Plan, check_callable, make_plan
 from ._call.settle import settle
-from ._call.spawn import spawn
-from ._call.supervise import FIRST_LOOK, Supervision, supervise
+from ._call.spawn import Child
+from ._call.supervise import Supervision, supervise
 from ._call.waiter import running_backend
 from ._errors import IsolationError
 from ._options import CallOptions, OnEvent, OptionArgs, Output
@@ -144,7 +144,7 @@ async def capture_isolated(
 
 async def _call(plan: Plan) -> Outcome[Any]:
     """Follow a call from its plan to its outcome."""
-    child = spawn(plan, running_backend(), FIRST_LOOK)
+    child = Child(plan, running_backend())
     supervision = Supervision(child, plan)
     try:
         await supervise(supervision, child, plan.options.grace)

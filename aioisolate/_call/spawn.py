@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import faulthandler
 import os
 import signal
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from typing import NoReturn
 
-from .._child import bootstrap, stdio
+from .._child import bootstrap, loops, stdio
 from .._child.order import AsyncBackend, Order
 from .._errors import (
     CallableDidNotExecuteError,
@@ -31,7 +31,7 @@ from .output import OutputStream
 from .plan import Plan
 from .waiter import AnyioWaiter, AsyncioWaiter, Waiter
 
-__all__ = ["Child", "spawn"]
+__all__ = ["Child"]
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 # With more descriptors than this the child looks through them itself: that takes longer there
@@ -39,12 +39,11 @@ _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _LOOK_HERE_MAX = 128
 
 
-@dataclass(slots=True)
 class Child:
-    """A running child and all that belongs to it on this side.
+    """A child and all that belongs to it on this side; `prepare` and `launch` make it.
 
     Attributes:
-        process: the child process; None only while it is being forked.
+        process: the child process.
         fds: every descriptor of this call except those of the process and the wait set.
         waitset: what the call waits for.
         waiter: how it waits.
@@ -56,116 +55,153 @@ class Child:
         fork_seconds: how long the fork itself took.
     """
 
-    fds: Descriptors
-    waitset: WaitSet
+    __slots__ = (
+        "_order",
+        "_threaded",
+        "channel",
+        "fds",
+        "fork_seconds",
+        "forked_at",
+        "nonce",
+        "process",
+        "scratch",
+        "streams",
+        "waiter",
+        "waitset",
+    )
+
     waiter: Waiter
+    waitset: WaitSet
     channel: int
     scratch: int
     nonce: bytes
     streams: tuple[OutputStream, ...]
-    process: Process
-    forked_at: float
-    fork_seconds: float
+    _order: Order
 
+    def __init__(self, plan: Plan, backend: AsyncBackend) -> None:
+        """Prepare everything that a child needs, so that almost nothing is left after the fork.
 
-def spawn(plan: Plan, backend: AsyncBackend, first_look: float) -> Child:
-    """Fork this process and let the child call fn.
+        Raises CallableDidNotExecuteError if a descriptor can't be had.
+        """
+        others = threads.others()
+        if others:
+            _warn_about(others)
+        self._threaded = bool(others)
+        self.fds = fds = Descriptors()
+        self.process = Process()
+        self.forked_at = time.monotonic()
+        self.fork_seconds = 0.0
+        try:
+            self._prepare(plan, backend, fds)
+        except BaseException as exc:
+            self.close()
+            if isinstance(exc, OSError):
+                raise _refusal(exc, Reason.PIPE_CREATION) from exc
+            raise
 
-    The waiter is armed to wake up *first_look* seconds from now. Raises
-    CallableDidNotExecuteError if there is no child; then nothing is left behind.
-    """
-    others = threads.others()
-    if others:
-        _warn_about(others)
-    fds = Descriptors()
-    reason = Reason.PIPE_CREATION
-    waiter: Waiter | None = None
-    waitset: WaitSet | None = None
-    lost: list[Process] = []
-    try:
+    def _prepare(self, plan: Plan, backend: AsyncBackend, fds: Descriptors) -> None:
         null = os_fds.lift(fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)), fds)
-        channel, channel_write = os_fds.pipe(fds)
-        scratch = memfd.create(fds)
-        streams, stdout, stderr = _output(plan, null, fds)
-        waitset = WaitSet()
+        self.channel, channel_write = os_fds.pipe(fds)
+        self.scratch = scratch = memfd.create(fds)
+        self.streams, stdout, stderr = _output(plan, null, fds)
+        self.waitset = waitset = WaitSet()
         if backend.loop is not None:
-
-            def on_loss() -> None:
-                for process in lost:
-                    registry.abandon(process, fds)
-
-            waiter = AsyncioWaiter(backend.loop, waitset.fileno(), on_loss)
+            self.waiter = AsyncioWaiter(backend.loop, waitset.fileno(), self._abandon)
         else:
-            waiter = AnyioWaiter(waitset.fileno())
-        waiter.arm(time.monotonic() + first_look)
-        for stream in streams:
+            self.waiter = AnyioWaiter(waitset.fileno())
+        for stream in self.streams:
             waitset.add(stream.fd)
-
-        stdio.prepare()
         keep = plan.options.pass_fds | {channel_write, scratch, null}
-        order = Order(
+        numpy_random = sys.modules.get("numpy.random")
+        self.nonce = nonce = os.urandom(NONCE_SIZE)
+        self._order = Order(
             fn=plan.fn,
             args=plan.args,
-            nonce=(nonce := os.urandom(NONCE_SIZE)),
-            parent_pid=os.getpid(),
+            nonce=nonce,
+            parent_pid=self.process.owner_pid,
             channel=channel_write,
             scratch=scratch,
             null=null,
             stdout=stdout,
             stderr=stderr,
             keep=keep,
-            sever=_severable(keep, bool(others)),
+            sever=_severable(keep, self._threaded),
             signals=signals.handled(),
+            faulthandler=faulthandler.is_enabled(),
             purge_c_stdout=cstdio.pending(),
+            streams=stdio.prepared(),
+            inherited=(sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__),
+            forget_loop=loops.steps_to_forget(backend),
             backend=backend,
+            reseed=None if numpy_random is None else numpy_random.seed,
             deadline_stack=plan.options.timeout is not None,
             started_mark=encode(nonce, Kind.STARTED),
         )
-        reason = Reason.FORK
-        # Until the child has shed the parent's handlers, a signal would run them there, too; and
-        # until it is registered here, a KeyboardInterrupt would leave an orphan.
-        mask = signals.block_all()
+
+    def launch(self) -> None:
+        """Fork this process and let the child carry out its order.
+
+        Raises CallableDidNotExecuteError if that fails; then nothing is left behind.
+        """
+        process = self.process
+        registry.register(process)
         try:
-            start = time.monotonic()
-            pid = fork(threaded=bool(others))
-            if pid == 0:
-                bootstrap.main(order)
-            end = time.monotonic()
-            # These were the child's; and now that they are free, the pidfd cannot fail for
-            # want of a descriptor.
-            fds.close(channel_write)
-            fds.close(null)
-            for write in {stdout, stderr} - {-1, null}:
-                fds.close(write)
-            process = _adopt(pid, channel, nonce)
-            lost.append(process)
-            registry.register(process)
-        finally:
-            signals.set_mask(mask)
-        waitset.add(process.fileno())
-    except BaseException as exc:
-        for process in lost:
+            # Until the child has shed the parent's handlers, a signal would run them there, too;
+            # and until it is adopted here, a KeyboardInterrupt would leave an orphan.
+            mask = signals.block_all()
+            try:
+                self.forked_at = start = time.monotonic()
+                pid = fork(threaded=self._threaded)
+                if pid == 0:
+                    bootstrap.main(self._order)
+                self.fork_seconds = time.monotonic() - start
+                try:
+                    process.adopt(pid)
+                except OSError as exc:
+                    self._disown(pid, exc)
+            finally:
+                signals.set_mask(mask)
+            self.waitset.add(process.fileno())
+        except BaseException as exc:
             registry.put_down(process)
-        if waiter is not None:
-            waiter.close()
-        if waitset is not None:
-            waitset.close()
-        fds.close_all()
-        if isinstance(exc, OSError):
-            raise CallableDidNotExecuteError(_explain(exc, reason), reason=reason) from exc
-        raise
-    return Child(
-        fds=fds,
-        waitset=waitset,
-        waiter=waiter,
-        channel=channel,
-        scratch=scratch,
-        nonce=nonce,
-        streams=streams,
-        process=process,
-        forked_at=start,
-        fork_seconds=end - start,
-    )
+            self.close()
+            if isinstance(exc, OSError):
+                raise _refusal(exc, Reason.FORK) from exc
+            raise
+
+    def _disown(self, pid: int, exc: OSError) -> NoReturn:
+        """Kill a child that can't be watched. Until waitpid its pid is its own."""
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it has not got as far as having a group of its own
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        conversation = Conversation(self.nonce)
+        try:
+            conversation.receive(os.read(self.channel, 65536))
+        except BlockingIOError:
+            pass  # it has not said anything
+        if conversation.started:
+            raise CallableStatusUnknownError(
+                f"the child was killed while fn was running: it could not be watched ({exc})",
+                reason=Reason.WAIT,
+                pid=pid,
+            ) from exc
+        raise exc
+
+    def _abandon(self) -> None:
+        registry.abandon(self.process, self.fds)
+
+    def close(self) -> None:
+        """Close everything but the process."""
+        # What is watched goes before what it watches: a loop that still polls a closed
+        # descriptor of which a sibling has a copy would spin.
+        if hasattr(self, "waiter"):
+            self.waiter.close()
+        if hasattr(self, "waitset"):
+            self.waitset.close()
+        self.fds.close_all()
 
 
 def _severable(keep: frozenset[int], threaded: bool) -> list[int] | None:
@@ -191,28 +227,6 @@ def _output(
     return streams, out_write, err_write
 
 
-def _adopt(pid: int, channel: int, nonce: bytes) -> Process:
-    try:
-        return Process(pid)
-    except OSError as exc:
-        # Nothing can watch it, so it must not be left alone. Until waitpid its pid is its own.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        conversation = Conversation(nonce)
-        with contextlib.suppress(BlockingIOError):
-            conversation.receive(os.read(channel, 65536))
-        if conversation.started:
-            raise CallableStatusUnknownError(
-                f"the child was killed while fn was running, since it could not be watched: "
-                f"{exc.strerror or exc}",
-                reason=Reason.WAIT,
-                pid=pid,
-            ) from exc
-        raise
-
-
 def _warn_about(names: list[str]) -> None:
     depth = 1
     frame = sys._getframe()
@@ -230,7 +244,7 @@ def _warn_about(names: list[str]) -> None:
     )
 
 
-def _explain(exc: OSError, reason: Reason) -> str:
+def _refusal(exc: OSError, reason: Reason) -> CallableDidNotExecuteError:
     hint = {
         errno.EMFILE: " (this process may not open more descriptors: raise RLIMIT_NOFILE, or run "
         "fewer calls at once)",
@@ -238,4 +252,5 @@ def _explain(exc: OSError, reason: Reason) -> str:
         errno.EAGAIN: " (too many processes: RLIMIT_NPROC or the pids limit of the container)",
         errno.ENOMEM: " (the kernel will not promise the memory of a second copy)",
     }.get(exc.errno or 0, "")
-    return f"{reason.value}: {exc.strerror or exc}{hint}"
+    message = f"{reason.value}: {exc.strerror or exc}{hint}"
+    return CallableDidNotExecuteError(message, reason=reason)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import anyio
 
 from .._child.bootstrap import STACK_SIGNAL
+from .._os.prctl import is_subreaper
 from .._os.process import Status
 from .._outcome import CallEvent, Exit, Usage
 from .._wire.frames import Kind, ProtocolError
@@ -72,6 +73,7 @@ class Supervision:
     """What is known about a running child, and what to do next.
 
     Attributes:
+        listens: somebody wants to know about the stages of the call.
         gone: the child has been collected, or given up; nothing is left to do.
         conversation: what it has said on its channel.
         status: how it ended, once it has.
@@ -89,24 +91,24 @@ class Supervision:
         self._look_due = True
         self._heard_result = False
         self._phase_ends = math.inf
-        self._listens = options.on_event is not None or _log.isEnabledFor(logging.DEBUG)
-        start = child.forked_at
-        self._deadline = math.inf if options.timeout is None else start + options.timeout
+        self.listens = options.on_event is not None or _log.isEnabledFor(logging.DEBUG)
+        now = time.monotonic()
+        self._deadline = math.inf if options.timeout is None else now + options.timeout
         self._start_deadline = (
-            math.inf if options.start_timeout is None else start + options.start_timeout
+            math.inf if options.start_timeout is None else now + options.start_timeout
         )
+        self._first_look = now + FIRST_LOOK
         self.gone = False
         self.conversation = Conversation(child.nonce)
         self.status = Status(None)
-        self.ended_at = start
+        self.ended_at = now
         self.stack = StackText(child.scratch)
-        self._first_look = start + FIRST_LOOK
-
-    def begin(self) -> None:
-        """Announce the child. Raises what on_event raises."""
-        if self._listens:
+        if self.listens:
             self._watch_channel()
-            self._tell("spawn")
+
+    def announce(self) -> None:
+        """Tell that there is a child. Raises what on_event raises."""
+        self._tell("spawn")
 
     # What comes next, and doing it
 
@@ -252,7 +254,6 @@ class Supervision:
     def _collect(self) -> None:
         """The child has ended: read what it left behind, and reap it."""
         self.ended_at = time.monotonic()
-        self._child.waitset.remove(self._child.process.fileno())
         self.status = self._child.process.reap()
         self.gone = True
         registry.discard(self._child.process)
@@ -308,7 +309,7 @@ class Supervision:
         return self.status.exit
 
     def _tell(self, name: str) -> None:
-        if not self._listens:
+        if not self.listens:
             return
         process = self._child.process
         event = CallEvent(name, process.pid, time.monotonic() - self._child.forked_at)
@@ -318,20 +319,23 @@ class Supervision:
 
     def release(self) -> None:
         """Close everything that belonged to the call. The child must be gone."""
-        child = self._child
-        child.waiter.close()
-        child.waitset.close()
-        child.fds.close_all()
+        self._child.close()
         if self._killed_for is not KilledFor.UNKILLABLE:
-            child.process.close()
+            self._child.process.close()
 
 
 async def supervise(supervision: Supervision, child: Child, grace: float) -> None:
-    """Wait until the child is gone. If cancelled, kill it, see it gone, and pass that on."""
+    """Start the child and wait until it is gone.
+
+    If cancelled, kill it, see it gone, and pass that on.
+    """
     waiter = child.waiter
+    # Armed before the fork: afterwards each page of the loop's that it touches is a copy.
+    waiter.arm(supervision.next_time())
+    child.launch()
     try:
-        supervision.begin()
-        # The waiter was armed before the fork, for the first look.
+        if supervision.listens:
+            supervision.announce()
         await waiter.wait()
         supervision.step()
         while not supervision.gone:
@@ -348,7 +352,8 @@ async def supervise(supervision: Supervision, child: Child, grace: float) -> Non
             supervision.gone = True
             registry.put_down(child.process)
         raise
-    await _collect_adopted(child)
+    if is_subreaper():
+        await _collect_adopted(child)
 
 
 async def _see_off(supervision: Supervision, child: Child, grace: float) -> None:

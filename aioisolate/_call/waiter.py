@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import anyio
@@ -21,12 +21,14 @@ __all__ = ["AnyioWaiter", "AsyncioWaiter", "Waiter", "running_backend"]
 class Waiter(Protocol):
     """Waits for one descriptor, again and again, each time no longer than until a given time."""
 
-    cancelled: type[BaseException]
+    @property
+    def cancelled(self) -> type[BaseException]:
+        """What is raised where a task is cancelled."""
 
     def arm(self, until: float) -> None:
         """Prepare to wait until *until*, on the clock of time.monotonic."""
 
-    async def wait(self) -> None:
+    def wait(self) -> Awaitable[None]:
         """Return when the descriptor is readable, or the time has come, or a little earlier."""
 
     def close(self) -> None:
@@ -45,7 +47,7 @@ class AsyncioWaiter:
         self.cancelled: type[BaseException] = CancelledError
         self._loop = loop
         self._fd = fd
-        self._future = loop.create_future()
+        self._future: Any = loop.create_future()
         self._timer: Any = None
         self._timer_at = -1.0
         # Only the loop may hold the doorbell: see there.
@@ -75,9 +77,10 @@ class AsyncioWaiter:
                 self._timer = self._loop.call_later(delay, self._on_time)
             self._timer_at = until
 
-    async def wait(self) -> None:
+    def wait(self) -> Awaitable[None]:
         """Return when the descriptor is readable, or the time has come, or a little earlier."""
-        await self._future
+        future: Awaitable[None] = self._future
+        return future
 
     def close(self) -> None:
         """Stop watching; the descriptor may be closed afterwards."""

@@ -3,6 +3,9 @@
 The order of the steps is the design; each has its reason beside it. Signals have been blocked
 since before the fork, so nothing of the parent's runs here uninvited until they are let in
 again. Nothing here returns to the parent's code: the last word is always os._exit.
+
+It is one long function on purpose. Each function called here for the first time after the fork
+costs two to four page copies, a tenth of a per cent of the whole call.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ import signal
 import sys
 from typing import NoReturn
 
-from .._os import cstdio, fds, prctl, signals
+from .._os import cstdio, fds, signals
+from .._os.prctl import set_parent_death_signal
 from .._wire.frames import Kind, encode
-from . import loops, stdio, worker
+from . import stdio
 from .order import Order
+from .worker import work
 
 __all__ = ["STACK_SIGNAL", "main"]
 
@@ -26,6 +31,7 @@ __all__ = ["STACK_SIGNAL", "main"]
 # same reasons); if fn has exec'ed another program by then, the signal does no harm there.
 STACK_SIGNAL = signal.SIGURG
 
+_KILL = int(signal.SIGKILL)
 _OOM_SCORE = b"/proc/self/oom_score_adj"
 _LINUX = sys.platform == "linux"
 
@@ -33,81 +39,73 @@ _LINUX = sys.platform == "linux"
 def main(order: Order) -> NoReturn:
     """Carry out *order* in the forked child and end the process."""
     code = 1
+    step = "parent-death signal"
     try:
-        code = _main(order)
+        try:
+            # First, since a parent that dies before it is set leaves an orphan; and it counts
+            # only if the parent was still there afterwards.
+            set_parent_death_signal(_KILL)
+            if os.getppid() != order.parent_pid:
+                os._exit(1)
+            step = "process group"
+            # Before anything that could start a process: a Ctrl-C in the terminal is the
+            # parent's business, and the whole group can be killed by one number.
+            os.setpgid(0, 0)
+            step = "garbage collector"
+            # Before anything is collected: the parent's unreachable objects must not be finalized
+            # here (a temporary directory would be deleted under the parent), and a full
+            # collection would touch, so copy, every object of the parent.
+            gc.freeze()
+            step = "signals"
+            # Handlers before the mask: a signal in between finds none of the parent's.
+            if order.faulthandler:
+                faulthandler.disable()
+            signals.reset(order.signals)
+            step = "descriptors"
+            # Before user code and before anything that opens files: replaced in place rather
+            # than closed, because an inherited socket object that is collected later closes its
+            # number, whoever has it by then.
+            if order.stdout >= 0:
+                os.dup2(order.stdout, 1)
+            if order.stderr >= 0:
+                os.dup2(order.stderr, 2)
+            sever = order.sever
+            if sever is None:
+                sever = fds.severable(fds.listed(), order.keep)
+            null = order.null
+            for fd in sever:
+                os.dup2(null, fd, fd <= 2)
+            step = "output"
+            # After the descriptors: the streams write to 1 and 2 as they are now.
+            if order.purge_c_stdout:
+                cstdio.purge()
+            streams = order.streams or stdio.build()
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = streams
+            step = "event loop"
+            # After the descriptors: what is dropped here can't reach the parent's epoll.
+            for forget, arguments in order.forget_loop:
+                forget(*arguments)
+            step = "random seed"
+            # `random` reseeds itself after a fork; numpy does not.
+            if order.reseed is not None:
+                order.reseed()
+            step = "out-of-memory score"
+            # When memory runs out the kernel must take the child, not the server.
+            if _LINUX:
+                _volunteer()
+            step = "crash reports"
+            # Last, since it takes over five signals; from here on a crash names its line.
+            faulthandler.enable(order.scratch)
+            if order.deadline_stack:
+                faulthandler.register(STACK_SIGNAL, order.scratch)
+        except BaseException as exc:  # noqa: BLE001 - whatever it is, fn must not run
+            _report_failure(order, step, exc)
+        else:
+            code = work(order, streams)
     finally:
         # Whatever happened, even a KeyboardInterrupt or a MemoryError in the lines above:
         # unwinding from here would run the caller's `finally` blocks a second time.
         os._exit(code)
-
-
-def _main(order: Order) -> int:
-    step = "parent-death signal"
-    try:
-        # First, since a parent that dies before it is set leaves an orphan; and it counts only
-        # if the parent was still there afterwards.
-        prctl.set_parent_death_signal(signal.SIGKILL)
-        if os.getppid() != order.parent_pid:
-            return 1
-        step = "process group"
-        # Before anything that could start a process: a Ctrl-C in the terminal is the parent's
-        # business, and the whole group can be killed by one number.
-        os.setpgid(0, 0)
-        step = "garbage collector"
-        # Before anything is collected: the parent's unreachable objects must not be finalized
-        # here (a temporary directory would be deleted under the parent), and a full collection
-        # would touch, so copy, every object of the parent.
-        gc.freeze()
-        step = "signals"
-        # Handlers before the mask: a signal that comes in between finds none of the parent's.
-        faulthandler.disable()
-        signals.reset(order.signals)
-        signals.set_mask(())
-        step = "descriptors"
-        # Before user code and before anything that opens files: replaced in place rather than
-        # closed, because an inherited socket object that is collected later closes its number,
-        # whoever has it by then.
-        _sever(order)
-        step = "output"
-        # After the descriptors: the streams write to 1 and 2 as they are now.
-        if order.purge_c_stdout:
-            cstdio.purge()
-        streams = stdio.install()
-        step = "event loop"
-        # After the descriptors: nothing that is dropped here can reach the parent's epoll.
-        loops.forget(order.backend)
-        step = "random seed"
-        # `random` reseeds itself after a fork; numpy does not.
-        numpy_random = sys.modules.get("numpy.random")
-        if numpy_random is not None:
-            numpy_random.seed()
-        step = "out-of-memory score"
-        # When memory runs out the kernel must take the child, not the server.
-        if _LINUX:
-            _volunteer()
-        step = "crash reports"
-        # Last, since it takes over five signals; from here on a crash names its line.
-        faulthandler.enable(order.scratch)
-        if order.deadline_stack:
-            faulthandler.register(STACK_SIGNAL, order.scratch)
-    except BaseException as exc:  # noqa: BLE001 - whatever it is, fn must not run
-        number = exc.errno if isinstance(exc, OSError) else None
-        text = f"{step}\n{type(exc).__name__}: {exc}" + (f" (errno {number})" if number else "")
-        os.write(order.channel, encode(order.nonce, Kind.FAILED, text.encode(errors="replace")))
-        return 1
-    return worker.work(order, streams)
-
-
-def _sever(order: Order) -> None:
-    if order.stdout >= 0:
-        os.dup2(order.stdout, 1)
-    if order.stderr >= 0:
-        os.dup2(order.stderr, 2)
-    # The parent has made the list if no other thread could have opened anything meanwhile.
-    sever = fds.severable(fds.listed(), order.keep) if order.sever is None else order.sever
-    null = order.null
-    for fd in sever:
-        os.dup2(null, fd, fd <= 2)
 
 
 def _volunteer() -> None:
@@ -119,3 +117,8 @@ def _volunteer() -> None:
         os.write(fd, b"1000")
     finally:
         os.close(fd)
+
+
+def _report_failure(order: Order, step: str, exc: BaseException) -> None:
+    text = f"{step}\n{type(exc).__name__}: {exc}"
+    os.write(order.channel, encode(order.nonce, Kind.FAILED, text.encode(errors="replace")))

@@ -7,35 +7,40 @@ The child is in the middle of the parent's event loop, on its stack, and every l
 from __future__ import annotations
 
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from .order import AsyncBackend
+from .order import AsyncBackend, Steps
 
-__all__ = ["forget", "run"]
+__all__ = ["run", "steps_to_forget"]
 
 
-def forget(backend: AsyncBackend) -> None:
-    """Make asyncio, trio, sniffio and anyio believe that no loop runs in this thread."""
+def steps_to_forget(backend: AsyncBackend) -> Steps:
+    """List, in the parent, what makes each library believe that no loop runs in this thread."""
     modules = sys.modules
+    steps: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
     if backend.loop is not None:
         asyncio = modules["asyncio"]
         if backend.task is not None:
-            asyncio._leave_task(backend.loop, backend.task)
-        asyncio._set_running_loop(None)
-        if sys.version_info < (3, 12):  # later versions do it themselves after a fork
-            asyncio.set_event_loop(None)
+            steps.append((asyncio._leave_task, (backend.loop, backend.task)))
+        steps.append((asyncio._set_running_loop, (None,)))
+        policy = getattr(asyncio.events, "_event_loop_policy", None)
+        if sys.version_info < (3, 12) and policy is not None:
+            # Or get_event_loop would return the parent's; later versions see to it themselves.
+            steps.append((setattr, (policy._local, "_loop", None)))
     run_context = modules.get("trio._core._run_context")
-    if run_context is not None:
-        run_context.GLOBAL_RUN_CONTEXT.__dict__.clear()
+    if run_context is not None and run_context.GLOBAL_RUN_CONTEXT.__dict__:
+        steps.append((run_context.GLOBAL_RUN_CONTEXT.__dict__.clear, ()))
     sniffio = modules.get("sniffio")
     if sniffio is not None:
-        sniffio.thread_local.name = None
+        if sniffio.thread_local.name is not None:
+            steps.append((setattr, (sniffio.thread_local, "name", None)))
         if sniffio.current_async_library_cvar.get() is not None:
-            sniffio.current_async_library_cvar.set(None)
+            steps.append((sniffio.current_async_library_cvar.set, (None,)))
     eventloop = modules.get("anyio._core._eventloop")
-    if eventloop is not None:
-        eventloop.threadlocals.__dict__.clear()
+    if eventloop is not None and eventloop.threadlocals.__dict__:
+        steps.append((eventloop.threadlocals.__dict__.clear, ()))
+    return steps
 
 
 def run(coroutine: Coroutine[Any, Any, Any], backend: AsyncBackend) -> Any:

@@ -6,11 +6,14 @@ Python. So the parent computes ahead what it can, and the child only carries it 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-__all__ = ["AsyncBackend", "Order"]
+__all__ = ["AsyncBackend", "Order", "Steps"]
+
+Steps: TypeAlias = Sequence[tuple[Callable[..., object], Sequence[Any]]]
 
 
 @dataclass(slots=True)
@@ -45,8 +48,13 @@ class Order:
         keep: descriptors to leave alone.
         sever: descriptors to replace by /dev/null, or None: look for them in the child.
         signals: signals that are not at their default.
+        faulthandler: the parent has its crash reports enabled.
         purge_c_stdout: the C library holds output of the parent's.
+        streams: a fresh sys.stdout and sys.stderr, or None: build them in the child.
+        inherited: the parent's streams, kept alive: collecting one writes out what it holds.
+        forget_loop: what to call so that no event loop seems to be running.
         backend: the parent's event loop.
+        reseed: what to call for random numbers of the child's own.
         deadline_stack: be ready to dump the stack when the parent's deadline passes.
         started_mark: the encoded frame that says that fn is called next.
     """
@@ -63,7 +71,12 @@ class Order:
     keep: frozenset[int]
     sever: Sequence[int] | None
     signals: Sequence[int]
+    faulthandler: bool
     purge_c_stdout: bool
+    streams: tuple[io.TextIOWrapper, io.TextIOWrapper] | None
+    inherited: Sequence[object]
+    forget_loop: Steps
     backend: AsyncBackend
+    reseed: Callable[[], object] | None
     deadline_stack: bool
     started_mark: bytes

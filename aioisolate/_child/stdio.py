@@ -11,37 +11,28 @@ from __future__ import annotations
 import io
 import sys
 
-__all__ = ["install", "prepare"]
+__all__ = ["build", "prepared"]
 
-_spare: tuple[io.TextIOWrapper, io.TextIOWrapper] | None = None
-_replaced: list[object] = []
+_prepared: tuple[io.TextIOWrapper, io.TextIOWrapper] | None = None
 
 
-def prepare() -> None:
-    """Build the streams, in the parent, once; does nothing where 1 or 2 is closed by now."""
-    global _spare
-    if _spare is None:
+def prepared() -> tuple[io.TextIOWrapper, io.TextIOWrapper] | None:
+    """Return the streams for the next child, built once; None where 1 or 2 is closed by now."""
+    global _prepared
+    if _prepared is None:
         try:
-            _spare = _build()
+            _prepared = build()
         except OSError:
-            return
+            return None
+    return _prepared
 
 
-def install() -> tuple[io.TextIOWrapper, io.TextIOWrapper]:
-    """Make the fresh streams sys.stdout and sys.stderr, in the child."""
-    streams = _spare or _build()
-    # The old ones must live on: collecting a stream writes out what it holds.
-    _replaced.extend((sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__))
-    sys.stdout = sys.__stdout__ = streams[0]
-    sys.stderr = sys.__stderr__ = streams[1]
-    return streams
-
-
-def _build() -> tuple[io.TextIOWrapper, io.TextIOWrapper]:
+def build() -> tuple[io.TextIOWrapper, io.TextIOWrapper]:
+    """Build a stream on 1 and one on 2."""
     return _stream(1, sys.__stdout__, "strict"), _stream(2, sys.__stderr__, "backslashreplace")
 
 
-def _stream(fd: int, model: io.TextIOBase | object, errors: str) -> io.TextIOWrapper:
+def _stream(fd: int, model: object, errors: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         io.BufferedWriter(io.FileIO(fd, "w", closefd=False)),
         encoding=getattr(model, "encoding", None) or "utf-8",

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from .._os import cstdio, memfd
 from .._wire import codecs
-from .._wire.frames import INLINE_MAX, Kind, Payload, Region, encode
+from .._wire.frames import INLINE_MAX, Kind, Payload, Region, encode, encode_small_value
 from . import loops
 from .order import Order
 
@@ -84,6 +84,8 @@ def _is_ours(filename: str) -> bool:
 
 def _payload(order: Order, kind: Kind, stream: bytes, buffers: Sequence[memoryview]) -> bytes:
     if not buffers and (len(stream) <= INLINE_MAX or not memfd.sealable()):
+        if kind is Kind.VALUE:
+            return encode_small_value(order.nonce, stream)
         return encode(order.nonce, kind, Payload((stream,)).encode())
     in_scratch = len(stream) > INLINE_MAX
     parts = [memoryview(stream), *buffers] if in_scratch else buffers
@@ -125,7 +127,9 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 def _flush(streams: Sequence[TextIO]) -> None:
-    for stream in (*streams, sys.stdout, sys.stderr):
+    if sys.stdout is not streams[0] or sys.stderr is not streams[1]:
+        streams = (*streams, sys.stdout, sys.stderr)
+    for stream in streams:
         try:
             stream.flush()
         except (OSError, ValueError, AttributeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -27,11 +26,11 @@ class Descriptors:
     __slots__ = ("_open",)
 
     def __init__(self) -> None:
-        self._open: set[int] = set()
+        self._open: list[int] = []
 
     def own(self, fd: int) -> int:
         """Take charge of *fd* and return it."""
-        self._open.add(fd)
+        self._open.append(fd)
         return fd
 
     def close(self, fd: int) -> None:
@@ -43,9 +42,10 @@ class Descriptors:
     def close_all(self) -> None:
         """Close whatever is left."""
         while self._open:
-            # Linux releases the number even where close reports an error of an earlier write.
-            with contextlib.suppress(OSError):
+            try:
                 os.close(self._open.pop())
+            except OSError:
+                pass  # an error of an earlier write; the number is released all the same
 
 
 def pipe(owner: Descriptors) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
 
@@ -12,23 +13,22 @@ _PR_SET_PDEATHSIG = 1
 _PR_GET_CHILD_SUBREAPER = 37
 
 if sys.platform == "linux":
-    _prctl = ctypes.CDLL(None, use_errno=True).prctl
-    _prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
-    _prctl.restype = ctypes.c_int
+    # Without use_errno and argtypes: both cost page faults in a fresh child, where this is called,
+    # and the one call below fails for no reason but an invalid signal number.
+    _prctl = ctypes.CDLL(None).prctl
 
     def set_parent_death_signal(number: int) -> None:
         """Have the kernel send *number* to this process when the thread that forked it ends.
 
         Too late if the parent is gone by now: compare os.getppid() afterwards. Not inherited.
         """
-        if _prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+        if _prctl(_PR_SET_PDEATHSIG, number) != 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     def is_subreaper() -> bool:
         """Tell whether orphaned descendants become this process's own children."""
         answer = ctypes.c_int(0)
-        _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.addressof(answer), 0, 0, 0)
+        _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(answer))
         return answer.value != 0 or os.getpid() == 1
 
 else:

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from .._outcome import Exit
 from . import threads
 from .fds import Descriptors
-from .prctl import is_subreaper
 
 __all__ = ["Process", "Status", "fork"]
 
@@ -66,20 +65,24 @@ class Process:
     nothing.
 
     Attributes:
-        pid: the child.
+        pid: the child, or 0 before there is one.
         owner_pid: the process that forked it.
     """
 
     __slots__ = ("_closed", "_fds", "_is_pidfd", "_reaped", "_wait_fd", "owner_pid", "pid")
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
+    def __init__(self) -> None:
+        self.pid = 0
         self.owner_pid = os.getpid()
         self._reaped = False
         self._closed = False
         self._fds = Descriptors()
         self._is_pidfd = False
         self._wait_fd = -1
+
+    def adopt(self, pid: int) -> None:
+        """Begin to own the child *pid*. Raises OSError if it cannot be waited for."""
+        self.pid = pid
         try:
             self._wait_fd = self._fds.own(os.pidfd_open(pid))
             self._is_pidfd = True
@@ -97,7 +100,7 @@ class Process:
         return self._wait_fd
 
     def _usable(self) -> bool:
-        return not self._closed and self.owner_pid == os.getpid()
+        return self.pid > 0 and not self._closed and self.owner_pid == os.getpid()
 
     def signal(self, number: int) -> None:
         """Send a signal to the process, if it has not ended."""
@@ -189,8 +192,6 @@ class Process:
         That happens where this process is a subreaper or pid 1, as servers in containers are.
         Return whether there may be more to come.
         """
-        if not is_subreaper():
-            return False
         try:
             while os.waitid(os.P_PGID, self.pid, os.WEXITED | os.WNOHANG) is not None:
                 pass

@@ -47,7 +47,8 @@ def handled() -> list[int]:
 
 
 def reset(numbers: Iterable[int]) -> None:
-    """Give *numbers* their default disposition, and take away Python's wakeup descriptor."""
+    """Give *numbers* their default disposition, drop Python's wakeup descriptor, unblock all."""
     _raw.set_wakeup_fd(-1)
     for number in numbers:
         _raw.signal(number, _DEFAULT)
+    _raw.pthread_sigmask(_raw.SIG_SETMASK, ())

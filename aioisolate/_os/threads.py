@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import threading
@@ -40,7 +41,7 @@ def start(name: str, work: Callable[[], object], owner: Descriptors) -> int:
 
 def others() -> list[str]:
     """Name the Python threads of this process besides this one and the helpers."""
-    if threading.active_count() == 1:
+    if not _thread._count():  # no thread but the main one: the common case, for next to nothing
         return []
     me = threading.current_thread()
     return [

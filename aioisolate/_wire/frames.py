@@ -21,6 +21,7 @@ __all__ = [
     "ProtocolError",
     "Region",
     "encode",
+    "encode_small_value",
 ]
 
 MAGIC = b"\x89iso"
@@ -28,6 +29,7 @@ NONCE_SIZE = 8
 _HEADER = struct.Struct("<4s8sBQ")
 _TABLE = struct.Struct("<BH")
 _REGION = struct.Struct("<QQ")
+_NO_TABLE = _TABLE.pack(False, 0)
 
 # A pickle up to this size travels in the frame: it fits into a pipe at once, so the child need
 # not wait for anyone to read. A larger one goes to the scratch file, if there is one.
@@ -46,6 +48,7 @@ class Kind(enum.IntEnum):
     FAILED = 5  # the child failed before fn: step, newline, errno, newline, text
 
 
+_VALUE = int(Kind.VALUE)
 _KINDS = frozenset(int(kind) for kind in Kind)
 _EMPTY = frozenset({Kind.STARTED})
 
@@ -57,6 +60,11 @@ class ProtocolError(Exception):
 def encode(nonce: bytes, kind: Kind, body: bytes = b"") -> bytes:
     """Make the bytes of a frame."""
     return _HEADER.pack(MAGIC, nonce, kind, len(body)) + body
+
+
+def encode_small_value(nonce: bytes, stream: bytes) -> bytes:
+    """Make the bytes of a VALUE frame whose payload is just a stream: most results are."""
+    return _HEADER.pack(MAGIC, nonce, _VALUE, _TABLE.size + len(stream)) + _NO_TABLE + stream
 
 
 @dataclass(frozen=True, slots=True)
