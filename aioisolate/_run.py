@@ -7,13 +7,13 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Literal, ParamSpec, TypeVar, TypeVarTuple, Unpack, overload
 
 from ._call.plan import Plan, check_callable, make_plan
-from ._call.settle import settle
-from ._call.spawn import Child
+from ._call.settle import outcome_of, settle
+from ._call.spawn import Child, let_imports_finish
 from ._call.supervise import Supervision, supervise
 from ._call.waiter import running_backend
 from ._errors import IsolationError
 from ._options import CallOptions, OnEvent, OptionArgs, Output
-from ._os import features
+from ._os import features, threads
 from ._outcome import Outcome
 
 __all__ = ["capture_isolated", "isolated", "run_isolated"]
@@ -102,8 +102,10 @@ async def run_isolated(
         on_event=on_event,
         pass_fds=pass_fds,
     )
-    outcome = await _call(make_plan(fn, args, options, features.current()))
-    return outcome.unwrap()
+    value, error, _ = await _call(make_plan(fn, args, options, features.current()))
+    if error is not None:
+        raise error
+    return value
 
 
 @overload
@@ -137,20 +139,25 @@ async def capture_isolated(
     """
     checked = CallOptions.checked(**options)
     try:
-        return await _call(make_plan(fn, args, checked, features.current()))
-    except IsolationError as error:
-        return Outcome(error=error, pid=error.pid)
+        value, error, supervision = await _call(make_plan(fn, args, checked, features.current()))
+    except IsolationError as refusal:
+        return Outcome(error=refusal, pid=refusal.pid)
+    return outcome_of(supervision, value, error)
 
 
-async def _call(plan: Plan) -> Outcome[Any]:
-    """Follow a call from its plan to its outcome."""
-    child = Child(plan, running_backend())
-    supervision = Supervision(child, plan)
+async def _call(plan: Plan) -> tuple[Any, BaseException | None, Supervision]:
+    """Follow a call from its plan to what fn returned, or an error."""
+    backend = running_backend()
+    if threads.others():
+        await let_imports_finish(plan.options.start_timeout)
+    child = Child(plan, backend)
+    supervision = Supervision(child, plan.options)
     try:
-        await supervise(supervision, child, plan.options.grace)
-        return await settle(supervision, child)
+        await supervise(supervision, plan.options.grace)
+        value, error = await settle(supervision)
     finally:
         supervision.release()
+    return value, error, supervision
 
 
 @overload
@@ -206,6 +213,9 @@ class _Decorator:
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
             call = functools.partial(fn, *args, **kwargs) if kwargs else fn
             plan = make_plan(call, () if kwargs else args, options, features.current())
-            return (await _call(plan)).unwrap()
+            value, error, _ = await _call(plan)
+            if error is not None:
+                raise error
+            return value
 
         return wrapper

@@ -20,24 +20,24 @@ from .._outcome import Outcome
 from .._wire import codecs
 from .._wire.frames import Payload, ProtocolError, Region
 from .._wire.verdict import Answer, Verdict, judge
-from .spawn import Child
 from .supervise import Supervision
 
-__all__ = ["settle"]
+__all__ = ["outcome_of", "settle"]
 
 # Unpickling less than this takes well under a millisecond.
 _INLINE_MAX = 128 * 1024
 
 
-async def settle(supervision: Supervision, child: Child) -> Outcome[Any]:
-    """Turn what is known about a child that is gone into the outcome of its call."""
+async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
+    """Turn what is known about a child that is gone into what fn returned, or an error."""
+    answer = supervision.conversation.answer
     verdict = judge(supervision.evidence())
-    if verdict.answer is None:
-        return _outcome(supervision, child, error=_error(supervision, child, verdict))
-    assert supervision.conversation.answer is not None
+    if isinstance(verdict, Verdict) or answer is None:
+        assert isinstance(verdict, Verdict)
+        return None, _error(supervision, verdict)
     try:
-        payload = Payload.decode(supervision.conversation.answer.body)
-        stream, buffers = _collect(payload, child.scratch)
+        payload = Payload.decode(answer[1])
+        stream, buffers = _collect(payload, supervision.child.scratch)
         if sum(map(len, stream)) <= _INLINE_MAX:
             value = codecs.load(stream, buffers)
         else:
@@ -45,11 +45,27 @@ async def settle(supervision: Supervision, child: Child) -> Outcome[Any]:
     except anyio.get_cancelled_exc_class():
         raise
     except BaseException as exc:  # noqa: BLE001 - loading a pickle may raise anything
-        lost = _as_loss(exc, verdict.answer)
-        return _outcome(supervision, child, error=_error(supervision, child, lost, cause=exc))
-    if verdict.answer is Answer.VALUE:
-        return _outcome(supervision, child, value=value)
-    return _outcome(supervision, child, error=_own_exception(supervision, child, value))
+        return None, _error(supervision, _as_loss(exc, verdict), cause=exc)
+    if verdict is Answer.VALUE:
+        return value, None
+    return None, _own_exception(supervision, value)
+
+
+def outcome_of(
+    supervision: Supervision, value: Any, error: BaseException | None
+) -> Outcome[Any]:
+    """Put together all that is known about a settled call."""
+    child = supervision.child
+    texts = [stream.text() for stream in child.streams] or [None, None]
+    return Outcome(
+        value=value,
+        error=error,
+        usage=supervision.usage(),
+        exit=supervision.status.exit,
+        pid=child.process.pid,
+        stdout=texts[0],
+        stderr=texts[1],
+    )
 
 
 def _collect(payload: Payload, scratch: int) -> tuple[Sequence[Any], list[memoryview]]:
@@ -100,27 +116,26 @@ async def _in_thread(work: Callable[[], Any]) -> Any:
 
 def _as_loss(exc: BaseException, answer: Answer) -> Verdict:
     if isinstance(exc, ProtocolError):
-        return Verdict(None, CallableStatusUnknownError, Reason.PROTOCOL, str(exc))
+        return Verdict(CallableStatusUnknownError, Reason.PROTOCOL, str(exc))
     message = f"{answer.value} could not be unpickled here: {type(exc).__name__}: {exc}"
-    return Verdict(None, CallableExecutedError, Reason.RESULT_DECODING, message)
+    return Verdict(CallableExecutedError, Reason.RESULT_DECODING, message)
 
 
-def _own_exception(supervision: Supervision, child: Child, raised: Any) -> BaseException:
+def _own_exception(supervision: Supervision, raised: Any) -> BaseException:
     if isinstance(raised, Exception):
         return raised
     # SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError... mean something to whoever
     # runs the caller; fn's are not allowed to say it.
     reason = Reason.EXIT if isinstance(raised, SystemExit) else Reason.BASE_EXCEPTION
     text = f"fn raised {type(raised).__name__}({', '.join(map(repr, raised.args))})"
-    verdict = Verdict(None, CallableStatusUnknownError, reason, text)
-    return _error(supervision, child, verdict, cause=raised)
+    verdict = Verdict(CallableStatusUnknownError, reason, text)
+    return _error(supervision, verdict, cause=raised)
 
 
 def _error(
-    supervision: Supervision, child: Child, verdict: Verdict, cause: BaseException | None = None
+    supervision: Supervision, verdict: Verdict, cause: BaseException | None = None
 ) -> IsolationError:
-    assert verdict.error is not None
-    assert verdict.reason is not None
+    child = supervision.child
     stack = supervision.stack.text()
     message = verdict.message
     if stack:
@@ -129,29 +144,10 @@ def _error(
         message,
         reason=verdict.reason,
         pid=child.process.pid,
-        exit=supervision.exit,
+        exit=supervision.status.exit,
         usage=supervision.usage(),
         stderr_tail=child.streams[1].tail() if child.streams else "",
         crash_traceback=stack,
     )
     error.__cause__ = cause
     return error
-
-
-def _outcome(
-    supervision: Supervision,
-    child: Child,
-    *,
-    value: Any = None,
-    error: BaseException | None = None,
-) -> Outcome[Any]:
-    texts = [stream.text() for stream in child.streams] or [None, None]
-    return Outcome(
-        value=value,
-        error=error,
-        usage=supervision.usage(),
-        exit=supervision.exit,
-        pid=child.process.pid,
-        stdout=texts[0],
-        stderr=texts[1],
-    )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import faulthandler
+import math
 import os
 import signal
 import sys
 import time
 import warnings
 from typing import NoReturn
+
+import anyio
 
 from .._child import bootstrap, loops, stdio
 from .._child.order import AsyncBackend, Order
@@ -18,8 +21,9 @@ from .._errors import (
     CallableStatusUnknownError,
     ForkSafetyWarning,
     Reason,
+    StartTimeoutError,
 )
-from .._os import cstdio, memfd, signals, threads
+from .._os import cstdio, imports, memfd, signals, threads
 from .._os import fds as os_fds
 from .._os.fds import Descriptors
 from .._os.process import Process, fork
@@ -31,12 +35,29 @@ from .output import OutputStream
 from .plan import Plan
 from .waiter import AnyioWaiter, AsyncioWaiter, Waiter
 
-__all__ = ["Child"]
+__all__ = ["Child", "let_imports_finish"]
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 # With more descriptors than this the child looks through them itself: that takes longer there
 # (each page it touches is copied), but it does not hold up the event loop.
 _LOOK_HERE_MAX = 128
+
+
+async def let_imports_finish(patience: float | None) -> None:
+    """Wait, at most *patience* seconds, while other threads are in the middle of an import.
+
+    A child forked meanwhile would wait for ever as soon as it imports the same module. Raises
+    StartTimeoutError if they don't finish.
+    """
+    until = time.monotonic() + (math.inf if patience is None else patience)
+    while names := imports.in_progress():
+        if time.monotonic() >= until:
+            raise StartTimeoutError(
+                f"no child was forked: another thread has been importing {', '.join(names)} for "
+                f"{patience:g} s, and a child would wait for that import for ever",
+                reason=Reason.START_TIMEOUT,
+            )
+        await anyio.sleep(0.002)
 
 
 class Child:
@@ -100,7 +121,7 @@ class Child:
             raise
 
     def _prepare(self, plan: Plan, backend: AsyncBackend, fds: Descriptors) -> None:
-        null = os_fds.lift(fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)), fds)
+        null = fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         self.channel, channel_write = os_fds.pipe(fds)
         self.scratch = scratch = memfd.create(fds)
         self.streams, stdout, stderr = _output(plan, null, fds)
@@ -126,6 +147,7 @@ class Child:
             stderr=stderr,
             keep=keep,
             sever=_severable(keep, self._threaded),
+            threaded=self._threaded,
             signals=signals.handled(),
             faulthandler=faulthandler.is_enabled(),
             purge_c_stdout=cstdio.pending(),

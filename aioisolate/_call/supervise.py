@@ -17,22 +17,20 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import anyio
 
 from .._child.bootstrap import STACK_SIGNAL
+from .._options import CallOptions
 from .._os.prctl import is_subreaper
 from .._os.process import Status
-from .._outcome import CallEvent, Exit, Usage
+from .._outcome import CallEvent, Usage
 from .._wire.frames import Kind, ProtocolError
 from .._wire.state import Conversation
 from .._wire.verdict import Evidence, KilledFor
 from . import registry
 from .crash import StackText
 from .output import OutputStream
-from .plan import Plan
 from .spawn import Child
 
 __all__ = ["FIRST_LOOK", "Supervision", "supervise"]
@@ -61,19 +59,12 @@ class _Phase(enum.Enum):
     KILLING = enum.auto()
 
 
-@dataclass(frozen=True, slots=True)
-class _Due:
-    """Something to do at a time."""
-
-    at: float
-    action: Callable[[], None]
-
-
 class Supervision:
     """What is known about a running child, and what to do next.
 
     Attributes:
         listens: somebody wants to know about the stages of the call.
+        child: the child.
         gone: the child has been collected, or given up; nothing is left to do.
         conversation: what it has said on its channel.
         status: how it ended, once it has.
@@ -81,9 +72,9 @@ class Supervision:
         stack: what faulthandler wrote in the child.
     """
 
-    def __init__(self, child: Child, plan: Plan) -> None:
-        self._child = child
-        self._options = options = plan.options
+    def __init__(self, child: Child, options: CallOptions) -> None:
+        self.child = child
+        self._options = options
         self._phase = _Phase.RUNNING
         self._killed_for: KilledFor | None = None
         self._detail = ""
@@ -124,13 +115,13 @@ class Supervision:
     def step(self) -> None:
         """Do whatever is due. Raises what on_event or the output callable raises."""
         ended = False
-        for fd in self._child.waitset.poll():
-            if fd == self._child.channel:
+        for fd in self.child.waitset.poll():
+            if fd == self.child.channel:
                 self._read_channel()
-            elif fd == self._child.process.fileno():
+            elif fd == self.child.process.fileno():
                 ended = True
             else:
-                for stream in self._child.streams:
+                for stream in self.child.streams:
                     if stream.fd == fd:
                         self._read_output(stream)
         if ended:
@@ -168,7 +159,7 @@ class Supervision:
         self._seconds = seconds
         if cause is KilledFor.TIMEOUT and self.conversation.started:
             self.stack.expect_dump()
-            self._child.process.signal(STACK_SIGNAL)
+            self.child.process.signal(STACK_SIGNAL)
             self._phase = _Phase.DUMPING
             now = time.monotonic()
             self._dump_ends = now + _DUMP_PATIENCE
@@ -181,7 +172,7 @@ class Supervision:
         if grace <= 0:
             self.kill()
         elif self._phase in (_Phase.RUNNING, _Phase.DUMPING):
-            self._child.process.signal_group(signal.SIGTERM)
+            self.child.process.signal_group(signal.SIGTERM)
             self._phase = _Phase.TERMINATING
             self._phase_ends = time.monotonic() + grace
 
@@ -193,8 +184,8 @@ class Supervision:
             self._killed_for = cause
             self._detail = detail
         # The group first, then the child itself, in case it has left its group.
-        self._child.process.signal_group(signal.SIGKILL)
-        self._child.process.signal(signal.SIGKILL)
+        self.child.process.signal_group(signal.SIGKILL)
+        self.child.process.signal(signal.SIGKILL)
         self._phase = _Phase.KILLING
         self._phase_ends = time.monotonic() + _KILL_PATIENCE
 
@@ -202,16 +193,16 @@ class Supervision:
 
     def _watch_channel(self) -> None:
         self._look_due = False
-        self._child.waitset.add(self._child.channel)
+        self.child.waitset.add(self.child.channel)
 
     def _leave_channel(self) -> None:
         self._look_due = False
-        self._child.waitset.remove(self._child.channel)
+        self.child.waitset.remove(self.child.channel)
 
     def _read_channel(self) -> int:
         """Read once what is there; return how many bytes that was."""
         try:
-            data = os.read(self._child.channel, _READ_SIZE)
+            data = os.read(self.child.channel, _READ_SIZE)
         except BlockingIOError:
             return 0
         except OSError as exc:
@@ -244,7 +235,7 @@ class Supervision:
         except BlockingIOError:
             return 0
         if not data:
-            self._child.waitset.remove(stream.fd)
+            self.child.waitset.remove(stream.fd)
             return 0
         stream.feed(data)
         return len(data)
@@ -254,15 +245,15 @@ class Supervision:
     def _collect(self) -> None:
         """The child has ended: read what it left behind, and reap it."""
         self.ended_at = time.monotonic()
-        self.status = self._child.process.reap()
+        self.status = self.child.process.reap()
         self.gone = True
-        registry.discard(self._child.process)
+        registry.discard(self.child.process)
         # Its pipes may be held open by processes that it left behind, so their end is nothing to
         # wait for; what it wrote itself is in them by now.
         left = _DRAIN_MAX
         while not self._heard_result and left > 0 and (size := self._read_channel()):
             left -= size
-        for stream in self._child.streams:
+        for stream in self.child.streams:
             left = _DRAIN_MAX
             while left > 0 and (size := self._read_output(stream)):
                 left -= size
@@ -274,18 +265,18 @@ class Supervision:
         self._seconds = _KILL_PATIENCE
         self.ended_at = time.monotonic()
         self.gone = True
-        registry.discard(self._child.process)
-        registry.watch_on(self._child.process)
+        registry.discard(self.child.process)
+        registry.watch_on(self.child.process)
 
     def evidence(self) -> Evidence:
         """Return what the verdict is to be based on."""
         answer = self.conversation.answer
         detail = self._detail
-        if answer is not None and answer.kind in (Kind.LOST, Kind.FAILED):
-            detail = b"".join(answer.body).decode(errors="replace")
+        if answer is not None and answer[0] in (Kind.LOST, Kind.FAILED):
+            detail = b"".join(answer[1]).decode(errors="replace")
         return Evidence(
             started=self.conversation.started,
-            answer=None if answer is None else answer.kind,
+            answer=None if answer is None else answer[0],
             detail=detail,
             killed_for=self._killed_for,
             exit=self.status.exit,
@@ -296,39 +287,35 @@ class Supervision:
         """Return what the child has used."""
         status = self.status
         return Usage(
-            wall=self.ended_at - self._child.forked_at,
+            wall=self.ended_at - self.child.forked_at,
             user=status.user,
             system=status.system,
             max_rss=status.max_rss,
-            fork=self._child.fork_seconds,
+            fork=self.child.fork_seconds,
         )
-
-    @property
-    def exit(self) -> Exit | None:
-        """How the child ended, if that is known."""
-        return self.status.exit
 
     def _tell(self, name: str) -> None:
         if not self.listens:
             return
-        process = self._child.process
-        event = CallEvent(name, process.pid, time.monotonic() - self._child.forked_at)
+        process = self.child.process
+        event = CallEvent(name, process.pid, time.monotonic() - self.child.forked_at)
         _log.debug("child %d: %s after %.6f s", event.pid, name, event.time)
         if self._options.on_event is not None:
             self._options.on_event(event)
 
     def release(self) -> None:
         """Close everything that belonged to the call. The child must be gone."""
-        self._child.close()
+        self.child.close()
         if self._killed_for is not KilledFor.UNKILLABLE:
-            self._child.process.close()
+            self.child.process.close()
 
 
-async def supervise(supervision: Supervision, child: Child, grace: float) -> None:
+async def supervise(supervision: Supervision, grace: float) -> None:
     """Start the child and wait until it is gone.
 
     If cancelled, kill it, see it gone, and pass that on.
     """
+    child = supervision.child
     waiter = child.waiter
     # Armed before the fork: afterwards each page of the loop's that it touches is a copy.
     waiter.arm(supervision.next_time())
@@ -343,7 +330,7 @@ async def supervise(supervision: Supervision, child: Child, grace: float) -> Non
             await waiter.wait()
             supervision.step()
     except waiter.cancelled:
-        await _see_off(supervision, child, grace)
+        await _see_off(supervision, grace)
         raise
     except BaseException:
         # A callable of the caller's raised, or Ctrl-C, or this coroutine is being closed and may
@@ -356,9 +343,9 @@ async def supervise(supervision: Supervision, child: Child, grace: float) -> Non
         await _collect_adopted(child)
 
 
-async def _see_off(supervision: Supervision, child: Child, grace: float) -> None:
+async def _see_off(supervision: Supervision, grace: float) -> None:
     """End a child whose call was cancelled; further cancellations don't hurry or stop that."""
-    waiter = child.waiter
+    waiter = supervision.child.waiter
     with anyio.CancelScope(shield=True):
         supervision.terminate(grace)
         while not supervision.gone:

@@ -17,7 +17,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from .._os import cstdio, fds, signals
+from .._os import cstdio, fds, imports, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire.frames import Kind, encode
 from . import stdio
@@ -75,6 +75,11 @@ def main(order: Order) -> NoReturn:
             null = order.null
             for fd in sever:
                 os.dup2(null, fd, fd <= 2)
+            step = "imports"
+            # The parent waited until no other thread was importing anything; if one began at the
+            # last moment, its module's lock will never be released here.
+            if order.threaded and (names := imports.in_progress()):
+                raise RuntimeError(f"another thread was just importing {', '.join(names)}")
             step = "output"
             # After the descriptors: the streams write to 1 and 2 as they are now.
             if order.purge_c_stdout:

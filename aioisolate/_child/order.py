@@ -47,6 +47,7 @@ class Order:
         stdout, stderr: what to put on 1 and 2, or -1 to leave them alone.
         keep: descriptors to leave alone.
         sever: descriptors to replace by /dev/null, or None: look for them in the child.
+        threaded: the parent had other threads when it was forked.
         signals: signals that are not at their default.
         faulthandler: the parent has its crash reports enabled.
         purge_c_stdout: the C library holds output of the parent's.
@@ -70,6 +71,7 @@ class Order:
     stderr: int
     keep: frozenset[int]
     sever: Sequence[int] | None
+    threaded: bool
     signals: Sequence[int]
     faulthandler: bool
     purge_c_stdout: bool

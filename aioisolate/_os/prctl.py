@@ -16,6 +16,8 @@ if sys.platform == "linux":
     # Without use_errno and argtypes: both cost page faults in a fresh child, where this is called,
     # and the one call below fails for no reason but an invalid signal number.
     _prctl = ctypes.CDLL(None).prctl
+    _answer = ctypes.c_int(0)
+    _answer_at = ctypes.byref(_answer)
 
     def set_parent_death_signal(number: int) -> None:
         """Have the kernel send *number* to this process when the thread that forked it ends.
@@ -27,9 +29,8 @@ if sys.platform == "linux":
 
     def is_subreaper() -> bool:
         """Tell whether orphaned descendants become this process's own children."""
-        answer = ctypes.c_int(0)
-        _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(answer))
-        return answer.value != 0 or os.getpid() == 1
+        _prctl(_PR_GET_CHILD_SUBREAPER, _answer_at)
+        return _answer.value != 0 or os.getpid() == 1
 
 else:
 

@@ -11,10 +11,12 @@ import enum
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 __all__ = [
     "INLINE_MAX",
     "NONCE_SIZE",
+    "Frame",
     "FrameDecoder",
     "Kind",
     "Payload",
@@ -49,8 +51,7 @@ class Kind(enum.IntEnum):
 
 
 _VALUE = int(Kind.VALUE)
-_KINDS = frozenset(int(kind) for kind in Kind)
-_EMPTY = frozenset({Kind.STARTED})
+_KINDS = {int(kind): kind for kind in Kind}
 
 
 class ProtocolError(Exception):
@@ -67,12 +68,8 @@ def encode_small_value(nonce: bytes, stream: bytes) -> bytes:
     return _HEADER.pack(MAGIC, nonce, _VALUE, _TABLE.size + len(stream)) + _NO_TABLE + stream
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """A whole frame; the body is in the pieces in which it arrived."""
-
-    kind: Kind
-    body: Sequence[bytes] = ()
+# A whole frame; the body is in the pieces in which it arrived.
+Frame: TypeAlias = tuple[Kind, Sequence[bytes]]
 
 
 class FrameDecoder:
@@ -89,43 +86,46 @@ class FrameDecoder:
 
     def feed(self, data: bytes) -> list[Frame]:
         """Take more bytes; return the frames that they complete. Raises ProtocolError."""
-        frames = []
-        while data:
-            if self._kind is None:
-                wanted = _HEADER.size - len(self._head)
-                self._head += data[:wanted]
-                data = data[wanted:]
-                if len(self._head) < _HEADER.size:
-                    self._check_start()
+        frames: list[Frame] = []
+        at = 0
+        while at < len(data):
+            kind = self._kind
+            if kind is None:
+                head = self._head + data[at : at + _HEADER.size - len(self._head)]
+                at += len(head) - len(self._head)
+                if len(head) < _HEADER.size:
+                    self._check_start(head)
+                    self._head = head
                     break
-                self._kind, self._missing = self._parse_head()
                 self._head = b""
-            else:
-                piece = data if len(data) <= self._missing else data[: self._missing]
-                data = data[len(piece) :]
+                self._kind, self._missing = kind, _ = self._parse(head)
+            if self._missing:
+                piece = data[at : at + self._missing]
+                at += len(piece)
                 self._missing -= len(piece)
-                self._body.append(piece)
+                if piece:
+                    self._body.append(piece)
             if not self._missing:
-                frames.append(Frame(self._kind, self._body))
+                frames.append((kind, self._body))
                 self._kind = None
                 self._body = []
         return frames
 
-    def _check_start(self) -> None:
+    def _check_start(self, head: bytes) -> None:
         # A few stray bytes must not pass for a header that is merely slow.
-        expected = (MAGIC + self._nonce)[: len(self._head)]
-        if not self._head.startswith(expected):
-            raise ProtocolError(f"the channel carries {self._head!r}, which is no frame")
+        if not head.startswith((MAGIC + self._nonce)[: len(head)]):
+            raise ProtocolError(f"the channel carries {head!r}, which is no frame")
 
-    def _parse_head(self) -> tuple[Kind, int]:
-        magic, nonce, kind, length = _HEADER.unpack(self._head)
+    def _parse(self, head: bytes) -> tuple[Kind, int]:
+        magic, nonce, number, length = _HEADER.unpack(head)
         if magic != MAGIC or nonce != self._nonce:
-            raise ProtocolError(f"the channel carries {self._head!r}, which is no frame")
-        if kind not in _KINDS:
-            raise ProtocolError(f"the channel carries a frame of unknown kind {kind}")
-        if length > _MAX_LENGTH or (length and kind in _EMPTY):
-            raise ProtocolError(f"the channel carries a {Kind(kind).name} frame of {length} bytes")
-        return Kind(kind), length
+            raise ProtocolError(f"the channel carries {head!r}, which is no frame")
+        kind = _KINDS.get(number)
+        if kind is None:
+            raise ProtocolError(f"the channel carries a frame of unknown kind {number}")
+        if length > _MAX_LENGTH or (length and kind is Kind.STARTED):
+            raise ProtocolError(f"the channel carries a {kind.name} frame of {length} bytes")
+        return kind, length
 
 
 @dataclass(frozen=True, slots=True)

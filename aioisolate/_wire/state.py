@@ -56,11 +56,12 @@ class Conversation:
         if self.state is State.DONE:
             return
         for frame in self._decoder.feed(data):
-            after = _TRANSITIONS.get((self.state, frame.kind))
+            kind = frame[0]
+            after = _TRANSITIONS.get((self.state, kind))
             if after is None:
-                raise ProtocolError(f"a {frame.kind.name} frame came when {self.state.value}")
+                raise ProtocolError(f"a {kind.name} frame came when {self.state.value}")
             self.state = after
-            self.started = self.started or frame.kind is Kind.STARTED
+            self.started = self.started or kind is Kind.STARTED
             if after is State.DONE:
                 self.answer = frame
                 return

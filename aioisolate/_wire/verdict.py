@@ -67,29 +67,28 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """An answer to let through, or the class, reason and wording of the error to raise."""
+    """The class, reason and wording of the error to raise."""
 
-    answer: Answer | None = None
-    error: type[IsolationError] | None = None
-    reason: Reason | None = None
-    message: str = ""
+    error: type[IsolationError]
+    reason: Reason
+    message: str
 
 
-def judge(evidence: Evidence) -> Verdict:
-    """Decide what a call comes to."""
+def judge(evidence: Evidence) -> Verdict | Answer:
+    """Decide what a call comes to: an answer to let through, or an error to raise."""
     match evidence.answer:
         case Kind.VALUE:
-            return Verdict(Answer.VALUE)
+            return Answer.VALUE
         case Kind.RAISED:
-            return Verdict(Answer.RAISED)
+            return Answer.RAISED
         case Kind.LOST:
             name, _, text = evidence.detail.partition("\n")
             reason = Reason[name] if name in _LOSSES else Reason.RESULT_WRITE
-            return Verdict(None, CallableExecutedError, reason, text)
+            return Verdict(CallableExecutedError, reason, text)
         case Kind.FAILED:
             step, _, text = evidence.detail.partition("\n")
             message = f"the child failed before it called fn, at step {step!r}: {text}"
-            return Verdict(None, CallableDidNotExecuteError, Reason.CHILD_SETUP, message)
+            return Verdict(CallableDidNotExecuteError, Reason.CHILD_SETUP, message)
     if evidence.killed_for is not None and evidence.killed_for is not KilledFor.LINGERING:
         return _killed(evidence, evidence.killed_for)
     return _died(evidence)
@@ -105,25 +104,25 @@ def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:
             error = CallTimeoutError if started else StartTimeoutError
             where = "" if started else " before it called fn"
             message = f"the child was killed{where}: it took longer than {evidence.seconds:g} s"
-            return Verdict(None, error, Reason.TIMEOUT, message)
+            return Verdict(error, Reason.TIMEOUT, message)
         case KilledFor.START_TIMEOUT:
             error = CallTimeoutError if started else StartTimeoutError
             message = (
                 f"the child was killed: it did not reach fn within {evidence.seconds:g} s "
                 "(perhaps another thread of this process held a lock when it was forked)"
             )
-            return Verdict(None, error, Reason.START_TIMEOUT, message)
+            return Verdict(error, Reason.START_TIMEOUT, message)
         case KilledFor.PROTOCOL | KilledFor.CHANNEL_READ:
             # Whoever wrote those bytes may be fn, so nothing is proved by a missing mark.
             message = f"the child was killed: {evidence.detail}"
-            return Verdict(None, CallableStatusUnknownError, Reason[cause.name], message)
+            return Verdict(CallableStatusUnknownError, Reason[cause.name], message)
         case _:
             error = CallableStatusUnknownError if started else CallableDidNotExecuteError
             message = (
                 f"the child was killed and had not ended {evidence.seconds:g} s later (it is "
                 "stuck in the kernel); it is still being watched"
             )
-            return Verdict(None, error, Reason.WAIT, message)
+            return Verdict(error, Reason.WAIT, message)
 
 
 def _died(evidence: Evidence) -> Verdict:
@@ -131,7 +130,7 @@ def _died(evidence: Evidence) -> Verdict:
     if not evidence.started:
         how = f"ended with {exit_}" if exit_ is not None else "ended"
         message = f"the child {how} before it called fn"
-        return Verdict(None, CallableDidNotExecuteError, Reason.CHILD_SETUP, message)
+        return Verdict(CallableDidNotExecuteError, Reason.CHILD_SETUP, message)
     if exit_ is None:
         message = "the child ended without a result, and how could not be observed"
         reason = Reason.WAIT
@@ -146,4 +145,4 @@ def _died(evidence: Evidence) -> Verdict:
     else:
         message = f"the child exited with code {exit_.code} while fn was running"
         reason = Reason.EXIT
-    return Verdict(None, CallableStatusUnknownError, reason, message)
+    return Verdict(CallableStatusUnknownError, reason, message)
