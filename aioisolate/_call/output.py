@@ -55,12 +55,11 @@ class OutputStream:
     def _hand_over(self, text: str) -> None:
         assert self._on_line is not None
         *lines, rest = (self._line + text).split("\n")
-        while len(rest) > LINE_MAX:
-            lines.append(rest[:LINE_MAX])
-            rest = rest[LINE_MAX:]
-        self._line = rest
-        for line in lines:
-            self._on_line(self._name, line)
+        whole = len(rest) - len(rest) % LINE_MAX
+        self._line = rest[whole:]
+        for line in (*lines, rest[:whole]) if whole else lines:
+            for start in range(0, len(line) or 1, LINE_MAX):
+                self._on_line(self._name, line[start : start + LINE_MAX])
 
     def text(self) -> str:
         """Return what was collected; a line in the middle says how much was dropped, if any."""

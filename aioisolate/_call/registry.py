@@ -29,7 +29,10 @@ def discard(process: Process) -> None:
 
 
 def put_down(process: Process) -> None:
-    """Kill a child and collect it, blocking: nobody can await it any more."""
+    """Kill a child, if there is one, and collect it, blocking: nobody can await it any more."""
+    discard(process)
+    if not process.pid:
+        return
     process.signal_group(signal.SIGKILL)
     process.signal(signal.SIGKILL)
     if process.ended(_PATIENCE):
@@ -37,7 +40,6 @@ def put_down(process: Process) -> None:
         process.close()
     else:
         watch_on(process)
-    discard(process)
 
 
 def abandon(process: Process, fds: Descriptors) -> None:

@@ -37,6 +37,7 @@ from .waiter import AnyioWaiter, AsyncioWaiter, Waiter
 
 __all__ = ["Child", "let_imports_finish"]
 
+_STREAMS = ("__stdin__", "__stdout__", "__stderr__")
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 # With more descriptors than this the child looks through them itself: that takes longer there
 # (each page it touches is copied), but it does not hold up the event loop.
@@ -132,7 +133,8 @@ class Child:
             self.waiter = AnyioWaiter(waitset.fileno())
         for stream in self.streams:
             waitset.add(stream.fd)
-        keep = plan.options.pass_fds | {channel_write, scratch, null}
+        keep = plan.options.pass_fds | {channel_write, scratch, null, stdout, stderr}
+        keep |= {fd for fd, name in enumerate(_STREAMS) if getattr(sys, name) is not None}
         numpy_random = sys.modules.get("numpy.random")
         self.nonce = nonce = os.urandom(NONCE_SIZE)
         self._order = Order(

@@ -65,16 +65,18 @@ def main(order: Order) -> NoReturn:
             # Before user code and before anything that opens files: replaced in place rather
             # than closed, because an inherited socket object that is collected later closes its
             # number, whoever has it by then.
-            if order.stdout >= 0:
-                os.dup2(order.stdout, 1)
-            if order.stderr >= 0:
-                os.dup2(order.stderr, 2)
             sever = order.sever
             if sever is None:
                 sever = fds.severable(fds.listed(), order.keep)
             null = order.null
             for fd in sever:
                 os.dup2(null, fd, fd <= 2)
+            if order.stdout >= 0:
+                os.dup2(order.stdout, 1)
+                os.dup2(order.stderr, 2)
+                if order.stdout != null:
+                    os.dup2(null, order.stdout, False)
+                    os.dup2(null, order.stderr, False)
             step = "imports"
             # The parent waited until no other thread was importing anything; if one began at the
             # last moment, its module's lock will never be released here.

@@ -84,20 +84,22 @@ def listed() -> list[int]:
 def severable(fds: Iterable[int], keep: Collection[int]) -> list[int]:
     """Pick those of *fds* that a child must lose: sockets, pipes, epolls, eventfds, pidfds...
 
-    Standard streams are picked where they are closed, so that they lead somewhere in the child.
+    Of 0, 1 and 2 those that *keep* does not name are picked whatever they are, open or not: a
+    process that was started without them has something else under these numbers.
     """
     found = []
-    seen = 0
+    streams = set()
     for fd in fds:
-        if fd <= 2:
-            seen |= 1 << fd
-        elif fd not in keep:
+        if fd in keep:
+            if fd <= 2:
+                streams.add(fd)
+        elif fd > 2:
             try:
                 mode = os.fstat(fd).st_mode
             except OSError:
                 continue
             if stat.S_IFMT(mode) not in _HARMLESS:
                 found.append(fd)
-    if seen != 0b111:
-        found += [fd for fd in range(3) if not seen & 1 << fd]
+    if len(streams) < 3:
+        found += {0, 1, 2} - streams
     return found

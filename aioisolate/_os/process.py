@@ -81,13 +81,17 @@ class Process:
         self._wait_fd = -1
 
     def adopt(self, pid: int) -> None:
-        """Begin to own the child *pid*. Raises OSError if it cannot be waited for."""
+        """Begin to own the child *pid*. Raises OSError, and owns nothing, if it can't be watched."""
         self.pid = pid
         try:
             self._wait_fd = self._fds.own(os.pidfd_open(pid))
             self._is_pidfd = True
         except (OSError, AttributeError):  # not compiled in, ENOSYS, EPERM, EMFILE...
-            self._wait_fd = threads.start("wait", self._await_exit, self._fds)
+            try:
+                self._wait_fd = threads.start("wait", self._await_exit, self._fds)
+            except OSError:
+                self.pid = 0
+                raise
 
     def _await_exit(self) -> None:
         try:

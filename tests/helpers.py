@@ -1,0 +1,106 @@
+"""What several test modules need."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from aioisolate import CallEvent
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Stages:
+    """Collects the events of a call and lets a test await one of them."""
+
+    def __init__(self) -> None:
+        self.seen: list[CallEvent] = []
+        self._changed = anyio.Event()
+
+    def __call__(self, event: CallEvent) -> None:
+        self.seen.append(event)
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    @property
+    def names(self) -> list[str]:
+        return [event.name for event in self.seen]
+
+    @property
+    def pid(self) -> int:
+        return self.seen[0].pid
+
+    async def reached(self, name: str) -> int:
+        """Wait for the stage *name* and return the child's pid."""
+        with anyio.fail_after(20):
+            while name not in self.names:
+                await self._changed.wait()
+        return self.pid
+
+
+def alive(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    """Wait for something that gives no event."""
+    with anyio.fail_after(seconds):
+        while not (value := condition()):
+            await anyio.sleep(0.005)
+        return value
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    """Wait for something that gives no event, outside a loop."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.005)
+    return value
+
+
+def python(source: str, *args: str, prefix: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a Python program in an interpreter of its own, maybe behind some shell *prefix*."""
+    options = {"capture_output": True, "text": True, "timeout": 60, "cwd": ROOT} | options
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    command: Any = [sys.executable, "-c", textwrap.dedent(source), *args]
+    if prefix:
+        command = ["sh", "-c", f'exec "$@" {prefix}', "sh", *command]
+    return subprocess.run(command, env=environment, check=False, **options)
+
+
+async def gap_while(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Await *work()* and return the longest time that the event loop was held up meanwhile."""
+    longest = 0.0
+    done = False
+
+    async def watch() -> None:
+        nonlocal longest
+        last = time.perf_counter()
+        while not done:
+            await asyncio.sleep(0)
+            now = time.perf_counter()
+            longest = max(longest, now - last)
+            last = now
+
+    watching = asyncio.create_task(watch())
+    try:
+        result = await work()
+    finally:
+        done = True
+        await watching
+    return longest, result

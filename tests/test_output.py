@@ -1,0 +1,162 @@
+"""Where a child's output goes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+import pytest
+
+from aioisolate import CallableStatusUnknownError, capture_isolated, run_isolated
+from aioisolate._call.output import CAPTURE_MAX, OutputStream
+from tests.helpers import python
+
+
+def speak():
+    print("one")
+    print("two", end="", flush=False)
+    print("three", file=sys.stderr)
+    os.write(1, b" raw\n")
+    return 1
+
+
+async def test_capture():
+    outcome = await capture_isolated(speak, output="capture")
+    assert outcome.value == 1
+    assert outcome.stdout.splitlines()[0] == "one"
+    assert sorted(outcome.stdout.split()) == ["one", "raw", "two"]
+    assert outcome.stderr == "three\n"
+
+
+async def test_c_level_writes():
+    def speak_c():
+        libc = ctypes.CDLL(None)
+        libc.puts(b"from C")  # stays in C's buffer: standard output is a pipe
+        libc.printf(b"and more")
+        os.system("echo from a program")
+
+    outcome = await capture_isolated(speak_c, output="capture")
+    for part in ("from C\n", "and more", "from a program\n"):  # in an order of C's own
+        assert outcome.stdout.count(part) == 1
+
+
+async def test_lines():
+    lines = []
+
+    def speak_lines():
+        for i in range(1000):
+            print("line", i)
+        print("last", end="")
+        print("e", file=sys.stderr)
+
+    await run_isolated(speak_lines, output=lambda stream, line: lines.append((stream, line)))
+    out = [line for stream, line in lines if stream == "stdout"]
+    assert out == [f"line {i}" for i in range(1000)] + ["last"]
+    assert [line for stream, line in lines if stream == "stderr"] == ["e"]
+
+
+async def test_a_line_callable_that_raises_ends_the_call():
+    def explode(stream, line):
+        raise ZeroDivisionError(line)
+
+    with pytest.raises(ZeroDivisionError, match="one"):
+        await run_isolated(speak, output=explode)
+
+
+async def test_null(capfd):
+    outcome = await capture_isolated(speak, output="null")
+    assert outcome.value == 1
+    assert outcome.stdout is None
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_inherit(capfd):
+    await run_isolated(speak)
+    out, err = capfd.readouterr()
+    assert sorted(out.split()) == ["one", "raw", "two"]
+    assert err == "three\n"
+
+
+async def test_stderr_tail_of_an_error():
+    def die():
+        print("x" * 20_000 + "the end", file=sys.stderr)
+        os.abort()
+
+    with pytest.raises(CallableStatusUnknownError) as caught:
+        await run_isolated(die, output="capture")
+    assert caught.value.stderr_tail.endswith("xxthe end\n")
+    assert len(caught.value.stderr_tail) == 8192
+
+
+async def test_capture_is_bounded():
+    def flood():
+        for i in range(200_000):
+            print(f"{i:09}")
+
+    outcome = await capture_isolated(flood, output="capture")
+    assert len(outcome.stdout) < CAPTURE_MAX + 200
+    assert outcome.stdout.startswith("000000000\n")
+    assert outcome.stdout.endswith("000199999\n")
+    assert f"[... {200_000 * 10 - CAPTURE_MAX} bytes dropped ...]" in outcome.stdout
+
+
+async def test_output_of_a_killed_child_is_kept():
+    def die():
+        print("before")
+        os.kill(os.getpid(), 9)
+
+    outcome = await capture_isolated(die, output="capture")
+    assert outcome.stdout == "before\n"
+    assert outcome.exit == -9
+
+
+async def test_closed_and_replaced_streams():
+    def close():
+        sys.stdout.close()
+        return 1
+
+    def replace():
+        sys.stdout = None
+        return 2
+
+    assert (await capture_isolated(close, output="capture")).value == 1
+    assert (await capture_isolated(replace, output="capture")).value == 2
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 4096])
+def test_lines_in_any_pieces(size):
+    text = "ä\nbb\n\nlong " + "x" * 200_000 + "\nend"
+    lines = []
+    stream = OutputStream("stdout", -1, lambda _, line: lines.append(line))
+    data = text.encode()
+    step = size if size > 3 else max(size, len(data) // 3000)
+    for i in range(0, len(data), step):
+        stream.feed(data[i : i + step])
+    stream.finish()
+    assert "".join(lines) == text.replace("\n", "")
+    assert lines[:3] == ["ä", "bb", ""]
+    assert lines[-1] == "end"
+    assert max(map(len, lines)) <= 64 * 1024
+
+
+def test_each_line_once_with_unwritten_output_in_the_parent():
+    """Hazard 12."""
+    result = python(
+        """
+        import asyncio, ctypes, sys
+        from aioisolate import run_isolated
+        libc = ctypes.CDLL(None)
+        def child():
+            print("child")
+            libc.puts(b"C child")
+        print("parent before", end="\\n")   # to a pipe: it stays in the buffer
+        libc.puts(b"C before")
+        asyncio.run(run_isolated(child))
+        print("parent after")
+        """
+    )
+    assert result.returncode == 0, result.stderr
+    assert sorted(result.stdout.splitlines()) == sorted(
+        ["parent before", "C before", "child", "C child", "parent after"]
+    )
