@@ -85,8 +85,8 @@ async def test_a_signal_before_the_reset_finds_no_handler(tmp_path, monkeypatch)
 def test_ctrl_c_between_fork_and_registration(monkeypatch):
     from aioisolate._call import spawn
 
-    def fork(*, threaded, original=spawn.fork):
-        pid = original(threaded=threaded)
+    def fork(original=spawn.fork):
+        pid = original()
         if pid:
             signal.raise_signal(signal.SIGINT)
         return pid
@@ -761,11 +761,11 @@ async def test_no_pidfd_and_no_thread(monkeypatch):
     without_pidfds(monkeypatch)
     from aioisolate._os import threads
 
-    def start(name, work, owner):
+    def start(name, work):
         time.sleep(0.05)
         raise OSError(errno.EAGAIN, "can't start new thread")
 
-    monkeypatch.setattr(threads, "start", start)
+    monkeypatch.setattr(threads, "Helper", start)
     error = (await capture_isolated(time.sleep, 60)).error
     assert isinstance(error, (CallableStatusUnknownError, CallableDidNotExecuteError))
     assert error.reason is (

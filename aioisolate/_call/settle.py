@@ -15,7 +15,6 @@ from .._errors import (
     Reason,
 )
 from .._os import memfd, threads
-from .._os.fds import Descriptors
 from .._outcome import Outcome
 from .._wire import codecs
 from .._wire.frames import Payload, ProtocolError, Region
@@ -103,12 +102,12 @@ async def _in_thread(work: Callable[[], Any]) -> Any:
         except BaseException as exc:  # noqa: BLE001 - it is raised again where it is awaited
             failure.append(exc)
 
-    fds = Descriptors()
+    helper = threads.Helper("decode", run)
     try:
-        done = threads.start("decode", run, fds)
-        await anyio.wait_readable(done)
+        await anyio.wait_readable(helper.fileno())
+        helper.done()
     finally:
-        fds.close_all()
+        helper.close()
     if failure:
         raise failure[0]
     return result[0]

@@ -175,7 +175,7 @@ class Child:
             mask = signals.block_all()
             try:
                 self.forked_at = start = time.monotonic()
-                pid = fork(threaded=self._threaded)
+                pid = fork()
                 if pid == 0:
                     bootstrap.main(self._order)
                 self.fork_seconds = time.monotonic() - start

@@ -44,18 +44,29 @@ class Status:
     max_rss: int = 0
 
 
-def fork(*, threaded: bool) -> int:
+def fork() -> int:
     """Fork this process: 0 in the child, the child's pid here.
 
-    With *threaded*, Python's own warning about forking a process with threads is held back. It
-    is issued once the child exists; under ``-W error`` some versions raise it there, and the
-    child would be lost. The caller warns before the fork instead.
+    Python's own warning about forking a process with threads is held back. It is issued once the
+    child exists; under ``-W error`` some versions raise it there, and the child would be lost.
+    The caller warns before the fork instead.
     """
-    if threaded and sys.version_info >= (3, 12):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return os.fork()
+    if sys.version_info >= (3, 12):
+        _hush()
     return os.fork()
+
+
+_filter: object = None
+
+
+def _hush() -> None:
+    # A filter for this one module, first in the list, put there again only if it no longer is.
+    # (Not warnings.catch_warnings: leaving it makes Python forget which warnings it has shown.)
+    global _filter
+    if not warnings.filters or warnings.filters[0] is not _filter:
+        module = __name__.replace(".", r"\.") + "$"
+        warnings.filterwarnings("ignore", "This process", DeprecationWarning, module)
+        _filter = warnings.filters[0]
 
 
 class Process:
@@ -69,7 +80,16 @@ class Process:
         owner_pid: the process that forked it.
     """
 
-    __slots__ = ("_closed", "_fds", "_is_pidfd", "_reaped", "_wait_fd", "owner_pid", "pid")
+    __slots__ = (
+        "_closed",
+        "_fds",
+        "_helper",
+        "_is_pidfd",
+        "_reaped",
+        "_wait_fd",
+        "owner_pid",
+        "pid",
+    )
 
     def __init__(self) -> None:
         self.pid = 0
@@ -77,6 +97,7 @@ class Process:
         self._reaped = False
         self._closed = False
         self._fds = Descriptors()
+        self._helper: threads.Helper | None = None
         self._is_pidfd = False
         self._wait_fd = -1
 
@@ -88,7 +109,8 @@ class Process:
             self._is_pidfd = True
         except (OSError, AttributeError):  # not compiled in, ENOSYS, EPERM, EMFILE...
             try:
-                self._wait_fd = threads.start("wait", self._await_exit, self._fds)
+                self._helper = threads.Helper("wait", self._await_exit)
+                self._wait_fd = self._helper.fileno()
             except OSError:
                 self.pid = 0
                 raise
@@ -210,3 +232,5 @@ class Process:
             self._wait_fd = -1
             if self.owner_pid == os.getpid():
                 self._fds.close_all()
+                if self._helper is not None:
+                    self._helper.close()

@@ -10,33 +10,49 @@ from collections.abc import Callable
 
 from .fds import Descriptors
 
-__all__ = ["others", "start"]
+__all__ = ["Helper", "others"]
 
 # How these threads are told from the user's own: they hold no lock that a child could need.
 _PREFIX = "aioisolate-"
 
 
-def start(name: str, work: Callable[[], object], owner: Descriptors) -> int:
-    """Run *work* in a daemon thread; return a descriptor that is at its end when it is done.
+class Helper:
+    """A daemon thread that does one thing and ends.
 
-    *work* must not raise. Raises OSError if no thread can be started. The descriptor belongs to *owner*.
+    Raises OSError if it can't be started. *work* must not raise.
     """
-    read, write = os.pipe()
-    owner.own(read)
-    os.set_blocking(read, False)
 
-    def run() -> None:
+    def __init__(self, name: str, work: Callable[[], object]) -> None:
+        self._fds = Descriptors()
+        self._read, write = os.pipe()
+        self._fds.own(self._read)
+        os.set_blocking(self._read, False)
+
+        def run() -> None:
+            try:
+                work()
+            finally:
+                os.close(write)
+
+        self._thread = threading.Thread(target=run, name=_PREFIX + name, daemon=True)
         try:
-            work()
-        finally:
+            self._thread.start()
+        except RuntimeError as exc:  # "can't start new thread": the system has said EAGAIN
             os.close(write)
+            self.close()
+            raise OSError(errno.EAGAIN, str(exc)) from exc
 
-    try:
-        threading.Thread(target=run, name=_PREFIX + name, daemon=True).start()
-    except RuntimeError as exc:  # "can't start new thread": the system has said EAGAIN
-        os.close(write)
-        raise OSError(errno.EAGAIN, str(exc)) from exc
-    return read
+    def fileno(self) -> int:
+        """Return a descriptor that is at its end, so readable, once the work is done."""
+        return self._read
+
+    def done(self) -> None:
+        """See the thread off whose work is done: a fork should not find even its last breath."""
+        self._thread.join()
+
+    def close(self) -> None:
+        """Close the descriptor, whether the thread has ended or not."""
+        self._fds.close_all()
 
 
 def others() -> list[str]:
