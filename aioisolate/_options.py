@@ -73,7 +73,7 @@ class CallOptions:
         return cls(
             timeout=timeout,
             grace=grace,
-            output=output,  # type: ignore[arg-type]  # checked above, by value
+            output=output,
             start_timeout=start_timeout,
             on_event=on_event,
             pass_fds=_checked_fds(pass_fds) if pass_fds else frozenset(),

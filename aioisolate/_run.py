@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Literal, ParamSpec, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, Literal, ParamSpec, TypeVar, TypeVarTuple, Unpack, cast, overload
 
 from ._call.plan import Plan, check_callable, make_plan
 from ._call.settle import outcome_of, settle
@@ -27,21 +27,21 @@ Ts = TypeVarTuple("Ts")
 async def run_isolated(
     fn: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
     /,
-    *args: Unpack[Ts],
+    *args: *Ts,
     **options: Unpack[OptionArgs],
 ) -> T: ...
 
 
 @overload
 async def run_isolated(
-    fn: Callable[[Unpack[Ts]], T], /, *args: Unpack[Ts], **options: Unpack[OptionArgs]
+    fn: Callable[[Unpack[Ts]], T], /, *args: *Ts, **options: Unpack[OptionArgs]
 ) -> T: ...
 
 
 async def run_isolated(
-    fn: Callable[..., Any],
+    fn: Callable[[Unpack[Ts]], Any],
     /,
-    *args: Any,
+    *args: *Ts,
     timeout: float | None = None,
     grace: float = 0.0,
     start: Literal["fork"] = "fork",
@@ -112,21 +112,21 @@ async def run_isolated(
 async def capture_isolated(
     fn: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
     /,
-    *args: Unpack[Ts],
+    *args: *Ts,
     **options: Unpack[OptionArgs],
 ) -> Outcome[T]: ...
 
 
 @overload
 async def capture_isolated(
-    fn: Callable[[Unpack[Ts]], T], /, *args: Unpack[Ts], **options: Unpack[OptionArgs]
+    fn: Callable[[Unpack[Ts]], T], /, *args: *Ts, **options: Unpack[OptionArgs]
 ) -> Outcome[T]: ...
 
 
 async def capture_isolated(
-    fn: Callable[..., Any], /, *args: Any, **options: Unpack[OptionArgs]
+    fn: Callable[[Unpack[Ts]], Any], /, *args: *Ts, **options: Unpack[OptionArgs]
 ) -> Outcome[Any]:
-    """Run ``fn(*args)`` like `run_isolated`, and return what became of it, whatever that is.
+    r"""Run ``fn(*args)`` like `run_isolated`, and return what became of it, whatever that is.
 
     Takes the options of `run_isolated`. Never raises for the child's fate: fn's exception or the
     `IsolationError` is the outcome's ``error``. Bad arguments and cancellation are raised.
@@ -135,7 +135,7 @@ async def capture_isolated(
 
         outcome = await capture_isolated(convert, path, output="capture", timeout=30)
         if outcome.error:
-            log.warning("%s: %s\\n%s", path, outcome.error, outcome.stderr)
+            log.warning("%s: %s\n%s", path, outcome.error, outcome.stderr)
     """
     checked = CallOptions.checked(**options)
     try:
@@ -161,9 +161,7 @@ async def _call(plan: Plan) -> tuple[Any, BaseException | None, Supervision]:
 
 
 @overload
-def isolated(
-    fn: Callable[P, Coroutine[Any, Any, T]], /
-) -> Callable[P, Coroutine[Any, Any, T]]: ...
+def isolated(fn: Callable[P, Coroutine[Any, Any, T]], /) -> Callable[P, Coroutine[Any, Any, T]]: ...
 
 
 @overload
@@ -174,7 +172,7 @@ def isolated(fn: Callable[P, T], /) -> Callable[P, Coroutine[Any, Any, T]]: ...
 def isolated(**options: Unpack[OptionArgs]) -> _Decorator: ...
 
 
-def isolated(fn: Any = None, /, **options: Unpack[OptionArgs]) -> Any:
+def isolated(fn: Callable[..., Any] | None = None, /, **options: Unpack[OptionArgs]) -> Any:
     """Make a function an async one that runs isolated at each call.
 
     Used bare or with the options of `run_isolated`. The result takes the same arguments,
@@ -188,7 +186,10 @@ def isolated(fn: Any = None, /, **options: Unpack[OptionArgs]) -> Any:
         small = await thumbnail(data, width=64)
     """
     decorator = _Decorator(CallOptions.checked(**options))
-    return decorator if fn is None and options else decorator(fn)
+    if fn is None and options:
+        return decorator
+    check_callable(fn)
+    return decorator(cast("Callable[..., Any]", fn))
 
 
 class _Decorator:

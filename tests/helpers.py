@@ -73,7 +73,9 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20) -> Any:
     return value
 
 
-def python(source: str, *args: str, prefix: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+def python(
+    source: str, *args: str, prefix: str = "", **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run a Python program in an interpreter of its own, maybe behind some shell *prefix*."""
     options = {"capture_output": True, "text": True, "timeout": 60, "cwd": ROOT} | options
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}

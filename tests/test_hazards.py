@@ -187,7 +187,15 @@ async def test_no_loop_seems_to_run_in_the_child():
 @hazard(7)
 @pytest.mark.parametrize(
     "end",
-    ["SystemExit", "KeyboardInterrupt", "GeneratorExit", "CancelledError", "_exit", "abort", "exec"],
+    [
+        "SystemExit",
+        "KeyboardInterrupt",
+        "GeneratorExit",
+        "CancelledError",
+        "_exit",
+        "abort",
+        "exec",
+    ],
 )
 async def test_the_callers_finally_runs_once(end, tmp_path):
     def stop():

@@ -50,20 +50,17 @@ async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
     return None, _own_exception(supervision, value)
 
 
-def outcome_of(
-    supervision: Supervision, value: Any, error: BaseException | None
-) -> Outcome[Any]:
+def outcome_of(supervision: Supervision, value: Any, error: BaseException | None) -> Outcome[Any]:
     """Put together all that is known about a settled call."""
     child = supervision.child
-    texts = [stream.text() for stream in child.streams] or [None, None]
     return Outcome(
         value=value,
         error=error,
         usage=supervision.usage(),
         exit=supervision.status.exit,
         pid=child.process.pid,
-        stdout=texts[0],
-        stderr=texts[1],
+        stdout=child.streams[0].text() if child.streams else None,
+        stderr=child.streams[1].text() if child.streams else None,
     )
 
 

@@ -26,7 +26,7 @@ from .._errors import (
 from .._os import cstdio, imports, memfd, signals, threads
 from .._os import fds as os_fds
 from .._os.fds import Descriptors
-from .._os.process import Process, fork
+from .._os.process import Process, fork, hush_fork_warning
 from .._os.waitset import WaitSet
 from .._wire.frames import NONCE_SIZE, Kind, encode
 from .._wire.state import Conversation
@@ -105,6 +105,7 @@ class Child:
 
         Raises CallableDidNotExecuteError if a descriptor can't be had.
         """
+        hush_fork_warning()
         others = threads.others()
         if others:
             _warn_about(others)
@@ -235,9 +236,7 @@ def _severable(keep: frozenset[int], threaded: bool) -> list[int] | None:
     return os_fds.severable(listed, keep) if len(listed) <= _LOOK_HERE_MAX else None
 
 
-def _output(
-    plan: Plan, null: int, fds: Descriptors
-) -> tuple[tuple[OutputStream, ...], int, int]:
+def _output(plan: Plan, null: int, fds: Descriptors) -> tuple[tuple[OutputStream, ...], int, int]:
     """Open what the child's output needs: what is read here, and what it gets as 1 and 2."""
     output = plan.options.output
     if output == "inherit":

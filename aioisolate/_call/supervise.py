@@ -1,11 +1,11 @@
-"""Watching a child from its fork to its end.
+r"""Watching a child from its fork to its end.
 
 `Supervision` is told that something is readable or that it is time, and does what is due: it
 reads, it kills, it collects; none of its methods waits. `supervise` is the one loop that does
 wait, and the one place where a cancelled call ends its child.
 
     RUNNING --deadline--> DUMPING --> TERMINATING --> KILLING --> (gone)
-       |                  (stack)     (only if grace)    ^  \\
+       |                  (stack)     (only if grace)    ^  \
        +--cancelled, or nonsense on the channel ---------+   +--> LOST (stuck in the kernel)
 """
 
@@ -129,7 +129,7 @@ class Supervision:
         elif time.monotonic() >= self.next_time():
             self._on_time()
 
-    def _on_time(self) -> None:
+    def _on_time(self) -> None:  # noqa: C901 - one arm per phase
         now = time.monotonic()
         match self._phase:
             case _Phase.RUNNING if self._heard_result:

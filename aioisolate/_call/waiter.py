@@ -24,12 +24,14 @@ class Waiter(Protocol):
     @property
     def cancelled(self) -> type[BaseException]:
         """What is raised where a task is cancelled."""
+        ...
 
     def arm(self, until: float) -> None:
         """Prepare to wait until *until*, on the clock of time.monotonic."""
 
     def wait(self) -> Awaitable[None]:
         """Return when the descriptor is readable, or the time has come, or a little earlier."""
+        ...
 
     def close(self) -> None:
         """Stop watching; the descriptor may be closed afterwards."""

@@ -36,7 +36,7 @@ _OOM_SCORE = b"/proc/self/oom_score_adj"
 _LINUX = sys.platform == "linux"
 
 
-def main(order: Order) -> NoReturn:
+def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
     """Carry out *order* in the forked child and end the process."""
     code = 1
     step = "parent-death signal"
@@ -81,13 +81,15 @@ def main(order: Order) -> NoReturn:
             # The parent waited until no other thread was importing anything; if one began at the
             # last moment, its module's lock will never be released here.
             if order.threaded and (names := imports.in_progress()):
-                raise RuntimeError(f"another thread was just importing {', '.join(names)}")
+                message = f"another thread was just importing {', '.join(names)}"
+                raise RuntimeError(message)  # noqa: TRY301 - every failure goes one way
             step = "output"
             # After the descriptors: the streams write to 1 and 2 as they are now.
             if order.purge_c_stdout:
                 cstdio.purge()
             streams = order.streams or stdio.build()
-            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__ = streams
+            sys.stdout, sys.stderr = streams
+            sys.__stdout__, sys.__stderr__ = streams  # type: ignore[misc]  # final for others
             step = "event loop"
             # After the descriptors: what is dropped here can't reach the parent's epoll.
             for forget, arguments in order.forget_loop:

@@ -1,4 +1,4 @@
-"""Descriptors: creating them where a child can't trample on them, and finding those it must lose."""
+"""Descriptors: creating them out of a child's way, and finding those that it must lose."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Collection, Iterable
 
-__all__ = ["Descriptors", "listed", "lift", "pipe", "severable"]
+__all__ = ["Descriptors", "lift", "listed", "pipe", "severable"]
 
 # A child's own descriptors live at 64 and above: with standard streams closed in the parent
 # a pipe would get a number from 0 to 2, and code that dups onto small numbers, as shells and

@@ -6,14 +6,14 @@ a thread that the child does not have; whoever imports that module there waits f
 
 from __future__ import annotations
 
-import importlib
+import importlib._bootstrap
 from threading import get_ident
 from typing import Any
 
 __all__ = ["in_progress"]
 
 # There is no public way to ask; without this one the answer is "none".
-_bootstrap: Any = importlib._bootstrap  # type: ignore[attr-defined]
+_bootstrap: Any = importlib._bootstrap
 _locks: dict[Any, Any] = getattr(_bootstrap, "_module_locks", {})
 
 

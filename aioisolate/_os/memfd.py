@@ -70,6 +70,6 @@ def map_private(fd: int, offset: int, length: int) -> memoryview:
         flags=mmap.MAP_PRIVATE,
         prot=mmap.PROT_READ | mmap.PROT_WRITE,
         offset=offset,
-        **options,  # type: ignore[arg-type]
+        **options,
     )
     return memoryview(area)

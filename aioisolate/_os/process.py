@@ -23,7 +23,7 @@ from .._outcome import Exit
 from . import threads
 from .fds import Descriptors
 
-__all__ = ["Process", "Status", "fork"]
+__all__ = ["Process", "Status", "fork", "hush_fork_warning"]
 
 _SIGNAL_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 _GET_INFO = 0xC040FF0B  # PIDFD_GET_INFO: _IOWR(0xFF, 11, struct pidfd_info of 64 bytes)
@@ -44,25 +44,24 @@ class Status:
     max_rss: int = 0
 
 
-def fork() -> int:
-    """Fork this process: 0 in the child, the child's pid here.
-
-    Python's own warning about forking a process with threads is held back. It is issued once the
-    child exists; under ``-W error`` some versions raise it there, and the child would be lost.
-    The caller warns before the fork instead.
-    """
-    if sys.version_info >= (3, 12):
-        _hush()
-    return os.fork()
-
-
 _filter: object = None
 
 
-def _hush() -> None:
+def fork() -> int:
+    """Fork this process: 0 in the child, the child's pid here."""
+    return os.fork()
+
+
+def hush_fork_warning() -> None:
+    """Hold back Python's own warning about forking a process with threads.
+
+    It is issued once the child exists; under ``-W error`` some versions raise it there, and the
+    child would be lost. The caller warns before the fork instead, but after this.
+    """
+    global _filter
+    # (Python 3.11 has no such warning; there the filter just does nothing.)
     # A filter for this one module, first in the list, put there again only if it no longer is.
     # (Not warnings.catch_warnings: leaving it makes Python forget which warnings it has shown.)
-    global _filter
     if not warnings.filters or warnings.filters[0] is not _filter:
         module = __name__.replace(".", r"\.") + "$"
         warnings.filterwarnings("ignore", "This process", DeprecationWarning, module)
@@ -102,7 +101,7 @@ class Process:
         self._wait_fd = -1
 
     def adopt(self, pid: int) -> None:
-        """Begin to own the child *pid*. Raises OSError, and owns nothing, if it can't be watched."""
+        """Begin to own the child *pid*, or raise OSError if it can't be watched."""
         self.pid = pid
         try:
             self._wait_fd = self._fds.own(os.pidfd_open(pid))

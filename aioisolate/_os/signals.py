@@ -6,11 +6,10 @@ is slow and, after a fork, touches pages for nothing. The functions below it do 
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # the C part of signal; it has no stubs
 import signal
 from collections.abc import Iterable
 from typing import Any
-
-import _signal  # type: ignore[import-not-found]  # the C part of signal; it has no stubs
 
 __all__ = ["block_all", "handled", "reset", "set_mask"]
 
@@ -21,9 +20,7 @@ _DEFAULT = int(signal.SIG_DFL)
 # limit is an exception and not the end. fn is Python and counts on it; programs that it starts
 # through `subprocess` get the system's defaults back (restore_signals).
 _PYTHONS_OWN = frozenset(
-    int(getattr(signal, name))
-    for name in ("SIGPIPE", "SIGXFSZ", "SIGXFZ")
-    if hasattr(signal, name)
+    int(getattr(signal, name)) for name in ("SIGPIPE", "SIGXFSZ", "SIGXFZ") if hasattr(signal, name)
 )
 _CATCHABLE = tuple(sorted(_ALL - _PYTHONS_OWN - {int(signal.SIGKILL), int(signal.SIGSTOP)}))
 

@@ -19,6 +19,7 @@ __all__ = ["PieceReader", "dump", "load"]
 OUT_OF_BAND_MIN = 256 * 1024
 _AT_ONCE = 128 * 1024
 _STEP = 1 << 20
+_MAX_BUFFERS = 4000  # with the stream's own region fewer than frames allow
 
 
 def dump(value: object) -> tuple[bytes, list[memoryview]]:
@@ -33,7 +34,7 @@ def dump(value: object) -> tuple[bytes, list[memoryview]]:
             view = buffer.raw()
         except BufferError:  # not contiguous
             return True
-        if view.nbytes < OUT_OF_BAND_MIN or len(buffers) >= 4000:
+        if view.nbytes < OUT_OF_BAND_MIN or len(buffers) >= _MAX_BUFFERS:
             return True
         buffers.append(view)
         return False

@@ -51,6 +51,7 @@ def _by_name(cls: type) -> object:
 
 def find_kin(base: type, module: str, qualname: str, address: int) -> type:
     """Find the class that a child of this process claims to share with it."""
+    cls: type
     for cls in type.__subclasses__(base):
         if id(cls) == address and cls.__qualname__ == qualname and cls.__module__ == module:
             return cls

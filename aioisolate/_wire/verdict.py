@@ -99,6 +99,7 @@ _LOSSES = frozenset({Reason.RESULT_ENCODING.name, Reason.RESULT_WRITE.name})
 
 def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:
     started = evidence.started
+    error: type[IsolationError]
     match cause:
         case KilledFor.TIMEOUT:
             error = CallTimeoutError if started else StartTimeoutError
