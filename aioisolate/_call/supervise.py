@@ -45,8 +45,8 @@ _DUMP_PATIENCE = 0.25
 _DUMP_POLL = 0.002
 _LINGER_PATIENCE = 1.0
 _KILL_PATIENCE = 10.0
-# How long to wait for killed grandchildren that have become children of this process.
-_ADOPTED_PATIENCE = 0.5
+# How often to look, a millisecond apart, for killed grandchildren that this process has adopted.
+_ADOPTED_LOOKS = 500
 _READ_SIZE = 256 * 1024
 # A pipe holds no more than this, so what is left in one when its child has ended is no more.
 _DRAIN_MAX = 1 << 20
@@ -358,6 +358,8 @@ async def _see_off(supervision: Supervision, grace: float) -> None:
 
 
 async def _collect_adopted(child: Child) -> None:
-    until = time.monotonic() + _ADOPTED_PATIENCE
-    while child.process.reap_adopted() and time.monotonic() < until:
+    # Killed together with the child, but not necessarily dead by now; the kernel gives no event.
+    for _ in range(_ADOPTED_LOOKS):
+        if not child.process.reap_adopted():
+            break
         await anyio.sleep(0.001)

@@ -1,0 +1,1 @@
+"""Helpers for other libraries, one module each; none is imported unless you import it."""

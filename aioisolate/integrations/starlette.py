@@ -1,0 +1,74 @@
+"""For handlers of Starlette and FastAPI: end a job when its client disconnects.
+
+A plain handler is not cancelled when its client goes away, on any server: it runs to its end for
+nobody. A job that runs isolated should be killed then, and this is what tells it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar, TypeVarTuple, Unpack
+
+import anyio
+from starlette.requests import ClientDisconnect, Request
+
+__all__ = ["ClientDisconnect", "cancel_on_disconnect"]
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+async def cancel_on_disconnect(
+    request: Request, job: Callable[[Unpack[Ts]], Awaitable[T]], /, *args: *Ts
+) -> T:
+    """Await ``job(*args)``, and cancel it if the client of *request* disconnects meanwhile.
+
+    Read the body first (``await request.body()`` or ``.form()``): the messages of a body that is
+    still on its way would be dropped here.
+
+    Args:
+        request: the request whose client is waiting.
+        job: an async function; use `functools.partial` for keyword arguments.
+        args: its positional arguments.
+
+    Returns:
+        what the job returns.
+
+    Raises:
+        ClientDisconnect: the client went away; the job has been cancelled, and if it was an
+            isolated call, its child has been killed and reaped. There is nobody to answer, so a
+            handler may let it through or return any response.
+        what the job raises, as itself.
+
+    Example::
+
+        async def thumbnail(request: Request) -> Response:
+            data = await request.body()
+            job = functools.partial(run_isolated, decode, data, timeout=10)
+            return Response(await cancel_on_disconnect(request, job))
+    """
+    result: list[T] = []
+    failure: list[BaseException] = []
+    gone = False
+
+    async def listen(scope: anyio.CancelScope) -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(listen, group.cancel_scope)
+        try:
+            result.append(await job(*args))
+        except Exception as exc:  # noqa: BLE001 - raised again below, outside the group
+            # Not through the group: it would wrap it in an ExceptionGroup.
+            failure.append(exc)
+        group.cancel_scope.cancel()
+    if failure:
+        raise failure[0]
+    if result:
+        return result[0]
+    assert gone  # cancelled from outside, the group has raised that
+    raise ClientDisconnect

@@ -1,0 +1,177 @@
+"""Every example runs, as a process of its own; the image service over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import subprocess
+import sys
+
+import httpx
+import pytest
+import skimage
+
+from tests.helpers import ROOT, until
+
+EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+EXPECTED = {
+    "quick_tour": [
+        "in the child: [1, 2, 3]   here: [3, 1, 2]",
+        "raised in 'parse': return int(text)",
+        "CallableStatusUnknownError, SIGNAL, SIGSEGV",
+        "in poke",
+        "it took longer than 0.2 s",
+        "in wait_for_godot",
+        "the child is gone: True",
+        r"stdout='hello from the child\n'",
+        "add_slowly(40, b=2) = 42",
+        "50 children computed 40425",
+    ],
+    "error_handling": [
+        "the answer is 42",
+        "a job that returns: 'a value'",
+        "raised ZeroDivisionError",
+        "crashed with SIGABRT",
+        "exited by itself with exit code 3",
+        "took too long and was killed",
+        "its result was lost (RESULT_ENCODING)",
+    ],
+    "blocking_signals": ["call ends undisturbed\nSIGTERM handled\nsignals let in again"],
+    "tracing": ["spawn", "started", "result", "reaped"],
+    "leaky_extension": [],
+    "image_service": [],
+}
+
+
+def test_every_example_is_tested():
+    assert set(EXPECTED) == set(EXAMPLES)
+
+
+def run(*command: str, **options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    return subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        cwd=ROOT,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if EXPECTED[name]])
+def test_example(name):
+    result = run(f"examples/{name}.py")
+    assert result.returncode == 0, result.stderr
+    for line in EXPECTED[name]:
+        assert line in result.stdout
+
+
+def test_the_leaky_extension():
+    result = run("examples/leaky_extension.py")
+    assert result.returncode == 0, result.stderr
+    grown = {words[0]: float(words[1]) for words in map(str.split, result.stdout.splitlines()[-2:])}
+    assert grown["isolated"] < 4
+    assert grown["directly"] > 190
+
+
+@contextlib.contextmanager
+def service():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "examples/image_service.py", "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    )
+    with process:
+        try:
+            for line in process.stderr:
+                if found := re.search(r"running on (http://\S+)", line):
+                    yield found[1], process.pid
+                    break
+            else:
+                pytest.fail("the server did not start")
+        finally:
+            process.terminate()
+            log = process.stderr.read()
+    assert process.returncode in (0, -15), log
+    assert "Traceback" not in log
+    assert "Warning" not in log
+
+
+def children(pid):
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return file.read().split()
+
+
+def picture(name="coffee.png"):
+    with open(os.path.join(os.path.dirname(skimage.__file__), "data", name), "rb") as file:
+        return file.read()
+
+
+def test_the_image_service():
+    async def main(address, pid):
+        async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+            assert (
+                "<form" in (await client.get("/")).text or "<input" in (await client.get("/")).text
+            )
+            # Real pictures, as the body and as a form.
+            names = ["coffee.png", "rocket.jpg", "no_time_for_that_tiny.gif"]
+            replies = await asyncio.gather(
+                *(client.post("/thumbnail?side=64", content=picture(name)) for name in names)
+            )
+            assert [r.status_code for r in replies] == [200] * 3
+            assert all(r.content.startswith(b"\x89PNG") for r in replies)
+            assert [r.headers["x-original"].split()[0] for r in replies] == ["PNG", "JPEG", "GIF"]
+            form = await client.post("/thumbnail", files={"picture": picture("rocket.jpg")})
+            assert form.headers["x-original"] == "JPEG 640x427"
+
+            # What is no picture, or too much of it.
+            assert (await client.post("/thumbnail", content=b"text")).status_code == 422
+            assert (
+                "UnidentifiedImageError"
+                in (await client.post("/thumbnail", content=b"text")).json()["error"]
+            )
+            large = await client.post("/thumbnail", content=bytes(21 << 20))
+            assert large.status_code == 413
+            bad = await client.post("/thumbnail?side=x", content=picture())
+            assert bad.status_code == 400
+
+            # What kills a decoder.
+            poisoned = await client.post("/thumbnail", content=b"POISON")
+            assert poisoned.status_code == 422
+            answer = poisoned.json()
+            assert answer["reason"] == "SIGNAL"
+            assert answer["safe_to_retry"] is False
+            assert any("decode_with_flaws" in line for line in answer["where"])
+            endless, meanwhile = await asyncio.gather(
+                client.post("/thumbnail", content=b"ENDLESS"),
+                client.post("/thumbnail", content=picture()),
+            )
+            assert endless.status_code == 504
+            assert endless.json()["reason"] == "TIMEOUT"
+            assert meanwhile.status_code == 200
+
+            # Who hangs up.
+            request = asyncio.create_task(client.post("/thumbnail", content=b"ENDLESS"))
+            await until(lambda: children(pid))
+            request.cancel()
+            await until(lambda: not children(pid), 1.5)  # before its timeout would kill it
+
+            health = (await client.get("/health")).json()
+            assert health["pid"] == pid
+
+    with service() as (address, pid):
+        asyncio.run(main(address, pid))
+
+
+def test_the_demo():
+    result = run("scripts/demo_main.py")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "7 of 7 promises kept" in result.stdout
