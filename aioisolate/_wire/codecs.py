@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .kinship import KinPickler
 
-__all__ = ["PieceReader", "dump", "load"]
+__all__ = ["PieceReader", "dump", "dump_by", "load"]
 
 # Below this a buffer is cheaper inside the stream than as a mapping of its own.
 OUT_OF_BAND_MIN = 256 * 1024
@@ -28,8 +28,24 @@ def dump(value: object) -> tuple[bytes, list[memoryview]]:
     Raises whatever cloudpickle raises if neither pickle nor cloudpickle can do it.
     """
     buffers: list[memoryview] = []
+    try:
+        return pickle.dumps(value, 5, buffer_callback=_taking_large(buffers)), buffers
+    except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
+        return dump_by(KinPickler, value)
 
-    def keep_inside(buffer: pickle.PickleBuffer) -> bool:
+
+def dump_by(pickler: type[KinPickler], value: object) -> tuple[bytes, list[memoryview]]:
+    """Like `dump`, by a pickler of one's own."""
+    buffers: list[memoryview] = []
+    file = io.BytesIO()
+    pickler(file, 5, buffer_callback=_taking_large(buffers)).dump(value)
+    return file.getvalue(), buffers
+
+
+def _taking_large(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
+    """Make a callback that takes large buffers out of a stream; True leaves one inside."""
+
+    def callback(buffer: pickle.PickleBuffer) -> bool:
         try:
             view = buffer.raw()
         except BufferError:  # not contiguous
@@ -39,13 +55,7 @@ def dump(value: object) -> tuple[bytes, list[memoryview]]:
         buffers.append(view)
         return False
 
-    try:
-        return pickle.dumps(value, 5, buffer_callback=keep_inside), buffers
-    except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
-        buffers.clear()
-    file = io.BytesIO()
-    KinPickler(file, 5, buffer_callback=keep_inside).dump(value)
-    return file.getvalue(), buffers
+    return callback
 
 
 def load(stream: Sequence[bytes | memoryview], buffers: Sequence[memoryview]) -> Any:

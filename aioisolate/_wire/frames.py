@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -84,9 +84,8 @@ class FrameDecoder:
         self._missing = 0
         self._body: list[bytes] = []
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """Take more bytes; return the frames that they complete. Raises ProtocolError."""
-        frames: list[Frame] = []
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Take more bytes; yield the frames that they complete. Raises ProtocolError."""
         at = 0
         while at < len(data):
             kind = self._kind
@@ -106,10 +105,9 @@ class FrameDecoder:
                 if piece:
                     self._body.append(piece)
             if not self._missing:
-                frames.append((kind, self._body))
+                body, self._body = self._body, []
                 self._kind = None
-                self._body = []
-        return frames
+                yield kind, body
 
     def _check_start(self, head: bytes) -> None:
         # A few stray bytes must not pass for a header that is merely slow.

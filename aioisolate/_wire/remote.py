@@ -1,19 +1,70 @@
 """Exceptions that cross a process boundary whole: type, arguments, frames, causes, notes, groups.
 
-tblib teaches pickle to keep tracebacks. It is installed only in the child that has an exception
-to send: it registers reducers process-wide, and the parent's pickles are none of our business.
+Pickle by itself keeps a type and arguments, loses all else, and calls the constructor again, which
+fails for every exception whose constructor takes something other than `args`. Here an exception
+is rebuilt without its constructor, unless its class says how (`__reduce__`); tracebacks travel
+by tblib.
 """
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from types import TracebackType
+from typing import Any
 
-from tblib import pickling_support
+from tblib.pickling_support import pickle_traceback
 
 from . import codecs
+from .kinship import KinPickler
 
 __all__ = ["describe", "dump", "trim"]
+
+
+class ExceptionPickler(KinPickler):
+    """A pickler that keeps all of an exception."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Reduce exceptions and tracebacks; leave all else to the others."""
+        if isinstance(obj, BaseException):
+            return _reduce(obj)
+        if isinstance(obj, TracebackType):
+            return pickle_traceback(obj)
+        return super().reducer_override(obj)
+
+
+def _reduce(exc: BaseException) -> tuple[Any, ...]:
+    reduced: Any = exc.__reduce_ex__(5)
+    make, arguments, *rest = reduced
+    cls = type(exc)
+    if cls.__reduce__ in _BUILTIN_REDUCERS and cls.__reduce_ex__ is object.__reduce_ex__:
+        base = next(c for c in cls.__mro__ if c.__module__ == "builtins")
+        make, arguments = _make, (cls, base, arguments)
+    links = (exc.__cause__, exc.__context__, exc.__suppress_context__, exc.__traceback__)
+    # As a state, set after the object is known: exceptions may refer to each other in a circle.
+    return make, arguments, (rest[0] if rest else None, links), None, None, _complete
+
+
+_BUILTIN_REDUCERS = {
+    cls.__reduce__
+    for cls in (BaseException, OSError, ImportError, AttributeError, BaseExceptionGroup)
+}
+
+
+def _make(cls: type[BaseException], base: Any, arguments: tuple[Any, ...]) -> BaseException:
+    exc: BaseException = base.__new__(cls, *arguments)
+    base.__init__(exc, *arguments)
+    return exc
+
+
+def _complete(exc: BaseException, state: tuple[Any, tuple[Any, ...]]) -> None:
+    attributes, (cause, context, suppress, stack) = state
+    if attributes is not None:
+        exc.__setstate__(attributes)
+    exc.__cause__ = cause
+    exc.__context__ = context
+    exc.__suppress_context__ = suppress
+    exc.__traceback__ = stack
 
 
 def trim(exc: BaseException, is_ours: Callable[[str], bool]) -> None:
@@ -32,8 +83,7 @@ def dump(exc: BaseException) -> tuple[bytes, list[memoryview]]:
     That is tried out here: a constructor that wants other arguments than `args` has fails when
     it is loaded, and there nothing could be done about it any more.
     """
-    pickling_support.install(exc)
-    stream, buffers = codecs.dump(exc)
+    stream, buffers = codecs.dump_by(ExceptionPickler, exc)
     copy = codecs.load([stream], [view.toreadonly() for view in buffers])
     if type(copy).__qualname__ != type(exc).__qualname__:
         raise TypeError(f"it comes back as {type(copy).__qualname__}")

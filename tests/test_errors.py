@@ -1,0 +1,588 @@
+"""What fn raises, and every other way in which it can fail to return something."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import gc
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+
+import numpy as np
+import pytest
+
+import aioisolate
+from aioisolate import (
+    CallableDidNotExecuteError,
+    CallableExecutedError,
+    CallableStatusUnknownError,
+    Exit,
+    IsolationError,
+    Reason,
+    capture_isolated,
+    isolated,
+    run_isolated,
+)
+from aioisolate._call.plan import make_plan
+from aioisolate._options import CallOptions
+from aioisolate._os.features import Features
+from tests.helpers import python
+
+
+class TwoArguments(Exception):
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+        self.first = first
+        self.second = second
+
+
+class KeywordOnly(Exception):
+    def __init__(self, *, code):
+        super().__init__(f"code {code}")
+        self.code = code
+
+
+class Reduced(Exception):
+    def __init__(self, value):
+        super().__init__("message without the value")
+        self.value = value
+
+    def __reduce__(self):
+        return Reduced, (self.value,)
+
+
+class ExplodesWhenLoaded(Exception):
+    def __reduce__(self):
+        return explode, ()
+
+
+def explode():
+    raise SystemExit(5)
+
+
+class BrokenText(Exception):
+    def __str__(self):
+        raise ZeroDivisionError
+
+    def __reduce__(self):
+        raise TypeError("no")
+
+
+class Outer:
+    class Nested(Exception):
+        pass
+
+
+def raises(exc):
+    raise exc
+
+
+async def caught(fn, *args, **options):
+    return (await capture_isolated(fn, *args, **options)).error
+
+
+# fn's own exceptions
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ValueError("text"),
+        lambda: TwoArguments(1, 2),
+        lambda: KeywordOnly(code=3),
+        lambda: Reduced([1, 2]),
+        lambda: Outer.Nested("inner"),
+        lambda: FileNotFoundError(2, "No such file", "name"),
+        lambda: UnicodeDecodeError("utf-8", b"x", 0, 1, "why"),
+        lambda: KeyError("key"),
+        lambda: RecursionError("deep"),
+        lambda: StopAsyncIteration(),
+        lambda: ValueError("x" * 5_000_000),
+    ],
+)
+async def test_type_arguments_and_attributes(make):
+    original = make()
+    error = await caught(raises, original)
+    assert type(error) is type(original)
+    assert error.args == original.args
+    assert error.__dict__ == original.__dict__
+    assert str(error) == str(original)
+    assert error.__traceback__.tb_frame.f_code.co_name == "raises"
+
+
+async def test_real_frames_and_lines():
+    def middle():
+        inner()
+
+    def inner():
+        raise LookupError("here")
+
+    with pytest.raises(LookupError) as info:
+        await run_isolated(middle)
+    frames = traceback.extract_tb(info.value.__traceback__)
+    names = [frame.name for frame in frames]
+    assert names[-2:] == ["middle", "inner"]
+    assert frames[-1].lineno == inner.__code__.co_firstlineno + 1
+    assert frames[-1].filename == __file__
+    assert not any("_child" in frame.filename for frame in frames)
+
+
+async def test_frames_of_an_async_function():
+    async def later():
+        await asyncio.sleep(0) if sys.modules.get("nothing") else None
+        raise LookupError("later")
+
+    error = await caught(later)
+    names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    assert names == ["later"]
+
+
+async def test_cause_context_and_notes():
+    def chained():
+        try:
+            try:
+                raise KeyError("first")
+            except KeyError as first:
+                raise TwoArguments("second", 2) from first
+        except TwoArguments:
+            error = ValueError("third")
+            error.add_note("a note")
+            raise error  # noqa: B904
+
+    error = await caught(chained)
+    assert isinstance(error, ValueError)
+    assert error.__notes__ == ["a note"]
+    assert error.__cause__ is None
+    second = error.__context__
+    assert isinstance(second, TwoArguments)
+    assert second.second == 2
+    assert second.__traceback__ is not None
+    assert isinstance(second.__cause__, KeyError)
+
+    def silent():
+        try:
+            raise KeyError
+        except KeyError:
+            raise ValueError from None
+
+    assert (await caught(silent)).__suppress_context__ is True
+
+
+async def test_groups():
+    def several():
+        errors = []
+        for make in (lambda: ValueError("a"), lambda: TwoArguments(1, 2)):
+            try:
+                raise make()
+            except Exception as exc:
+                errors.append(exc)
+        raise ExceptionGroup("several", [*errors, ExceptionGroup("deeper", [KeyError("k")])])
+
+    with pytest.raises(ExceptionGroup) as info:
+        await run_isolated(several)
+    first, second, deeper = info.value.exceptions
+    assert first.__traceback__.tb_frame.f_code.co_name == "several"
+    assert second.second == 2
+    assert isinstance(deeper.exceptions[0], KeyError)
+    with pytest.raises(ExceptionGroup):
+        try:
+            await run_isolated(several)
+        except* ValueError as group:
+            assert len(group.exceptions) == 1
+
+
+async def test_a_local_class_is_caught():
+    class Local(Exception):
+        pass
+
+    class Derived(Local):
+        pass
+
+    for cls in (Local, Derived):
+        with pytest.raises(Local) as info:
+            await run_isolated(raises, cls("mine"))
+        assert type(info.value) is cls
+
+
+def test_a_class_of_main_is_caught():
+    result = python(
+        """
+        import asyncio
+        from aioisolate import run_isolated
+
+        class Mine(Exception):
+            def __reduce__(self):
+                return (lambda: Mine("again")), ()  # plain pickle refuses
+
+        def fail():
+            raise Mine("x")
+
+        try:
+            asyncio.run(run_isolated(fail))
+        except Mine as error:
+            print("caught", error)
+        """
+    )
+    assert result.stdout == "caught again\n", result.stderr
+
+
+async def test_a_class_made_in_the_child():
+    def make():
+        class Fresh(Exception):
+            pass
+
+        raise Fresh("new")
+
+    error = await caught(make)
+    assert type(error).__name__ == "Fresh"
+    assert error.args == ("new",)
+
+
+async def test_an_exception_with_an_array():
+    error = await caught(raises, ValueError(np.ones(1_000_000)))
+    assert error.args[0].sum() == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ValueError(threading.Lock()), "cannot pickle"),
+        (lambda: ExplodesWhenLoaded("x"), "SystemExit: 5"),
+        (lambda: BrokenText(), "__str__ raised ZeroDivisionError"),
+    ],
+    ids=["unpicklable", "explodes", "broken"],
+)
+async def test_exceptions_that_cannot_travel(make, words):
+    def fail():
+        raise make()
+
+    error = await caught(fail)
+    assert type(error) is CallableExecutedError
+    assert error.reason is Reason.RESULT_ENCODING
+    assert words in str(error)
+    assert "in fail" in str(error)  # its traceback, in words
+
+
+async def test_stop_iteration():
+    # As PEP 479 has it for every coroutine.
+    with pytest.raises(RuntimeError) as info:
+        await run_isolated(raises, StopIteration(3))
+    assert isinstance(info.value.__cause__, StopIteration)
+    assert isinstance(await caught(raises, StopIteration(3)), StopIteration)
+
+
+# What would tear down the caller
+
+
+@pytest.mark.parametrize("code", [None, 0, 3, "text"])
+async def test_system_exit(code):
+    error = await caught(sys.exit, code)
+    assert type(error) is CallableStatusUnknownError
+    assert error.reason is Reason.EXIT
+    assert isinstance(error.__cause__, SystemExit)
+    assert error.__cause__.code == code
+    assert error.exit == {None: 0, 0: 0, 3: 3, "text": 1}[code]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: KeyboardInterrupt("key"),
+        lambda: GeneratorExit(),
+        lambda: asyncio.CancelledError("c"),
+        lambda: BaseExceptionGroup("group", [KeyboardInterrupt()]),
+    ],
+    ids=["KeyboardInterrupt", "GeneratorExit", "CancelledError", "BaseExceptionGroup"],
+)
+async def test_base_exceptions(make):
+    error = await caught(raises, make())
+    assert type(error) is CallableStatusUnknownError
+    assert error.reason is Reason.BASE_EXCEPTION
+    assert type(error.__cause__) is type(make())
+    assert not isinstance(error, asyncio.CancelledError)
+
+
+async def test_cancelled_inside_an_async_function():
+    async def cancel_itself():
+        raise asyncio.CancelledError
+
+    assert isinstance(await caught(cancel_itself), CallableStatusUnknownError)
+
+
+# Results that can't travel
+
+
+async def test_a_result_that_cannot_be_pickled():
+    with pytest.raises(CallableExecutedError) as info:
+        await run_isolated(threading.Lock)
+    assert info.value.reason is Reason.RESULT_ENCODING
+    assert "_thread.lock" in str(info.value)
+    assert info.value.exit == 0
+
+
+class Bomb:
+    def __init__(self, exc):
+        self.exc = exc
+
+    def __reduce__(self):
+        return raises, (self.exc,)
+
+
+@pytest.mark.parametrize("exc", [ValueError("v"), SystemExit(1), KeyboardInterrupt()])
+@pytest.mark.parametrize("size", [0, 1_000_000])
+async def test_a_result_that_explodes_when_loaded(exc, size):
+    with pytest.raises(CallableExecutedError) as info:
+        await run_isolated(lambda: ("x" * size, Bomb(exc)))
+    assert info.value.reason is Reason.RESULT_DECODING
+    assert type(info.value.__cause__) is type(exc)
+
+
+async def test_no_room_for_the_result(monkeypatch):
+    import errno
+
+    def pwrite(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fail():
+        os.pwrite = pwrite
+        return b"x" * 1_000_000
+
+    with pytest.raises(CallableExecutedError) as info:
+        await run_isolated(fail)
+    assert info.value.reason is Reason.RESULT_WRITE
+    assert "No space left" in str(info.value)
+
+
+# Ends without a result
+
+
+@pytest.mark.parametrize(
+    ("fn", "reason", "exit_"),
+    [
+        (lambda: os._exit(0), Reason.NO_RESULT, 0),
+        (lambda: os._exit(3), Reason.EXIT, 3),
+        (os.abort, Reason.SIGNAL, -signal.SIGABRT),
+        (lambda: os.execv("/bin/true", ["true"]), Reason.NO_RESULT, 0),
+        (lambda: os.execv("/bin/false", ["false"]), Reason.EXIT, 1),
+        (lambda: os.closerange(3, 4096), Reason.NO_RESULT, 0),
+        (lambda: os.kill(os.getpid(), 34), Reason.SIGNAL, -34),
+    ],
+    ids=["exit-0", "exit-3", "abort", "exec-true", "exec-false", "close-all", "real-time-signal"],
+)
+async def test_ends_without_a_result(fn, reason, exit_):
+    with pytest.raises(CallableStatusUnknownError) as info:
+        await run_isolated(fn, timeout=60)
+    error = info.value
+    assert error.reason is reason
+    assert error.exit == exit_
+    assert error.pid > 0
+    assert error.usage.wall > 0
+    assert str(error)
+
+
+async def test_a_segfault_names_its_line():
+    import ctypes
+
+    def poke():
+        ctypes.string_at(0)
+
+    with pytest.raises(CallableStatusUnknownError) as info:
+        await run_isolated(poke)
+    error = info.value
+    assert error.reason is Reason.SIGNAL
+    assert error.exit.signal is signal.SIGSEGV
+    assert "SIGSEGV" in str(error)
+    line = poke.__code__.co_firstlineno + 1
+    assert f'File "{__file__}", line {line} in poke' in error.crash_traceback
+    assert "test_a_segfault" not in error.crash_traceback
+    assert "bootstrap.py" not in error.crash_traceback
+
+
+@pytest.mark.parametrize("number", [signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT])
+async def test_other_crashes_name_their_line(number):
+    error = await caught(lambda: signal.raise_signal(number))
+    assert error.exit == -number
+    assert "in <lambda>" in error.crash_traceback
+
+
+async def test_a_crash_in_a_thread_of_the_child():
+    import ctypes
+
+    def poke():
+        thread = threading.Thread(target=ctypes.string_at, args=(0,))
+        thread.start()
+        thread.join()
+
+    error = await caught(poke)
+    assert error.exit == -signal.SIGSEGV
+    assert "in string_at" in error.crash_traceback
+    assert "in poke" in error.crash_traceback
+
+
+def write_to_the_channel(data):
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        try:
+            if fd >= 64 and os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):
+                os.write(fd, data)
+        except FileNotFoundError:
+            continue
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"garbage", b"\x00" * 100, b"\x89iso" + b"x" * 40, os.urandom(5000)],
+    ids=["text", "zeros", "magic", "random"],
+)
+async def test_garbage_on_the_channel(data):
+    def scribble():
+        write_to_the_channel(data)
+        signal.pause()
+
+    with pytest.raises(CallableStatusUnknownError) as info:
+        await run_isolated(scribble, timeout=60)
+    assert info.value.reason is Reason.PROTOCOL
+    assert info.value.exit == -9
+
+
+async def test_a_result_and_then_running_on(monkeypatch):
+    from aioisolate._call import supervise
+
+    monkeypatch.setattr(supervise, "_LINGER_PATIENCE", 0.1)
+
+    def linger(code):
+        signal.pause()
+
+    def work():
+        os._exit = linger
+        return "the result counts"
+
+    assert await run_isolated(work) == "the result counts"
+
+
+async def test_a_memfd_that_is_not_what_was_said(monkeypatch):
+    from aioisolate._os import memfd
+
+    def unsealed():
+        memfd.seal = lambda _fd: None
+        return b"x" * 1_000_000
+
+    def truncated():
+        def seal(fd, seal=memfd.seal):
+            os.ftruncate(fd, 4096)
+            seal(fd)
+
+        memfd.seal = seal
+        return b"x" * 1_000_000
+
+    for fn in (unsealed, truncated):
+        error = await caught(fn)
+        assert type(error) is CallableStatusUnknownError
+        assert error.reason is Reason.PROTOCOL
+
+
+# Errors as objects
+
+
+def test_errors_survive_pickle_and_copy():
+    for cls in (
+        IsolationError,
+        CallableDidNotExecuteError,
+        CallableExecutedError,
+        CallableStatusUnknownError,
+        aioisolate._errors.CallTimeoutError,
+        aioisolate._errors.StartTimeoutError,
+    ):
+        error = cls("text", reason=Reason.TIMEOUT, pid=3, exit=Exit(-9), stderr_tail="tail")
+        error.add_note("note")
+        for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+            assert type(twin) is cls
+            assert str(twin) == "text"
+            assert twin.__dict__ == error.__dict__
+            assert twin.exit.signal is signal.SIGKILL
+
+
+async def test_the_error_of_a_nested_call_comes_through():
+    async def outer():
+        await run_isolated(os.abort)
+
+    error = await caught(outer)
+    assert type(error) is CallableStatusUnknownError
+    assert error.reason is Reason.SIGNAL
+    assert error.exit == -signal.SIGABRT
+    assert "Fatal Python error" in error.crash_traceback
+
+
+def test_exit():
+    assert Exit(3).code == 3
+    assert Exit(3).signal is None
+    assert Exit(-11).code is None
+    assert Exit(-11).signal is signal.SIGSEGV
+    assert (str(Exit(3)), str(Exit(-11)), str(Exit(-40))) == ("exit code 3", "SIGSEGV", "signal 40")
+    assert repr(Exit(-9)) == "<Exit -9: SIGKILL>"
+
+
+# Bad use
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "error", "words"),
+    [
+        ((3,), {}, TypeError, "expected a function, not 3"),
+        ((None,), {}, TypeError, "expected a function, not None"),
+        ((int,), {"timeout": -1}, ValueError, "timeout"),
+        ((int,), {"timeout": float("nan")}, ValueError, "timeout"),
+        ((int,), {"timeout": "5"}, TypeError, "timeout"),
+        ((int,), {"timeout": True}, TypeError, "timeout"),
+        ((int,), {"grace": -1}, ValueError, "grace"),
+        ((int,), {"grace": None}, TypeError, "grace"),
+        ((int,), {"grace": float("inf")}, ValueError, "grace"),
+        ((int,), {"start_timeout": 0}, ValueError, "start_timeout"),
+        ((int,), {"start": "spawn"}, ValueError, "start must be"),
+        ((int,), {"output": "pipe"}, ValueError, "output must be"),
+        ((int,), {"output": None}, ValueError, "output must be"),
+        ((int,), {"on_event": 3}, TypeError, "on_event"),
+        ((int,), {"pass_fds": ["1"]}, TypeError, "pass_fds"),
+        ((int,), {"pass_fds": [987654]}, ValueError, "987654"),
+        ((int,), {"pass_fds": [-1]}, ValueError, "-1"),
+        ((int,), {"no_such_option": 1}, TypeError, "no_such_option"),
+    ],
+)
+async def test_bad_use_is_refused(args, options, error, words):
+    for call in (run_isolated, capture_isolated):
+        with pytest.raises(error, match=words):
+            await call(*args, **options)
+
+
+async def test_a_coroutine_instead_of_a_function():
+    async def work(): ...
+
+    with pytest.raises(TypeError, match=r"run_isolated\(work, \.\.\.\)"):
+        await run_isolated(work())
+    gc.collect()  # and no warning about a coroutine that was never awaited
+
+
+async def test_wrong_arguments_for_fn():
+    with pytest.raises(TypeError, match="takes 0 positional arguments but 1 was given"):
+        await run_isolated(lambda: 1, 2)
+
+
+def test_an_unsupported_platform():
+    lacking = Features(platform="plan9", waitid=False, memfd=False, parent_death_signal=False)
+    with pytest.raises(CallableDidNotExecuteError, match="plan9") as info:
+        make_plan(int, (), CallOptions(), lacking)
+    assert info.value.reason is Reason.FEATURE_UNAVAILABLE
+    result = python("import os; del os.fork; import aioisolate")
+    assert "ImportError: aioisolate needs os.fork" in result.stderr
+
+
+def test_a_decorated_coroutine_is_refused():
+    async def work(): ...
+
+    coroutine = work()
+    with pytest.raises(TypeError, match="coroutine"):
+        isolated(coroutine)

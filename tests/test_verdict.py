@@ -1,0 +1,92 @@
+"""The verdict over its whole table, against rules written down independently."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+
+import pytest
+
+from aioisolate import (
+    CallableDidNotExecuteError,
+    CallableExecutedError,
+    CallableStatusUnknownError,
+    Exit,
+    Reason,
+)
+from aioisolate._wire.frames import Kind
+from aioisolate._wire.verdict import Answer, Evidence, KilledFor, judge
+
+EXITS = [None, *map(Exit, (0, 1, 3, 255, -9, -11, -15, -34))]
+TABLE = list(
+    itertools.product(
+        [False, True],
+        [None, Kind.VALUE, Kind.RAISED, Kind.LOST, Kind.FAILED],
+        [None, *KilledFor],
+        EXITS,
+    )
+)
+
+
+def evidence(started, answer, killed_for, exit_):
+    detail = {Kind.LOST: "RESULT_ENCODING\nwhy", Kind.FAILED: "descriptors\nOSError: why"}
+    return Evidence(
+        started, answer, detail.get(answer, "nonsense arrived"), killed_for, exit_, seconds=1.5
+    )
+
+
+@pytest.mark.parametrize("row", TABLE, ids=str)
+def test_the_table(row):
+    started, answer, killed_for, exit_ = row
+    verdict = judge(evidence(*row))
+
+    # A whole answer counts, whatever happened to the child afterwards.
+    if answer in (Kind.VALUE, Kind.RAISED):
+        assert verdict is (Answer.VALUE if answer is Kind.VALUE else Answer.RAISED)
+        return
+    assert not isinstance(verdict, Answer)
+    error, reason, message = verdict.error, verdict.reason, verdict.message
+
+    # Whether it may be retried follows from what is proved, and from nothing else.
+    if answer is Kind.LOST:
+        assert issubclass(error, CallableExecutedError)
+    elif answer is Kind.FAILED:
+        assert issubclass(error, CallableDidNotExecuteError)
+    elif started or killed_for in (KilledFor.PROTOCOL, KilledFor.CHANNEL_READ):
+        assert issubclass(error, CallableStatusUnknownError)
+    else:
+        assert issubclass(error, CallableDidNotExecuteError)
+
+    # A deadline is a TimeoutError; nothing else is.
+    deadline = answer is None and killed_for in (KilledFor.TIMEOUT, KilledFor.START_TIMEOUT)
+    assert issubclass(error, TimeoutError) is deadline
+    if deadline:
+        assert reason.name == killed_for.name
+        assert "1.5 s" in message
+
+    # Exit codes and signals are reported, never interpreted.
+    if answer is None and killed_for in (None, KilledFor.LINGERING) and started:
+        if exit_ is None:
+            assert reason is Reason.WAIT
+        elif exit_ < 0:
+            assert reason is Reason.SIGNAL
+            assert str(exit_) in message
+            assert ("memory" in message) is (exit_ == -signal.SIGKILL)
+        else:
+            assert reason is (Reason.EXIT if exit_ else Reason.NO_RESULT)
+    assert message
+    assert message == message.strip()
+
+
+def test_a_lost_result_of_unknown_kind():
+    verdict = judge(Evidence(started=True, answer=Kind.LOST, detail="NONSENSE\ntext"))
+    assert verdict.reason is Reason.RESULT_WRITE
+    verdict = judge(Evidence(started=True, answer=Kind.LOST, detail="SIGNAL\ntext"))
+    assert verdict.reason is Reason.RESULT_WRITE
+
+
+def test_no_row_depends_on_an_exit_code_being_a_message():
+    """mem-isolate reads exit(3) of the callable as "safe to retry"."""
+    for code in range(256):
+        verdict = judge(evidence(True, None, None, Exit(code)))
+        assert issubclass(verdict.error, CallableStatusUnknownError)
