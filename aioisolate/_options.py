@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypedDict
 
 from ._outcome import CallEvent
@@ -30,31 +29,29 @@ class OptionArgs(TypedDict, total=False):
     pass_fds: Iterable[int]
 
 
-@dataclass(frozen=True, slots=True)
+_NO_FDS: frozenset[int] = frozenset()
+
+
 class CallOptions:
-    """Checked options of one call; see `run_isolated` for what each one means."""
+    """Checked options of one call; see `run_isolated` for what each one means.
 
-    timeout: float | None = None
-    grace: float = 0.0
-    start: Start = "fork"
-    output: Output = "inherit"
-    start_timeout: float | None = 10.0
-    on_event: OnEvent | None = None
-    pass_fds: frozenset[int] = frozenset()
+    Raises TypeError or ValueError, naming the option, for what cannot be meant.
+    """
 
-    @classmethod
-    def checked(
-        cls,
+    # Not a dataclass, like everything else that is made for each call: those take long to import.
+    __slots__ = ("grace", "on_event", "output", "pass_fds", "start_timeout", "timeout")
+
+    def __init__(
+        self,
         *,
         timeout: float | None = None,
         grace: float = 0.0,
         start: str = "fork",
-        output: object = "inherit",
+        output: Output = "inherit",
         start_timeout: float | None = 10.0,
-        on_event: object = None,
+        on_event: OnEvent | None = None,
         pass_fds: Iterable[int] = (),
-    ) -> CallOptions:
-        """Refuse what cannot be meant, with TypeError or ValueError naming the option."""
+    ) -> None:
         if timeout is not None:
             _check_seconds("timeout", timeout, optional=True)
         if grace != 0.0 or grace is False:
@@ -70,14 +67,12 @@ class CallOptions:
             )
         if on_event is not None and not callable(on_event):
             raise TypeError(f"on_event must be callable, not {on_event!r}")
-        return cls(
-            timeout=timeout,
-            grace=grace,
-            output=output,
-            start_timeout=start_timeout,
-            on_event=on_event,
-            pass_fds=_checked_fds(pass_fds) if pass_fds else frozenset(),
-        )
+        self.timeout = timeout
+        self.grace = grace
+        self.output: Output = output
+        self.start_timeout = start_timeout
+        self.on_event = on_event
+        self.pass_fds = _checked_fds(pass_fds) if pass_fds else _NO_FDS
 
 
 def _check_seconds(

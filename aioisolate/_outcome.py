@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal as _signal
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Generic, NamedTuple, TypeVar, cast
 
 __all__ = ["CallEvent", "Exit", "Outcome", "Usage"]
 
@@ -43,8 +43,7 @@ class Exit(int):
         return f"<Exit {int(self)}: {self}>"
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """What a child consumed.
 
     Attributes:
@@ -63,8 +62,7 @@ class Usage:
     fork: float
 
 
-@dataclass(frozen=True, slots=True)
-class CallEvent:
+class CallEvent(NamedTuple):
     """A stage of a call, as given to ``on_event``.
 
     Attributes:
@@ -80,7 +78,7 @@ class CallEvent:
     time: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Outcome(Generic[T]):
     """What became of one isolated call.
 

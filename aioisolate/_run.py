@@ -93,7 +93,7 @@ async def run_isolated(
 
         width, height = await run_isolated(decode, upload, timeout=5)
     """
-    options = CallOptions.checked(
+    options = CallOptions(
         timeout=timeout,
         grace=grace,
         start=start,
@@ -137,7 +137,7 @@ async def capture_isolated(
         if outcome.error:
             log.warning("%s: %s\n%s", path, outcome.error, outcome.stderr)
     """
-    checked = CallOptions.checked(**options)
+    checked = CallOptions(**options)
     try:
         value, error, supervision = await _call(make_plan(fn, args, checked, features.current()))
     except IsolationError as refusal:
@@ -148,9 +148,10 @@ async def capture_isolated(
 async def _call(plan: Plan) -> tuple[Any, BaseException | None, Supervision]:
     """Follow a call from its plan to what fn returned, or an error."""
     backend = running_backend()
-    if threads.others():
+    others = threads.others()
+    if others:
         await let_imports_finish(plan.options.start_timeout)
-    child = Child(plan, backend)
+    child = Child(plan, backend, others)
     supervision = Supervision(child, plan.options)
     try:
         await supervise(supervision, plan.options.grace)
@@ -185,7 +186,7 @@ def isolated(fn: Callable[..., Any] | None = None, /, **options: Unpack[OptionAr
 
         small = await thumbnail(data, width=64)
     """
-    decorator = _Decorator(CallOptions.checked(**options))
+    decorator = _Decorator(CallOptions(**options))
     if fn is None and options:
         return decorator
     check_callable(fn)

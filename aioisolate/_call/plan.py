@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._errors import CallableDidNotExecuteError, Reason, StartTimeoutError
 from .._options import CallOptions
@@ -14,20 +13,12 @@ from .._os.features import Features
 __all__ = ["Plan", "check_callable", "make_plan"]
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One call to be made.
-
-    Attributes:
-        fn, args: the call.
-        options: how.
-        reads_output: standard output and error are read here.
-    """
+class Plan(NamedTuple):
+    """One call to be made: what to call, and how."""
 
     fn: Callable[..., Any]
     args: Sequence[Any]
     options: CallOptions
-    reads_output: bool
 
 
 def make_plan(
@@ -47,8 +38,7 @@ def make_plan(
         )
     if options.timeout == 0:
         raise StartTimeoutError("the timeout of 0 s left no time to begin", reason=Reason.TIMEOUT)
-    reads = options.output == "capture" or callable(options.output)
-    return Plan(fn, args, options, reads)
+    return Plan(fn, args, options)
 
 
 def check_callable(fn: object) -> None:

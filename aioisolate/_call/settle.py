@@ -17,7 +17,7 @@ from .._errors import (
 from .._os import memfd, threads
 from .._outcome import Outcome
 from .._wire import codecs
-from .._wire.frames import Payload, ProtocolError, Region
+from .._wire.frames import Kind, Payload, ProtocolError, Region
 from .._wire.verdict import Answer, Verdict, judge
 from .supervise import Supervision
 
@@ -30,7 +30,9 @@ _INLINE_MAX = 128 * 1024
 async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
     """Turn what is known about a child that is gone into what fn returned, or an error."""
     answer = supervision.conversation.answer
-    verdict = judge(supervision.evidence())
+    # The verdict on a value is that it is one; no evidence has to be put together for that.
+    is_value = answer is not None and answer[0] is Kind.VALUE
+    verdict = Answer.VALUE if is_value else judge(supervision.evidence())
     if isinstance(verdict, Verdict) or answer is None:
         assert isinstance(verdict, Verdict)
         return None, _error(supervision, verdict)

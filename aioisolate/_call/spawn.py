@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from typing import NoReturn
 
 import anyio
@@ -23,7 +24,7 @@ from .._errors import (
     Reason,
     StartTimeoutError,
 )
-from .._os import cstdio, imports, memfd, signals, threads
+from .._os import cstdio, imports, memfd, signals
 from .._os import fds as os_fds
 from .._os.fds import Descriptors
 from .._os.process import Process, fork, hush_fork_warning
@@ -100,16 +101,15 @@ class Child:
     streams: tuple[OutputStream, ...]
     _order: Order
 
-    def __init__(self, plan: Plan, backend: AsyncBackend) -> None:
+    def __init__(self, plan: Plan, backend: AsyncBackend, other_threads: Sequence[str]) -> None:
         """Prepare everything that a child needs, so that almost nothing is left after the fork.
 
         Raises CallableDidNotExecuteError if a descriptor can't be had.
         """
         hush_fork_warning()
-        others = threads.others()
-        if others:
-            _warn_about(others)
-        self._threaded = bool(others)
+        if other_threads:
+            _warn_about(other_threads)
+        self._threaded = bool(other_threads)
         self.fds = fds = Descriptors()
         self.process = Process()
         self.forked_at = time.monotonic()
@@ -138,30 +138,30 @@ class Child:
         keep |= {fd for fd, name in enumerate(_STREAMS) if getattr(sys, name) is not None}
         numpy_random = sys.modules.get("numpy.random")
         self.nonce = nonce = os.urandom(NONCE_SIZE)
-        self._order = Order(
-            fn=plan.fn,
-            args=plan.args,
-            nonce=nonce,
-            parent_pid=self.process.owner_pid,
-            channel=channel_write,
-            scratch=scratch,
-            null=null,
-            stdout=stdout,
-            stderr=stderr,
-            keep=keep,
-            sever=_severable(keep, self._threaded),
-            threaded=self._threaded,
-            signals=signals.handled(),
-            faulthandler=faulthandler.is_enabled(),
-            purge_c_stdout=cstdio.pending(),
-            streams=stdio.prepared(),
-            inherited=(sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__),
-            forget_loop=loops.steps_to_forget(backend),
-            backend=backend,
-            reseed=None if numpy_random is None else numpy_random.seed,
-            deadline_stack=plan.options.timeout is not None,
-            started_mark=encode(nonce, Kind.STARTED),
-        )
+        # One by one: passing twenty names touches twenty strings.
+        self._order = order = Order()
+        order.fn = plan.fn
+        order.args = plan.args
+        order.nonce = nonce
+        order.parent_pid = self.process.owner_pid
+        order.channel = channel_write
+        order.scratch = scratch
+        order.null = null
+        order.stdout = stdout
+        order.stderr = stderr
+        order.keep = keep
+        order.sever = _severable(keep, self._threaded)
+        order.threaded = self._threaded
+        order.signals = signals.handled()
+        order.faulthandler = faulthandler.is_enabled()
+        order.purge_c_stdout = cstdio.pending()
+        order.streams = stdio.prepared()
+        order.inherited = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+        order.forget_loop = loops.steps_to_forget(backend)
+        order.backend = backend
+        order.reseed = None if numpy_random is None else numpy_random.seed
+        order.deadline_stack = plan.options.timeout is not None
+        order.started_mark = encode(nonce, Kind.STARTED)
 
     def launch(self) -> None:
         """Fork this process and let the child carry out its order.
@@ -233,7 +233,8 @@ def _severable(keep: frozenset[int], threaded: bool) -> list[int] | None:
     if threaded:  # another thread may open something between the look and the fork
         return None
     listed = os_fds.listed()
-    return os_fds.severable(listed, keep) if len(listed) <= _LOOK_HERE_MAX else None
+    unknown = len(listed) - len(os_fds.ours)
+    return os_fds.severable(listed, keep) if unknown <= _LOOK_HERE_MAX else None
 
 
 def _output(plan: Plan, null: int, fds: Descriptors) -> tuple[tuple[OutputStream, ...], int, int]:
@@ -250,7 +251,7 @@ def _output(plan: Plan, null: int, fds: Descriptors) -> tuple[tuple[OutputStream
     return streams, out_write, err_write
 
 
-def _warn_about(names: list[str]) -> None:
+def _warn_about(names: Sequence[str]) -> None:
     depth = 1
     frame = sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):

@@ -44,9 +44,7 @@ class AsyncioWaiter:
     """
 
     def __init__(self, loop: Any, fd: int, on_loss: Callable[[], None]) -> None:
-        from asyncio import CancelledError  # noqa: PLC0415 - it is running, so it is loaded
-
-        self.cancelled: type[BaseException] = CancelledError
+        self.cancelled: type[BaseException] = sys.modules["asyncio"].CancelledError
         self._loop = loop
         self._fd = fd
         self._future: Any = loop.create_future()

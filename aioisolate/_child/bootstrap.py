@@ -68,6 +68,7 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
             sever = order.sever
             if sever is None:
                 sever = fds.severable(fds.listed(), order.keep)
+            fds.ours.clear()  # they were the parent's
             null = order.null
             for fd in sever:
                 os.dup2(null, fd, fd <= 2)

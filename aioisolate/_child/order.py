@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 __all__ = ["AsyncBackend", "Order", "Steps"]
 
 Steps: TypeAlias = Sequence[tuple[Callable[..., object], Sequence[Any]]]
 
 
-@dataclass(slots=True)
-class AsyncBackend:
+class AsyncBackend(NamedTuple):
     """The event loop that was running when the process was forked, to be forgotten or imitated.
 
     Attributes:
@@ -33,9 +31,8 @@ class AsyncBackend:
     uvloop: bool = False
 
 
-@dataclass(slots=True)
 class Order:
-    """What a child is to do.
+    """What a child is to do; the parent sets each attribute.
 
     Attributes:
         fn, args: the call.
@@ -59,6 +56,31 @@ class Order:
         deadline_stack: be ready to dump the stack when the parent's deadline passes.
         started_mark: the encoded frame that says that fn is called next.
     """
+
+    __slots__ = (
+        "args",
+        "backend",
+        "channel",
+        "deadline_stack",
+        "faulthandler",
+        "fn",
+        "forget_loop",
+        "inherited",
+        "keep",
+        "nonce",
+        "null",
+        "parent_pid",
+        "purge_c_stdout",
+        "reseed",
+        "scratch",
+        "sever",
+        "signals",
+        "started_mark",
+        "stderr",
+        "stdout",
+        "streams",
+        "threaded",
+    )
 
     fn: Callable[..., Any]
     args: Sequence[Any]

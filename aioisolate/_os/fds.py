@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Collection, Iterable
 
-__all__ = ["Descriptors", "lift", "listed", "pipe", "severable"]
+__all__ = ["Descriptors", "lift", "listed", "ours", "pipe", "severable"]
 
 # A child's own descriptors live at 64 and above: with standard streams closed in the parent
 # a pipe would get a number from 0 to 2, and code that dups onto small numbers, as shells and
@@ -18,6 +18,11 @@ FLOOR = 64
 # What a child may go on using: files, devices (terminals, /dev/urandom) and directories.
 # Sockets, pipes and everything without a type (epoll, eventfd, pidfd, ...) stay the parent's.
 _HARMLESS = frozenset({stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFDIR})
+
+
+# What this package has open for all calls at once. A child need not look at these to know that it
+# must lose them; with many calls in flight they are most of what there is.
+ours: set[int] = set()
 
 
 class Descriptors:
@@ -31,19 +36,23 @@ class Descriptors:
     def own(self, fd: int) -> int:
         """Take charge of *fd* and return it."""
         self._open.append(fd)
+        ours.add(fd)
         return fd
 
     def close(self, fd: int) -> None:
         """Close *fd* now, once; does nothing if it is not (any longer) in charge of it."""
         if fd in self._open:
             self._open.remove(fd)
+            ours.discard(fd)
             os.close(fd)
 
     def close_all(self) -> None:
         """Close whatever is left."""
         while self._open:
+            fd = self._open.pop()
+            ours.discard(fd)
             try:
-                os.close(self._open.pop())
+                os.close(fd)
             except OSError:
                 pass  # an error of an earlier write; the number is released all the same
 
@@ -93,6 +102,8 @@ def severable(fds: Iterable[int], keep: Collection[int]) -> list[int]:
         if fd in keep:
             if fd <= 2:
                 streams.add(fd)
+        elif fd in ours:
+            found.append(fd)
         elif fd > 2:
             try:
                 mode = os.fstat(fd).st_mode

@@ -5,15 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from . import memfd
 
 __all__ = ["Features", "current"]
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
+class Features(NamedTuple):
     """What a call can count on here.
 
     Attributes:

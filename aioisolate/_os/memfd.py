@@ -7,7 +7,6 @@ import fcntl
 import mmap
 import os
 import sys
-import tempfile
 
 from .fds import Descriptors, lift
 
@@ -30,6 +29,8 @@ def sealable() -> bool:
 def create(owner: Descriptors) -> int:
     """Open a scratch file: a sealable memfd, or an unlinked temporary file where there is none."""
     if not sealable():
+        import tempfile  # noqa: PLC0415 - takes long to import, and only other systems need it
+
         with tempfile.TemporaryFile() as file:
             return lift(owner.own(os.dup(file.fileno())), owner)
     return lift(owner.own(_memfd()), owner)

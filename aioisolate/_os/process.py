@@ -17,7 +17,7 @@ import signal
 import struct
 import sys
 import warnings
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .._outcome import Exit
 from . import threads
@@ -34,8 +34,7 @@ _INFO = struct.Struct("=QQ11Ii")
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(NamedTuple):
     """How a process ended and what it used; None and 0 where somebody else collected it."""
 
     exit: Exit | None

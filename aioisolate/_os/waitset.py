@@ -10,6 +10,8 @@ from __future__ import annotations
 import select
 import sys
 
+from .fds import ours
+
 __all__ = ["WaitSet"]
 
 if sys.platform == "linux":
@@ -21,6 +23,7 @@ if sys.platform == "linux":
 
         def __init__(self) -> None:
             self._epoll = select.epoll()
+            ours.add(self._epoll.fileno())
             self._members: set[int] = set()
 
         def fileno(self) -> int:
@@ -44,7 +47,9 @@ if sys.platform == "linux":
 
         def close(self) -> None:
             """Close the set; the descriptors in it stay open."""
-            self._epoll.close()
+            if not self._epoll.closed:
+                ours.discard(self._epoll.fileno())
+                self._epoll.close()
 
 else:
 

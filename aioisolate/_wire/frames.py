@@ -10,8 +10,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 __all__ = [
     "INLINE_MAX",
@@ -126,16 +125,14 @@ class FrameDecoder:
         return kind, length
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(NamedTuple):
     """A part of the scratch file."""
 
     offset: int
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(NamedTuple):
     """A pickled object: its stream, and where in the scratch file its large buffers are.
 
     Attributes:
@@ -145,7 +142,7 @@ class Payload:
     """
 
     stream: Sequence[bytes]
-    regions: tuple[Region, ...] = field(default=())
+    regions: tuple[Region, ...] = ()
     stream_in_scratch: bool = False
 
     def encode(self) -> bytes:
@@ -157,6 +154,8 @@ class Payload:
     @classmethod
     def decode(cls, body: Sequence[bytes]) -> Payload:
         """Read the body of a frame without joining its pieces. Raises ProtocolError."""
+        if body and body[0].startswith(_NO_TABLE):  # just a stream, as most results are
+            return cls((body[0][_TABLE.size :], *body[1:]))
         pieces = list(body)
         head = _take(pieces, _TABLE.size)
         in_scratch, count = _TABLE.unpack(head)

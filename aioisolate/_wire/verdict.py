@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import signal
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .._errors import (
     CallableDidNotExecuteError,
@@ -44,8 +44,7 @@ class Answer(enum.Enum):
     RAISED = "what fn raised"
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(NamedTuple):
     """All that is known about a call when its child is gone.
 
     Attributes:
@@ -65,8 +64,7 @@ class Evidence:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The class, reason and wording of the error to raise."""
 
     error: type[IsolationError]
