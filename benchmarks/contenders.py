@@ -1,7 +1,7 @@
 """Who is measured: each gives every call a process of its own, and is awaited.
 
-A contender is an async generator function: it sets up, yields an async function that makes one call,
-and tears down. `nothing` is what they all call.
+A contender is an async generator function: it sets up, yields an async function that makes one
+call, and tears down. `nothing` is what they all call.
 """
 
 from __future__ import annotations
