@@ -79,6 +79,7 @@ def python(
     """Run a Python program in an interpreter of its own, maybe behind some shell *prefix*."""
     options = {"capture_output": True, "text": True, "timeout": 60, "cwd": ROOT} | options
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    environment.pop("PYTHONUNBUFFERED", None)  # what is buffered matters here
     command: Any = [sys.executable, "-c", textwrap.dedent(source), *args]
     if prefix:
         command = ["sh", "-c", f'exec "$@" {prefix}', "sh", *command]
