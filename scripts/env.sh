@@ -33,10 +33,10 @@ print(sys.version, *sys.argv[1:], hashlib.sha256(open('pyproject.toml', 'rb').re
         rm -rf "$venv"
         "$python" -m venv "$venv"
         # dependency groups need a pip from 2025
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+        "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --upgrade "pip>=25.1"
         local groups=()
         for group in "$@"; do groups+=(--group "$group"); done
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable . "${groups[@]}"
+        "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --editable . "${groups[@]}"
         printf '%s' "$stamp" >"$venv/stamp"
     fi
 }

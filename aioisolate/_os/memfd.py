@@ -7,14 +7,19 @@ import fcntl
 import mmap
 import os
 import sys
+from typing import Any
 
 from .fds import Descriptors, lift
 
 __all__ = ["create", "is_sealed", "map_private", "seal", "sealable"]
 
+# Not every platform has what is used of these; `sealable` is asked first.
+_fcntl: Any = fcntl
+_os: Any = os
+
 _NOEXEC_SEAL = 0x8  # MFD_NOEXEC_SEAL, Linux 6.3; implies MFD_ALLOW_SEALING
 _SEALS: int = (
-    fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+    _fcntl.F_SEAL_SHRINK | _fcntl.F_SEAL_GROW | _fcntl.F_SEAL_WRITE | _fcntl.F_SEAL_SEAL
     if sys.platform == "linux"
     else 0
 )
@@ -38,24 +43,27 @@ def create(owner: Descriptors) -> int:
 
 def _memfd() -> int:
     global _old_kernel
+    fd: int
     if not _old_kernel:
         try:
-            return os.memfd_create("aioisolate", os.MFD_CLOEXEC | _NOEXEC_SEAL)
+            fd = _os.memfd_create("aioisolate", _os.MFD_CLOEXEC | _NOEXEC_SEAL)
+            return fd
         except OSError as exc:
             if exc.errno != errno.EINVAL:
                 raise
             _old_kernel = True
-    return os.memfd_create("aioisolate", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = _os.memfd_create("aioisolate", _os.MFD_CLOEXEC | _os.MFD_ALLOW_SEALING)
+    return fd
 
 
 def seal(fd: int) -> None:
     """Forbid every later change of the file, by anyone."""
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    fcntl.fcntl(fd, _fcntl.F_ADD_SEALS, _SEALS)
 
 
 def is_sealed(fd: int) -> bool:
     """Tell whether nobody can change the file any more, its length included."""
-    return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+    return fcntl.fcntl(fd, _fcntl.F_GET_SEALS) & _SEALS == _SEALS
 
 
 def map_private(fd: int, offset: int, length: int) -> memoryview:

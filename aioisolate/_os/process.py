@@ -17,13 +17,17 @@ import signal
 import struct
 import sys
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .._outcome import Exit
 from . import threads
 from .fds import Descriptors
 
 __all__ = ["Process", "Status", "fork", "hush_fork_warning"]
+
+# Not every platform has pidfds and waitid; a plan is made only where there is the latter.
+_os: Any = os
+_signal: Any = signal
 
 _SIGNAL_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 _GET_INFO = 0xC040FF0B  # PIDFD_GET_INFO: _IOWR(0xFF, 11, struct pidfd_info of 64 bytes)
@@ -103,7 +107,7 @@ class Process:
         """Begin to own the child *pid*, or raise OSError if it can't be watched."""
         self.pid = pid
         try:
-            self._wait_fd = self._fds.own(os.pidfd_open(pid))
+            self._wait_fd = self._fds.own(_os.pidfd_open(pid))
             self._is_pidfd = True
         except (OSError, AttributeError):  # not compiled in, ENOSYS, EPERM, EMFILE...
             try:
@@ -115,7 +119,7 @@ class Process:
 
     def _await_exit(self) -> None:
         try:
-            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            _os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
             pass  # SIGCHLD is ignored, or somebody else waited for it: it is gone all the same
 
@@ -132,7 +136,7 @@ class Process:
             return
         try:
             if self._is_pidfd:
-                signal.pidfd_send_signal(self._wait_fd, number)
+                _signal.pidfd_send_signal(self._wait_fd, number)
             elif not self._reaped:
                 os.kill(self.pid, number)
         except ProcessLookupError:
@@ -145,7 +149,7 @@ class Process:
         try:
             if self._is_pidfd:
                 try:
-                    signal.pidfd_send_signal(self._wait_fd, number, None, _SIGNAL_GROUP)
+                    _signal.pidfd_send_signal(self._wait_fd, number, None, _SIGNAL_GROUP)
                     return
                 except OSError as exc:
                     if exc.errno != errno.EINVAL:
@@ -176,11 +180,11 @@ class Process:
         return status
 
     def _collect(self) -> Status:
-        kind, ident = (os.P_PIDFD, self._wait_fd) if self._is_pidfd else (os.P_PID, self.pid)
+        kind, ident = (_os.P_PIDFD, self._wait_fd) if self._is_pidfd else (os.P_PID, self.pid)
         try:
             # Look first: if somebody else has collected the child, its pid may by now be that
             # of another child of ours, whose status wait4 would take.
-            info = os.waitid(kind, ident, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            info = _os.waitid(kind, ident, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return Status(self._exit_from_pidfd())
         if info is None:
@@ -217,7 +221,7 @@ class Process:
         Return whether there may be more to come.
         """
         try:
-            while os.waitid(os.P_PGID, self.pid, os.WEXITED | os.WNOHANG) is not None:
+            while _os.waitid(os.P_PGID, self.pid, os.WEXITED | os.WNOHANG) is not None:
                 pass
         except ChildProcessError:
             return False
