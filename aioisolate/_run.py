@@ -78,7 +78,8 @@ async def run_isolated(
     Raises:
         what fn raised, as its own type and with the child's frames in the traceback, if it is an
             Exception. Anything else (SystemExit, KeyboardInterrupt, CancelledError...) becomes
-            the ``__cause__`` of a `CallableStatusUnknownError`.
+            the ``__cause__`` of a `CallableStatusUnknownError`; and so does the
+            CallableDidNotExecuteError of a nested call, which says nothing about this one.
         CallableDidNotExecuteError: fn never began; always safe to retry.
         CallableExecutedError: fn ended, but its result could not be brought here.
         CallableStatusUnknownError: fn began and did not end as it should: a crash, an exit, a

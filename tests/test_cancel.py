@@ -219,7 +219,6 @@ def threads():
 
 
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_loop_closed_under_a_running_call(kind, caplog):
     """Hazard 33."""
     import uvloop

@@ -517,6 +517,16 @@ async def test_the_error_of_a_nested_call_comes_through():
     assert "Fatal Python error" in error.crash_traceback
 
 
+async def test_a_nested_call_that_did_not_begin_does_not_make_this_one_safe_to_retry():
+    async def outer():
+        await run_isolated(int, timeout=0)
+
+    error = await caught(outer)
+    assert type(error) is CallableStatusUnknownError
+    assert error.reason is Reason.TIMEOUT
+    assert isinstance(error.__cause__, CallableDidNotExecuteError)
+
+
 def test_exit():
     assert Exit(3).code == 3
     assert Exit(3).signal is None

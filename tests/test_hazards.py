@@ -33,6 +33,7 @@ from aioisolate import (
     capture_isolated,
     run_isolated,
 )
+from aioisolate._child import bootstrap
 from aioisolate._os import fds as os_fds
 from aioisolate._os import prctl
 from aioisolate._os.process import Process
@@ -65,11 +66,11 @@ async def test_a_signal_for_the_child_stays_there():
 async def test_a_signal_before_the_reset_finds_no_handler(tmp_path, monkeypatch):
     log = open(tmp_path / "log", "ab", buffering=0)
 
-    def adopt(self, pid, original=Process.adopt):
-        os.kill(pid, signal.SIGUSR1)  # the child has hardly begun
-        original(self, pid)
+    def first_step(number, original=bootstrap.set_parent_death_signal):
+        os.kill(os.getpid(), signal.SIGUSR1)  # in the child, which has hardly begun
+        original(number)
 
-    monkeypatch.setattr(Process, "adopt", adopt)
+    monkeypatch.setattr(bootstrap, "set_parent_death_signal", first_step)
     before = signal.signal(signal.SIGUSR1, lambda *_: log.write(b"handled\n"))
     try:
         for _ in range(5):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import signal
 import threading
 
@@ -31,7 +30,7 @@ def discard(process: Process) -> None:
 def put_down(process: Process) -> None:
     """Kill a child, if there is one, and collect it, blocking: nobody can await it any more."""
     discard(process)
-    if not process.pid:
+    if not process.is_owned():
         return
     process.signal_group(signal.SIGKILL)
     process.signal(signal.SIGKILL)
@@ -44,7 +43,7 @@ def put_down(process: Process) -> None:
 
 def abandon(process: Process, fds: Descriptors) -> None:
     """Kill a child whose loop was closed under it, and close what belonged to its call."""
-    if process.owner_pid != os.getpid():  # a copy of the loop, collected in a forked child
+    if not process.is_owned():  # or a copy of the loop, collected in a forked child
         return
     _log.warning("an event loop was closed while child %d was running: killed", process.pid)
     put_down(process)
@@ -54,6 +53,7 @@ def abandon(process: Process, fds: Descriptors) -> None:
 def watch_on(process: Process) -> None:
     """Keep waiting, in a thread, for a child that does not end although it was killed."""
     _log.error("child %d does not end although it was killed; watching on", process.pid)
+    process.watched = True
 
     def wait() -> None:
         while not process.ended(3600):
@@ -67,6 +67,5 @@ def watch_on(process: Process) -> None:
 
 @atexit.register
 def _put_all_down() -> None:
-    for process in list(_live):
-        if process.owner_pid == os.getpid():  # exits of forked copies are none of our business
-            put_down(process)
+    for process in list(_live):  # in a forked copy of this process none of them is owned
+        put_down(process)

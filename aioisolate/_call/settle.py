@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 
 from .._errors import (
+    CallableDidNotExecuteError,
     CallableExecutedError,
     CallableStatusUnknownError,
     IsolationError,
@@ -120,6 +121,11 @@ def _as_loss(exc: BaseException, answer: Answer) -> Verdict:
 
 
 def _own_exception(supervision: Supervision, raised: Any) -> BaseException:
+    if isinstance(raised, CallableDidNotExecuteError):
+        # A nested call did not begin; but fn did, and a retry of this call may not be safe.
+        text = f"fn raised {type(raised).__name__}: {raised}"
+        verdict = Verdict(CallableStatusUnknownError, raised.reason, text)
+        return _error(supervision, verdict, cause=raised)
     if isinstance(raised, Exception):
         return raised
     # SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError... mean something to whoever

@@ -306,7 +306,7 @@ class Supervision:
     def release(self) -> None:
         """Close everything that belonged to the call. The child must be gone."""
         self.child.close()
-        if self._killed_for is not KilledFor.UNKILLABLE:
+        if not self.child.process.watched:
             self.child.process.close()
 
 

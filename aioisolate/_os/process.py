@@ -80,6 +80,7 @@ class Process:
     Attributes:
         pid: the child, or 0 before there is one.
         owner_pid: the process that forked it.
+        watched: a thread waits for its late end, and will close it.
     """
 
     __slots__ = (
@@ -91,11 +92,13 @@ class Process:
         "_wait_fd",
         "owner_pid",
         "pid",
+        "watched",
     )
 
     def __init__(self) -> None:
         self.pid = 0
         self.owner_pid = os.getpid()
+        self.watched = False
         self._reaped = False
         self._closed = False
         self._fds = Descriptors()
@@ -127,12 +130,13 @@ class Process:
         """Return a descriptor that is readable once the process has ended."""
         return self._wait_fd
 
-    def _usable(self) -> bool:
+    def is_owned(self) -> bool:
+        """Tell whether there is a child, it is this process's, and nobody has let it go."""
         return self.pid > 0 and not self._closed and self.owner_pid == os.getpid()
 
     def signal(self, number: int) -> None:
         """Send a signal to the process, if it has not ended."""
-        if not self._usable():
+        if not self.is_owned():
             return
         try:
             if self._is_pidfd:
@@ -144,7 +148,7 @@ class Process:
 
     def signal_group(self, number: int) -> None:
         """Send a signal to every process of the group that the child leads, if it leads one."""
-        if not self._usable():
+        if not self.is_owned():
             return
         try:
             if self._is_pidfd:
