@@ -23,8 +23,8 @@ async def cancel_on_disconnect(
 ) -> T:
     """Await ``job(*args)``, and cancel it if the client of *request* disconnects meanwhile.
 
-    Read the body first (``await request.body()`` or ``.form()``): the messages of a body that is
-    still on its way would be dropped here.
+    The body of the request is read to its end first, unless the handler has read it, and can still
+    be had from ``request.body()`` afterwards: a disconnect is announced only behind the body.
 
     Args:
         request: the request whose client is waiting.
@@ -50,6 +50,11 @@ async def cancel_on_disconnect(
     result: list[T] = []
     failure: list[BaseException] = []
     gone = False
+
+    try:
+        await request.body()
+    except RuntimeError:
+        pass  # it has been read, by stream() or form()
 
     async def listen(scope: anyio.CancelScope) -> None:
         nonlocal gone
