@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import contenders
 
 clock = time.perf_counter
+BOUND = "(bare fork + exit + wait)"
 
 
 def resident_mb() -> float:
@@ -111,6 +112,19 @@ async def alone_and_together(name: str, calls: int, in_flight: int) -> dict[str,
     return {"resident": resident_mb(), "latency": statistics.median(latencies), "rate": rate}
 
 
+def bare_alone_and_together(calls: int, in_flight: int) -> dict[str, Any]:
+    """The same for nothing but the system calls: no library that forks can do better."""
+    latencies = []
+    for _ in range(calls):
+        start = clock()
+        contenders.bare()
+        latencies.append(clock() - start)
+    start = clock()
+    contenders.bare_together(calls, in_flight)
+    rate = calls / (clock() - start)
+    return {"resident": resident_mb(), "latency": statistics.median(latencies), "rate": rate}
+
+
 def child(options: argparse.Namespace) -> None:
     """Be the process that is measured."""
     ballast = grow(options.mb)
@@ -118,6 +132,8 @@ def child(options: argparse.Namespace) -> None:
     async def main() -> dict[str, Any]:
         if options.measure == "bare":
             return await against_bare(options.rounds, options.calls)
+        if options.measure == BOUND:
+            return bare_alone_and_together(options.calls, options.in_flight)
         return await alone_and_together(options.measure, options.calls, options.in_flight)
 
     if options.loop == "uvloop":
@@ -190,12 +206,10 @@ def main() -> None:
     print(f"{'':36}{'loop':9}{'resident':>9}{'latency':>11}{'calls/s':>9}")
     rates: dict[tuple[str, int], float] = {}
     for mb in (20, 500):
-        for name in contenders.CONTENDERS:
+        for name in [BOUND, *contenders.CONTENDERS]:
             for loop in ("asyncio", "uvloop") if name == "aioisolate" else ("asyncio",):
-                n = 15 if options.quick else 60
-                result = measure(
-                    name, loop, mb, calls=n * (5 if name == "aioisolate" else 1), in_flight=64
-                )
+                n = (15 if options.quick else 60) * (5 if name in ("aioisolate", BOUND) else 1)
+                result = measure(name, loop, mb, calls=n, in_flight=64)
                 if result is None:
                     continue
                 report[f"{name}/{loop}/{mb}"] = result
@@ -213,7 +227,9 @@ def main() -> None:
                 print(f"  / bare at {mb} MB on {loop}: {reached:.2f} (wanted: at most {target})")
     for mb in (20, 500):
         peers = [
-            rate for (name, at), rate in rates.items() if at == mb and "aioisolate" not in name
+            rate
+            for (name, at), rate in rates.items()
+            if at == mb and not name.startswith(("aioisolate", BOUND))
         ]
         for loop in ("asyncio", "uvloop"):
             if peers and (ours := rates.get((f"aioisolate {loop}", mb))):

@@ -45,6 +45,21 @@ def bare_with_result() -> Any:
     return pickle.loads(data)
 
 
+def bare_together(total: int, in_flight: int) -> None:
+    """`bare`, with so many children alive at a time: the bound for whoever forks per call."""
+    alive = 0
+    for _ in range(total):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        alive += 1
+        while alive >= in_flight:
+            os.wait()
+            alive -= 1
+    for _ in range(alive):
+        os.wait()
+
+
 async def aioisolate() -> AsyncIterator[Call]:
     from aioisolate import run_isolated
 
