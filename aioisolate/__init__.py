@@ -1,17 +1,25 @@
 """Run any function in a throw-away copy of your process, from asyncio."""
 
-import logging
+# What is named here is imported when it is first used: a fork server, which imports parts of this
+# package and is forked again and again, must stay small.
+from typing import TYPE_CHECKING
 
-from ._errors import (
-    CallableDidNotExecuteError,
-    CallableExecutedError,
-    CallableStatusUnknownError,
-    ForkSafetyWarning,
-    IsolationError,
-    Reason,
-)
-from ._outcome import CallEvent, Exit, Outcome, Usage
-from ._run import capture_isolated, isolated, run_isolated
+from . import _os as _os  # refuses, early, to be imported where there is no fork
+
+if TYPE_CHECKING:
+    from ._child.progress import report_progress
+    from ._errors import (
+        CallableDidNotExecuteError,
+        CallableExecutedError,
+        CallableStatusUnknownError,
+        ForkSafetyWarning,
+        IsolationError,
+        Reason,
+    )
+    from ._isolator import Isolator
+    from ._outcome import CallEvent, Exit, Outcome, Progress, Usage
+    from ._run import capture_isolated, isolated, run_isolated
+    from ._stream import stream_isolated
 
 __version__ = "0.1.0"
 
@@ -23,12 +31,45 @@ __all__ = [
     "Exit",
     "ForkSafetyWarning",
     "IsolationError",
+    "Isolator",
     "Outcome",
+    "Progress",
     "Reason",
     "Usage",
     "capture_isolated",
     "isolated",
+    "report_progress",
     "run_isolated",
+    "stream_isolated",
 ]
 
-logging.getLogger(__name__).addHandler(logging.NullHandler())
+_HOMES = {
+    "_child.progress": ["report_progress"],
+    "_errors": [
+        "CallableDidNotExecuteError",
+        "CallableExecutedError",
+        "CallableStatusUnknownError",
+        "ForkSafetyWarning",
+        "IsolationError",
+        "Reason",
+    ],
+    "_isolator": ["Isolator"],
+    "_outcome": ["CallEvent", "Exit", "Outcome", "Progress", "Usage"],
+    "_run": ["capture_isolated", "isolated", "run_isolated"],
+    "_stream": ["stream_isolated"],
+}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module  # noqa: PLC0415 - as said above
+
+    for home, names in _HOMES.items():
+        if name in names:
+            value: object = getattr(import_module(f"{__name__}.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

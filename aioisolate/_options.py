@@ -7,11 +7,12 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Literal, TypeAlias, TypedDict
 
-from ._outcome import CallEvent
+from ._outcome import CallEvent, Progress
 
-__all__ = ["CallOptions", "OnEvent", "OptionArgs", "Output"]
+__all__ = ["CallOptions", "OnEvent", "OnProgress", "OptionArgs", "Output"]
 
 OnLine: TypeAlias = Callable[[str, str], object]
+OnProgress: TypeAlias = Callable[[Progress], object]
 OnEvent: TypeAlias = Callable[[CallEvent], object]
 Output: TypeAlias = Literal["inherit", "capture", "null"] | OnLine
 Start: TypeAlias = Literal["fork"]
@@ -26,6 +27,7 @@ class OptionArgs(TypedDict, total=False):
     output: Output
     start_timeout: float | None
     on_event: OnEvent | None
+    on_progress: OnProgress | None
     pass_fds: Iterable[int]
 
 
@@ -39,7 +41,15 @@ class CallOptions:
     """
 
     # Not a dataclass, like everything else that is made for each call: those take long to import.
-    __slots__ = ("grace", "on_event", "output", "pass_fds", "start_timeout", "timeout")
+    __slots__ = (
+        "grace",
+        "on_event",
+        "on_progress",
+        "output",
+        "pass_fds",
+        "start_timeout",
+        "timeout",
+    )
 
     def __init__(
         self,
@@ -50,6 +60,7 @@ class CallOptions:
         output: Output = "inherit",
         start_timeout: float | None = 10.0,
         on_event: OnEvent | None = None,
+        on_progress: OnProgress | None = None,
         pass_fds: Iterable[int] = (),
     ) -> None:
         if timeout is not None:
@@ -67,11 +78,14 @@ class CallOptions:
             )
         if on_event is not None and not callable(on_event):
             raise TypeError(f"on_event must be callable, not {on_event!r}")
+        if on_progress is not None and not callable(on_progress):
+            raise TypeError(f"on_progress must be callable, not {on_progress!r}")
         self.timeout = timeout
         self.grace = grace
         self.output: Output = output
         self.start_timeout = start_timeout
         self.on_event = on_event
+        self.on_progress = on_progress
         self.pass_fds = _checked_fds(pass_fds) if pass_fds else _NO_FDS
 
 

@@ -6,7 +6,7 @@ import signal as _signal
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar, cast
 
-__all__ = ["CallEvent", "Exit", "Outcome", "Usage"]
+__all__ = ["CallEvent", "Exit", "Outcome", "Progress", "Usage"]
 
 T = TypeVar("T")
 
@@ -76,6 +76,20 @@ class CallEvent(NamedTuple):
     name: str
     pid: int
     time: float
+
+
+class Progress(NamedTuple):
+    """How far fn has got, as it says itself by `report_progress`.
+
+    Attributes:
+        done: how much is done.
+        total: how much there is to do, or None if fn does not know.
+        message: what it is doing.
+    """
+
+    done: float
+    total: float | None = None
+    message: str = ""
 
 
 @dataclass(frozen=True)

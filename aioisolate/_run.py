@@ -8,11 +8,11 @@ from typing import Any, Literal, ParamSpec, TypeVar, TypeVarTuple, Unpack, cast,
 
 from ._call.plan import Plan, check_callable, make_plan
 from ._call.settle import outcome_of, settle
-from ._call.spawn import Child, let_imports_finish
+from ._call.spawn import ForkedChild, let_imports_finish
 from ._call.supervise import Supervision, supervise
 from ._call.waiter import running_backend
 from ._errors import IsolationError
-from ._options import CallOptions, OnEvent, OptionArgs, Output
+from ._options import CallOptions, OnEvent, OnProgress, OptionArgs, Output
 from ._os import features, threads
 from ._outcome import Outcome
 
@@ -48,6 +48,7 @@ async def run_isolated(
     output: Output = "inherit",
     start_timeout: float | None = 10.0,
     on_event: OnEvent | None = None,
+    on_progress: OnProgress | None = None,
     pass_fds: Iterable[int] = (),
 ) -> Any:
     """Run ``fn(*args)`` in a forked copy of this process and return what it returns.
@@ -72,6 +73,7 @@ async def run_isolated(
             safeguard against a lock that another thread held while forking. None: never.
         on_event: called here with a `CallEvent` when the child is spawned, has started, has
             sent its result, has been reaped.
+        on_progress: called here with a `Progress` whenever fn calls `report_progress`.
         pass_fds: descriptors of sockets, pipes and the like that fn may go on using. Files,
             terminals and directories it may use anyway; everything else leads to /dev/null.
 
@@ -101,6 +103,7 @@ async def run_isolated(
         output=output,
         start_timeout=start_timeout,
         on_event=on_event,
+        on_progress=on_progress,
         pass_fds=pass_fds,
     )
     value, error, _ = await _call(make_plan(fn, args, options, features.current()))
@@ -152,7 +155,7 @@ async def _call(plan: Plan) -> tuple[Any, BaseException | None, Supervision]:
     others = threads.others()
     if others:
         await let_imports_finish(plan.options.start_timeout)
-    child = Child(plan, backend, others)
+    child = ForkedChild(plan, backend, others)
     supervision = Supervision(child, plan.options)
     try:
         await supervise(supervision, plan.options.grace)

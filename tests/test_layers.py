@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import aioisolate
-from tests.helpers import ROOT
+from tests.helpers import ROOT, python
 
 PACKAGE = ROOT / "aioisolate"
 # From the bottom up. A module may import from its own layer, without circles, and from those below.
@@ -19,7 +19,9 @@ LAYERS = [
     ["_wire"],
     ["_child"],
     ["_call"],
-    ["_run"],
+    ["_zygote"],
+    ["_service"],
+    ["_run", "_isolator", "_stream"],
     ["__init__"],
     ["integrations"],
 ]
@@ -103,7 +105,9 @@ def test_what_may_be_imported_from_elsewhere(path):
         "_wire": {"cloudpickle", "tblib"},
         "_child": {"anyio"},  # in loops.run only, when fn is a coroutine function
         "_call": {"anyio"},
-        "_run": set(),
+        "_zygote": {"anyio"},
+        "_service": {"anyio"},
+        "_run": {"anyio"},
         "__init__": set(),
         "integrations": {"anyio", "starlette"},
     }[layer[0]]
@@ -125,6 +129,19 @@ def test_the_childs_side_imports_no_event_loop_at_its_head():
                 assert "asyncio" not in text
 
 
+def test_a_fork_server_and_its_children_stay_small():
+    source = """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        import aioisolate._zygote.server
+        print(*sys.modules)
+    """
+    loaded = set(python(source, str(ROOT)).stdout.split())
+    ours = {name.split(".")[1] for name in loaded if name.startswith("aioisolate.")}
+    assert ours == {"_os", "_wire", "_child", "_zygote"}
+    assert not loaded & {"asyncio", "anyio", "cloudpickle", "logging", "inspect", "subprocess"}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_modules_fit_in_one_sitting_and_say_what_they_are_for(path):
     source = path.read_text()
@@ -134,10 +151,11 @@ def test_modules_fit_in_one_sitting_and_say_what_they_are_for(path):
 
 
 def test_everything_public_is_exported_and_documented():
-    public = {name for name in vars(aioisolate) if not name.startswith("_")}
-    modules = {name for name in public if inspect.ismodule(getattr(aioisolate, name))}
-    assert set(aioisolate.__all__) == public - modules
-    assert aioisolate.__all__ == sorted(aioisolate.__all__)
+    homes = [name for names in aioisolate._HOMES.values() for name in names]
+    assert sorted(homes) == aioisolate.__all__ == sorted(aioisolate.__all__)
+    assert set(aioisolate.__all__) <= set(dir(aioisolate))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = aioisolate.nonsense
     for name in aioisolate.__all__:
         thing = getattr(aioisolate, name)
         assert inspect.getdoc(thing), name

@@ -175,6 +175,8 @@ ALLOWED = {
     (State.RUNNING, Kind.VALUE): State.DONE,
     (State.RUNNING, Kind.RAISED): State.DONE,
     (State.RUNNING, Kind.LOST): State.DONE,
+    (State.RUNNING, Kind.ITEM): State.RUNNING,
+    (State.RUNNING, Kind.PROGRESS): State.RUNNING,
 }
 
 
@@ -192,7 +194,8 @@ def test_every_frame_in_every_state(state, kind):
         conversation.receive(b"garbage")
         assert conversation.answer is before
     elif (state, kind) in ALLOWED:
-        conversation.receive(encode(NONCE, kind))
+        between = conversation.receive(encode(NONCE, kind))
+        assert [frame[0] for frame in between] == [kind] * (kind in (Kind.ITEM, Kind.PROGRESS))
         assert conversation.state is ALLOWED[state, kind]
         assert conversation.started is (kind is not Kind.FAILED)
         assert (conversation.answer is not None) is (conversation.state is State.DONE)
@@ -261,7 +264,7 @@ def test_pickle_first(monkeypatch):
     def refuse(*_args, **_options):
         raise AssertionError("cloudpickle was asked")
 
-    monkeypatch.setattr(codecs, "KinPickler", refuse)
+    monkeypatch.setattr(kinship, "KinPickler", refuse)
     assert codecs.load([codecs.dump({"a": 1})[0]], []) == {"a": 1}
     with pytest.raises(AssertionError):
         codecs.dump(lambda: 1)

@@ -1,1 +1,5 @@
-"""The parent's side of one call: plan, spawn, supervise, settle."""
+"""The parent's side of one call."""
+
+import logging
+
+logging.getLogger("aioisolate").addHandler(logging.NullHandler())

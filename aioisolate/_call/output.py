@@ -5,7 +5,10 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable
 
-__all__ = ["CAPTURE_MAX", "TAIL_MAX", "OutputStream"]
+from .._options import Output
+from .._os.fds import Descriptors, pipe
+
+__all__ = ["CAPTURE_MAX", "TAIL_MAX", "OutputStream", "open_streams"]
 
 # What is kept of each stream with output="capture": the first and the last half of this.
 CAPTURE_MAX = 1024 * 1024
@@ -74,3 +77,18 @@ class OutputStream:
         if len(end) < TAIL_MAX and not self._dropped:
             end = (self._head + end)[-TAIL_MAX:]
         return end.decode(errors="replace")
+
+
+def open_streams(
+    output: Output, null: int, fds: Descriptors
+) -> tuple[tuple[OutputStream, ...], int, int]:
+    """Open what a child's output needs: what is read here, and what it gets as 1 and 2."""
+    if output == "inherit":
+        return (), -1, -1
+    if output == "null":
+        return (), null, null
+    on_line = output if callable(output) else None
+    out_read, out_write = pipe(fds)
+    err_read, err_write = pipe(fds)
+    streams = OutputStream("stdout", out_read, on_line), OutputStream("stderr", err_read, on_line)
+    return streams, out_write, err_write

@@ -14,15 +14,27 @@ __all__ = ["Plan", "check_callable", "make_plan"]
 
 
 class Plan(NamedTuple):
-    """One call to be made: what to call, and how."""
+    """One call to be made: what to call, and how.
+
+    Attributes:
+        fn, args: the call.
+        options: checked options.
+        streaming: fn returns an iterator, whose items are wanted one by one.
+    """
 
     fn: Callable[..., Any]
     args: Sequence[Any]
     options: CallOptions
+    streaming: bool = False
 
 
 def make_plan(
-    fn: Callable[..., Any], args: Sequence[Any], options: CallOptions, features: Features
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    options: CallOptions,
+    features: Features,
+    *,
+    streaming: bool = False,
 ) -> Plan:
     """Plan a call, or refuse it before anything has happened.
 
@@ -38,7 +50,7 @@ def make_plan(
         )
     if options.timeout == 0:
         raise StartTimeoutError("the timeout of 0 s left no time to begin", reason=Reason.TIMEOUT)
-    return Plan(fn, args, options)
+    return Plan(fn, args, options, streaming)
 
 
 def check_callable(fn: object) -> None:

@@ -67,5 +67,14 @@ def watch_on(process: Process) -> None:
 
 @atexit.register
 def _put_all_down() -> None:
-    for process in list(_live):  # in a forked copy of this process none of them is owned
-        put_down(process)
+    # Killed and seen to end, but not collected: that is for the thread whose call it is, if that
+    # still runs, and the system does it otherwise.
+    live = [process for process in _live if process.is_owned()]  # in a forked copy: none
+    for process in live:
+        process.signal_group(signal.SIGKILL)
+        process.signal(signal.SIGKILL)
+    for process in live:
+        try:
+            process.ended(_PATIENCE)
+        except (OSError, ValueError):
+            pass  # collected just now

@@ -16,10 +16,10 @@ from .._errors import (
     Reason,
 )
 from .._os import memfd, threads
-from .._outcome import Outcome
+from .._outcome import Outcome, Usage
 from .._wire import codecs
 from .._wire.frames import Kind, Payload, ProtocolError, Region
-from .._wire.verdict import Answer, Verdict, judge
+from .._wire.verdict import Answer, Evidence, Verdict, judge
 from .supervise import Supervision
 
 __all__ = ["outcome_of", "settle"]
@@ -33,7 +33,7 @@ async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
     answer = supervision.conversation.answer
     # The verdict on a value is that it is one; no evidence has to be put together for that.
     is_value = answer is not None and answer[0] is Kind.VALUE
-    verdict = Answer.VALUE if is_value else judge(supervision.evidence())
+    verdict = Answer.VALUE if is_value else judge(_evidence(supervision))
     if isinstance(verdict, Verdict) or answer is None:
         assert isinstance(verdict, Verdict)
         return None, _error(supervision, verdict)
@@ -59,11 +59,39 @@ def outcome_of(supervision: Supervision, value: Any, error: BaseException | None
     return Outcome(
         value=value,
         error=error,
-        usage=supervision.usage(),
+        usage=_usage(supervision),
         exit=supervision.status.exit,
-        pid=child.process.pid,
+        pid=child.pid,
         stdout=child.streams[0].text() if child.streams else None,
         stderr=child.streams[1].text() if child.streams else None,
+    )
+
+
+def _evidence(supervision: Supervision) -> Evidence:
+    """Put together what the verdict is to be based on."""
+    answer = supervision.conversation.answer
+    detail = supervision.detail
+    if answer is not None and answer[0] in (Kind.LOST, Kind.FAILED):
+        detail = b"".join(answer[1]).decode(errors="replace")
+    return Evidence(
+        started=supervision.has_started(),
+        answer=None if answer is None else answer[0],
+        detail=detail,
+        killed_for=supervision.killed_for,
+        exit=supervision.status.exit,
+        seconds=supervision.seconds,
+    )
+
+
+def _usage(supervision: Supervision) -> Usage:
+    """Put together what the child has used."""
+    status = supervision.status
+    return Usage(
+        wall=supervision.ended_at - supervision.child.forked_at,
+        user=status.user,
+        system=status.system,
+        max_rss=status.max_rss,
+        fork=supervision.child.fork_seconds,
     )
 
 
@@ -147,9 +175,9 @@ def _error(
     error = verdict.error(
         message,
         reason=verdict.reason,
-        pid=child.process.pid,
+        pid=child.pid,
         exit=supervision.status.exit,
-        usage=supervision.usage(),
+        usage=_usage(supervision),
         stderr_tail=child.streams[1].tail() if child.streams else "",
         crash_traceback=stack,
     )

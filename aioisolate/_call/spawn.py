@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import anyio
 
-from .._child import bootstrap, loops, stdio
+from .._child import bootstrap, loops, stdio, worker
 from .._child.order import AsyncBackend, Order
 from .._errors import (
     CallableDidNotExecuteError,
@@ -27,16 +27,18 @@ from .._errors import (
 from .._os import cstdio, imports, memfd, signals
 from .._os import fds as os_fds
 from .._os.fds import Descriptors
-from .._os.process import Process, fork, hush_fork_warning
+from .._os.prctl import is_subreaper
+from .._os.process import Process, Status, fork, hush_fork_warning
 from .._os.waitset import WaitSet
 from .._wire.frames import NONCE_SIZE, Kind, encode
 from .._wire.state import Conversation
 from . import registry
-from .output import OutputStream
+from .child import Members
+from .output import OutputStream, open_streams
 from .plan import Plan
 from .waiter import AnyioWaiter, AsyncioWaiter, Waiter
 
-__all__ = ["Child", "let_imports_finish"]
+__all__ = ["ForkedChild", "draft_order", "let_imports_finish", "warn_about"]
 
 _STREAMS = ("__stdin__", "__stdout__", "__stderr__")
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
@@ -62,30 +64,24 @@ async def let_imports_finish(patience: float | None) -> None:
         await anyio.sleep(0.002)
 
 
-class Child:
-    """A child and all that belongs to it on this side; `prepare` and `launch` make it.
+class ForkedChild:
+    """A `Child` that is a copy of this process as it is when launched.
 
     Attributes:
         process: the child process.
         fds: every descriptor of this call except those of the process and the wait set.
-        waitset: what the call waits for.
-        waiter: how it waits.
-        channel: where the child's frames arrive.
-        scratch: the scratch file.
-        nonce: what its frames are marked with.
-        streams: its output streams, stdout and stderr, if they are read here.
-        forked_at: when, on the clock of time.monotonic.
-        fork_seconds: how long the fork itself took.
     """
 
     __slots__ = (
         "_order",
         "_threaded",
         "channel",
+        "end_fd",
         "fds",
         "fork_seconds",
         "forked_at",
         "nonce",
+        "pid",
         "process",
         "scratch",
         "streams",
@@ -94,12 +90,16 @@ class Child:
     )
 
     waiter: Waiter
-    waitset: WaitSet
+    waitset: Members
     channel: int
     scratch: int
     nonce: bytes
     streams: tuple[OutputStream, ...]
     _order: Order
+
+    # A short call is woken up for once, by its end.
+    talks = False
+    lost = False
 
     def __init__(self, plan: Plan, backend: AsyncBackend, other_threads: Sequence[str]) -> None:
         """Prepare everything that a child needs, so that almost nothing is left after the fork.
@@ -108,10 +108,12 @@ class Child:
         """
         hush_fork_warning()
         if other_threads:
-            _warn_about(other_threads)
+            warn_about(other_threads)
         self._threaded = bool(other_threads)
         self.fds = fds = Descriptors()
         self.process = Process()
+        self.pid = 0
+        self.end_fd = -1
         self.forked_at = time.monotonic()
         self.fork_seconds = 0.0
         try:
@@ -126,7 +128,7 @@ class Child:
         null = fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         self.channel, channel_write = os_fds.pipe(fds)
         self.scratch = scratch = memfd.create(fds)
-        self.streams, stdout, stderr = _output(plan, null, fds)
+        self.streams, stdout, stderr = open_streams(plan.options.output, null, fds)
         self.waitset = waitset = WaitSet()
         if backend.loop is not None:
             self.waiter = AsyncioWaiter(backend.loop, waitset.fileno(), self._abandon)
@@ -135,11 +137,12 @@ class Child:
         for stream in self.streams:
             waitset.add(stream.fd)
         keep = plan.options.pass_fds | {channel_write, scratch, null, stdout, stderr}
-        keep |= {fd for fd, name in enumerate(_STREAMS) if getattr(sys, name) is not None}
-        numpy_random = sys.modules.get("numpy.random")
         self.nonce = nonce = os.urandom(NONCE_SIZE)
-        # One by one: passing twenty names touches twenty strings.
-        self._order = order = Order()
+        self._order = order = draft_order(keep, backend, self._threaded)
+        order.then = worker.work
+        order.quiet = False
+        order.streaming = plan.streaming
+        order.progress = plan.options.on_progress is not None
         order.fn = plan.fn
         order.args = plan.args
         order.nonce = nonce
@@ -149,17 +152,6 @@ class Child:
         order.null = null
         order.stdout = stdout
         order.stderr = stderr
-        order.keep = keep
-        order.sever = _severable(keep, self._threaded)
-        order.threaded = self._threaded
-        order.signals = signals.handled()
-        order.faulthandler = faulthandler.is_enabled()
-        order.purge_c_stdout = cstdio.pending()
-        order.streams = stdio.prepared()
-        order.inherited = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
-        order.forget_loop = loops.steps_to_forget(backend)
-        order.backend = backend
-        order.reseed = None if numpy_random is None else numpy_random.seed
         order.deadline_stack = plan.options.timeout is not None
         order.started_mark = encode(nonce, Kind.STARTED)
 
@@ -186,7 +178,9 @@ class Child:
                     self._disown(pid, exc)
             finally:
                 signals.set_mask(mask)
-            self.waitset.add(process.fileno())
+            self.pid = pid
+            self.end_fd = process.fileno()
+            self.waitset.add(self.end_fd)
         except BaseException as exc:
             registry.put_down(process)
             self.close()
@@ -218,6 +212,47 @@ class Child:
     def _abandon(self) -> None:
         registry.abandon(self.process, self.fds)
 
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it has not ended."""
+        self.process.signal(number)
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to its process group."""
+        self.process.signal_group(number)
+
+    def has_ended(self) -> bool:
+        """Leave it to `end_fd`."""
+        return False
+
+    def reap(self) -> Status:
+        """Collect its status; it has ended."""
+        status = self.process.reap()
+        registry.discard(self.process)
+        return status
+
+    def reap_adopted(self) -> bool:
+        """Collect orphans of it that have become this process's; tell if there may be more."""
+        return is_subreaper() and self.process.reap_adopted()
+
+    def leave(self) -> bool:
+        """Stay: nobody but the caller collects it."""
+        return False
+
+    def put_down(self) -> None:
+        """Kill it, and wait for its end, blocking."""
+        registry.put_down(self.process)
+
+    def give_up(self) -> None:
+        """Go on watching it in a thread."""
+        registry.discard(self.process)
+        registry.watch_on(self.process)
+
+    def release(self) -> None:
+        """Close everything that belonged to the call. The child must be gone."""
+        self.close()
+        if not self.process.watched:
+            self.process.close()
+
     def close(self) -> None:
         """Close everything but the process."""
         # What is watched goes before what it watches: a loop that still polls a closed
@@ -229,6 +264,26 @@ class Child:
         self.fds.close_all()
 
 
+def draft_order(keep: frozenset[int], backend: AsyncBackend, threaded: bool) -> Order:
+    """Draft the order for a copy of this process: what it must shed, whatever it will do."""
+    keep |= {fd for fd, name in enumerate(_STREAMS) if getattr(sys, name) is not None}
+    numpy_random = sys.modules.get("numpy.random")
+    # One by one: passing twenty names touches twenty strings.
+    order = Order()
+    order.keep = keep
+    order.sever = _severable(keep, threaded)
+    order.threaded = threaded
+    order.signals = signals.handled()
+    order.faulthandler = faulthandler.is_enabled()
+    order.purge_c_stdout = cstdio.pending()
+    order.streams = stdio.prepared()
+    order.inherited = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    order.forget_loop = loops.steps_to_forget(backend)
+    order.backend = backend
+    order.reseed = None if numpy_random is None else numpy_random.seed
+    return order
+
+
 def _severable(keep: frozenset[int], threaded: bool) -> list[int] | None:
     if threaded:  # another thread may open something between the look and the fork
         return None
@@ -237,21 +292,8 @@ def _severable(keep: frozenset[int], threaded: bool) -> list[int] | None:
     return os_fds.severable(listed, keep) if unknown <= _LOOK_HERE_MAX else None
 
 
-def _output(plan: Plan, null: int, fds: Descriptors) -> tuple[tuple[OutputStream, ...], int, int]:
-    """Open what the child's output needs: what is read here, and what it gets as 1 and 2."""
-    output = plan.options.output
-    if output == "inherit":
-        return (), -1, -1
-    if output == "null":
-        return (), null, null
-    on_line = output if callable(output) else None
-    out_read, out_write = os_fds.pipe(fds)
-    err_read, err_write = os_fds.pipe(fds)
-    streams = OutputStream("stdout", out_read, on_line), OutputStream("stderr", err_read, on_line)
-    return streams, out_write, err_write
-
-
-def _warn_about(names: Sequence[str]) -> None:
+def warn_about(names: Sequence[str]) -> None:
+    """Warn, once for each line that calls this package, that other threads run."""
     depth = 1
     frame = sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):

@@ -15,25 +15,30 @@ import enum
 import logging
 import math
 import os
+import pickle
 import signal
 import time
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import anyio
 
 from .._child.bootstrap import STACK_SIGNAL
+from .._child.worker import MARK_AT
 from .._options import CallOptions
-from .._os.prctl import is_subreaper
 from .._os.process import Status
-from .._outcome import CallEvent, Usage
+from .._outcome import CallEvent, Progress
 from .._wire.frames import Kind, ProtocolError
 from .._wire.state import Conversation
-from .._wire.verdict import Evidence, KilledFor
-from . import registry
+from .._wire.verdict import KilledFor
+from .child import Child
 from .crash import StackText
 from .output import OutputStream
-from .spawn import Child
 
-__all__ = ["FIRST_LOOK", "Supervision", "supervise"]
+__all__ = ["FIRST_LOOK", "OnItem", "Supervision", "supervise"]
+
+# Is given the pickle, in pieces, of an item that a generator has yielded.
+OnItem: TypeAlias = Callable[[Sequence[bytes]], object]
 
 _log = logging.getLogger("aioisolate.call")
 
@@ -69,17 +74,32 @@ class Supervision:
         conversation: what it has said on its channel.
         status: how it ended, once it has.
         ended_at: when that was seen, on the clock of time.monotonic.
+        left: its end was left to somebody else.
+        answered_at: when its answer was there, or None if it has given none.
         stack: what faulthandler wrote in the child.
+        killed_for: why it was killed, or None; the first cause counts.
+        detail: what was wrong, if it was killed for nonsense on its channel.
+        seconds: the deadline that passed, if one did.
     """
 
-    def __init__(self, child: Child, options: CallOptions) -> None:
+    def __init__(
+        self,
+        child: Child,
+        options: CallOptions,
+        *,
+        whole: bool = False,
+        on_item: OnItem | None = None,
+    ) -> None:
         self.child = child
         self._options = options
+        self._on_item = on_item
+        self._paused = False
+        self._marked = False
         self._phase = _Phase.RUNNING
-        self._killed_for: KilledFor | None = None
-        self._detail = ""
-        self._seconds = 0.0
-        self._look_due = True
+        self.killed_for: KilledFor | None = None
+        self.detail = ""
+        self.seconds = 0.0
+        self._look_due = not child.talks
         self._heard_result = False
         self._phase_ends = math.inf
         self.listens = options.on_event is not None or _log.isEnabledFor(logging.DEBUG)
@@ -93,8 +113,12 @@ class Supervision:
         self.conversation = Conversation(child.nonce)
         self.status = Status(None)
         self.ended_at = now
+        self.answered_at: float | None = None
+        self.left = False
         self.stack = StackText(child.scratch)
-        if self.listens:
+        # Without waiting for its end, nothing is known of that end.
+        self._leaves_early = not (whole or self.listens or child.streams)
+        if self._look_due and (self.listens or on_item or options.on_progress):
             self._watch_channel()
 
     def announce(self) -> None:
@@ -108,23 +132,23 @@ class Supervision:
         if self._phase is not _Phase.RUNNING or self._heard_result:
             return self._phase_ends
         due = self._deadline
-        if not self.conversation.started:
+        if not (self.conversation.started or self._marked):
             due = min(due, self._start_deadline)
         return min(due, self._first_look) if self._look_due else due
 
     def step(self) -> None:
         """Do whatever is due. Raises what on_event or the output callable raises."""
-        ended = False
+        ended = self.child.has_ended()
         for fd in self.child.waitset.poll():
             if fd == self.child.channel:
                 self._read_channel()
-            elif fd == self.child.process.fileno():
+            elif fd == self.child.end_fd:
                 ended = True
             else:
                 for stream in self.child.streams:
                     if stream.fd == fd:
                         self._read_output(stream)
-        if ended:
+        if ended and not self.gone:
             self._collect()
         elif time.monotonic() >= self.next_time():
             self._on_time()
@@ -137,12 +161,13 @@ class Supervision:
             case _Phase.RUNNING:
                 if self._look_due:
                     self._watch_channel()
-                self._read_channel()  # the mark may be waiting there
+                if not self._paused:
+                    self._read_channel()  # the mark may be waiting there
                 if self._heard_result or self._phase is not _Phase.RUNNING:
                     return
                 if now >= self._deadline:
                     self._pass_deadline(KilledFor.TIMEOUT, self._options.timeout or 0.0)
-                elif now >= self._start_deadline and not self.conversation.started:
+                elif now >= self._start_deadline and not self.has_started():
                     self._pass_deadline(KilledFor.START_TIMEOUT, self._options.start_timeout or 0.0)
             case _Phase.DUMPING:
                 if self.stack.whole() or now >= self._dump_ends:
@@ -155,11 +180,11 @@ class Supervision:
                 self._give_up()
 
     def _pass_deadline(self, cause: KilledFor, seconds: float) -> None:
-        self._killed_for = cause
-        self._seconds = seconds
-        if cause is KilledFor.TIMEOUT and self.conversation.started:
+        self.killed_for = cause
+        self.seconds = seconds
+        if cause is KilledFor.TIMEOUT and self.has_started():
             self.stack.expect_dump()
-            self.child.process.signal(STACK_SIGNAL)
+            self.child.signal(STACK_SIGNAL)
             self._phase = _Phase.DUMPING
             now = time.monotonic()
             self._dump_ends = now + _DUMP_PATIENCE
@@ -172,7 +197,7 @@ class Supervision:
         if grace <= 0:
             self.kill()
         elif self._phase in (_Phase.RUNNING, _Phase.DUMPING):
-            self.child.process.signal_group(signal.SIGTERM)
+            self.child.signal_group(signal.SIGTERM)
             self._phase = _Phase.TERMINATING
             self._phase_ends = time.monotonic() + grace
 
@@ -180,16 +205,44 @@ class Supervision:
         """Kill the child and its process group. The first cause counts."""
         if self.gone:
             return
-        if cause is not None and self._killed_for is None:
-            self._killed_for = cause
-            self._detail = detail
+        if cause is not None and self.killed_for is None:
+            self.killed_for = cause
+            self.detail = detail
         # The group first, then the child itself, in case it has left its group.
-        self.child.process.signal_group(signal.SIGKILL)
-        self.child.process.signal(signal.SIGKILL)
+        self.child.signal_group(signal.SIGKILL)
+        self.child.signal(signal.SIGKILL)
         self._phase = _Phase.KILLING
         self._phase_ends = time.monotonic() + _KILL_PATIENCE
 
+    def end(self, cause: KilledFor, grace: float = 0.0) -> None:
+        """End the call from outside, for a reason of the caller's."""
+        if self.gone or self._heard_result:
+            return
+        if self.killed_for is None:
+            self.killed_for = cause
+        self.terminate(grace)
+        self.child.waiter.ring()
+
     # The channel
+
+    def pause(self) -> None:
+        """Let what the child says wait in the channel, and the child with it once that is full."""
+        if not self._paused and not self._heard_result and not self.gone:
+            self._paused = True
+            self.child.waitset.remove(self.child.channel)
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._paused:
+            self._paused = False
+            if not self.gone:
+                self.child.waitset.add(self.child.channel)
+
+    def has_started(self) -> bool:
+        """Tell whether fn was about to be called, looking for the mark of a quiet start."""
+        if not (self.conversation.started or self._marked) and self.child.talks:
+            self._marked = os.pread(self.child.scratch, 1, MARK_AT) == b"\1"
+        return self.conversation.started or self._marked
 
     def _watch_channel(self) -> None:
         self._look_due = False
@@ -199,7 +252,7 @@ class Supervision:
         self._look_due = False
         self.child.waitset.remove(self.child.channel)
 
-    def _read_channel(self) -> int:
+    def _read_channel(self) -> int:  # noqa: C901 - one `if` per thing that may have come
         """Read once what is there; return how many bytes that was."""
         try:
             data = os.read(self.child.channel, _READ_SIZE)
@@ -214,20 +267,36 @@ class Supervision:
             return 0
         started = self.conversation.started
         try:
-            self.conversation.receive(data)
+            between = self.conversation.receive(data)
         except ProtocolError as exc:
             self._leave_channel()
             self.kill(KilledFor.PROTOCOL, str(exc))
             return 0
         if self.conversation.started and not started:
             self._tell("started")
+        for kind, body in between:
+            if kind is Kind.PROGRESS:
+                self._report(body)
+            elif self._on_item is not None:
+                self._on_item(body)
         if self.conversation.answer is not None and not self._heard_result:
             self._heard_result = True
+            self.answered_at = time.monotonic()
             self._leave_channel()
             if self._phase is _Phase.RUNNING:
                 self._phase_ends = time.monotonic() + _LINGER_PATIENCE
             self._tell("result")
+            # All else is told with how the child ended.
+            is_value = self.conversation.answer[0] is Kind.VALUE
+            if is_value and self._leaves_early and self.child.leave():
+                self.ended_at = time.monotonic()
+                self.gone = self.left = True
         return len(data)
+
+    def _report(self, body: Sequence[bytes]) -> None:
+        on_progress = self._options.on_progress
+        if on_progress is not None:
+            on_progress(Progress(*pickle.loads(b"".join(body))))  # noqa: S301 - as the answer
 
     def _read_output(self, stream: OutputStream) -> int:
         try:
@@ -245,9 +314,10 @@ class Supervision:
     def _collect(self) -> None:
         """The child has ended: read what it left behind, and reap it."""
         self.ended_at = time.monotonic()
-        self.status = self.child.process.reap()
+        self.status = self.child.reap()
+        if self.child.lost and self.killed_for is None:
+            self.killed_for = KilledFor.SERVER_DIED
         self.gone = True
-        registry.discard(self.child.process)
         # Its pipes may be held open by processes that it left behind, so their end is nothing to
         # wait for; what it wrote itself is in them by now.
         left = _DRAIN_MAX
@@ -261,53 +331,23 @@ class Supervision:
         self._tell("reaped")
 
     def _give_up(self) -> None:
-        self._killed_for = KilledFor.UNKILLABLE
-        self._seconds = _KILL_PATIENCE
+        self.killed_for = KilledFor.UNKILLABLE
+        self.seconds = _KILL_PATIENCE
         self.ended_at = time.monotonic()
         self.gone = True
-        registry.discard(self.child.process)
-        registry.watch_on(self.child.process)
-
-    def evidence(self) -> Evidence:
-        """Return what the verdict is to be based on."""
-        answer = self.conversation.answer
-        detail = self._detail
-        if answer is not None and answer[0] in (Kind.LOST, Kind.FAILED):
-            detail = b"".join(answer[1]).decode(errors="replace")
-        return Evidence(
-            started=self.conversation.started,
-            answer=None if answer is None else answer[0],
-            detail=detail,
-            killed_for=self._killed_for,
-            exit=self.status.exit,
-            seconds=self._seconds,
-        )
-
-    def usage(self) -> Usage:
-        """Return what the child has used."""
-        status = self.status
-        return Usage(
-            wall=self.ended_at - self.child.forked_at,
-            user=status.user,
-            system=status.system,
-            max_rss=status.max_rss,
-            fork=self.child.fork_seconds,
-        )
+        self.child.give_up()
 
     def _tell(self, name: str) -> None:
         if not self.listens:
             return
-        process = self.child.process
-        event = CallEvent(name, process.pid, time.monotonic() - self.child.forked_at)
+        event = CallEvent(name, self.child.pid, time.monotonic() - self.child.forked_at)
         _log.debug("child %d: %s after %.6f s", event.pid, name, event.time)
         if self._options.on_event is not None:
             self._options.on_event(event)
 
     def release(self) -> None:
         """Close everything that belonged to the call. The child must be gone."""
-        self.child.close()
-        if not self.child.process.watched:
-            self.child.process.close()
+        self.child.release()
 
 
 async def supervise(supervision: Supervision, grace: float) -> None:
@@ -337,10 +377,13 @@ async def supervise(supervision: Supervision, grace: float) -> None:
         # not wait for anything any more.
         if not supervision.gone:
             supervision.gone = True
-            registry.put_down(child.process)
+            child.put_down()
         raise
-    if is_subreaper():
-        await _collect_adopted(child)
+    # Killed together with the child, but not necessarily dead by now; the kernel gives no event.
+    for _ in range(_ADOPTED_LOOKS):
+        if not child.reap_adopted():
+            break
+        await anyio.sleep(0.001)
 
 
 async def _see_off(supervision: Supervision, grace: float) -> None:
@@ -355,11 +398,3 @@ async def _see_off(supervision: Supervision, grace: float) -> None:
             except waiter.cancelled:
                 continue
             supervision.step()
-
-
-async def _collect_adopted(child: Child) -> None:
-    # Killed together with the child, but not necessarily dead by now; the kernel gives no event.
-    for _ in range(_ADOPTED_LOOKS):
-        if not child.process.reap_adopted():
-            break
-        await anyio.sleep(0.001)

@@ -33,6 +33,9 @@ class Waiter(Protocol):
         """Return when the descriptor is readable, or the time has come, or a little earlier."""
         ...
 
+    def ring(self) -> None:
+        """Wake the waiting task up, now or as soon as it waits."""
+
     def close(self) -> None:
         """Stop watching; the descriptor may be closed afterwards."""
 
@@ -119,6 +122,14 @@ class AnyioWaiter:
         self.cancelled: type[BaseException] = anyio.get_cancelled_exc_class()
         self._fd = fd
         self._until = 0.0
+        self._rung = False
+        self._scope: anyio.CancelScope | None = None
+
+    def ring(self) -> None:
+        """Wake the waiting task up, now or as soon as it waits."""
+        self._rung = True
+        if self._scope is not None:
+            self._scope.cancel()
 
     def arm(self, until: float) -> None:
         """Prepare to wait until *until*, on the clock of time.monotonic."""
@@ -126,8 +137,12 @@ class AnyioWaiter:
 
     async def wait(self) -> None:
         """Return when the descriptor is readable, or the time has come, or a little earlier."""
-        with anyio.move_on_after(max(0.0, self._until - time.monotonic())):
+        with anyio.move_on_after(max(0.0, self._until - time.monotonic())) as self._scope:
+            if self._rung:
+                self._scope.cancel()
             await anyio.wait_readable(self._fd)
+        self._scope = None
+        self._rung = False
 
     def close(self) -> None:
         """Stop watching; the descriptor may be closed afterwards."""

@@ -22,7 +22,6 @@ from .._os.prctl import set_parent_death_signal
 from .._wire.frames import Kind, encode
 from . import stdio
 from .order import Order
-from .worker import work
 
 __all__ = ["STACK_SIGNAL", "main"]
 
@@ -111,7 +110,7 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
         except BaseException as exc:  # noqa: BLE001 - whatever it is, fn must not run
             _report_failure(order, step, exc)
         else:
-            code = work(order, streams)
+            code = order.then(order, streams)
     finally:
         # Whatever happened, even a KeyboardInterrupt or a MemoryError in the lines above:
         # unwinding from here would run the caller's `finally` blocks a second time.

@@ -7,12 +7,15 @@ The child is in the middle of the parent's event loop, on its stack, and every l
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterable, Callable, Coroutine
 from typing import Any
 
-from .order import AsyncBackend, Steps
+from .._wire import codecs
+from .._wire.frames import Kind, encode
+from . import progress
+from .order import AsyncBackend, Order, Steps
 
-__all__ = ["run", "steps_to_forget"]
+__all__ = ["run", "steps_to_forget", "stream"]
 
 
 def steps_to_forget(backend: AsyncBackend) -> Steps:
@@ -53,3 +56,34 @@ def run(coroutine: Coroutine[Any, Any, Any], backend: AsyncBackend) -> Any:
 
 async def _await(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return await coroutine
+
+
+def stream(order: Order, items: Any) -> object:
+    """Send the items of a sync or async iterable, each as soon as it is there.
+
+    Sending waits until the parent has room, and fn with it. Raises what *items* raises, and
+    TypeError if it is neither.
+    """
+    if hasattr(items, "__aiter__"):
+        result: object = run(_stream(order, items), order.backend)
+        return result
+    for item in items:
+        _send_item(order, item)
+    return None
+
+
+async def _stream(order: Order, items: AsyncIterable[Any]) -> None:
+    async for item in items:
+        _send_item(order, item)
+
+
+def _send_item(order: Order, item: object) -> None:
+    try:
+        body = codecs.dump_whole(item)
+    except Exception as exc:
+        raise _UnsendableItemError(f"an item could not be pickled: {exc}") from exc
+    progress.send(order.channel, encode(order.nonce, Kind.ITEM, body))
+
+
+class _UnsendableItemError(TypeError):
+    """An item that a generator yielded cannot travel."""

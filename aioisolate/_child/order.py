@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TextIO, TypeAlias
 
 __all__ = ["AsyncBackend", "Order", "Steps"]
 
@@ -55,6 +55,10 @@ class Order:
         reseed: what to call for random numbers of the child's own.
         deadline_stack: be ready to dump the stack when the parent's deadline passes.
         started_mark: the encoded frame that says that fn is called next.
+        quiet: nobody waits for that frame: leave a mark in the scratch file, send it at the end.
+        streaming: fn returns an iterator, whose items are to be sent one by one.
+        progress: somebody wants to know how far fn has got.
+        then: what to do when all is set up; returns the exit code.
     """
 
     __slots__ = (
@@ -70,7 +74,9 @@ class Order:
         "nonce",
         "null",
         "parent_pid",
+        "progress",
         "purge_c_stdout",
+        "quiet",
         "reseed",
         "scratch",
         "sever",
@@ -78,7 +84,9 @@ class Order:
         "started_mark",
         "stderr",
         "stdout",
+        "streaming",
         "streams",
+        "then",
         "threaded",
     )
 
@@ -104,3 +112,7 @@ class Order:
     reseed: Callable[[], object] | None
     deadline_stack: bool
     started_mark: bytes
+    quiet: bool
+    streaming: bool
+    progress: bool
+    then: Callable[[Order, Sequence[TextIO]], int]

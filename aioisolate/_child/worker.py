@@ -12,25 +12,34 @@ from typing import TextIO
 from .._os import cstdio, memfd
 from .._wire import codecs
 from .._wire.frames import INLINE_MAX, Kind, Payload, Region, encode, encode_small_value
-from . import loops
+from . import loops, progress
 from .order import Order
 
-__all__ = ["SCRATCH_START", "work"]
+__all__ = ["MARK_AT", "SCRATCH_START", "work"]
 
-# The scratch file begins with room for the text of a crash; results come behind it.
+# The scratch file begins with room for the text of a crash; then comes the mark of a quiet start,
+# a byte that is not 0; then results.
 SCRATCH_START = 1 << 20
+MARK_AT = SCRATCH_START - 1
 
 _HERE = os.path.dirname(__file__)
 
 
-def work(order: Order, streams: Sequence[TextIO]) -> int:
+def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901 - the way of a call
     """Call fn, send the answer, return the exit code."""
     pid = os.getpid()
     code = 0
-    os.write(order.channel, order.started_mark)
+    if order.quiet:
+        os.pwrite(order.scratch, b"\1", MARK_AT)
+    else:
+        os.write(order.channel, order.started_mark)
+    if order.progress:
+        progress.begin(order)
     try:
         value = order.fn(*order.args)
-        if type(value) is CoroutineType:
+        if order.streaming:
+            value = loops.stream(order, value)
+        elif type(value) is CoroutineType:
             value = loops.run(value, order.backend)
     except BaseException as exc:  # noqa: BLE001 - all of it is fn's answer
         if os.getpid() != pid:
@@ -44,8 +53,10 @@ def work(order: Order, streams: Sequence[TextIO]) -> int:
             return 0
         answer = _returned(order, value)
     _flush(streams)
+    if order.quiet:
+        answer = order.started_mark + answer
     try:
-        _write_all(order.channel, answer)
+        progress.send(order.channel, answer)
     except OSError:
         # fn has closed the channel, so nobody can be told; the parent sees that nothing came.
         return code
@@ -118,12 +129,6 @@ def _fill_scratch(fd: int, parts: Sequence[memoryview]) -> tuple[Region, ...]:
 def _lost(order: Order, reason: str, text: str) -> bytes:
     body = f"{reason}\n{text}".encode(errors="backslashreplace")
     return encode(order.nonce, Kind.LOST, body)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _flush(streams: Sequence[TextIO]) -> None:

@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Collection, Iterable
 
-__all__ = ["Descriptors", "lift", "listed", "ours", "pipe", "severable"]
+__all__ = ["Descriptors", "lift", "lift_above", "listed", "ours", "pipe", "severable"]
 
 # A child's own descriptors live at 64 and above: with standard streams closed in the parent
 # a pipe would get a number from 0 to 2, and code that dups onto small numbers, as shells and
@@ -76,6 +76,13 @@ def lift(fd: int, owner: Descriptors) -> int:
         lifted = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     owner.own(lifted)
     owner.close(fd)
+    return lifted
+
+
+def lift_above(fd: int, floor: int, owner: Descriptors) -> int:
+    """Move *fd* to a number above *floor*."""
+    lifted = owner.own(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, floor + 1))
+    os.close(fd)
     return lifted
 
 

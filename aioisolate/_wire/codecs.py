@@ -11,9 +11,18 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .kinship import KinPickler
+from . import relation
 
-__all__ = ["PieceReader", "dump", "dump_by", "load"]
+__all__ = [
+    "PieceReader",
+    "dump",
+    "dump_by",
+    "dump_call",
+    "dump_call_to_copy",
+    "dump_whole",
+    "load",
+    "load_call",
+]
 
 # Below this a buffer is cheaper inside the stream than as a mapping of its own.
 OUT_OF_BAND_MIN = 256 * 1024
@@ -31,10 +40,76 @@ def dump(value: object) -> tuple[bytes, list[memoryview]]:
     try:
         return pickle.dumps(value, 5, buffer_callback=_taking_large(buffers)), buffers
     except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
+        # Imported only now: a small fork server's children do without cloudpickle.
+        from .kinship import KinPickler  # noqa: PLC0415
+
         return dump_by(KinPickler, value)
 
 
-def dump_by(pickler: type[KinPickler], value: object) -> tuple[bytes, list[memoryview]]:
+def dump_whole(value: object) -> bytes:
+    """Pickle *value* into a stream that holds everything. Raises like `dump`."""
+    try:
+        return pickle.dumps(value, 5)
+    except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
+        from .kinship import KinPickler  # noqa: PLC0415
+
+        file = io.BytesIO()
+        KinPickler(file, 5).dump(value)
+        return file.getvalue()
+
+
+def dump_call(fn: Callable[..., Any], args: Sequence[Any]) -> tuple[bytes, bool]:
+    """Pickle a call for a fresh fork server's child; tell whether cloudpickle did it.
+
+    What ``__main__`` defines, lambdas and closures travel by value, modules' functions by name.
+    """
+    try:
+        stream = pickle.dumps((fn, args), 5)
+    except Exception:  # noqa: BLE001 - likewise
+        stream = b""
+    # There, __main__ is another module.
+    if stream and b"__main__" not in stream:
+        return stream, False
+    import cloudpickle  # noqa: PLC0415 - likewise
+
+    return cloudpickle.dumps((fn, args), 5), True
+
+
+def dump_call_to_copy(
+    fn: Callable[..., Any], args: Sequence[Any], functions: relation.Functions
+) -> bytes:
+    """Pickle a call for a copy of this process that has *functions*: these are not copied again."""
+    import cloudpickle  # noqa: PLC0415 - likewise
+
+    class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+        def persistent_id(self, obj: Any) -> int | None:
+            reference = functions.get(id(obj))
+            return id(obj) if reference is not None and reference() is obj else None
+
+    file = io.BytesIO()
+    CallPickler(file, 5).dump((fn, args))
+    return file.getvalue()
+
+
+def load_call(stream: bytes) -> tuple[Callable[..., Any], Sequence[Any]]:
+    """Unpickle a call. It may raise anything."""
+    call: tuple[Callable[..., Any], Sequence[Any]]
+    if not relation.known:
+        call = pickle.loads(stream)  # noqa: S301 - it comes from this process's own parent
+        return call
+
+    class CallUnpickler(pickle.Unpickler):
+        def persistent_load(self, address: int) -> Any:
+            found = relation.known[address]()
+            if found is None:
+                raise LookupError("a function of the template's no longer exists")
+            return found
+
+    call = CallUnpickler(io.BytesIO(stream)).load()
+    return call
+
+
+def dump_by(pickler: Callable[..., Any], value: object) -> tuple[bytes, list[memoryview]]:
     """Like `dump`, by a pickler of one's own."""
     buffers: list[memoryview] = []
     file = io.BytesIO()

@@ -46,7 +46,9 @@ class Kind(enum.IntEnum):
     VALUE = 2  # what fn returned, a Payload
     RAISED = 3  # what fn raised, a Payload
     LOST = 4  # fn ended; its result can't be sent: reason's name, newline, text
-    FAILED = 5  # the child failed before fn: step, newline, errno, newline, text
+    FAILED = 5  # the child failed before fn: step, newline, text
+    ITEM = 6  # what a generator yielded, a pickle
+    PROGRESS = 7  # how far fn has got, a pickle
 
 
 _VALUE = int(Kind.VALUE)

@@ -15,7 +15,9 @@ from typing import Any
 
 from cloudpickle import Pickler
 
-__all__ = ["KinPickler"]
+from . import relation
+
+__all__ = ["KinPickler", "find_kin"]
 
 
 class KinPickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
@@ -28,7 +30,7 @@ class KinPickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
 
     def reducer_override(self, obj: Any) -> Any:
         """Reduce a class from before the fork to a claim; leave all else to cloudpickle."""
-        if isinstance(obj, type) and self._is_kin(obj):
+        if relation.is_copy and isinstance(obj, type) and self._is_kin(obj):
             return find_kin, (obj.__base__, obj.__module__, obj.__qualname__, id(obj))
         return super().reducer_override(obj)
 

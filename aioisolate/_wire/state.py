@@ -2,7 +2,8 @@
 
               STARTED              VALUE, RAISED, LOST
     BORN ----------------> RUNNING --------------------> DONE
-      |                                                   ^
+      |                    |    ^                         ^
+      |                    +----+ ITEM, PROGRESS          |
       +------------------------ FAILED -------------------+
 
 Whatever follows DONE is not looked at: the first whole answer counts.
@@ -11,6 +12,7 @@ Whatever follows DONE is not looked at: the first whole answer counts.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 
 from .frames import Frame, FrameDecoder, Kind, ProtocolError
 
@@ -28,6 +30,8 @@ class State(enum.Enum):
 _TRANSITIONS = {
     (State.BORN, Kind.STARTED): State.RUNNING,
     (State.BORN, Kind.FAILED): State.DONE,
+    (State.RUNNING, Kind.ITEM): State.RUNNING,
+    (State.RUNNING, Kind.PROGRESS): State.RUNNING,
     (State.RUNNING, Kind.VALUE): State.DONE,
     (State.RUNNING, Kind.RAISED): State.DONE,
     (State.RUNNING, Kind.LOST): State.DONE,
@@ -51,17 +55,25 @@ class Conversation:
         self.started = False
         self.answer: Frame | None = None
 
-    def receive(self, data: bytes) -> None:
-        """Take more bytes from the channel. Raises ProtocolError if they make no sense."""
+    def receive(self, data: bytes) -> Sequence[Frame]:
+        """Take more bytes from the channel; return the ITEM and PROGRESS frames among them.
+
+        Raises ProtocolError if they make no sense.
+        """
         if self.state is State.DONE:
-            return
+            return ()
+        between: list[Frame] = []
         for frame in self._decoder.feed(data):
             kind = frame[0]
             after = _TRANSITIONS.get((self.state, kind))
             if after is None:
                 raise ProtocolError(f"a {kind.name} frame came when {self.state.value}")
             self.state = after
-            self.started = self.started or kind is Kind.STARTED
-            if after is State.DONE:
+            if kind is Kind.STARTED:
+                self.started = True
+            elif after is State.DONE:
                 self.answer = frame
-                return
+                break
+            else:
+                between.append(frame)
+        return between

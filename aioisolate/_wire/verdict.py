@@ -35,6 +35,9 @@ class KilledFor(enum.Enum):
     CHANNEL_READ = "the channel could not be read"
     LINGERING = "it ran on after its answer"
     UNKILLABLE = "it did not end when it was killed"
+    CANCELLED = "its job was cancelled"
+    CLOSED = "its Isolator was closed"
+    SERVER_DIED = "its fork server died"
 
 
 class Answer(enum.Enum):
@@ -72,7 +75,7 @@ class Verdict(NamedTuple):
     message: str
 
 
-def judge(evidence: Evidence) -> Verdict | Answer:
+def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: PLR0911 - one for each verdict
     """Decide what a call comes to: an answer to let through, or an error to raise."""
     match evidence.answer:
         case Kind.VALUE:
@@ -85,6 +88,9 @@ def judge(evidence: Evidence) -> Verdict | Answer:
             return Verdict(CallableExecutedError, reason, text)
         case Kind.FAILED:
             step, _, text = evidence.detail.partition("\n")
+            if step == "request":
+                message = f"fn or its arguments could not be loaded in the child: {text}"
+                return Verdict(CallableDidNotExecuteError, Reason.ARGUMENT_DECODING, message)
             message = f"the child failed before it called fn, at step {step!r}: {text}"
             return Verdict(CallableDidNotExecuteError, Reason.CHILD_SETUP, message)
     if evidence.killed_for is not None and evidence.killed_for is not KilledFor.LINGERING:
@@ -115,6 +121,11 @@ def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:
             # Whoever wrote those bytes may be fn, so nothing is proved by a missing mark.
             message = f"the child was killed: {evidence.detail}"
             return Verdict(CallableStatusUnknownError, Reason[cause.name], message)
+        case KilledFor.CANCELLED | KilledFor.CLOSED | KilledFor.SERVER_DIED:
+            error = CallableStatusUnknownError if started else CallableDidNotExecuteError
+            when = "while fn was running" if started else "before it called fn"
+            message = f"the child was killed {when}: {cause.value}"
+            return Verdict(error, Reason[cause.name], message)
         case _:
             error = CallableStatusUnknownError if started else CallableDidNotExecuteError
             message = (

@@ -1,0 +1,99 @@
+"""What a service needs of the event loop besides waiting: callbacks and tasks that go on beside it.
+
+For asyncio (and uvloop) its own readers, timers and tasks; for trio system tasks. None of them
+belongs to a scope of the caller's, so each has an end that must be brought about by hand.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import anyio
+
+from .._child.order import AsyncBackend
+
+__all__ = ["Background", "spawn", "watch"]
+
+_log = logging.getLogger("aioisolate.service")
+
+
+# The loop itself does not keep its tasks alive.
+_alive: set[Any] = set()
+
+
+class Background(Protocol):
+    """Something that goes on beside its caller."""
+
+    def cancel(self) -> None:
+        """End it, now or at its next await; does nothing if it has ended."""
+
+
+class _Task:
+    """A task of asyncio's."""
+
+    def __init__(self, loop: Any, work: Callable[[], Awaitable[object]]) -> None:
+        self._task = loop.create_task(_logged(work))
+        _alive.add(self._task)
+        self._task.add_done_callback(_alive.discard)
+
+    def cancel(self) -> None:
+        self._task.cancel()
+
+
+class _SystemTask:
+    """A system task of trio's."""
+
+    def __init__(self, work: Callable[[], Awaitable[object]]) -> None:
+        self._scope = anyio.CancelScope()
+        sys.modules["trio"].lowlevel.spawn_system_task(self._run, work)
+
+    async def _run(self, work: Callable[[], Awaitable[object]]) -> None:
+        with self._scope:
+            await _logged(work)
+
+    def cancel(self) -> None:
+        self._scope.cancel()
+
+
+class _Reader:
+    """A reader of an asyncio loop's."""
+
+    def __init__(self, loop: Any, fd: int, callback: Callable[[], object]) -> None:
+        self._loop = loop
+        self._fd = fd
+        loop.add_reader(fd, callback)
+
+    def cancel(self) -> None:
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._fd)
+
+
+async def _logged(work: Callable[[], Awaitable[object]]) -> None:
+    try:
+        await work()
+    except Exception:  # noqa: BLE001
+        # There is nobody to raise it to.
+        _log.exception("%s failed", getattr(work, "__qualname__", work))
+
+
+def spawn(backend: AsyncBackend, work: Callable[[], Awaitable[object]]) -> Background:
+    """Run *work()* in a task that belongs to nobody. What it raises is logged."""
+    if backend.loop is not None:
+        return _Task(backend.loop, work)
+    return _SystemTask(work)
+
+
+def watch(backend: AsyncBackend, fd: int, callback: Callable[[], object]) -> Background:
+    """Call *callback* whenever *fd* is readable. End it before *fd* is closed."""
+    if backend.loop is not None:
+        return _Reader(backend.loop, fd, callback)
+
+    async def look() -> None:
+        while True:
+            await anyio.wait_readable(fd)
+            callback()
+
+    return _SystemTask(look)

@@ -1,0 +1,67 @@
+"""What a child says before its answer: how far it has got, and the items of a stream."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from _thread import allocate_lock
+
+from .._wire.frames import Kind, encode
+from .order import Order
+
+__all__ = ["begin", "report_progress", "send"]
+
+_order: Order | None = None
+_pid = 0
+# Threads of fn's may report while another sends something longer than a pipe holds.
+_lock = allocate_lock()
+
+
+def begin(order: Order) -> None:
+    """Let `report_progress` report, in this process only."""
+    global _order, _pid
+    _order = order
+    _pid = os.getpid()
+
+
+def report_progress(done: float, total: float | None = None, message: str = "") -> None:
+    """Tell whoever awaits this call how far it has got.
+
+    To be called by fn, in the child; from any of its threads. Elsewhere, and where nobody asked by
+    ``on_progress``, it does nothing, so fn may be called directly as well. It waits while the
+    parent has not read earlier reports.
+
+    Args:
+        done: how much is done, a number.
+        total: how much there is to do, in the same unit; None if that is not known.
+        message: what is being done.
+
+    Raises:
+        TypeError: the arguments are of other types.
+
+    Example::
+
+        for number, page in enumerate(pages):
+            render(page)
+            report_progress(number + 1, len(pages), page.title)
+    """
+    _check("done", done, int, float)
+    _check("total", total, int, float, type(None))
+    _check("message", message, str)
+    if _order is not None and _pid == os.getpid():
+        body = pickle.dumps((done, total, message), 5)
+        send(_order.channel, encode(_order.nonce, Kind.PROGRESS, body))
+
+
+def _check(name: str, value: object, *types: type) -> None:
+    if isinstance(value, bool) or not isinstance(value, types):
+        what = "a string" if str in types else "a number"
+        raise TypeError(f"{name} must be {what}, not {value!r}")
+
+
+def send(fd: int, data: bytes) -> None:
+    """Write all of *data* in one piece."""
+    view = memoryview(data)
+    with _lock:
+        while view:
+            view = view[os.write(fd, view) :]

@@ -1,0 +1,380 @@
+"""The service object: isolated calls for a whole application."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Literal, Self, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
+
+import anyio
+
+from ._call.plan import make_plan
+from ._child.order import AsyncBackend
+from ._errors import IsolationError
+from ._options import CallOptions, OnEvent, OnProgress, Output
+from ._os import features
+from ._outcome import Outcome, Progress
+from ._service.children import Forks, Source, fresh_interpreter, template
+from ._service.core import Core
+from ._service.executor import Executor
+from ._service.job import Job
+from ._service.mapping import Results
+from ._service.statistics import Statistics
+from ._service.stream import Stream
+
+__all__ = ["Isolator", "JobArgs"]
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+_STARTS = ("fork", "zygote", "template")
+
+
+class JobArgs(TypedDict, total=False):
+    """The keyword options of one call of an `Isolator`; each overrides the Isolator's own."""
+
+    timeout: float | None
+    grace: float
+    output: Output
+    start_timeout: float | None
+    on_event: OnEvent | None
+    on_progress: OnProgress | None
+    pass_fds: Iterable[int]
+
+
+class Isolator:
+    """Isolated calls as a service: one fork server, warm children, a queue with bounds.
+
+    To be entered once, in an application's lifespan, and used by all its tasks::
+
+        async with Isolator(preload=["myapp.parsers"], warm=2) as iso:
+            result = await iso.run(parse, upload, timeout=5)
+
+    Args:
+        start: where children come from. ``"zygote"``: a fresh, single-threaded interpreter that
+            has imported *preload*; functions and arguments are pickled, what ``__main__``
+            defines, lambdas and closures by cloudpickle. ``"template"``: a copy of this process
+            taken when the Isolator is entered; functions that existed then are as they were
+            then. ``"fork"``: this process, at each call, as with `run_isolated`.
+        preload: names of modules for the zygote to import, so that its children need not.
+        warm: how many children to keep forked ahead of need. Each serves one call.
+        max_concurrency: how many calls may run at once; a number, or an
+            `anyio.CapacityLimiter` that may be shared. None: as many as there are CPUs, by
+            affinity and cgroup quota. Further calls wait, first come, first served.
+        max_queue: how many calls may wait; one more is refused, which is safe to retry. None:
+            any number.
+        env: the zygote's environment. None: this process's, as it is when entered.
+        timeout, grace, output, start_timeout: defaults for each call; see `run_isolated`.
+
+    Raises:
+        TypeError, ValueError: an argument makes no sense.
+
+    Entering it raises `CallableDidNotExecuteError` if the fork server can't be started or can't
+    import what it should; the error's text has the server's own traceback.
+    """
+
+    def __init__(
+        self,
+        start: Literal["zygote", "template", "fork"] = "zygote",
+        *,
+        preload: Iterable[str] = (),
+        warm: int = 0,
+        max_concurrency: int | anyio.CapacityLimiter | None = None,
+        max_queue: int | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        grace: float = 0.0,
+        output: Output = "inherit",
+        start_timeout: float | None = 10.0,
+    ) -> None:
+        if start not in _STARTS:
+            raise ValueError(f"start must be one of {', '.join(map(repr, _STARTS))}, not {start!r}")
+        modules = _checked_names(preload)
+        if start != "zygote" and (modules or env is not None):
+            raise ValueError(f"preload and env are for start='zygote', not for {start!r}")
+        _check_count("warm", warm, 0)
+        if start == "fork" and warm:
+            raise ValueError("warm children are forked ahead; with start='fork' there are none")
+        if max_concurrency is not None and not isinstance(max_concurrency, anyio.CapacityLimiter):
+            _check_count("max_concurrency", max_concurrency, 1)
+        if max_queue is not None:
+            _check_count("max_queue", max_queue, 0)
+        self._defaults: JobArgs = {
+            "timeout": timeout,
+            "grace": grace,
+            "output": output,
+            "start_timeout": start_timeout,
+        }
+        self._default_options = CallOptions(**self._defaults)
+
+        def make_source(backend: AsyncBackend) -> Source:
+            if start == "fork":
+                return Forks(backend)
+            if start == "template":
+                return template(backend, warm=warm)
+            return fresh_interpreter(backend, preload=modules, environment=env, warm=warm)
+
+        self._core = Core(
+            make_source,
+            limit=max_concurrency,
+            max_queue=max_queue,
+            defaults=self._default_options,
+        )
+
+    # Its life
+
+    async def __aenter__(self) -> Self:
+        await self._core.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # After an exception, Ctrl-C and cancellation included, nobody waits for results.
+        await self.aclose(cancel=kind is not None)
+
+    async def aclose(self, *, cancel: bool = False) -> None:
+        """Refuse further calls, wait for those that are there, and end every process.
+
+        Args:
+            cancel: do not wait: end the calls, which then raise `IsolationError` with
+                ``Reason.CLOSED``. If this itself is cancelled while it waits, it does the same.
+        """
+        await self._core.aclose(cancel=cancel)
+
+    def __del__(self) -> None:
+        core = getattr(self, "_core", None)
+        if core is not None and core.state in ("open", "closing"):
+            warnings.warn(
+                "an Isolator was not closed: use `async with`, or await aclose()",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+            core.put_down()
+
+    # Calls
+
+    @overload
+    async def run(
+        self,
+        fn: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
+        /,
+        *args: *Ts,
+        **options: Unpack[JobArgs],
+    ) -> T: ...
+
+    @overload
+    async def run(
+        self, fn: Callable[[Unpack[Ts]], T], /, *args: *Ts, **options: Unpack[JobArgs]
+    ) -> T: ...
+
+    async def run(
+        self, fn: Callable[[Unpack[Ts]], Any], /, *args: *Ts, **options: Unpack[JobArgs]
+    ) -> Any:
+        """Run ``fn(*args)`` in a child of its own and return what it returns.
+
+        As `run_isolated`, with its options but ``start``; it may have to wait for its turn.
+
+        Raises:
+            what `run_isolated` raises, and `CallableDidNotExecuteError` also if the queue is full
+            (``Reason.QUEUE_FULL``), the Isolator is closed or not entered (``Reason.CLOSED``), or
+            fn or its arguments can't be pickled (``Reason.ARGUMENT_ENCODING``).
+
+        Example::
+
+            text = await iso.run(extract_text, pdf, timeout=30)
+        """
+        value, error = await self._submit(fn, args, options).carry_out()
+        if error is not None:
+            raise error
+        return value
+
+    @overload
+    async def capture(
+        self,
+        fn: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
+        /,
+        *args: *Ts,
+        **options: Unpack[JobArgs],
+    ) -> Outcome[T]: ...
+
+    @overload
+    async def capture(
+        self, fn: Callable[[Unpack[Ts]], T], /, *args: *Ts, **options: Unpack[JobArgs]
+    ) -> Outcome[T]: ...
+
+    async def capture(
+        self, fn: Callable[[Unpack[Ts]], Any], /, *args: *Ts, **options: Unpack[JobArgs]
+    ) -> Outcome[Any]:
+        """Run ``fn(*args)`` like `run`, and return what became of it, as `capture_isolated`."""
+        job = self._submit(fn, args, options, whole=True)
+        try:
+            await job.carry_out()
+        except IsolationError as refusal:
+            return Outcome(error=refusal)
+        return job.as_outcome()
+
+    def _submit(
+        self,
+        fn: Callable[..., Any],
+        args: Sequence[Any],
+        options: JobArgs,
+        *,
+        streaming: bool = False,
+        **more: Any,
+    ) -> Job[Any]:
+        checked = CallOptions(**(self._defaults | options)) if options else self._default_options
+        plan = make_plan(fn, args, checked, features.current(), streaming=streaming)
+        return self._core.make_job(plan, **more)
+
+    def stream(
+        self,
+        fn: Callable[..., Iterable[Any] | AsyncIterable[Any]],
+        /,
+        *args: Any,
+        **options: Unpack[JobArgs],
+    ) -> Stream[Any]:
+        """Run a generator function, sync or async, in a child, and get its items one by one.
+
+        Takes the options of `run`; ``timeout`` is for the whole of it. The child is held up while
+        its items are not taken. What it raises comes after the items before it.
+
+        Example::
+
+            async with iso.stream(parse_rows, path) as rows:
+                async for row in rows:
+                    await store(row)
+        """
+        return Stream(
+            lambda on_item: self._submit(fn, args, options, on_item=on_item, streaming=True)
+        )
+
+    def map(
+        self,
+        fn: Callable[[Any], T],
+        items: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        ordered: bool = True,
+        concurrency: int | None = None,
+        capture: bool = False,
+        **options: Unpack[JobArgs],
+    ) -> Results[Any]:
+        """Call fn with each of *items*, each call in a child of its own, some at a time.
+
+        Args:
+            fn: takes one item.
+            items: an iterable or an async iterable; read only as far ahead as there is room for.
+            ordered: give the results in the order of the items, or else as they come.
+            concurrency: how many at once; None: as many as the Isolator runs at once.
+            capture: give an `Outcome` for each item. Otherwise give what fn returns; the first
+                failure is raised, and ends all the others.
+            options: the options of `run`, for each call.
+
+        Returns:
+            an async iterator, which is an async context manager, too, for leaving early.
+
+        Example::
+
+            async for thumbnail in iso.map(shrink, paths, concurrency=8):
+                ...
+        """
+        if not isinstance(items, (Iterable, AsyncIterable)):
+            raise TypeError(f"items must be iterable, not {items!r}")
+        self._core.check_open()
+        if concurrency is None:
+            concurrency = max(1, int(min(self._core.limiter.total_tokens, 10_000)))
+        _check_count("concurrency", concurrency, 1)
+        make_plan(fn, (), CallOptions(**(self._defaults | options)), features.current())
+        return Results(
+            items,
+            lambda item: self._submit(fn, (item,), options, whole=capture),
+            self._core.backend,
+            ordered=ordered,
+            concurrency=concurrency,
+            outcomes=capture,
+        )
+
+    @asynccontextmanager
+    async def open_job(
+        self, fn: Callable[..., Any], /, *args: Any, **options: Unpack[JobArgs]
+    ) -> AsyncGenerator[Job[Any], None]:
+        """Begin ``fn(*args)`` and get a `Job` to watch it, to cancel it, to await its result.
+
+        Takes the options of `run`. Leaving the context ends a job that is not done.
+
+        Example::
+
+            async with iso.open_job(render, report, output="capture") as job:
+                await anyio.sleep(5)
+                log.info("%s: %s after %.0f s, %s", job.name, job.state, job.age, job.progress)
+                pdf = await job.result()
+        """
+        on_progress = options.get("on_progress")
+
+        def note(progress: Progress) -> None:
+            job.progress = progress
+            if on_progress is not None:
+                on_progress(progress)
+
+        CallOptions(on_progress=on_progress)
+        noting: JobArgs = {**options, "on_progress": note}
+        job = self._submit(fn, args, noting, whole=True)
+        job.start()
+        try:
+            yield job
+        finally:
+            await job.abort()
+
+    def executor(self) -> Executor:
+        """Return a `concurrent.futures.Executor` whose every call runs in a child of its own.
+
+        It may be used from any thread. Cancelling one of its futures kills the child.
+
+        Example::
+
+            loop.run_in_executor(iso.executor(), parse, data)
+        """
+        self._core.check_open()
+        return Executor(self._core)
+
+    # What is going on
+
+    def jobs(self) -> list[Job[Any]]:
+        """List the calls that wait or run, oldest first."""
+        return self._core.jobs()
+
+    def statistics(self) -> Statistics:
+        """Return the figures of now."""
+        return self._core.statistics()
+
+
+def _checked_names(preload: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(preload, str):
+        raise TypeError(f"preload must be names of modules, not the string {preload!r}")
+    names = tuple(preload)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"preload must be names of modules, not {name!r}")
+    return names
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value!r}")

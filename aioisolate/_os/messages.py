@@ -1,0 +1,45 @@
+"""Bytes and descriptors together, over a Unix socket.
+
+On the C type of sockets: `socket` itself brings enums and selectors along, which a small fork
+server would copy for each of its children.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import struct
+from collections.abc import Sequence
+
+__all__ = ["receive", "send"]
+
+_INT = struct.calcsize("i")
+# As many as the kernel lets travel with one message.
+FDS_MAX = 253
+_ROOM = _socket.CMSG_SPACE(FDS_MAX * _INT)
+_CLOEXEC: int = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
+
+
+def receive(sock: _socket.socket, size: int) -> tuple[bytes, list[int]]:
+    """Receive at most *size* bytes, and the descriptors that come with them.
+
+    Raises OSError as recvmsg does (BlockingIOError: nothing is there). No bytes: the other side
+    has closed.
+    """
+    data, ancillary, _, _ = sock.recvmsg(size, _ROOM, _CLOEXEC)
+    fds: list[int] = []
+    for level, kind, content in ancillary:
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+            fds += struct.unpack(f"{len(content) // _INT}i", content[: len(content) // _INT * _INT])
+    if not _CLOEXEC:
+        for fd in fds:
+            os.set_inheritable(fd, False)
+    return data, fds
+
+
+def send(sock: _socket.socket, data: bytes, fds: Sequence[int] = ()) -> int:
+    """Send bytes with descriptors, which stay open here. Returns how many bytes were sent."""
+    if not fds:
+        return sock.send(data)
+    rights = struct.pack(f"{len(fds)}i", *fds)
+    return sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])

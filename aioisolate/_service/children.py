@@ -1,0 +1,190 @@
+"""Where a service's children come from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from .._call.child import Child
+from .._call.plan import Plan
+from .._call.spawn import ForkedChild, let_imports_finish
+from .._child.order import AsyncBackend
+from .._os import threads
+from .._wire import codecs, relation
+from .._zygote import control
+from .._zygote.client import launch_interpreter
+from .._zygote.pool import Pool
+from .._zygote.template import launch_copy
+from .._zygote.ward import WardChild, encode_call
+
+__all__ = ["Forks", "Served", "Source", "fresh_interpreter", "template"]
+
+
+_log = logging.getLogger("aioisolate.zygote")
+
+
+class Source(Protocol):
+    """Makes children for calls."""
+
+    @property
+    def idle(self) -> int: ...
+    @property
+    def restarts(self) -> int: ...
+
+    async def start(self) -> None:
+        """Get ready."""
+
+    def provide_nowait(self, plan: Plan, *, quiet: bool) -> Child | None:
+        """Return a child for a call if there is one ready."""
+        ...
+
+    async def provide(self, plan: Plan, *, quiet: bool) -> Child:
+        """Return a child for a call. Raises CallableDidNotExecuteError if there can be none."""
+        ...
+
+    def after_call(self) -> None:
+        """Do what can wait until a call is over."""
+
+    async def aclose(self) -> None:
+        """End everything; the calls are over."""
+
+    def put_down(self) -> None:
+        """End everything at once, blocking."""
+
+
+class Forks:
+    """Copies of this process as it is at each call."""
+
+    idle = 0
+    restarts = 0
+
+    def __init__(self, backend: AsyncBackend) -> None:
+        self._backend = backend
+
+    async def start(self) -> None:
+        """Do nothing: there is nothing to get ready."""
+
+    def provide_nowait(self, plan: Plan, *, quiet: bool) -> Child | None:
+        """Fork, if no other thread is in the way."""
+        del quiet
+        return None if threads.others() else ForkedChild(plan, self._of_task(), ())
+
+    async def provide(self, plan: Plan, *, quiet: bool) -> Child:
+        """Fork, once no other thread is in the middle of an import."""
+        del quiet
+        others = threads.others()
+        if others:
+            await let_imports_finish(plan.options.start_timeout)
+        return ForkedChild(plan, self._of_task(), others)
+
+    def _of_task(self) -> AsyncBackend:
+        backend = self._backend
+        if backend.loop is None:
+            return backend
+        # What the child has to forget is the task that is running now.
+        return backend._replace(task=sys.modules["asyncio"].current_task())
+
+    def after_call(self) -> None:
+        """Do nothing."""
+
+    async def aclose(self) -> None:
+        """Do nothing: no call, no child."""
+
+    def put_down(self) -> None:
+        """Do nothing."""
+
+
+class Served:
+    """Children of a fork server."""
+
+    def __init__(
+        self, backend: AsyncBackend, pool: Pool, functions: relation.Functions | None = None
+    ) -> None:
+        """*functions*: those that the server has because it is a copy of this process."""
+        self._backend = backend
+        self._pool = pool
+        self._functions = functions
+        self._told: set[str] = set()
+
+    @property
+    def idle(self) -> int:
+        """How many children are waiting for a call."""
+        return self._pool.idle
+
+    @property
+    def restarts(self) -> int:
+        """How often the fork server had to be started again."""
+        return self._pool.restarts
+
+    async def start(self) -> None:
+        """Start the fork server."""
+        await self._pool.start()
+
+    def provide_nowait(self, plan: Plan, *, quiet: bool) -> Child | None:
+        """Take an idle child."""
+        if not self._pool.idle:
+            return None
+        call = self._encode(plan)
+        ward = self._pool.acquire_nowait()
+        if ward is None:
+            return None
+        return WardChild(ward, plan, call, self._backend, quiet=quiet)
+
+    async def provide(self, plan: Plan, *, quiet: bool) -> Child:
+        """Wait for a child."""
+        call = self._encode(plan)
+        ward = await self._pool.acquire()
+        return WardChild(ward, plan, call, self._backend, quiet=quiet)
+
+    def _encode(self, plan: Plan) -> bytes:
+        if self._functions is not None:
+            return codecs.dump_call_to_copy(plan.fn, plan.args, self._functions)
+        call, by_cloudpickle = encode_call(plan)
+        if by_cloudpickle:
+            self._pool.learn("cloudpickle")
+        module = getattr(plan.fn, "__module__", None) or "builtins"
+        if module not in self._told and module != "__main__":
+            self._told.add(module)
+            if not self._pool.has_imported(module):
+                _log.debug("each child imports %s for itself: name it in preload", module)
+        return call
+
+    def after_call(self) -> None:
+        """Have another child forked in its place."""
+        self._pool.after_call()
+
+    async def aclose(self) -> None:
+        """End the fork server and its children."""
+        await self._pool.aclose()
+
+    def put_down(self) -> None:
+        """End them at once, blocking."""
+        self._pool.put_down()
+
+
+def fresh_interpreter(
+    backend: AsyncBackend,
+    *,
+    preload: Sequence[str],
+    environment: Mapping[str, str] | None,
+    warm: int,
+) -> Served:
+    """Make a source of children of a fresh interpreter."""
+
+    def setup() -> control.Setup:
+        path = [os.path.abspath(entry) if entry == "" else entry for entry in sys.path]
+        return control.Setup(os.getpid(), os.getcwd(), path, tuple(preload))
+
+    backend = backend._replace(task=None)
+    return Served(backend, Pool(backend, launch_interpreter(environment), setup, warm=warm))
+
+
+def template(backend: AsyncBackend, *, warm: int) -> Served:
+    """Make a source of children of a copy of this process as it is now."""
+    functions = relation.functions_of_now()
+    launch = launch_copy(backend, functions, threads.others())
+    backend = backend._replace(task=None)  # which only the copy itself has to forget
+    return Served(backend, Pool(backend, launch, None, warm=warm), functions)

@@ -1,0 +1,303 @@
+"""One call that a service carries out: waiting, running, done."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import anyio
+
+from .._call import loops
+from .._call.child import Child
+from .._call.plan import Plan
+from .._call.settle import outcome_of, settle
+from .._call.supervise import OnItem, Supervision, supervise
+from .._child.order import AsyncBackend
+from .._errors import CallableDidNotExecuteError, IsolationError, Reason
+from .._outcome import Outcome, Progress
+from .._wire.verdict import KilledFor
+
+__all__ = ["Job", "Service"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_numbers = itertools.count(1)
+# A child that ended before it was given its call is replaced so many times.
+_TRIES = 3
+
+
+class Service(Protocol):
+    """Where a job gets what it needs."""
+
+    backend: AsyncBackend
+
+    def enter_nowait(self, job: Job[Any]) -> bool:
+        """Take the job's turn if it need not wait for it."""
+        ...
+
+    async def enter(self, job: Job[Any]) -> None:
+        """Wait for the job's turn. Raises CallableDidNotExecuteError if it does not come."""
+
+    def provide_nowait(self, job: Job[Any]) -> Child | None:
+        """Get the job a child if there is one."""
+        ...
+
+    async def provide(self, job: Job[Any]) -> Child:
+        """Get the job a child. Raises CallableDidNotExecuteError if there can be none."""
+        ...
+
+    def leave(self, job: Job[Any]) -> None:
+        """Give the job's turn to the next one; called once, if it had one."""
+
+    def finished(self, job: Job[Any]) -> None:
+        """Take note of how the job has ended."""
+
+
+class Job(Generic[T]):
+    """One isolated call: what it is, how far it is, and a way to end it.
+
+    Attributes:
+        id: a number, unique in this process.
+        name: the function's name.
+        created_at: when it was submitted, in seconds since the epoch.
+        started_at: when it was given its child, in seconds since the epoch; None: it waits.
+        progress: the last that fn has reported by `report_progress`, or None.
+
+    Example::
+
+        async with iso.open_job(render, report) as job:
+            while not job.done():
+                show(job.state, job.age, job.progress)
+                await anyio.sleep(1)
+            pdf = await job.result()
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        plan: Plan,
+        *,
+        whole: bool = False,
+        on_item: OnItem | None = None,
+    ) -> None:
+        self.id = next(_numbers)
+        self.name: str = getattr(plan.fn, "__qualname__", type(plan.fn).__qualname__)
+        self.created_at = time.time()
+        self.started_at: float | None = None
+        self.progress: Progress | None = None
+        self._service = service
+        self.plan = plan
+        self._whole = whole
+        self._on_item = on_item
+        self._born = time.monotonic()
+        self.child_wait = 0.0
+        self.queue_wait = 0.0
+        self.supervision: Supervision | None = None
+        # Around its wait for a turn and for a child; what it is ended for, once it is.
+        self._queueing: anyio.CancelScope | None = None
+        self._ended_for: KilledFor | None = None
+        self._done = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self._finished: anyio.Event | None = None
+        self._background: loops.Background | None = None
+        self.on_done: Callable[[], object] | None = None
+
+    @property
+    def quiet(self) -> bool:
+        """Nobody wants to know at once that fn is about to be called."""
+        options = self.plan.options
+        return not (options.on_event or options.on_progress or self.plan.streaming)
+
+    # For its owner
+
+    @property
+    def state(self) -> Literal["queued", "running", "done"]:
+        """Where it is."""
+        if self._done:
+            return "done"
+        return "queued" if self.supervision is None else "running"
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, or None while there is none."""
+        return None if self.supervision is None else self.supervision.child.pid
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was submitted."""
+        return time.monotonic() - self._born
+
+    @property
+    def stdout(self) -> str | None:
+        """What the child has written to standard output so far, with ``output="capture"``."""
+        return self._output(0)
+
+    @property
+    def stderr(self) -> str | None:
+        """What the child has written to standard error so far, with ``output="capture"``."""
+        return self._output(1)
+
+    def _output(self, number: int) -> str | None:
+        streams = () if self.supervision is None else self.supervision.child.streams
+        return streams[number].text() if streams else None
+
+    def done(self) -> bool:
+        """Tell whether it has ended, in whatever way."""
+        return self._done
+
+    def cancel(self) -> None:
+        """End it: a waiting one never begins, a running one's child is terminated or killed.
+
+        `result` then raises an `IsolationError` with ``Reason.CANCELLED``, unless the result had
+        already come. Does nothing if it is done.
+        """
+        self.end(KilledFor.CANCELLED)
+
+    async def result(self) -> T:
+        """Wait for it; return what fn returned or raise what came instead, as `run_isolated`."""
+        await self.wait()
+        if self.error is not None:
+            raise self.error
+        value: T = self.value
+        return value
+
+    async def outcome(self) -> Outcome[T]:
+        """Wait for it; return what became of it."""
+        await self.wait()
+        return self.as_outcome()
+
+    async def wait(self) -> None:
+        """Wait until it is done."""
+        if not self._done:
+            if self._finished is None:
+                self._finished = anyio.Event()
+            await self._finished.wait()
+
+    # For its service
+
+    def end(self, cause: KilledFor) -> None:
+        """End it for a reason of the caller's."""
+        if self._done:
+            return
+        if self._ended_for is None:
+            self._ended_for = cause
+        if self.supervision is not None:
+            self.supervision.end(cause, self.plan.options.grace)
+        elif self._queueing is not None:
+            self._queueing.cancel()
+
+    def start(self) -> None:
+        """Carry it out in the background."""
+        self._background = loops.spawn(self._service.backend, self._in_background)
+
+    async def _in_background(self) -> None:
+        try:
+            await self.carry_out()
+        except IsolationError:
+            pass  # it is the job's error
+        except Exception as exc:  # noqa: BLE001 - a callable of the caller's raised
+            self.error = exc
+
+    async def abort(self) -> None:
+        """End it, and wait until it is; that can't be cancelled."""
+        self.end(KilledFor.CANCELLED)
+        with anyio.CancelScope(shield=True):
+            await self.wait()
+
+    async def carry_out(self) -> tuple[Any, BaseException | None]:
+        """Do it; return what fn returned and None, or None and the error.
+
+        Raises CallableDidNotExecuteError if it never had a child, and what cancels it.
+        """
+        try:
+            self.value, self.error = await self._carry_out()
+        except BaseException as exc:
+            self.error = exc
+            raise
+        finally:
+            self._done = True
+            self._service.finished(self)
+            if self._finished is not None:
+                self._finished.set()
+            if self.on_done is not None:
+                self.on_done()
+        return self.value, self.error
+
+    async def _carry_out(self) -> tuple[Any, BaseException | None]:
+        service = self._service
+        self._check_wanted()
+        if not service.enter_nowait(self):
+            await self._queue(service.enter)
+        self.queue_wait = time.monotonic() - self._born
+        try:
+            value, error = await self._try()
+            for _ in range(_TRIES - 1):
+                if not self._is_worth_another_try(error):
+                    break
+                value, error = await self._try()
+            return value, error
+        finally:
+            service.leave(self)
+
+    async def _try(self) -> tuple[Any, BaseException | None]:
+        self.supervision = None
+        self._check_wanted()
+        start = time.monotonic()
+        child = self._service.provide_nowait(self)
+        if child is None:
+            child = await self._queue(self._service.provide)
+        if self._ended_for is not None:
+            child.put_down()
+            child.release()
+            raise self._refusal()
+        self.child_wait = time.monotonic() - start
+        self.started_at = time.time()
+        options = self.plan.options
+        supervision = Supervision(child, options, whole=self._whole, on_item=self._on_item)
+        self.supervision = supervision
+        try:
+            await supervise(supervision, options.grace)
+            return await settle(supervision)
+        finally:
+            supervision.release()
+
+    async def _queue(self, wait: Callable[[Job[T]], Awaitable[R]]) -> R:
+        """Wait for something, unless the job is ended meanwhile."""
+        found: list[R] = []
+        with anyio.CancelScope() as self._queueing:
+            found.append(await wait(self))
+        self._queueing = None
+        if not found:
+            raise self._refusal()
+        return found[0]
+
+    def _check_wanted(self) -> None:
+        if self._ended_for is not None:
+            raise self._refusal()
+
+    def _is_worth_another_try(self, error: BaseException | None) -> bool:
+        """Tell whether the child was dead before it was given its call."""
+        return (
+            isinstance(error, CallableDidNotExecuteError)
+            and error.reason is Reason.CHILD_SETUP
+            and self._ended_for is None
+            and self.supervision is not None
+            and self.supervision.child.talks
+            and self.supervision.conversation.answer is None
+        )
+
+    def _refusal(self) -> CallableDidNotExecuteError:
+        cause = self._ended_for or KilledFor.CANCELLED
+        return CallableDidNotExecuteError(
+            f"fn was not called: {cause.value}", reason=Reason[cause.name]
+        )
+
+    def as_outcome(self) -> Outcome[T]:
+        """Put together all that is known of it, now that it is done."""
+        if self.supervision is None:
+            return Outcome(error=self.error)
+        return outcome_of(self.supervision, self.value, self.error)

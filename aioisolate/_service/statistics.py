@@ -1,0 +1,106 @@
+"""The figures of a service: how many calls, how they ended, how long each part took."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from .._errors import IsolationError, Reason
+from .job import Job
+
+__all__ = ["Figures", "Statistics", "Times"]
+
+# Quantiles are those of the last so many calls.
+_WINDOW = 1000
+
+
+class Times(NamedTuple):
+    """How long a part of the last calls (at most 1000) took, in seconds.
+
+    Attributes:
+        calls: how many were measured; with 0, all else is 0.
+        p50, p90, p99, max: so many in a hundred took no longer.
+    """
+
+    calls: int
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+class Statistics(NamedTuple):
+    """The figures of an `Isolator` at one moment.
+
+    Attributes:
+        submitted: calls so far, those that were refused included.
+        queued: calls that wait for their turn or for a child.
+        running: calls that have a child.
+        idle: warm children that wait for a call.
+        outcomes: how many calls have ended how: "returned", "raised" (fn's own exception),
+            "failed" (an `IsolationError`), "cancelled" (by their caller).
+        reasons: how many calls have failed for which `Reason`.
+        restarts: how often the fork server died and was started again.
+        queue: waiting for a turn.
+        fork: getting a child: waiting for one of the fork server's, or the fork itself.
+        run: from giving the child its call to its answer, or its end.
+        reap: from its answer until it was gone, where the call waited for that.
+    """
+
+    submitted: int
+    queued: int
+    running: int
+    idle: int
+    outcomes: Mapping[str, int]
+    reasons: Mapping[Reason, int]
+    restarts: int
+    queue: Times
+    fork: Times
+    run: Times
+    reap: Times
+
+
+class Figures:
+    """Takes note of jobs that have ended."""
+
+    def __init__(self) -> None:
+        self.submitted = 0
+        self.outcomes: Counter[str] = Counter()
+        self.reasons: Counter[Reason] = Counter()
+        self._samples: dict[str, deque[float]] = {
+            name: deque(maxlen=_WINDOW) for name in ("queue", "fork", "run", "reap")
+        }
+
+    def note(self, job: Job[Any]) -> None:
+        """Take note of a job that has ended."""
+        error = job.error
+        samples = self._samples
+        if error is None:
+            self.outcomes["returned"] += 1
+        elif isinstance(error, IsolationError):
+            self.outcomes["failed"] += 1
+            self.reasons[error.reason] += 1
+        elif isinstance(error, Exception):
+            self.outcomes["raised"] += 1
+        else:
+            self.outcomes["cancelled"] += 1
+        samples["queue"].append(job.queue_wait)
+        supervision = job.supervision
+        if supervision is None:
+            return
+        child = supervision.child
+        samples["fork"].append(job.child_wait + child.fork_seconds)
+        answered = supervision.answered_at
+        samples["run"].append((answered or supervision.ended_at) - child.forked_at)
+        if answered is not None and supervision.ended_at > answered and not supervision.left:
+            samples["reap"].append(supervision.ended_at - answered)
+
+    def times(self, name: str) -> Times:
+        """Return the quantiles of one part."""
+        values = sorted(self._samples[name])
+        count = len(values)
+        if not count:
+            return Times(0, 0.0, 0.0, 0.0, 0.0)
+        p50, p90, p99 = (values[min(count - 1, int(count * q))] for q in (0.5, 0.9, 0.99))
+        return Times(count, p50, p90, p99, values[-1])

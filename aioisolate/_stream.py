@@ -1,0 +1,74 @@
+"""Streams without a service: one generator, one forked child."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Iterable
+from typing import Any, Unpack
+
+from ._call.child import Child
+from ._call.plan import make_plan
+from ._call.waiter import running_backend
+from ._isolator import JobArgs
+from ._options import CallOptions
+from ._os import features
+from ._service.children import Forks
+from ._service.job import Job
+from ._service.stream import Stream
+
+__all__ = ["stream_isolated"]
+
+
+class _Direct:
+    """The service of a single job: a fork of this process, at once."""
+
+    def __init__(self) -> None:
+        self.backend = running_backend()
+        self._forks = Forks(self.backend)
+
+    def enter_nowait(self, job: Job[Any]) -> bool:
+        """Let it begin."""
+        del job
+        return True
+
+    async def enter(self, job: Job[Any]) -> None:
+        """Let it begin."""
+
+    def leave(self, job: Job[Any]) -> None:
+        """Do nothing: nobody else waits."""
+
+    def provide_nowait(self, job: Job[Any]) -> Child | None:
+        """Fork."""
+        return self._forks.provide_nowait(job.plan, quiet=job.quiet)
+
+    async def provide(self, job: Job[Any]) -> Child:
+        """Fork, once no other thread is in the middle of an import."""
+        return await self._forks.provide(job.plan, quiet=job.quiet)
+
+    def finished(self, job: Job[Any]) -> None:
+        """Do nothing: nobody asks."""
+
+
+def stream_isolated(
+    fn: Callable[..., Iterable[Any] | AsyncIterable[Any]],
+    /,
+    *args: Any,
+    **options: Unpack[JobArgs],
+) -> Stream[Any]:
+    """Run a generator function, sync or async, in a forked child; get its items one by one.
+
+    Takes the options of `run_isolated`; ``timeout`` is for the whole of it. The child is held up
+    while its items are not taken, so memory stays bounded on both sides. What it raises comes
+    after the items before it. Leaving the context early kills the child.
+
+    Raises:
+        TypeError, ValueError: fn can't be called, or an option makes no sense.
+
+    Example::
+
+        async with stream_isolated(read_rows, path) as rows:
+            async for row in rows:
+                ...
+    """
+    checked = CallOptions(**options)
+    plan = make_plan(fn, args, checked, features.current(), streaming=True)
+    return Stream(lambda on_item: Job(_Direct(), plan, on_item=on_item))

@@ -1,0 +1,53 @@
+"""What a fork server's child is asked to do, to bytes and from bytes.
+
+Plain data goes by marshal, which is built in; the call itself is a pickle, loaded only when all
+else is known, so that a failure of it can be told from ours.
+"""
+
+from __future__ import annotations
+
+import marshal
+import struct
+from typing import NamedTuple
+
+__all__ = ["HEADER", "Request"]
+
+# Length of the body, and how many descriptors come with it.
+HEADER = struct.Struct("<IH")
+
+
+class Request(NamedTuple):
+    """One call.
+
+    Attributes:
+        nonce: marks the frames of the answer.
+        call: the pickled function and arguments, or their length if they are in a file.
+        in_file: they are in a file, the first descriptor that comes along.
+        quiet, streaming, progress: as in `Order`.
+        backend: the caller's event loop, "asyncio" or "trio".
+        uvloop: it is uvloop's.
+        output: two descriptors come along that are to become 1 and 2.
+        numbers: what the remaining descriptors are to be called.
+    """
+
+    nonce: bytes
+    call: bytes | int
+    in_file: bool = False
+    quiet: bool = True
+    streaming: bool = False
+    progress: bool = False
+    backend: str = "asyncio"
+    uvloop: bool = False
+    output: bool = False
+    numbers: tuple[int, ...] = ()
+
+    def encode(self) -> bytes:
+        """Make the bytes of the request, header included."""
+        body = marshal.dumps(tuple(self))
+        count = self.in_file + 2 * self.output + len(self.numbers)
+        return HEADER.pack(len(body), count) + body
+
+    @classmethod
+    def decode(cls, body: bytes) -> Request:
+        """Read the bytes behind a header."""
+        return cls(*marshal.loads(body))  # noqa: S302 - it comes from this program's own parent

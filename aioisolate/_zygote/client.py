@@ -1,0 +1,333 @@
+"""One fork server, seen from the process that it works for: starting, talking to, and ending it."""
+
+from __future__ import annotations
+
+import _socket
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import anyio
+
+from .._call import loops, registry
+from .._child.order import AsyncBackend
+from .._errors import CallableDidNotExecuteError, Reason
+from .._os import fds as os_fds
+from .._os import messages
+from .._os.fds import Descriptors
+from .._os.process import Process, Status
+from .._outcome import Exit
+from . import control
+from .ward import Ward
+
+__all__ = ["Launch", "Zygote", "launch_interpreter"]
+
+_log = logging.getLogger("aioisolate.zygote")
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+# A child that has answered gets so long to end by itself.
+_LINGER = 1.0
+
+# Starts the server's process with one end of a socket pair, and returns its pid.
+Launch = Callable[[int], int]
+
+
+def launch_interpreter(environment: Mapping[str, str] | None) -> Launch:
+    """Make a launcher of fresh interpreters like this one."""
+
+    def launch(fd: int) -> int:
+        source = (
+            f"import sys; sys.path.insert(0, {_ROOT!r}); "
+            f"from aioisolate._zygote.server import main; main({fd if fd != 3 else 4})"
+        )
+        flags: Any = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, *flags, "-c", source],
+            dict(os.environ if environment is None else environment),
+            # Under its own number it would be closed on exec.
+            file_actions=[(os.POSIX_SPAWN_DUP2, fd, 3), (os.POSIX_SPAWN_DUP2, 3, fd)]
+            if fd != 3
+            else [(os.POSIX_SPAWN_DUP2, fd, 4)],
+            setpgroup=0,
+            setsigmask=(),
+            setsigdef=set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP},
+        )
+
+    return launch
+
+
+class Zygote:
+    """A running fork server.
+
+    Attributes:
+        wards: its children that have not ended, by pid.
+        problem: why it is not of any use (any more), or "".
+        modules: what it had imported when it was ready.
+    """
+
+    def __init__(
+        self,
+        backend: AsyncBackend,
+        *,
+        on_ward: Callable[[Ward], object],
+        on_refusal: Callable[[CallableDidNotExecuteError], object],
+        on_lost: Callable[[Zygote], object],
+    ) -> None:
+        self._backend = backend
+        self._on_ward = on_ward
+        self._on_refusal = on_refusal
+        self._on_lost = on_lost
+        self._process = Process()
+        self._fds = Descriptors()
+        self._inbox = control.Inbox()
+        self._arrived: deque[int] = deque()
+        self._backlog = b""
+        self._reader: loops.Background | None = None
+        self._ready = anyio.Event()
+        self._leaving: dict[Ward, float] = {}
+        self._sweeper: loops.Background | None = None
+        self._emptied: anyio.Event | None = None
+        self._down = False
+        self._socket: _socket.socket
+        self.wards: dict[int, Ward] = {}
+        self.problem = ""
+        self.modules: frozenset[str] = frozenset()
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._process.pid
+
+    async def start(self, launch: Launch, setup: control.Setup | None, patience: float) -> None:
+        """Start the server and wait until it is ready.
+
+        Raises CallableDidNotExecuteError, with what the server says, if it is not after
+        *patience* seconds.
+        """
+        try:
+            self._launch(launch, setup)
+            with anyio.move_on_after(patience):
+                await self._ready.wait()
+            if not self._ready.is_set():
+                self.problem = f"it was not ready after {patience:g} s"
+        except BaseException as exc:
+            self.put_down()
+            if isinstance(exc, OSError):
+                raise CallableDidNotExecuteError(
+                    f"the fork server could not be started: {exc.strerror or exc}",
+                    reason=Reason.FORK,
+                ) from exc
+            raise
+        if self.problem:
+            self.put_down()
+            raise self.error()
+
+    def error(self) -> CallableDidNotExecuteError:
+        """Make the error that says what is wrong with this server."""
+        return CallableDidNotExecuteError(
+            f"the fork server can't be used: {self.problem}",
+            reason=Reason.CHILD_SETUP,
+            pid=self.pid or None,
+            crash_traceback=self.problem if "Traceback" in self.problem else "",
+        )
+
+    def _launch(self, launch: Launch, setup: control.Setup | None) -> None:
+        own = self._fds
+        here, there = _socket.socketpair()
+        theirs = os_fds.lift(own.own(there.detach()), own)
+        ours = os_fds.lift(own.own(here.detach()), own)
+        self._socket = _socket.socket(fileno=ours)
+        registry.register(self._process)
+        self._process.adopt(launch(theirs))
+        own.close(theirs)
+        if setup is not None:
+            self._socket.sendall(control.encode(("setup", *setup)))
+        self._socket.setblocking(False)
+        self._reader = loops.watch(self._backend, ours, self._listen)
+
+    def _say(self, *record: Any) -> None:
+        if self._down:
+            return
+        data = self._backlog + control.encode(record)
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            sent = 0  # it is busy; the rest goes when it next says something
+        except OSError:
+            return  # it is dead, which its end of the socket will tell
+        self._backlog = data[sent:]
+
+    def request(self, count: int) -> None:
+        """Ask for so many children; each comes to *on_ward*, or a refusal to *on_refusal*."""
+        self._say("fork", count)
+
+    def learn(self, module: str) -> None:
+        """Have the server import a module, for the children to come."""
+        self._say("import", module)
+
+    # Keeper of its wards
+
+    def kill(self, pid: int, number: int, *, group: bool) -> None:
+        """Have the server send a signal to one of its children."""
+        self._say("kill", pid, int(number), group)
+
+    def see_off(self, ward: Ward) -> None:
+        """Watch a ward that has given its answer until it is gone."""
+        if not ward.ended and not ward.lost:
+            self._leaving[ward] = time.monotonic() + _LINGER
+            # Its pidfd is closed when the call is over; from here on the server signals it.
+            if self._sweeper is None:
+                self._sweeper = loops.spawn(self._backend, self._sweep)
+
+    def discard(self, ward: Ward) -> None:
+        """Kill a ward that nobody wants."""
+        ward.signal(signal.SIGKILL, group=True)
+        ward.signal(signal.SIGKILL)
+
+    async def _sweep(self) -> None:
+        while self._leaving:
+            await anyio.sleep(_LINGER)
+            now = time.monotonic()
+            for ward, until in list(self._leaving.items()):
+                if until <= now:
+                    _log.warning("child %d ran on after its answer: killed", ward.pid)
+                    self.kill(ward.pid, signal.SIGKILL, group=True)
+                    self.kill(ward.pid, signal.SIGKILL, group=False)
+        self._sweeper = None
+
+    # What the server says
+
+    def _listen(self) -> None:
+        try:
+            data, descriptors = messages.receive(self._socket, 65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, descriptors = b"", []
+        self._arrived += descriptors
+        if not data:
+            self._lose()
+            return
+        for record in self._inbox.feed(data):
+            self._hear(record)
+        if self._backlog:
+            self._say("more")
+
+    def _hear(self, record: Sequence[Any]) -> None:
+        match record:
+            case ("ended", pid, status, user, system, max_rss):
+                ward = self.wards.pop(pid, None)
+                if ward is not None:
+                    exit_ = Exit(os.waitstatus_to_exitcode(status))
+                    self._leaving.pop(ward, None)
+                    ward.end(Status(exit_, user, system, max_rss * _RSS_UNIT))
+                    self._look_if_empty()
+            case ("child", pid, has_pidfd):
+                mine = [self._arrived.popleft() for _ in range(2 + bool(has_pidfd))]
+                ward = Ward(self, pid, mine)
+                os.set_blocking(ward.channel, False)
+                self.wards[pid] = ward
+                self._on_ward(ward)
+            case ("refused", _, text):
+                self._on_refusal(
+                    CallableDidNotExecuteError(
+                        f"the fork server could not fork: {text}", reason=Reason.FORK
+                    )
+                )
+            case ("unfit", text):
+                self._on_refusal(CallableDidNotExecuteError(text, reason=Reason.CHILD_SETUP))
+            case ("failed", text):
+                self.problem = str(text).rstrip()
+                self._ready.set()
+            case ("ready", modules):
+                self.modules = frozenset(modules)
+                self._ready.set()
+
+    def _look_if_empty(self) -> None:
+        if self._emptied is not None and not self.wards:
+            self._emptied.set()
+
+    def _lose(self) -> None:
+        """The server has gone: so have its children, or will in a moment."""
+        if self._down:
+            return
+        self._hang_up()
+        # Closing the socket is the last that a server does by itself: let it.
+        self._process.ended(0.05)
+        status = self._bury()
+        if not self.problem:
+            self.problem = f"it ended with {status.exit}" if status.exit is not None else "it ended"
+        self._ready.set()
+        wards, self.wards = self.wards, {}
+        for ward in wards.values():
+            # The kernel kills them with their parent; make sure of it.
+            ward.signal(signal.SIGKILL)
+            ward.end(Status(None), lost=True)
+        self._leaving.clear()
+        self._look_if_empty()
+        self._on_lost(self)
+
+    # The end
+
+    async def aclose(self) -> None:
+        """End the server; whatever children it has are killed."""
+        if self._down:
+            return
+        for ward in list(self.wards.values()):
+            self.discard(ward)
+        self._emptied = anyio.Event()
+        self._look_if_empty()
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_LINGER):
+            await self._emptied.wait()
+        self._hang_up()
+        if self._process.is_owned():  # it has not died just now
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_LINGER):
+                await anyio.wait_readable(self._process.fileno())
+        self._bury()
+
+    def put_down(self) -> None:
+        """Kill the server, and with it its children; blocking, but not for long."""
+        if self._down:
+            return
+        wards, self.wards = self.wards, {}
+        for ward in wards.values():
+            self.discard(ward)
+        self._hang_up()
+        self._bury()
+        for ward in wards.values():
+            ward.end(Status(None), lost=True)
+        self._look_if_empty()
+
+    def _hang_up(self) -> None:
+        """Say no more and hear no more: the server ends when it sees that."""
+        self._down = True
+        if self._reader is not None:
+            self._reader.cancel()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if hasattr(self, "_socket"):
+            self._socket.detach()
+        self._fds.close_all()
+        while self._arrived:
+            os.close(self._arrived.popleft())
+
+    def _bury(self) -> Status:
+        """Collect the server's process, which is killed if it has not ended."""
+        status = Status(None)
+        registry.discard(self._process)
+        if self._process.is_owned():
+            self._process.signal(signal.SIGKILL)
+            if self._process.ended(5):
+                status = self._process.reap()
+                self._process.close()
+            else:
+                registry.watch_on(self._process)
+        return status

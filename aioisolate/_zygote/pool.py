@@ -1,0 +1,299 @@
+"""A fork server's children, ahead of need: how many wait, who gets one, what if the server dies.
+
+acquire --> idle child? --> take it, and ask for another once the call is over
+                 | no
+                 v
+           ask for one, wait in line --> its end, a refusal, or a dead server wake the line
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+
+import anyio
+
+from .._call import loops
+from .._child.order import AsyncBackend
+from .._errors import CallableDidNotExecuteError
+from . import control
+from .client import Launch, Zygote
+from .ward import Ward
+
+__all__ = ["Pool"]
+
+_log = logging.getLogger("aioisolate.zygote")
+
+# A fresh server may have a lot to import.
+_READY_PATIENCE = 120.0
+# After so many deaths in a row, each without a child in between, whoever waits is told.
+_FAILURES_MAX = 3
+_BACKOFF_FIRST = 0.05
+_BACKOFF_MAX = 5.0
+# Children beyond the wanted number, forked in a rush, are let go after this many idle seconds.
+_IDLE_PATIENCE = 5.0
+
+
+class _Waiter:
+    """Somebody who waits for a child."""
+
+    __slots__ = ("answer", "event")
+
+    def __init__(self) -> None:
+        self.event = anyio.Event()
+        self.answer: Ward | CallableDidNotExecuteError | None = None
+
+
+class Pool:
+    """A fork server and its idle children.
+
+    Attributes:
+        restarts: how often the server had to be started again.
+    """
+
+    def __init__(
+        self,
+        backend: AsyncBackend,
+        launch: Launch,
+        setup: Callable[[], control.Setup] | None,
+        *,
+        warm: int,
+    ) -> None:
+        """*setup* None: the server is a copy of this process, and can't be started again."""
+        self._backend = backend
+        self._launch = launch
+        self._setup = setup
+        self._warm = warm
+        self._idle: deque[Ward] = deque()
+        self._line: deque[_Waiter] = deque()
+        self._coming = 0
+        self._zygote: Zygote | None = None
+        self._learned: set[str] = set()
+        self._failures = 0
+        self._starting: loops.Background | None = None
+        self._trimming: loops.Background | None = None
+        self._closed = False
+        self._dead: CallableDidNotExecuteError | None = None
+        self.restarts = 0
+
+    @property
+    def idle(self) -> int:
+        """How many children are waiting for a call."""
+        return len(self._idle)
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id, while there is one."""
+        return None if self._zygote is None else self._zygote.pid
+
+    async def start(self) -> None:
+        """Start the server. Raises CallableDidNotExecuteError, with what it says, if it can't."""
+        await self._start()
+        self._refill()
+        if self._warm:  # the first call should find one
+            self._welcome(await self.acquire())
+
+    async def _start(self) -> None:
+        zygote = Zygote(
+            self._backend,
+            on_ward=self._welcome,
+            on_refusal=self._refuse,
+            on_lost=self._recover,
+        )
+        setup = None if self._setup is None else self._setup()
+        await zygote.start(self._launch, setup, _READY_PATIENCE)
+        self._zygote = zygote
+        for module in self._learned:
+            zygote.learn(module)
+
+    # Who gets a child
+
+    def acquire_nowait(self) -> Ward | None:
+        """Return a child that has not ended, for one call, if there is one."""
+        while self._idle:
+            ward = self._idle.popleft()
+            ward.on_end = None
+            if not ward.ended:
+                if not self._idle:
+                    self._refill()
+                return ward
+        return None
+
+    async def acquire(self) -> Ward:
+        """Return a child that has not ended, for one call; it may have to be forked first.
+
+        Raises CallableDidNotExecuteError if there can't be one.
+        """
+        if self._dead is not None:
+            raise copy.copy(self._dead)
+        ward = self.acquire_nowait()
+        if ward is not None:
+            return ward
+        waiter = _Waiter()
+        self._line.append(waiter)
+        self._ask(len(self._line) - self._coming)
+        try:
+            await waiter.event.wait()
+        except BaseException:
+            if isinstance(waiter.answer, Ward):
+                self._welcome(waiter.answer)
+            elif waiter in self._line:
+                self._line.remove(waiter)
+            raise
+        assert waiter.answer is not None
+        if isinstance(waiter.answer, Ward):
+            return waiter.answer
+        raise waiter.answer
+
+    def after_call(self) -> None:
+        """Ask for a child in place of one that was used; off the critical path of its call."""
+        self._refill()
+
+    def learn(self, module: str) -> None:
+        """Have the server import a module of this package that its children turned out to need."""
+        if module not in self._learned:
+            self._learned.add(module)
+            if self._zygote is not None:
+                self._zygote.learn(module)
+
+    def has_imported(self, module: str) -> bool:
+        """Tell whether the server has a module, as far as is known."""
+        return self._zygote is None or module in self._zygote.modules
+
+    def _refill(self) -> None:
+        if not self._closed:
+            self._ask(self._warm + len(self._line) - len(self._idle) - self._coming)
+
+    def _ask(self, count: int) -> None:
+        if count > 0 and self._zygote is not None:
+            self._coming += count
+            self._zygote.request(count)
+
+    def _welcome(self, ward: Ward) -> None:
+        self._failures = 0
+        if self._coming:
+            self._coming -= 1
+        while self._line:
+            waiter = self._line.popleft()
+            if waiter.answer is None:
+                waiter.answer = ward
+                waiter.event.set()
+                return
+        if self._closed:
+            self._let_go(ward)
+            return
+        ward.on_end = self._idle_ended
+        self._idle.append(ward)
+        if len(self._idle) > self._warm and self._trimming is None:
+            self._trimming = loops.spawn(self._backend, self._trim)
+
+    def _refuse(self, error: CallableDidNotExecuteError) -> None:
+        if self._coming:
+            self._coming -= 1
+        if self._line:
+            waiter = self._line.popleft()
+            waiter.answer = error
+            waiter.event.set()
+        else:
+            _log.warning("no child can be forked ahead: %s", error)
+
+    def _idle_ended(self) -> None:
+        """An idle child has died, by whose hand ever: it is never handed out."""
+        for ward in [ward for ward in self._idle if ward.ended]:
+            self._idle.remove(ward)
+            ward.on_end = None
+            ward.close()
+            _log.warning("idle child %d ended: %s", ward.pid, ward.status.exit)
+        if self._zygote is not None:
+            self._refill()
+
+    async def _trim(self) -> None:
+        """Let go of children that nobody has needed for a while."""
+        try:
+            while len(self._idle) > self._warm:
+                await anyio.sleep(_IDLE_PATIENCE / 5)
+                now = time.monotonic()
+                while len(self._idle) > self._warm and now - self._idle[0].born > _IDLE_PATIENCE:
+                    self._let_go(self._idle.popleft())
+        finally:
+            self._trimming = None
+
+    def _let_go(self, ward: Ward) -> None:
+        ward.on_end = None
+        ward.keeper.discard(ward)
+        ward.close()
+
+    # When the server dies
+
+    def _recover(self, zygote: Zygote) -> None:
+        if zygote is not self._zygote:
+            return  # it has not even been ready; whoever started it knows
+        self._zygote = None
+        self._coming = 0
+        while self._idle:
+            ward = self._idle.popleft()
+            ward.on_end = None
+            ward.close()
+        if self._closed:
+            return
+        if self._setup is None:
+            self._dead = zygote.error()
+            self._fail_line(self._dead)
+            return
+        _log.warning("the fork server died (%s); starting another", zygote.problem)
+        self._failures += 1
+        self.restarts += 1
+        self._starting = loops.spawn(self._backend, self._restart)
+
+    async def _restart(self) -> None:
+        while not self._closed:
+            if self._failures > 1:
+                delay = _BACKOFF_FIRST * math.pow(4, self._failures - 2)
+                await anyio.sleep(min(delay, _BACKOFF_MAX))
+            try:
+                await self._start()
+            except CallableDidNotExecuteError as exc:
+                self._failures += 1
+                _log.warning("the fork server could not be started: %s", exc)
+                if self._failures >= _FAILURES_MAX:
+                    self._fail_line(exc)
+                continue
+            self._refill()
+            return
+
+    def _fail_line(self, error: CallableDidNotExecuteError) -> None:
+        line, self._line = self._line, deque()
+        for waiter in line:
+            if waiter.answer is None:
+                waiter.answer = copy.copy(error)
+                waiter.event.set()
+
+    # The end
+
+    async def aclose(self) -> None:
+        """End the server and every child of it."""
+        self._closed = True
+        for background in (self._starting, self._trimming):
+            if background is not None:
+                background.cancel()
+        zygote, self._zygote = self._zygote, None
+        while self._idle:
+            self._let_go(self._idle.popleft())
+        if zygote is not None:
+            await zygote.aclose()
+
+    def put_down(self) -> None:
+        """Do the same at once, blocking: nobody can await anything any more."""
+        self._closed = True
+        for background in (self._starting, self._trimming):
+            if background is not None:
+                background.cancel()
+        zygote, self._zygote = self._zygote, None
+        while self._idle:
+            self._let_go(self._idle.popleft())
+        if zygote is not None:
+            zygote.put_down()

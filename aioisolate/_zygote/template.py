@@ -1,0 +1,59 @@
+"""A fork server that is a copy of this process: its children find everything as it is now."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from .._call.spawn import draft_order, warn_about
+from .._child import bootstrap
+from .._child.order import AsyncBackend
+from .._os import memfd, signals
+from .._os.fds import Descriptors
+from .._os.process import fork, hush_fork_warning
+from .._wire import relation
+from .client import Launch
+from .server import serve_copy
+
+__all__ = ["launch_copy"]
+
+
+def launch_copy(
+    backend: AsyncBackend, functions: relation.Functions, other_threads: Sequence[str]
+) -> Launch:
+    """Make a launcher of copies of this process, which has *functions* now."""
+
+    def launch(fd: int) -> int:
+        hush_fork_warning()
+        if other_threads:
+            warn_about(other_threads)
+        own = Descriptors()
+        try:
+            null = own.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+            scratch = memfd.create(own)
+            order = draft_order(frozenset((fd, null, scratch)), backend, bool(other_threads))
+            order.then = serve_copy
+            order.fn, order.args = serve_copy, ()
+            order.nonce = b"\0" * 8
+            order.parent_pid = os.getpid()
+            order.channel = fd
+            order.scratch = scratch
+            order.null = null
+            order.stdout = order.stderr = -1
+            order.deadline_stack = False
+            order.started_mark = b""
+            order.quiet = order.streaming = order.progress = False
+            mask = signals.block_all()
+            try:
+                relation.known = functions
+                pid = fork()
+                if pid == 0:
+                    bootstrap.main(order)
+            finally:
+                relation.known = {}
+                signals.set_mask(mask)
+        finally:
+            own.close_all()
+        return pid
+
+    return launch

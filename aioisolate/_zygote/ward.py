@@ -1,0 +1,322 @@
+"""A fork server's child, seen from the process that it works for."""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from .._call.child import Members
+from .._call.output import OutputStream, open_streams
+from .._call.plan import Plan
+from .._call.waiter import AnyioWaiter, AsyncioWaiter, Waiter
+from .._child.order import AsyncBackend
+from .._errors import CallableDidNotExecuteError, Reason
+from .._os import memfd, messages
+from .._os.fds import Descriptors
+from .._os.process import Status
+from .._os.waitset import WaitSet
+from .._wire import codecs
+from .._wire.frames import NONCE_SIZE
+from .._wire.request import Request
+
+__all__ = ["Keeper", "Ward", "WardChild", "encode_call"]
+
+# So much goes through the socket at once, whatever its buffer holds; more goes through a file.
+_CALL_INLINE_MAX = 64 * 1024
+_SIGNAL_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
+
+_signal: Any = signal
+
+
+class Keeper(Protocol):
+    """Who looks after a ward: its fork server."""
+
+    def kill(self, pid: int, number: int, *, group: bool) -> None:
+        """Have the server send a signal to one of its children."""
+
+    def see_off(self, ward: Ward) -> None:
+        """Watch a ward that has given its answer until it is gone."""
+
+    def discard(self, ward: Ward) -> None:
+        """Kill a ward that nobody wants."""
+
+
+class Ward:
+    """A process that a fork server has forked, waiting for a call.
+
+    Attributes:
+        pid: its process id.
+        channel, scratch, pidfd: descriptors; the last is -1 where there are none.
+        born: when it was announced, on the clock of time.monotonic.
+        ended: its end has been reported.
+        status: how it ended, once it has.
+        lost: its server died.
+        on_end: called when it has ended.
+    """
+
+    __slots__ = (
+        "_fds",
+        "born",
+        "channel",
+        "ended",
+        "keeper",
+        "lost",
+        "on_end",
+        "pid",
+        "pidfd",
+        "scratch",
+        "status",
+    )
+
+    def __init__(self, keeper: Keeper, pid: int, descriptors: Sequence[int]) -> None:
+        self.keeper = keeper
+        self.pid = pid
+        self._fds = Descriptors()
+        self.channel, self.scratch, *rest = map(self._fds.own, descriptors)
+        self.pidfd = rest[0] if rest else -1
+        self.born = time.monotonic()
+        self.ended = False
+        self.lost = False
+        self.status = Status(None)
+        self.on_end: Callable[[], object] | None = None
+
+    def end(self, status: Status, *, lost: bool = False) -> None:
+        """Note that it has ended."""
+        self.ended = True
+        self.status = status
+        self.lost = lost
+        if self.on_end is not None:
+            self.on_end()
+
+    def signal(self, number: int, *, group: bool = False) -> None:
+        """Send a signal to it or to its process group, if it has not ended."""
+        if self.ended:
+            return
+        if self.pidfd >= 0:
+            try:
+                _signal.pidfd_send_signal(self.pidfd, number, None, _SIGNAL_GROUP if group else 0)
+                return
+            except ProcessLookupError:
+                return
+            except OSError as exc:
+                if exc.errno != errno.EINVAL:
+                    raise
+        # Only its parent can name it safely by its number.
+        self.keeper.kill(self.pid, number, group=group)
+
+    def close(self) -> None:
+        """Close what is open of it here."""
+        self.pidfd = self.channel = self.scratch = -1
+        self._fds.close_all()
+
+
+class _Sole:
+    """A set of one descriptor, which the loop watches itself."""
+
+    __slots__ = ("_fd",)
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._fd
+
+    def close(self) -> None:
+        """Do nothing: the descriptor belongs to somebody else."""
+
+    def add(self, fd: int) -> None:
+        """Read it again."""
+        self._fd = fd
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def poll(self, seconds: float = 0, /) -> list[int]:
+        """Name it: reading it without blocking shows whether anything is there."""
+        del seconds
+        return [self._fd] if self._fd >= 0 else []
+
+    def remove(self, fd: int) -> None:
+        """Do not read it any more."""
+        if fd == self._fd:
+            self._fd = -1
+
+
+class WardChild:
+    """A `Child` that has been forked before its call, and is sent it."""
+
+    __slots__ = (
+        "_fds",
+        "_request",
+        "_sent_along",
+        "_ward",
+        "channel",
+        "end_fd",
+        "fork_seconds",
+        "forked_at",
+        "nonce",
+        "pid",
+        "scratch",
+        "streams",
+        "waiter",
+        "waitset",
+    )
+
+    talks = True
+    waiter: Waiter
+    waitset: Members
+    streams: tuple[OutputStream, ...]
+
+    def __init__(
+        self, ward: Ward, plan: Plan, call: bytes, backend: AsyncBackend, *, quiet: bool
+    ) -> None:
+        """Prepare to send *call* to *ward*; on failure the ward is discarded.
+
+        Raises CallableDidNotExecuteError if a descriptor can't be had.
+        """
+        self._ward = ward
+        self._fds = Descriptors()
+        self.pid = ward.pid
+        self.end_fd = -1
+        self.channel = ward.channel
+        self.scratch = ward.scratch
+        self.nonce = os.urandom(NONCE_SIZE)
+        self.forked_at = time.monotonic()
+        self.fork_seconds = 0.0
+        try:
+            self._prepare(plan, call, backend, quiet)
+        except BaseException as exc:
+            self.put_down()
+            self._close()
+            if isinstance(exc, OSError):
+                raise CallableDidNotExecuteError(
+                    f"{Reason.PIPE_CREATION.value}: {exc.strerror}", reason=Reason.PIPE_CREATION
+                ) from exc
+            raise
+
+    def _prepare(self, plan: Plan, call: bytes, backend: AsyncBackend, quiet: bool) -> None:
+        options, fds = plan.options, self._fds
+        self._sent_along: list[int] = []
+        self.streams = ()
+        in_file = len(call) > _CALL_INLINE_MAX
+        if in_file:
+            file = memfd.create(fds)
+            view = memoryview(call)
+            while view:
+                view = view[os.write(file, view) :]
+            os.lseek(file, 0, os.SEEK_SET)
+            self._sent_along.append(file)
+        output = options.output != "inherit"
+        if output:
+            null = fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+            self.streams, stdout, stderr = open_streams(options.output, null, fds)
+            self._sent_along += (stdout, stderr)
+        numbers = tuple(options.pass_fds)
+        self._sent_along += numbers
+        self._request = Request(
+            self.nonce,
+            len(call) if in_file else call,
+            in_file,
+            quiet,
+            plan.streaming,
+            options.on_progress is not None,
+            backend.name,
+            backend.uvloop,
+            output,
+            numbers,
+        ).encode()
+        if plan.streaming or self.streams:
+            self.waitset = WaitSet()
+            self.waitset.add(self.channel)
+            for stream in self.streams:
+                self.waitset.add(stream.fd)
+        else:
+            self.waitset = _Sole(self.channel)
+        fd = self.waitset.fileno()
+        if backend.loop is not None:
+            self.waiter = AsyncioWaiter(backend.loop, fd, self.put_down)
+        else:
+            self.waiter = AnyioWaiter(fd)
+        self._ward.on_end = self.waiter.ring
+
+    def launch(self) -> None:
+        """Send the call. If the child is dead, its end will show that it has not begun."""
+        self.forked_at = time.monotonic()
+        channel = _socket.socket(fileno=self.channel)
+        try:
+            messages.send(channel, self._request, self._sent_along)
+        except OSError:
+            pass  # as said
+        finally:
+            channel.detach()
+            for fd in self._sent_along:
+                self._fds.close(fd)
+        if self._ward.ended:
+            self.waiter.ring()
+
+    @property
+    def lost(self) -> bool:
+        """Its fork server died."""
+        return self._ward.lost
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it has not ended."""
+        self._ward.signal(number)
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to its process group."""
+        self._ward.signal(number, group=True)
+
+    def has_ended(self) -> bool:
+        """Tell whether its server has reported its end."""
+        return self._ward.ended
+
+    def reap(self) -> Status:
+        """Return how it ended."""
+        return self._ward.status
+
+    def reap_adopted(self) -> bool:
+        """Leave that to the server."""
+        return False
+
+    def leave(self) -> bool:
+        """Let the server see it off."""
+        self._ward.keeper.see_off(self._ward)
+        return True
+
+    def put_down(self) -> None:
+        """Have it killed."""
+        self._ward.keeper.discard(self._ward)
+
+    give_up = put_down
+
+    def release(self) -> None:
+        """Close everything that belonged to the call."""
+        self._ward.on_end = None
+        self._close()
+        self._ward.close()
+
+    def _close(self) -> None:
+        if hasattr(self, "waiter"):
+            self.waiter.close()
+        if hasattr(self, "waitset"):
+            self.waitset.close()
+        self._fds.close_all()
+
+
+def encode_call(plan: Plan) -> tuple[bytes, bool]:
+    """Pickle a call for a fork server's child; tell whether it needs cloudpickle there.
+
+    Raises CallableDidNotExecuteError if it can't be pickled.
+    """
+    try:
+        return codecs.dump_call(plan.fn, plan.args)
+    except Exception as exc:
+        raise CallableDidNotExecuteError(
+            f"fn or its arguments could not be pickled for a fork server's child: "
+            f"{type(exc).__name__}: {exc} (start='fork' needs no pickling)",
+            reason=Reason.ARGUMENT_ENCODING,
+        ) from exc
