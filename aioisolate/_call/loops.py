@@ -15,7 +15,7 @@ import anyio
 
 from .._child.order import AsyncBackend
 
-__all__ = ["Background", "spawn", "watch"]
+__all__ = ["Background", "soon", "spawn", "watch"]
 
 _log = logging.getLogger("aioisolate.service")
 
@@ -97,3 +97,11 @@ def watch(backend: AsyncBackend, fd: int, callback: Callable[[], object]) -> Bac
             callback()
 
     return _SystemTask(look)
+
+
+def soon(backend: AsyncBackend, callback: Callable[[], object]) -> None:
+    """Call *callback* in the loop's next turn: what nobody waits for need not hold up anyone."""
+    if backend.loop is not None:
+        backend.loop.call_soon(callback)
+    else:
+        sys.modules["trio"].lowlevel.current_trio_token().run_sync_soon(callback)

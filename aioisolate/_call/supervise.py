@@ -52,7 +52,8 @@ _LINGER_PATIENCE = 1.0
 _KILL_PATIENCE = 10.0
 # How often to look, a millisecond apart, for killed grandchildren that this process has adopted.
 _ADOPTED_LOOKS = 500
-_READ_SIZE = 256 * 1024
+# More than this would be memory that malloc maps and unmaps for each read.
+_READ_SIZE = 64 * 1024
 # A pipe holds no more than this, so what is left in one when its child has ended is no more.
 _DRAIN_MAX = 1 << 20
 
@@ -258,6 +259,8 @@ class Supervision:
             data = os.read(self.child.channel, _READ_SIZE)
         except BlockingIOError:
             return 0
+        except ConnectionResetError:
+            data = b""  # it ended without having read what it was sent
         except OSError as exc:
             self._leave_channel()
             self.kill(KilledFor.CHANNEL_READ, f"reading its channel failed: {exc.strerror}")

@@ -23,7 +23,7 @@ from .._wire.frames import Kind, encode
 from . import stdio
 from .order import Order
 
-__all__ = ["STACK_SIGNAL", "main"]
+__all__ = ["STACK_SIGNAL", "main", "volunteer"]
 
 # Dumps the Python stack into the scratch file. SIGURG because its default is to be ignored,
 # nothing in practice uses it, and debuggers and supervisors pass it on (Go picked it for the
@@ -101,7 +101,7 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
             step = "out-of-memory score"
             # When memory runs out the kernel must take the child, not the server.
             if _LINUX:
-                _volunteer()
+                volunteer()
             step = "crash reports"
             # Last, since it takes over five signals; from here on a crash names its line.
             faulthandler.enable(order.scratch)
@@ -117,7 +117,8 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
         os._exit(code)
 
 
-def _volunteer() -> None:
+def volunteer() -> None:
+    """Ask the kernel to take this process and its children first when memory runs out."""
     try:
         fd = os.open(_OOM_SCORE, os.O_WRONLY)
     except OSError:

@@ -9,49 +9,68 @@ from __future__ import annotations
 import _socket
 import faulthandler
 import os
-from collections.abc import Sequence
-from typing import TextIO
+from collections.abc import Iterable
+from typing import NoReturn
 
-from .._os import fds, messages
+from .._os import fds, messages, signals
+from .._os.prctl import set_parent_death_signal
 from .._wire import codecs
-from .._wire.frames import Kind, encode
+from .._wire.frames import NONCE_SIZE, Kind, encode
 from .._wire.request import HEADER, Request
 from . import worker
 from .order import AsyncBackend, Order
 
 __all__ = ["serve"]
 
-_AT_ONCE = 128 * 1024
+# What most requests fit into; a larger buffer would touch more pages.
+_AT_ONCE = 4096
 
 
-def serve(order: Order, streams: Sequence[TextIO]) -> int:
-    """Wait for one request, do what it says, return the exit code."""
-    _rehearse(order, streams)
-    channel = _socket.socket(fileno=order.channel)
+def serve(order: Order, sever: Iterable[int]) -> NoReturn:
+    """Wait for one request, do what it says, and end the process.
+
+    The fork server has prepared all that it could: its signals are at their defaults, garbage is
+    frozen, faulthandler writes to where the scratch file is. So little is left.
+    """
+    code = 1
     try:
-        return _serve_one(order, streams, channel)
+        # As in `bootstrap.main`: first, and valid only if the parent was still there then.
+        set_parent_death_signal(9)
+        if os.getppid() != order.parent_pid:
+            os._exit(1)
+        os.setpgid(0, 0)
+        signals.reset_child_signal()
+        null = order.null
+        for fd in sever:
+            os.dup2(null, fd, False)
+        if order.reseed is not None:
+            order.reseed()
+        _rehearse(order)
+        channel = _socket.socket(fileno=order.channel)
+        code = _serve_one(order, channel)
     finally:
-        channel.detach()
+        os._exit(code)
 
 
 def _nothing() -> None: ...
 
 
-def _rehearse(order: Order, streams: Sequence[TextIO]) -> None:
+_REHEARSAL = Request(b"\0" * NONCE_SIZE, codecs.dump_call(_nothing, ())[0]).encode()
+
+
+def _rehearse(order: Order) -> None:
     here, there = _socket.socketpair()
-    nonce, channel = order.nonce, order.channel
-    try:
-        there.send(Request(nonce, codecs.dump_call(_nothing, ())[0]).encode())
-        order.channel = here.fileno()
-        _serve_one(order, streams, here)
-        os.pwrite(order.scratch, b"\0", worker.MARK_AT)
-    finally:
-        order.nonce, order.channel = nonce, channel
-        here.close()
-        there.close()
+    channel = order.channel
+    there.send(_REHEARSAL)
+    order.channel = here.fileno()
+    _serve_one(order, here)
+    os.pwrite(order.scratch, b"\0", worker.MARK_AT)
+    order.channel = channel
+    here.close()
+    there.close()
 
 
-def _serve_one(order: Order, streams: Sequence[TextIO], channel: _socket.socket) -> int:
+def _serve_one(order: Order, channel: _socket.socket) -> int:
     received = _receive(channel)
     if received is None:
         return 0  # nobody will ask any more
@@ -70,18 +89,19 @@ def _serve_one(order: Order, streams: Sequence[TextIO], channel: _socket.socket)
         text = f"request\n{type(exc).__name__}: {exc}"
         os.write(order.channel, encode(order.nonce, Kind.FAILED, text.encode(errors="replace")))
         return 1
-    return worker.work(order, streams)
+    assert order.streams is not None
+    return worker.work(order, order.streams)
 
 
 def _receive(channel: _socket.socket) -> tuple[Request, list[int]] | None:
     """Read one request and the descriptors that come with it; None if the parent is gone."""
     data, found = messages.receive(channel, _AT_ONCE)
     while len(data) < HEADER.size or len(data) < HEADER.size + HEADER.unpack_from(data)[0]:
-        more, fds_more = messages.receive(channel, _AT_ONCE)
-        if not more:
+        if not data:
             return None
-        data += more
-        found += fds_more
+        more, more_found = messages.receive(channel, 16 * _AT_ONCE)
+        data = data + more if more else b""
+        found += more_found
     return Request.decode(data[HEADER.size :]), found
 
 

@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Collection, Iterable
 
-__all__ = ["Descriptors", "lift", "lift_above", "listed", "ours", "pipe", "severable"]
+__all__ = ["Descriptors", "duplicate", "lift", "lift_above", "listed", "ours", "pipe", "severable"]
 
 # A child's own descriptors live at 64 and above: with standard streams closed in the parent
 # a pipe would get a number from 0 to 2, and code that dups onto small numbers, as shells and
@@ -77,6 +77,11 @@ def lift(fd: int, owner: Descriptors) -> int:
     owner.own(lifted)
     owner.close(fd)
     return lifted
+
+
+def duplicate(fd: int) -> int:
+    """Duplicate *fd* above the low numbers; the duplicate is closed on exec."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FLOOR)
 
 
 def lift_above(fd: int, floor: int, owner: Descriptors) -> int:

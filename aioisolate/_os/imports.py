@@ -7,7 +7,7 @@ a thread that the child does not have; whoever imports that module there waits f
 from __future__ import annotations
 
 import importlib._bootstrap
-from threading import get_ident
+from _thread import get_ident
 from typing import Any
 
 __all__ = ["in_progress"]

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["block_all", "handled", "reset", "set_mask"]
+__all__ = ["block_all", "handled", "reset", "reset_child_signal", "set_mask"]
 
 _raw: Any = _signal
 _ALL = frozenset(int(number) for number in signal.valid_signals())
@@ -49,3 +49,10 @@ def reset(numbers: Iterable[int]) -> None:
     for number in numbers:
         _raw.signal(number, _DEFAULT)
     _raw.pthread_sigmask(_raw.SIG_SETMASK, ())
+
+
+def reset_child_signal() -> None:
+    """Drop Python's wakeup descriptor and the handler of SIGCHLD, if there is one."""
+    if _raw.getsignal(_raw.SIGCHLD) != _DEFAULT:
+        _raw.set_wakeup_fd(-1)
+        _raw.signal(_raw.SIGCHLD, _DEFAULT)

@@ -176,7 +176,8 @@ def fresh_interpreter(
 
     def setup() -> control.Setup:
         path = [os.path.abspath(entry) if entry == "" else entry for entry in sys.path]
-        return control.Setup(os.getpid(), os.getcwd(), path, tuple(preload))
+        early = "LD_BIND_NOW" not in (os.environ if environment is None else environment)
+        return control.Setup(os.getpid(), os.getcwd(), path, tuple(preload), early)
 
     backend = backend._replace(task=None)
     return Served(backend, Pool(backend, launch_interpreter(environment), setup, warm=warm))

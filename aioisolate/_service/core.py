@@ -5,6 +5,7 @@ Apart from the object that users hold, so that this one may be forgotten while j
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -114,8 +115,11 @@ class Core:
             raise CallableDidNotExecuteError(
                 f"fn was not called: the Isolator {what}", reason=Reason.CLOSED
             )
+        loop = self.backend.loop
+        if loop is not None and sys.modules["asyncio"]._get_running_loop() is loop:
+            return
         here = running_backend()
-        if here.loop is not self.backend.loop or here.name != self.backend.name:
+        if here.loop is not loop or here.name != self.backend.name:
             raise RuntimeError("an Isolator belongs to the event loop that it was entered in")
 
     def make_job(self, plan: Plan, **more: Any) -> Job[Any]:

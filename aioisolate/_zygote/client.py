@@ -51,7 +51,9 @@ def launch_interpreter(environment: Mapping[str, str] | None) -> Launch:
         return os.posix_spawn(
             sys.executable,
             [sys.executable, *flags, "-c", source],
-            dict(os.environ if environment is None else environment),
+            # What the dynamic linker resolves only when it is called first, each child would have
+            # to resolve anew.
+            {"LD_BIND_NOW": "1", **(os.environ if environment is None else environment)},
             # Under its own number it would be closed on exec.
             file_actions=[(os.POSIX_SPAWN_DUP2, fd, 3), (os.POSIX_SPAWN_DUP2, 3, fd)]
             if fd != 3
@@ -89,7 +91,10 @@ class Zygote:
         self._fds = Descriptors()
         self._inbox = control.Inbox()
         self._arrived: deque[int] = deque()
-        self._backlog = b""
+        self._backlog: deque[tuple[bytes, Sequence[int]]] = deque()
+        # Asked for and not yet there; of these, whose descriptors have not been sent yet.
+        self._coming: deque[Ward] = deque()
+        self._unpassed: deque[Ward] = deque()
         self._reader: loops.Background | None = None
         self._ready = anyio.Event()
         self._leaving: dict[Ward, float] = {}
@@ -153,21 +158,44 @@ class Zygote:
         self._socket.setblocking(False)
         self._reader = loops.watch(self._backend, ours, self._listen)
 
-    def _say(self, *record: Any) -> None:
+    def _say(self, *record: Any, passing: Sequence[int] = ()) -> None:
         if self._down:
             return
-        data = self._backlog + control.encode(record)
-        try:
-            sent = self._socket.send(data)
-        except BlockingIOError:
-            sent = 0  # it is busy; the rest goes when it next says something
-        except OSError:
-            return  # it is dead, which its end of the socket will tell
-        self._backlog = data[sent:]
+        self._backlog.append((control.encode(record), passing))
+        self._send_backlog()
+
+    def _send_backlog(self) -> None:
+        while self._backlog:
+            data, passing = self._backlog[0]
+            try:
+                sent = messages.send(self._socket, data, passing)
+            except BlockingIOError:
+                return  # it is busy; the rest goes when it next says something
+            except OSError:
+                self._backlog.clear()  # it is dead, which its end of the socket will tell
+                return
+            if sent < len(data):
+                self._backlog[0] = (data[sent:], ())
+            else:
+                self._backlog.popleft()
+            if passing:
+                self._unpassed.popleft().passed()
 
     def request(self, count: int) -> None:
         """Ask for so many children; each comes to *on_ward*, or a refusal to *on_refusal*."""
-        self._say("fork", count)
+        for _ in range(count):
+            try:
+                ward = Ward(self)
+            except OSError as exc:
+                error = CallableDidNotExecuteError(
+                    f"{Reason.PIPE_CREATION.value}: {exc.strerror}", reason=Reason.PIPE_CREATION
+                )
+                error.__cause__ = exc
+                self._on_refusal(error)
+                continue
+            self._coming.append(ward)
+            self._unpassed.append(ward)
+            self._say("fork", passing=ward.to_pass())
 
     def learn(self, module: str) -> None:
         """Have the server import a module, for the children to come."""
@@ -218,8 +246,7 @@ class Zygote:
             return
         for record in self._inbox.feed(data):
             self._hear(record)
-        if self._backlog:
-            self._say("more")
+        self._send_backlog()
 
     def _hear(self, record: Sequence[Any]) -> None:
         match record:
@@ -231,18 +258,19 @@ class Zygote:
                     ward.end(Status(exit_, user, system, max_rss * _RSS_UNIT))
                     self._look_if_empty()
             case ("child", pid, has_pidfd):
-                mine = [self._arrived.popleft() for _ in range(2 + bool(has_pidfd))]
-                ward = Ward(self, pid, mine)
-                os.set_blocking(ward.channel, False)
+                ward = self._coming.popleft()
+                ward.adopt(pid, self._arrived.popleft() if has_pidfd else -1)
                 self.wards[pid] = ward
                 self._on_ward(ward)
             case ("refused", _, text):
+                self._coming.popleft().close()
                 self._on_refusal(
                     CallableDidNotExecuteError(
                         f"the fork server could not fork: {text}", reason=Reason.FORK
                     )
                 )
             case ("unfit", text):
+                self._coming.popleft().close()
                 self._on_refusal(CallableDidNotExecuteError(text, reason=Reason.CHILD_SETUP))
             case ("failed", text):
                 self.problem = str(text).rstrip()
@@ -318,6 +346,10 @@ class Zygote:
         self._fds.close_all()
         while self._arrived:
             os.close(self._arrived.popleft())
+        while self._coming:
+            self._coming.popleft().close()
+        self._unpassed.clear()
+        self._backlog.clear()
 
     def _bury(self) -> Status:
         """Collect the server's process, which is killed if it has not ended."""

@@ -1,11 +1,12 @@
 """What a fork server and its parent say to each other: records of plain data, by marshal.
 
-    to the server     setup, fork(count), kill(pid, signal, group), import(module)
+    to the server     setup, fork(), kill(pid, signal, group), import(module)
     from the server   ready(modules), child(pid, has a pidfd),
                       ended(pid, status, user, system, rss),
                       refused(errno, text), unfit(text), failed(text)
 
-With each `child` come its channel, its scratch file and, if it has one, its pidfd.
+With each `fork` come the child's channel and its scratch file, with each `child` its pidfd if it
+has one. Each `fork` is answered, in order, by `child`, `refused` or `unfit`.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ class Setup(NamedTuple):
         cwd: its working directory.
         path: its `sys.path`.
         preload: what to import.
+        bound_early: LD_BIND_NOW was set for it alone, not for what it starts.
     """
 
     parent_pid: int
     cwd: str
     path: list[str]
     preload: tuple[str, ...]
+    bound_early: bool
 
 
 def encode(*records: tuple[Any, ...]) -> bytes:

@@ -71,6 +71,7 @@ class Pool:
         self._idle: deque[Ward] = deque()
         self._line: deque[_Waiter] = deque()
         self._coming = 0
+        self._refill_due = False
         self._zygote: Zygote | None = None
         self._learned: set[str] = set()
         self._failures = 0
@@ -151,7 +152,9 @@ class Pool:
 
     def after_call(self) -> None:
         """Ask for a child in place of one that was used; off the critical path of its call."""
-        self._refill()
+        if not self._refill_due:
+            self._refill_due = True
+            loops.soon(self._backend, self._refill)
 
     def learn(self, module: str) -> None:
         """Have the server import a module of this package that its children turned out to need."""
@@ -165,6 +168,7 @@ class Pool:
         return self._zygote is None or module in self._zygote.modules
 
     def _refill(self) -> None:
+        self._refill_due = False
         if not self._closed:
             self._ask(self._warm + len(self._line) - len(self._idle) - self._coming)
 

@@ -15,18 +15,18 @@ import _socket
 import faulthandler
 import gc
 import os
-import select
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .._child import bootstrap, stdio
-from .._child.order import AsyncBackend, Order
+from .._child.order import Order
 from .._child.serve import serve
-from .._os import fds, memfd, messages, signals
+from .._os import fds, messages
 from .._os.prctl import set_parent_death_signal
 from .._wire import relation
-from . import control
+from .._wire.frames import NONCE_SIZE
+from . import control, reaper
 
 __all__ = ["main", "serve_copy"]
 
@@ -47,14 +47,13 @@ def main(fd: int) -> NoReturn:
         if os.getppid() != setup.parent_pid:
             os._exit(1)
         try:
+            bootstrap.volunteer()  # and every child with it
             _prepare(setup, fd)
             server = Server(channel)
         except BaseException:  # noqa: BLE001 - importing runs anything
-            import traceback  # noqa: PLC0415 - rarely needed, and not small
-
-            _tell(channel, ("failed", traceback.format_exc()))
+            _tell(channel, ("failed", _traceback()))
             os._exit(1)
-        server.run()
+        _run(server, channel)
         status = 0
     finally:
         os._exit(status)
@@ -63,15 +62,31 @@ def main(fd: int) -> NoReturn:
 def serve_copy(order: Order, streams: Sequence[object]) -> int:
     """Be a fork server in a forked copy of the parent; `Order.then` of such a copy."""
     del streams
-    Server(_socket.socket(fileno=order.channel)).run()
+    faulthandler.disable()  # it is enabled again, for the children
+    channel = _socket.socket(fileno=order.channel)
+    _run(Server(channel), channel)
     return 0
+
+
+def _run(server: Server, channel: _socket.socket) -> None:
+    try:
+        server.run()
+    except BaseException:
+        _tell(channel, ("failed", _traceback()))
+        raise
+
+
+def _traceback() -> str:
+    import traceback  # noqa: PLC0415 - rarely needed, and not small
+
+    return traceback.format_exc()
 
 
 def _await_setup(channel: _socket.socket) -> control.Setup:
     channel.setblocking(True)
     inbox = control.Inbox()
     while True:
-        data, _ = messages.receive(channel, 65536)
+        data, _ = messages.receive(channel, 4096)
         if not data:
             os._exit(1)
         for record in inbox.feed(data):
@@ -80,6 +95,8 @@ def _await_setup(channel: _socket.socket) -> control.Setup:
 
 def _prepare(setup: control.Setup, fd: int) -> None:
     """Become like the parent, as far as it wants that."""
+    if setup.bound_early:
+        del os.environ["LD_BIND_NOW"]
     os.chdir(setup.cwd)
     for number in (0, 1, 2):
         try:
@@ -107,25 +124,41 @@ def _import(name: str) -> None:
 class Server:
     """The loop of a fork server."""
 
-    def __init__(self, channel: _socket.socket) -> None:
-        self._channel = channel
+    def __init__(self, control_channel: _socket.socket) -> None:
+        self._channel = control_channel
         self._own = own = fds.Descriptors()
-        channel.setblocking(False)
-        self._null = fds.lift(own.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)), own)
-        self._wake, wake_write = fds.pipe(own)
-        os.set_blocking(wake_write, False)
-        self._wake_write = wake_write
-        _raw.signal(_raw.SIGCHLD, _pass)
-        _raw.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        self._children: dict[int, int] = {}
+        null = fds.lift(own.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)), own)
+        # Every child finds its channel and its scratch file under these numbers; so all that
+        # depends on them is made here once, and a child has nothing to do for it.
+        self._null = null
+        self._channel_at = own.own(fds.duplicate(null))
+        self._scratch_at = own.own(fds.duplicate(null))
+        self._reaper = reaper.make()
         self._inbox = control.Inbox()
+        self._arrived: list[int] = []
         self._outbox: list[tuple[Any, ...]] = []
         self._passing: list[int] = []
-        self._streams = stdio.prepared()
-        self._poll = select.poll()
-        self._poll.register(channel.fileno(), select.POLLIN)
-        self._poll.register(self._wake, select.POLLIN)
+        self._order = self._make_order()
+        faulthandler.enable(self._scratch_at)
+        faulthandler.register(bootstrap.STACK_SIGNAL, self._scratch_at)
+        control_channel.setblocking(False)
+        self._reaper.watch(control_channel.fileno())
+        self._sever = (control_channel.fileno(), *self._reaper.fds())
         self._settle()
+
+    def _make_order(self) -> Order:
+        order = Order()
+        order.parent_pid = os.getpid()
+        order.channel = self._channel_at
+        order.scratch = self._scratch_at
+        order.null = self._null
+        order.deadline_stack = True
+        numpy_random = sys.modules.get("numpy.random")
+        order.reseed = None if numpy_random is None else numpy_random.seed
+        # A fork server prints nothing, so what its streams hold is nothing.
+        sys.stdout, sys.stderr = order.streams = sys.__stdout__, sys.__stderr__ = stdio.build()  # type: ignore[misc]
+        order.nonce = b"\0" * NONCE_SIZE
+        return order
 
     def _settle(self) -> None:
         """Take the descriptors of now for granted, and make what exists cheap to fork."""
@@ -150,38 +183,38 @@ class Server:
             _tell(self._channel, ("failed", problem))
             return
         self._outbox.append(("ready", sorted(sys.modules)))
+        control_fd = self._channel.fileno()
         try:
             while self._flush():
-                ready = [fd for fd, _ in self._poll.poll()]
-                if self._wake in ready:
-                    os.read(self._wake, 4096)
-                    self._reap()
+                has_message, ended = self._reaper.wait(control_fd)
+                for end in ended:
+                    self._outbox.append(("ended", *end))
+                if has_message:
                     # Who ended is told before more are forked: somebody is waiting for it.
                     self._flush()
-                if self._channel.fileno() in ready and not self._obey():
-                    break
+                    if not self._obey():
+                        break
         finally:
-            for pid in self._children:
-                _kill(pid, _SIGKILL, group=True)
+            self._reaper.kill_all()
 
     def _obey(self) -> bool:
         """Carry out what the parent wants; False if it wants no more."""
         try:
-            data, _ = messages.receive(self._channel, 65536)
+            data, descriptors = messages.receive(self._channel, 4096)
         except BlockingIOError:
             return True
         if not data:
             return False
+        self._arrived += descriptors
         for record in self._inbox.feed(data):
-            match record:
-                case ("fork", int(count)):
-                    for _ in range(count):
-                        self._fork()
-                case ("kill", int(pid), int(number), group):
-                    if pid in self._children:
-                        _kill(pid, number, group=bool(group))
-                case ("import", str(name)):
-                    self._learn(name)
+            what = record[0]
+            if what == "fork":
+                self._fork(*self._arrived[:2])
+                del self._arrived[:2]
+            elif what == "kill":
+                self._reaper.kill(*record[1:])
+            elif what == "import":
+                self._learn(record[1])
         return True
 
     def _learn(self, name: str) -> None:
@@ -191,86 +224,38 @@ class Server:
             return
         self._settle()
 
-    def _fork(self) -> None:
+    def _fork(self, channel: int, scratch: int) -> None:
+        """Fork a child that has these descriptors."""
         problem = self._problem()
         if problem:
+            os.close(channel)
+            os.close(scratch)
             self._outbox.append(("unfit", problem))
             return
-        own = fds.Descriptors()
+        channel_at, scratch_at, null = self._channel_at, self._scratch_at, self._null
+        os.dup2(channel, channel_at, False)
+        os.dup2(scratch, scratch_at, False)
+        pid = -1
         try:
-            here, there = _socket.socketpair()
-            theirs = fds.lift(own.own(there.detach()), own)
-            ours = own.own(here.detach())
-            scratch = memfd.create(own)
-            order = self._order(theirs, scratch, [ours])
-            mask = signals.block_all()
-            try:
-                pid = os.fork()
-                if pid == 0:
-                    bootstrap.main(order)
-            finally:
-                signals.set_mask(mask)
+            pid = os.fork()
+            if pid == 0:
+                serve(self._order, (*self._sever, *self._arrived, *self._passing))
         except OSError as exc:
-            own.close_all()
             self._outbox.append(("refused", exc.errno or 0, exc.strerror or str(exc)))
             return
-        own.close(theirs)
-        self._passing += [ours, scratch]
-        pidfd = _pidfd(pid)
+        finally:
+            if pid == 0:
+                os._exit(1)  # never: `serve` does not return
+            os.dup2(null, channel_at, False)
+            os.dup2(null, scratch_at, False)
+            os.close(channel)
+            os.close(scratch)
+        pidfd = self._reaper.adopt(pid)
+        self._outbox.append(("child", pid, pidfd >= 0))
         if pidfd >= 0:
             self._passing.append(pidfd)
-        self._children[pid] = 1
-        self._outbox.append(("child", pid, pidfd >= 0))
-        if len(self._passing) > messages.FDS_MAX - 3:
+        if len(self._passing) >= messages.FDS_MAX:
             self._flush()
-
-    def _order(self, channel: int, scratch: int, more: list[int]) -> Order:
-        order = Order()
-        order.fn = serve
-        order.args = ()
-        order.nonce = b"\0" * 8
-        order.parent_pid = os.getpid()
-        order.channel = channel
-        order.scratch = scratch
-        order.null = self._null
-        order.stdout = order.stderr = -1
-        order.keep = frozenset((channel, scratch, self._null, 0, 1, 2))
-        order.sever = [self._channel.fileno(), self._wake, self._wake_write, *more, *self._passing]
-        order.threaded = False
-        order.signals = [int(_raw.SIGCHLD)]
-        order.faulthandler = faulthandler.is_enabled()
-        order.purge_c_stdout = False
-        order.streams = self._streams
-        order.inherited = ()
-        order.forget_loop = ()
-        order.backend = AsyncBackend("asyncio")
-        numpy_random = sys.modules.get("numpy.random")
-        order.reseed = None if numpy_random is None else numpy_random.seed
-        order.deadline_stack = True
-        order.started_mark = b""
-        order.quiet = True
-        order.streaming = order.progress = False
-        order.then = serve
-        return order
-
-    def _reap(self) -> None:
-        """Collect whoever has ended, and what is left of their groups."""
-        while True:
-            try:
-                info = _os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if info is None:
-                return
-            pid = info.si_pid
-            if pid in self._children:
-                # While the leader is not collected, nobody else can have the group's number.
-                _kill(pid, _SIGKILL, group=True)
-            _, status, used = os.wait4(pid, 0)
-            if self._children.pop(pid, None):
-                self._outbox.append(
-                    ("ended", pid, status, used.ru_utime, used.ru_stime, used.ru_maxrss)
-                )
 
     def _flush(self) -> bool:
         """Send what there is to say; False if nobody listens any more."""
@@ -288,9 +273,7 @@ class Server:
             return False
         finally:
             self._channel.setblocking(False)
-            for fd in passing:
-                fds.ours.discard(fd)
-                os.close(fd)
+            self._reaper.passed(passing)
         return True
 
     def _problem(self) -> str:
@@ -302,10 +285,10 @@ class Server:
                 "a lock that one of them holds would stay locked in every child. One of the "
                 "preloaded modules has started them"
             )
-        expected = self._count + len(self._passing)
-        if self._count and _count_fds() == expected:
+        mine = len(self._arrived) + self._reaper.count_fds()
+        if self._count and _count_fds() == self._count + mine:
             return ""
-        more = set(fds.listed()) - self._known - set(self._passing)
+        more = set(fds.listed()) - self._known - set(self._arrived) - self._reaper.pidfds()
         strange = sorted(f"{fd} ({target})" for fd in more if (target := _target(fd)))
         if strange:
             return (
@@ -315,34 +298,12 @@ class Server:
         return ""
 
 
-def _pass(number: int, frame: object) -> None:
-    """Handle a signal that is only there to wake up the loop."""
-
-
 def _tell(channel: _socket.socket, record: tuple[Any, ...]) -> None:
     channel.setblocking(True)
     try:
         channel.sendall(control.encode(record))
     except OSError:
         pass  # the parent is gone, and nobody wants to know
-
-
-def _kill(pid: int, number: int, *, group: bool) -> None:
-    try:
-        if group:
-            os.killpg(pid, number)
-        else:
-            os.kill(pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass  # it has not got as far as having a group; or what is left has changed its user
-
-
-def _pidfd(pid: int) -> int:
-    try:
-        pidfd: int = _os.pidfd_open(pid)
-    except (OSError, AttributeError):
-        return -1  # then the parent signals through us
-    return pidfd
 
 
 def _count_threads() -> int:

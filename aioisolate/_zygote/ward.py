@@ -7,9 +7,10 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
+from .._call import loops
 from .._call.child import Members
 from .._call.output import OutputStream, open_streams
 from .._call.plan import Plan
@@ -61,6 +62,7 @@ class Ward:
 
     __slots__ = (
         "_fds",
+        "_theirs",
         "born",
         "channel",
         "ended",
@@ -73,17 +75,40 @@ class Ward:
         "status",
     )
 
-    def __init__(self, keeper: Keeper, pid: int, descriptors: Sequence[int]) -> None:
+    def __init__(self, keeper: Keeper) -> None:
+        """Open what it needs, before there is a process. Raises OSError."""
         self.keeper = keeper
-        self.pid = pid
-        self._fds = Descriptors()
-        self.channel, self.scratch, *rest = map(self._fds.own, descriptors)
-        self.pidfd = rest[0] if rest else -1
+        self.pid = 0
+        self.pidfd = -1
+        self._fds = fds = Descriptors()
+        try:
+            here, there = _socket.socketpair()
+            self.channel = fds.own(here.detach())
+            self._theirs = fds.own(there.detach())
+            self.scratch = memfd.create(fds)
+            os.set_blocking(self.channel, False)
+        except OSError:
+            fds.close_all()
+            raise
         self.born = time.monotonic()
         self.ended = False
         self.lost = False
         self.status = Status(None)
         self.on_end: Callable[[], object] | None = None
+
+    def to_pass(self) -> tuple[int, int]:
+        """Return what its server must get: its end of the channel, and the scratch file."""
+        return self._theirs, self.scratch
+
+    def passed(self) -> None:
+        """Note that the server has got it."""
+        self._fds.close(self._theirs)
+
+    def adopt(self, pid: int, pidfd: int) -> None:
+        """Note which process it has become."""
+        self.pid = pid
+        if pidfd >= 0:
+            self.pidfd = self._fds.own(pidfd)
 
     def end(self, status: Status, *, lost: bool = False) -> None:
         """Note that it has ended."""
@@ -149,7 +174,9 @@ class WardChild:
     """A `Child` that has been forked before its call, and is sent it."""
 
     __slots__ = (
+        "_backend",
         "_fds",
+        "_left",
         "_request",
         "_sent_along",
         "_ward",
@@ -178,6 +205,8 @@ class WardChild:
         Raises CallableDidNotExecuteError if a descriptor can't be had.
         """
         self._ward = ward
+        self._backend = backend
+        self._left = False
         self._fds = Descriptors()
         self.pid = ward.pid
         self.end_fd = -1
@@ -285,6 +314,7 @@ class WardChild:
     def leave(self) -> bool:
         """Let the server see it off."""
         self._ward.keeper.see_off(self._ward)
+        self._left = True
         return True
 
     def put_down(self) -> None:
@@ -294,8 +324,14 @@ class WardChild:
     give_up = put_down
 
     def release(self) -> None:
-        """Close everything that belonged to the call."""
+        """Close everything that belonged to the call, a little later if nobody waits for that."""
         self._ward.on_end = None
+        if self._left:
+            loops.soon(self._backend, self._close_all)
+        else:
+            self._close_all()
+
+    def _close_all(self) -> None:
         self._close()
         self._ward.close()
 
