@@ -58,6 +58,7 @@ class Order:
         quiet: nobody waits for that frame: leave a mark in the scratch file, send it at the end.
         streaming: fn returns an iterator, whose items are to be sent one by one.
         progress: somebody wants to know how far fn has got.
+        floor: close everything from this number on.
         then: what to do when all is set up; returns the exit code.
     """
 
@@ -67,6 +68,7 @@ class Order:
         "channel",
         "deadline_stack",
         "faulthandler",
+        "floor",
         "fn",
         "forget_loop",
         "inherited",
@@ -115,4 +117,5 @@ class Order:
     quiet: bool
     streaming: bool
     progress: bool
+    floor: int
     then: Callable[[Order, Sequence[TextIO]], int]

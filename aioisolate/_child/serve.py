@@ -24,10 +24,13 @@ __all__ = ["serve"]
 
 # What most requests fit into; a larger buffer would touch more pages.
 _AT_ONCE = 4096
+_FD_MAX = 1 << 20
 
 
-def serve(order: Order, sever: Iterable[int]) -> NoReturn:
+def serve(order: Order, sever: Iterable[int], loose: Iterable[int]) -> NoReturn:
     """Wait for one request, do what it says, and end the process.
+
+    *sever* are descriptors of objects of the server's, *loose* are such that no object holds.
 
     The fork server has prepared all that it could: its signals are at their defaults, garbage is
     frozen, faulthandler writes to where the scratch file is. So little is left.
@@ -43,6 +46,10 @@ def serve(order: Order, sever: Iterable[int]) -> NoReturn:
         null = order.null
         for fd in sever:
             os.dup2(null, fd, False)
+        # Bare numbers, which no object will close a second time.
+        for fd in loose:
+            os.close(fd)
+        os.closerange(order.floor, _FD_MAX)
         if order.reseed is not None:
             order.reseed()
         _rehearse(order)

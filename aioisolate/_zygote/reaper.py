@@ -7,9 +7,9 @@ its process group has been killed, while its number is still taken.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # the C part of signal; it has no stubs
+import fcntl
 import os
 import select
-from collections.abc import Iterable
 from typing import Any, Protocol
 
 __all__ = ["End", "Reaper", "make"]
@@ -23,7 +23,13 @@ End = tuple[int, int, float, float, int]
 
 
 class Reaper(Protocol):
-    """Waits for children, and kills them."""
+    """Waits for children, and kills them.
+
+    Attributes:
+        floor: where its pidfds are to be, and above.
+    """
+
+    floor: int
 
     def fds(self) -> tuple[int, ...]:
         """Return the descriptors that a child must lose, but for pidfds."""
@@ -47,9 +53,6 @@ class Reaper(Protocol):
     def adopt(self, pid: int) -> int:
         """Wait for a child from now on; return a pidfd for the parent, or -1."""
         ...
-
-    def passed(self, pidfds: Iterable[int]) -> None:
-        """Note that these have been sent to the parent."""
 
     def kill(self, pid: int, number: int, group: bool) -> None:
         """Send a signal to a child or its group, if it has not been collected."""
@@ -77,6 +80,8 @@ def _collect(pid: int) -> End:
 
 class PidfdReaper:
     """Waits for pidfds."""
+
+    floor = 3
 
     def __init__(self) -> None:
         self._epoll = _Any.epoll()
@@ -111,14 +116,13 @@ class PidfdReaper:
         return readable, ended
 
     def adopt(self, pid: int) -> int:
-        pidfd: int = _os.pidfd_open(pid)
+        opened: int = _os.pidfd_open(pid)
+        pidfd = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, self.floor)
+        os.close(opened)
         self._pids[pidfd] = pid
         self._fd_of[pid] = pidfd
         self._epoll.register(pidfd, _Any.EPOLLIN)
         return pidfd
-
-    def passed(self, pidfds: Iterable[int]) -> None:
-        pass  # they are still needed here
 
     def kill(self, pid: int, number: int, group: bool) -> None:
         if pid in self._fd_of:
@@ -132,6 +136,8 @@ class PidfdReaper:
 
 class SignalReaper:
     """Waits for SIGCHLD."""
+
+    floor = 3
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
@@ -170,9 +176,6 @@ class SignalReaper:
     def adopt(self, pid: int) -> int:
         self._pids.add(pid)
         return -1
-
-    def passed(self, pidfds: Iterable[int]) -> None:
-        pass
 
     def kill(self, pid: int, number: int, group: bool) -> None:
         if pid in self._pids:

@@ -167,6 +167,8 @@ class Server:
         gc.freeze()
         self._known = set(fds.listed())
         self._count = _count_fds()
+        # What comes and goes lives above everything that stays, so a child closes it in one go.
+        self._order.floor = self._reaper.floor = max(self._known) + 1
 
     def run(self) -> None:
         """Serve until the parent closes the control socket."""
@@ -239,7 +241,7 @@ class Server:
         try:
             pid = os.fork()
             if pid == 0:
-                serve(self._order, (*self._sever, *self._arrived, *self._passing))
+                serve(self._order, self._sever, self._arrived)
         except OSError as exc:
             self._outbox.append(("refused", exc.errno or 0, exc.strerror or str(exc)))
             return
@@ -273,7 +275,6 @@ class Server:
             return False
         finally:
             self._channel.setblocking(False)
-            self._reaper.passed(passing)
         return True
 
     def _problem(self) -> str:
