@@ -111,6 +111,7 @@ class Executor(futures.Executor):
             except futures.InvalidStateError:
                 pass  # it was cancelled just now
             finally:
+                future.job = None  # whoever keeps the result need not keep the call
                 self._forget(future)
 
         job.on_done = done

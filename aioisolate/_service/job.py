@@ -223,8 +223,10 @@ class Job(Generic[T]):
             self._service.finished(self)
             if self._finished is not None:
                 self._finished.set()
-            if self.on_done is not None:
-                self.on_done()
+            # Not kept: it refers to this job, and neither would be freed before the next collection.
+            on_done, self.on_done = self.on_done, None
+            if on_done is not None:
+                on_done()
         return self.value, self.error
 
     async def _carry_out(self) -> tuple[Any, BaseException | None]:

@@ -1,0 +1,189 @@
+"""The executor: CPython's own tests of executors, and what goes beyond them."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures as cf
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+import unittest
+
+import anyio
+import pytest
+
+from aioisolate import CallableStatusUnknownError, Isolator, Reason
+from tests.helpers import alive, until, wait_until
+from tests.payloads import divide_12, double
+
+
+@contextlib.contextmanager
+def executor_beside(**options):
+    """An executor whose event loop runs in another thread."""
+    ready, done = threading.Event(), threading.Event()
+    box = []
+
+    async def main():
+        async with Isolator("zygote", warm=2, max_concurrency=5, **options) as iso:
+            box.append(iso.executor())
+            ready.set()
+            while not done.is_set():
+                await anyio.sleep(0.01)
+
+    thread = threading.Thread(target=lambda: anyio.run(main))
+    thread.start()
+    try:
+        assert ready.wait(20)
+        yield box[0]
+    finally:
+        done.set()
+        thread.join()
+
+
+# CPython's
+
+
+def suites():
+    """The test classes of CPython that fit any executor of processes."""
+    name = "test.test_concurrent_futures"
+    try:
+        if sys.version_info >= (3, 12):
+            found = [
+                importlib.import_module(f"{name}.executor").ExecutorTest,
+                importlib.import_module(f"{name}.test_wait").WaitTests,
+                importlib.import_module(f"{name}.test_as_completed").AsCompletedTests,
+            ]
+        else:
+            module = importlib.import_module(name)
+            found = [module.ExecutorTest, module.WaitTests, module.AsCompletedTests]
+    except ImportError:
+        return []
+    return found
+
+
+# Constructor arguments of the stdlib's own executors.
+NOT_OURS = {"test_max_workers_negative"}
+
+
+def cases():
+    for suite in suites():
+        for name in dir(suite):
+            if name.startswith("test_") and name not in NOT_OURS:
+                yield pytest.param(suite, name, id=f"{suite.__name__}-{name}")
+
+
+@pytest.mark.parametrize(("suite", "name"), list(cases()))
+def test_cpythons(suite, name):
+    with executor_beside() as executor:
+
+        class Case(suite, unittest.TestCase):
+            worker_count = 5
+
+            def setUp(self):
+                super().setUp()
+                self.executor = executor
+                self.executor_type = type(executor)
+
+        result = unittest.TestResult()
+        Case(name).run(result)
+        for _, text in result.errors + result.failures:
+            pytest.fail(text)
+        if result.skipped:
+            pytest.skip(result.skipped[0][1])
+
+
+def test_cpythons_are_there():
+    if not suites():
+        pytest.skip("this Python comes without its own tests")
+    assert len(list(cases())) > 15
+
+
+# Ours
+
+
+def test_from_another_thread():
+    with executor_beside() as executor:
+        assert executor.submit(double, 21).result() == 42
+        assert list(executor.map(double, range(5))) == [0, 2, 4, 6, 8]
+        with pytest.raises(ZeroDivisionError):
+            executor.submit(divide_12, 0).result()
+        with pytest.raises(CallableStatusUnknownError) as died:
+            executor.submit(os.abort).result()
+        assert died.value.reason is Reason.SIGNAL
+        assert executor.submit(os.getpid).result() != os.getpid()
+        executor.shutdown()
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            executor.submit(double, 1)
+
+
+def test_a_running_call_is_killed_by_cancelling_its_future(tmp_path):
+    with executor_beside() as executor:
+
+        def work(path):
+            with open(path, "w") as file:
+                file.write(str(os.getpid()))
+            time.sleep(60)
+
+        path = tmp_path / "pid"
+        future = executor.submit(work, str(path))
+        pid = int(wait_until(lambda: path.exists() and path.read_text()))
+        assert future.running()
+        assert future.cancel()
+        assert future.cancelled()
+        wait_until(lambda: not alive(pid))
+        with pytest.raises(cf.CancelledError):
+            future.result()
+        done = executor.submit(double, 1)
+        assert done.result() == 2
+        assert not done.cancel()
+
+
+async def test_with_a_loop_of_any_kind():
+    async with Isolator("fork", max_concurrency=2) as iso:
+        executor = iso.executor()
+        futures = [executor.submit(double, n) for n in range(5)]
+        await until(lambda: all(future.done() for future in futures))
+        assert [future.result() for future in futures] == [0, 2, 4, 6, 8]
+        blocked = executor.submit(time.sleep, 60)
+        with pytest.raises(RuntimeError, match="would block the event loop"):
+            executor.shutdown()
+        blocked.cancel()
+        executor.shutdown(wait=False)
+
+
+@pytest.mark.asyncio
+async def test_run_in_executor_and_its_cancellation(tmp_path):
+    loop = asyncio.get_running_loop()
+    async with Isolator("fork") as iso:
+        executor = iso.executor()
+        assert await loop.run_in_executor(executor, double, 4) == 8
+        task = loop.run_in_executor(executor, time.sleep, 60)
+        await until(lambda: iso.jobs() and iso.jobs()[0].pid)
+        pid = iso.jobs()[0].pid
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: not alive(pid))
+        await until(lambda: not iso.jobs())
+
+
+async def test_what_is_submitted_after_the_end():
+    async with Isolator("fork") as iso:
+        executor = iso.executor()
+    future = executor.submit(double, 1)
+    await until(future.done)
+    with pytest.raises(RuntimeError, match="closed"):
+        future.result()
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_one_death_does_not_break_others(number):
+    with executor_beside() as executor:
+        slow = executor.submit(time.sleep, 0.3)
+        bad = executor.submit(os.kill, 0, number)
+        assert bad.exception().exit == -number
+        assert slow.result() is None
