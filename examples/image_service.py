@@ -13,10 +13,12 @@ one that begins with ENDLESS makes it loop for ever.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import functools
 import io
 import os
+from collections.abc import AsyncIterator
 
 import uvicorn
 from PIL import Image
@@ -25,14 +27,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from aioisolate import CallableDidNotExecuteError, IsolationError, Reason, run_isolated
+from aioisolate import CallableDidNotExecuteError, IsolationError, Isolator, Reason
 from aioisolate.integrations.starlette import cancel_on_disconnect
 
 MAX_UPLOAD = 20 * 1024 * 1024
 TIMEOUT = 2.0
 
-# Load Pillow's plugins here and now: what is imported before the fork is there in each child.
-Image.init()
+# What the fork server imports is there in each child at once.
+DECODERS = [f"PIL.{name}ImagePlugin" for name in ("Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff")]
 
 
 def decode_with_flaws(data: bytes) -> Image.Image:
@@ -63,7 +65,8 @@ async def post_thumbnail(request: Request) -> Response:
         side = min(max(int(request.query_params.get("side", "128")), 16), 1024)
     except ValueError:
         return JSONResponse({"error": "side must be a number"}, status_code=400)
-    job = functools.partial(run_isolated, thumbnail, data, side, timeout=TIMEOUT)
+    run = request.app.state.isolator.run
+    job = functools.partial(run, thumbnail, data, side, timeout=TIMEOUT)
     try:
         png, (width, height), kind = await cancel_on_disconnect(request, job)
     except ClientDisconnect:
@@ -112,12 +115,13 @@ def refusal(error: IsolationError) -> JSONResponse:
     )
 
 
-async def health(_request: Request) -> Response:
-    """Tell that the server lives, and how large it is."""
+async def health(request: Request) -> Response:
+    """Tell that the server lives, how large it is, and what runs."""
     with open("/proc/self/statm") as file:
         pages = int(file.read().split()[1])
     resident = pages * os.sysconf("SC_PAGE_SIZE") // 1024
-    return JSONResponse({"pid": os.getpid(), "resident_kb": resident})
+    running = [job.pid for job in request.app.state.isolator.jobs() if job.pid]
+    return JSONResponse({"pid": os.getpid(), "resident_kb": resident, "running": running})
 
 
 async def page(_request: Request) -> Response:
@@ -145,12 +149,22 @@ document.getElementById("poison").onclick = () => send("POISON")
 document.getElementById("endless").onclick = () => send("ENDLESS")
 </script>"""
 
+
+@contextlib.asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    """Start the fork server with the application; on SIGTERM let what runs come to its end."""
+    async with Isolator(preload=DECODERS, warm=4, max_concurrency=8, max_queue=100) as isolator:
+        app.state.isolator = isolator
+        yield
+
+
 app = Starlette(
+    lifespan=lifespan,
     routes=[
         Route("/", page),
         Route("/health", health),
         Route("/thumbnail", post_thumbnail, methods=["POST"]),
-    ]
+    ],
 )
 
 

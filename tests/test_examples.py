@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -13,7 +15,7 @@ import httpx
 import pytest
 import skimage
 
-from tests.helpers import ROOT, until
+from tests.helpers import ROOT, alive, until, wait_until
 
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 EXPECTED = {
@@ -42,6 +44,8 @@ EXPECTED = {
     "tracing": ["spawn", "started", "result", "reaped"],
     "leaky_extension": [],
     "image_service": [],
+    "report_service": [],
+    "batch": [],
 }
 
 
@@ -80,10 +84,10 @@ def test_the_leaky_extension():
 
 
 @contextlib.contextmanager
-def service():
+def service(name="image_service"):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "examples/image_service.py", "--port", "0"],
+        [sys.executable, f"examples/{name}.py", "--port", "0"],
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
@@ -103,11 +107,6 @@ def service():
     assert process.returncode in (0, -15), log
     assert "Traceback" not in log
     assert "Warning" not in log
-
-
-def children(pid):
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return file.read().split()
 
 
 def picture(name="coffee.png"):
@@ -160,15 +159,82 @@ def test_the_image_service():
 
             # Who hangs up.
             request = asyncio.create_task(client.post("/thumbnail", content=b"ENDLESS"))
-            await until(lambda: children(pid))
+            while not (running := (await client.get("/health")).json()["running"]):
+                await asyncio.sleep(0.01)
             request.cancel()
-            await until(lambda: not children(pid), 1.5)  # before its timeout would kill it
+            await until(lambda: not alive(running[0]), 1.5)  # before its timeout would kill it
 
             health = (await client.get("/health")).json()
             assert health["pid"] == pid
 
     with service() as (address, pid):
         asyncio.run(main(address, pid))
+
+
+def test_the_report_service():
+    async def main(address):
+        async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+            assert "EventSource" in (await client.get("/")).text
+            names, data = [], ""
+            async with client.stream("GET", "/report?pause=0") as reply:
+                assert reply.headers["content-type"].startswith("text/event-stream")
+                async for line in reply.aiter_lines():
+                    if line.startswith("event: "):
+                        names.append(line.removeprefix("event: "))
+                    elif line.startswith("data: "):
+                        data = line.removeprefix("data: ")
+            assert names[0] == "progress"
+            assert names[-1] == "report"
+            assert json.loads(data)["modules"] > 100
+
+            # The page is closed in the middle.
+            async with client.stream("GET", "/report?pause=1") as reply:
+                async for line in reply.aiter_lines():
+                    if line.startswith("data: "):
+                        break
+                (job,) = (await client.get("/jobs")).json()
+                assert job["state"] == "running"
+            await until(lambda: not alive(job["pid"]))
+            assert (await client.get("/jobs")).json() == []
+
+    with service("report_service") as (address, _):
+        asyncio.run(main(address))
+
+
+def test_sigterm_lets_what_runs_come_to_its_end():
+    """uvicorn closes the application's lifespan, and with it the Isolator."""
+
+    async def main(address, pid):
+        async with httpx.AsyncClient(base_url=address, timeout=60) as client:
+            endless = asyncio.create_task(client.post("/thumbnail", content=b"ENDLESS"))
+            while not (running := (await client.get("/health")).json()["running"]):
+                await asyncio.sleep(0.01)
+            os.kill(pid, signal.SIGTERM)
+            assert (await endless).status_code == 504  # its own timeout, nobody else's doing
+            return running[0]
+
+    with service() as (address, pid):
+        job = asyncio.run(main(address, pid))
+        wait_until(lambda: not alive(pid))
+        assert not alive(job)
+
+
+def test_the_batch(tmp_path):
+    folder, out = tmp_path / "pictures", tmp_path / "out"
+    folder.mkdir()
+    for name in ("coffee.png", "rocket.jpg"):
+        (folder / name).write_bytes(picture(name))
+    (folder / "bad.png").write_bytes(b"no picture")
+    (folder / "poison.crash").write_bytes(b"")
+    result = run("examples/batch.py", str(folder), str(out))
+    assert result.returncode == 0, result.stderr
+    assert "4 of 4" in result.stdout
+    assert "2 thumbnails in" in result.stdout
+    assert "bad.png: UnidentifiedImageError" in result.stdout
+    assert "poison.crash: CallableStatusUnknownError: the child was killed by SIGSEGV" in (
+        result.stdout
+    )
+    assert len(list(out.iterdir())) == 2
 
 
 def test_the_demo():

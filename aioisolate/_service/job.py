@@ -223,7 +223,7 @@ class Job(Generic[T]):
             self._service.finished(self)
             if self._finished is not None:
                 self._finished.set()
-            # Not kept: it refers to this job, and neither would be freed before the next collection.
+            # Not kept: it refers to this job, and neither would be freed without a collection.
             on_done, self.on_done = self.on_done, None
             if on_done is not None:
                 on_done()
