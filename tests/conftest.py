@@ -77,6 +77,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+def pytest_collection_finish() -> None:
+    # What is there by now stays; so the collections after each test need not look through it.
+    gc.collect()
+    gc.freeze()
+
+
 def descriptors() -> dict[int, str]:
     """What this process has open, number and target."""
     found = {}

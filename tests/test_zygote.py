@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -223,6 +224,25 @@ async def test_a_template_is_a_snapshot():
             assert await iso.run(look) == (1, False)
             # What did not exist then travels, as it is now.
             assert await iso.run(lambda x: x + state["x"], 1) == 3
+
+
+def existing():
+    return "as it is now"
+
+
+async def test_a_template_finds_frozen_functions(monkeypatch):
+    before = existing
+    gc.collect()
+    gc.freeze()
+    try:
+        async with Isolator("template") as iso:
+            monkeypatch.setattr(sys.modules[__name__], "existing", None)
+            # By name it would not be found here, where it has another value by now.
+            assert await iso.run(before) == "as it is now"
+    finally:
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
 
 
 async def test_a_template_that_dies_says_so():

@@ -24,7 +24,7 @@ from typing import TypeAlias
 import anyio
 
 from .._child.bootstrap import STACK_SIGNAL
-from .._child.worker import MARK_AT
+from .._child.worker import MARK_AT, STARTED
 from .._options import CallOptions
 from .._os.process import Status
 from .._outcome import CallEvent, Progress
@@ -126,8 +126,6 @@ class Supervision:
         """Tell that there is a child. Raises what on_event raises."""
         self._tell("spawn")
 
-    # What comes next, and doing it
-
     def next_time(self) -> float:
         """Return when `step` must be called even if nothing is readable."""
         if self._phase is not _Phase.RUNNING or self._heard_result:
@@ -209,7 +207,7 @@ class Supervision:
         if cause is not None and self.killed_for is None:
             self.killed_for = cause
             self.detail = detail
-        # The group first, then the child itself, in case it has left its group.
+        # The group first, then the child, in case it has left its group.
         self.child.signal_group(signal.SIGKILL)
         self.child.signal(signal.SIGKILL)
         self._phase = _Phase.KILLING
@@ -242,7 +240,7 @@ class Supervision:
     def has_started(self) -> bool:
         """Tell whether fn was about to be called, looking for the mark of a quiet start."""
         if not (self.conversation.started or self._marked) and self.child.talks:
-            self._marked = os.pread(self.child.scratch, 1, MARK_AT) == b"\1"
+            self._marked = os.pread(self.child.scratch, 1, MARK_AT) == STARTED
         return self.conversation.started or self._marked
 
     def _watch_channel(self) -> None:
@@ -268,29 +266,30 @@ class Supervision:
         if not data:
             self._leave_channel()
             return 0
-        started = self.conversation.started
+        conversation = self.conversation
+        started = conversation.started
         try:
-            between = self.conversation.receive(data)
+            between = conversation.receive(data)
         except ProtocolError as exc:
             self._leave_channel()
             self.kill(KilledFor.PROTOCOL, str(exc))
             return 0
-        if self.conversation.started and not started:
+        if conversation.started and not started:
             self._tell("started")
         for kind, body in between:
             if kind is Kind.PROGRESS:
                 self._report(body)
             elif self._on_item is not None:
                 self._on_item(body)
-        if self.conversation.answer is not None and not self._heard_result:
+        if conversation.answer is not None and not self._heard_result:
             self._heard_result = True
             self.answered_at = time.monotonic()
             self._leave_channel()
             if self._phase is _Phase.RUNNING:
                 self._phase_ends = time.monotonic() + _LINGER_PATIENCE
             self._tell("result")
-            # All else is told with how the child ended.
-            is_value = self.conversation.answer[0] is Kind.VALUE
+            # All else than a value is told with how the child ended.
+            is_value = conversation.answer[0] is Kind.VALUE
             if is_value and self._leaves_early and self.child.leave():
                 self.ended_at = time.monotonic()
                 self.gone = self.left = True
@@ -311,8 +310,6 @@ class Supervision:
             return 0
         stream.feed(data)
         return len(data)
-
-    # The end
 
     def _collect(self) -> None:
         """The child has ended: read what it left behind, and reap it."""

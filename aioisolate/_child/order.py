@@ -56,6 +56,7 @@ class Order:
         deadline_stack: be ready to dump the stack when the parent's deadline passes.
         started_mark: the encoded frame that says that fn is called next.
         quiet: nobody waits for that frame: leave a mark in the scratch file, send it at the end.
+        mark: that mark; in a rehearsal it means nothing.
         streaming: fn returns an iterator, whose items are to be sent one by one.
         progress: somebody wants to know how far fn has got.
         floor: close everything from this number on.
@@ -73,6 +74,7 @@ class Order:
         "forget_loop",
         "inherited",
         "keep",
+        "mark",
         "nonce",
         "null",
         "parent_pid",
@@ -115,6 +117,7 @@ class Order:
     deadline_stack: bool
     started_mark: bytes
     quiet: bool
+    mark: bytes
     streaming: bool
     progress: bool
     floor: int

@@ -27,10 +27,11 @@ _AT_ONCE = 4096
 _FD_MAX = 1 << 20
 
 
-def serve(order: Order, sever: Iterable[int], loose: Iterable[int]) -> NoReturn:
+def serve(order: Order, sever: Iterable[int], loose: Iterable[int], ahead: bool) -> NoReturn:
     """Wait for one request, do what it says, and end the process.
 
     *sever* are descriptors of objects of the server's, *loose* are such that no object holds.
+    *ahead* of need: nobody waits yet.
 
     The fork server has prepared all that it could: its signals are at their defaults, garbage is
     frozen, faulthandler writes to where the scratch file is. So little is left.
@@ -52,7 +53,9 @@ def serve(order: Order, sever: Iterable[int], loose: Iterable[int]) -> NoReturn:
         os.closerange(order.floor, _FD_MAX)
         if order.reseed is not None:
             order.reseed()
-        _rehearse(order)
+        order.mark = worker.STARTED
+        if ahead:
+            _rehearse(order)
         channel = _socket.socket(fileno=order.channel)
         code = _serve_one(order, channel)
     finally:
@@ -70,8 +73,9 @@ def _rehearse(order: Order) -> None:
     channel = order.channel
     there.send(_REHEARSAL)
     order.channel = here.fileno()
+    order.mark = b"\0"
     _serve_one(order, here)
-    os.pwrite(order.scratch, b"\0", worker.MARK_AT)
+    order.mark = worker.STARTED
     order.channel = channel
     here.close()
     there.close()

@@ -15,12 +15,13 @@ from .._wire.frames import INLINE_MAX, Kind, Payload, Region, encode, encode_sma
 from . import loops, progress
 from .order import Order
 
-__all__ = ["MARK_AT", "SCRATCH_START", "work"]
+__all__ = ["MARK_AT", "SCRATCH_START", "STARTED", "work"]
 
 # The scratch file begins with room for the text of a crash; then comes the mark of a quiet start,
-# a byte that is not 0; then results.
+# one byte; then results.
 SCRATCH_START = 1 << 20
 MARK_AT = SCRATCH_START - 1
+STARTED = b"\1"
 
 _HERE = os.path.dirname(__file__)
 
@@ -30,7 +31,7 @@ def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901 - the wa
     pid = os.getpid()
     code = 0
     if order.quiet:
-        os.pwrite(order.scratch, b"\1", MARK_AT)
+        os.pwrite(order.scratch, order.mark, MARK_AT)
     else:
         os.write(order.channel, order.started_mark)
     if order.progress:

@@ -8,6 +8,7 @@ functions that existed then, with their closures as they were.
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from collections.abc import Mapping
 from types import FunctionType
@@ -26,6 +27,17 @@ known: Functions = {}
 
 def functions_of_now() -> Functions:
     """List the functions that exist, for a copy of this process that is about to be made."""
-    return {
-        id(found): weakref.ref(found) for found in gc.get_objects() if type(found) is FunctionType
-    }
+    objects = _reachable(gc.get_objects()) if gc.get_freeze_count() else gc.get_objects()
+    return {id(found): weakref.ref(found) for found in objects if type(found) is FunctionType}
+
+
+def _reachable(known: list[object]) -> list[object]:
+    """Add what can be reached from modules: frozen objects are not listed by anything."""
+    seen = {id(found) for found in known}
+    found = [*known, *sys.modules.values()]
+    for referrer in found:  # it grows meanwhile
+        for referent in gc.get_referents(referrer):
+            if id(referent) not in seen and gc.is_tracked(referent):
+                seen.add(id(referent))
+                found.append(referent)
+    return found

@@ -181,8 +181,11 @@ class Zygote:
             if passing:
                 self._unpassed.popleft().passed()
 
-    def request(self, count: int) -> None:
-        """Ask for so many children; each comes to *on_ward*, or a refusal to *on_refusal*."""
+    def request(self, count: int, *, ahead: bool) -> None:
+        """Ask for so many children; each comes to *on_ward*, or a refusal to *on_refusal*.
+
+        *ahead* of need: they have time to rehearse.
+        """
         for _ in range(count):
             try:
                 ward = Ward(self)
@@ -195,7 +198,7 @@ class Zygote:
                 continue
             self._coming.append(ward)
             self._unpassed.append(ward)
-            self._say("fork", passing=ward.to_pass())
+            self._say("fork", ahead, passing=ward.to_pass())
 
     def learn(self, module: str) -> None:
         """Have the server import a module, for the children to come."""

@@ -1,6 +1,6 @@
 """What a fork server and its parent say to each other: records of plain data, by marshal.
 
-    to the server     setup, fork(), kill(pid, signal, group), import(module)
+    to the server     setup, fork(ahead of need), kill(pid, signal, group), import(module)
     from the server   ready(modules), child(pid, has a pidfd),
                       ended(pid, status, user, system, rss),
                       refused(errno, text), unfit(text), failed(text)

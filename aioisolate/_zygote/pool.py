@@ -34,6 +34,8 @@ _READY_PATIENCE = 120.0
 _FAILURES_MAX = 3
 _BACKOFF_FIRST = 0.05
 _BACKOFF_MAX = 5.0
+# More at once would hold up the event loop.
+_ASK_MAX = 16
 # Children beyond the wanted number, forked in a rush, are let go after this many idle seconds.
 _IDLE_PATIENCE = 5.0
 
@@ -136,7 +138,7 @@ class Pool:
             return ward
         waiter = _Waiter()
         self._line.append(waiter)
-        self._ask(len(self._line) - self._coming)
+        self._refill_soon()
         try:
             await waiter.event.wait()
         except BaseException:
@@ -152,9 +154,7 @@ class Pool:
 
     def after_call(self) -> None:
         """Ask for a child in place of one that was used; off the critical path of its call."""
-        if not self._refill_due:
-            self._refill_due = True
-            loops.soon(self._backend, self._refill)
+        self._refill_soon()
 
     def learn(self, module: str) -> None:
         """Have the server import a module of this package that its children turned out to need."""
@@ -167,15 +167,28 @@ class Pool:
         """Tell whether the server has a module, as far as is known."""
         return self._zygote is None or module in self._zygote.modules
 
-    def _refill(self) -> None:
-        self._refill_due = False
-        if not self._closed:
-            self._ask(self._warm + len(self._line) - len(self._idle) - self._coming)
+    def _refill_soon(self) -> None:
+        if not self._refill_due:
+            self._refill_due = True
+            loops.soon(self._backend, self._refill)
 
-    def _ask(self, count: int) -> None:
-        if count > 0 and self._zygote is not None:
-            self._coming += count
-            self._zygote.request(count)
+    def _refill(self) -> None:
+        """Ask for as many children as are missing, some in each turn of the loop."""
+        self._refill_due = False
+        zygote = self._zygote
+        if self._closed or zygote is None:
+            return
+        urgent = len(self._line) - self._coming
+        missing = urgent + self._warm - len(self._idle)
+        if missing <= 0:
+            return
+        now = min(missing, _ASK_MAX)
+        hurried = max(0, min(urgent, now))
+        self._coming += now
+        zygote.request(hurried, ahead=False)
+        zygote.request(now - hurried, ahead=True)
+        if now < missing:
+            self._refill_soon()
 
     def _welcome(self, ward: Ward) -> None:
         self._failures = 0

@@ -211,7 +211,8 @@ class Server:
         for record in self._inbox.feed(data):
             what = record[0]
             if what == "fork":
-                self._fork(*self._arrived[:2])
+                channel, scratch = self._arrived[:2]
+                self._fork(channel, scratch, record[1])
                 del self._arrived[:2]
             elif what == "kill":
                 self._reaper.kill(*record[1:])
@@ -226,8 +227,8 @@ class Server:
             return
         self._settle()
 
-    def _fork(self, channel: int, scratch: int) -> None:
-        """Fork a child that has these descriptors."""
+    def _fork(self, channel: int, scratch: int, ahead: bool) -> None:
+        """Fork a child that has these descriptors, and maybe time to rehearse."""
         problem = self._problem()
         if problem:
             os.close(channel)
@@ -241,7 +242,7 @@ class Server:
         try:
             pid = os.fork()
             if pid == 0:
-                serve(self._order, self._sever, self._arrived)
+                serve(self._order, self._sever, self._arrived, ahead)
         except OSError as exc:
             self._outbox.append(("refused", exc.errno or 0, exc.strerror or str(exc)))
             return
