@@ -15,7 +15,7 @@ from collections.abc import Generator
 from typing import Any
 
 import anyio
-import hypothesis  # noqa: F401 - it does not find what is frozen when it is imported
+import hypothesis  # it does not find what is frozen when it is imported
 import pytest
 import uvloop
 

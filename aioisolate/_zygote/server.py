@@ -257,8 +257,8 @@ class Server:
         self._outbox.append(("child", pid, pidfd >= 0))
         if pidfd >= 0:
             self._passing.append(pidfd)
-        if len(self._passing) >= messages.FDS_MAX:
-            self._flush()
+        if not ahead or len(self._passing) >= messages.FDS_MAX:
+            self._flush()  # somebody waits for this one
 
     def _flush(self) -> bool:
         """Send what there is to say; False if nobody listens any more."""
