@@ -293,7 +293,8 @@ def main() -> None:
     many = found["many"]
     print(
         f"{many} children alive at once: longest gap {found[f'gap {many}'] * 1e3:.0f} ms (when all "
-        f"are cancelled in one turn {found[f'end {many}'] * 1e3:.0f} ms), {found[f'cpu {many}'] * 1e6:.0f} us of the parent's CPU per call (with 10: "
+        f"are cancelled in one turn {found[f'end {many}'] * 1e3:.0f} ms), "
+        f"{found[f'cpu {many}'] * 1e6:.0f} us of the parent's CPU per call (with 10: "
         f"{found['cpu 10'] * 1e6:.0f})"
     )
     targets.append((f"longest gap with {many}, ms", found[f"gap {many}"] * 1e3, "below 100"))

@@ -444,8 +444,10 @@ def test_forgetting_to_close_warns_and_leaves_no_process(kind):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
 def test_when_the_process_dies_nothing_is_left(number):
     source = """
-        import asyncio, os, sys, time
+        import asyncio, os, signal, sys, time
         from aioisolate import Isolator
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # even if it came ignored
 
         async def main():
             async with Isolator(warm=2) as iso:

@@ -186,6 +186,8 @@ class Zygote:
 
         *ahead* of need: they have time to rehearse.
         """
+        if self._down:
+            return  # whoever asks is about to hear of it
         for _ in range(count):
             try:
                 ward = Ward(self)
