@@ -26,18 +26,16 @@ known: Functions = {}
 
 
 def functions_of_now() -> Functions:
-    """List the functions that exist, for a copy of this process that is about to be made."""
-    objects = _reachable(gc.get_objects()) if gc.get_freeze_count() else gc.get_objects()
+    """List the functions that exist, for a copy of this process that is about to be made.
+
+    Of those that the garbage collector has frozen (`gc.freeze`) only what modules and their classes
+    hold: there is no list of the others.
+    """
+    objects = gc.get_objects()
+    if gc.get_freeze_count():
+        for module in list(sys.modules.values()):
+            for value in list(getattr(module, "__dict__", {}).values()):
+                objects.append(value)
+                if isinstance(value, type):
+                    objects += vars(value).values()
     return {id(found): weakref.ref(found) for found in objects if type(found) is FunctionType}
-
-
-def _reachable(known: list[object]) -> list[object]:
-    """Add what can be reached from modules: frozen objects are not listed by anything."""
-    seen = {id(found) for found in known}
-    found = [*known, *sys.modules.values()]
-    for referrer in found:  # it grows meanwhile
-        for referent in gc.get_referents(referrer):
-            if id(referent) not in seen and gc.is_tracked(referent):
-                seen.add(id(referent))
-                found.append(referent)
-    return found
