@@ -369,6 +369,52 @@ async def test_results_that_had_come_when_the_server_died_count():
             assert pool_of(iso).pid != server
 
 
+def test_orphans_of_a_dead_server_are_collected_by_a_subreaper():
+    """Hazard 36: as pid 1 of a container this process inherits them."""
+    result = python("""
+        import asyncio, ctypes, os, signal
+        from aioisolate import Isolator
+
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+
+        def children():
+            with open(f"/proc/{os.getpid()}/task/{os.getpid()}/children") as file:
+                return file.read().split()
+
+        async def main():
+            async with Isolator(warm=3) as iso:
+                server = await iso.run(os.getppid)
+                os.kill(server, signal.SIGKILL)
+                await asyncio.sleep(0.3)
+                assert await iso.run(abs, -1) == 1
+                assert str(server) not in children()
+                assert len(children()) == 1, children()
+            print(children())
+
+        asyncio.run(main())
+    """)
+    assert result.stdout == "[]\n", result.stderr
+
+
+async def test_children_that_die_while_they_wait_are_no_fork_bomb(monkeypatch, caplog):
+    from aioisolate._zygote import pool as module
+
+    monkeypatch.setattr(module, "_IDLE_DEATHS_MAX", 3)
+    async with Isolator(warm=1) as iso:
+        pool = pool_of(iso)
+        killed = set()
+        with anyio.fail_after(20):
+            while "fork" not in caplog.text or "none is forked ahead" not in caplog.text:
+                for ward in list(pool._idle):
+                    if ward.pid not in killed:
+                        killed.add(ward.pid)
+                        os.kill(ward.pid, signal.SIGKILL)
+                await anyio.sleep(0.005)
+        assert len(killed) == 4
+        assert await iso.run(abs, -1) == 1
+        await until(lambda: pool.idle == 1)
+
+
 # Hazards of forking a process with threads
 
 

@@ -35,12 +35,14 @@ class _Task:
     """A task of asyncio's."""
 
     def __init__(self, loop: Any, work: Callable[[], Awaitable[object]]) -> None:
+        self._loop = loop
         self._task = loop.create_task(_logged(work))
         _alive.add(self._task)
         self._task.add_done_callback(_alive.discard)
 
     def cancel(self) -> None:
-        self._task.cancel()
+        if not self._loop.is_closed():
+            self._task.cancel()
 
 
 class _SystemTask:

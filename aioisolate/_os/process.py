@@ -23,7 +23,7 @@ from .._outcome import Exit
 from . import threads
 from .fds import Descriptors
 
-__all__ = ["Process", "Status", "fork", "hush_fork_warning"]
+__all__ = ["Process", "Status", "children_of_session", "fork", "hush_fork_warning"]
 
 # Not every platform has pidfds and waitid; a plan is made only where there is the latter.
 _os: Any = os
@@ -69,6 +69,26 @@ def hush_fork_warning() -> None:
         module = __name__.replace(".", r"\.") + "$"
         warnings.filterwarnings("ignore", "This process", DeprecationWarning, module)
         _filter = warnings.filters[0]
+
+
+def children_of_session(session: int) -> set[int]:
+    """List the children of this process, zombies included, that belong to a session (Linux)."""
+    found = set()
+    try:
+        for task in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{task}/children") as file:
+                found |= {int(pid) for pid in file.read().split() if _session(pid) == session}
+    except OSError:
+        pass  # no such files here; or a thread has just ended
+    return found
+
+
+def _session(pid: str) -> int:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return int(file.read().rpartition(")")[2].split()[3])
+    except OSError:
+        return -1
 
 
 class Process:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import anyio
@@ -21,7 +21,8 @@ from .._errors import CallableDidNotExecuteError, Reason
 from .._os import fds as os_fds
 from .._os import messages
 from .._os.fds import Descriptors
-from .._os.process import Process, Status
+from .._os.prctl import is_subreaper
+from .._os.process import Process, Status, children_of_session
 from .._outcome import Exit
 from . import control
 from .ward import Ward
@@ -58,7 +59,7 @@ def launch_interpreter(environment: Mapping[str, str] | None) -> Launch:
             file_actions=[(os.POSIX_SPAWN_DUP2, fd, 3), (os.POSIX_SPAWN_DUP2, 3, fd)]
             if fd != 3
             else [(os.POSIX_SPAWN_DUP2, fd, 4)],
-            setpgroup=0,
+            setsid=True,
             setsigmask=(),
             setsigdef=set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP},
         )
@@ -296,6 +297,7 @@ class Zygote:
         # Closing the socket is the last that a server does by itself: let it.
         self._process.ended(0.05)
         status = self._bury()
+        self._collect_orphans(self.wards.values())
         if not self.problem:
             self.problem = f"it ended with {status.exit}" if status.exit is not None else "it ended"
         self._ready.set()
@@ -335,6 +337,7 @@ class Zygote:
             self.discard(ward)
         self._hang_up()
         self._bury()
+        self._collect_orphans(wards.values())
         for ward in wards.values():
             ward.end(Status(None), lost=True)
         self._look_if_empty()
@@ -355,6 +358,23 @@ class Zygote:
             self._coming.popleft().close()
         self._unpassed.clear()
         self._backlog.clear()
+
+    def _collect_orphans(self, wards: Iterable[Ward]) -> None:
+        """Collect the children of a server that is dead, where they have become this process's.
+
+        That is so where this process is a subreaper or pid 1, as servers in containers are.
+        """
+        if not is_subreaper():
+            return
+        for ward in wards:
+            ward.signal(signal.SIGKILL)
+        # The server led a session of its own, so this finds those, too, that it had forked and
+        # not told of. (A template does not: its group was made for it.)
+        for pid in {ward.pid for ward in wards} | children_of_session(self.pid):
+            try:
+                os.waitpid(pid, 0)
+            except ChildProcessError:
+                pass  # it was collected before its server died
 
     def _bury(self) -> Status:
         """Collect the server's process, which is killed if it has not ended."""

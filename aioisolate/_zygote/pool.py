@@ -33,6 +33,7 @@ _READY_PATIENCE = 120.0
 # After so many deaths in a row, each without a child in between, whoever waits is told.
 _FAILURES_MAX = 3
 _BACKOFF_FIRST = 0.05
+_IDLE_DEATHS_MAX = 20
 _BACKOFF_MAX = 5.0
 # More at once would hold up the event loop.
 _ASK_MAX = 16
@@ -74,6 +75,8 @@ class Pool:
         self._line: deque[_Waiter] = deque()
         self._coming = 0
         self._refill_due = False
+        # Since the last call that got a child.
+        self._idle_deaths = 0
         self._zygote: Zygote | None = None
         self._learned: set[str] = set()
         self._failures = 0
@@ -121,6 +124,7 @@ class Pool:
             ward = self._idle.popleft()
             ward.on_end = None
             if not ward.ended:
+                self._idle_deaths = 0
                 if not self._idle:
                     self._refill()
                 return ward
@@ -219,14 +223,21 @@ class Pool:
             _log.warning("no child can be forked ahead: %s", error)
 
     def _idle_ended(self) -> None:
-        """An idle child has died, by whose hand ever: it is never handed out."""
+        """An idle child has died, by whose hand ever: it is never handed out.
+
+        If they die one after the other, forking more ahead would be a fork bomb: then there are no
+        more until a call needs one.
+        """
         for ward in [ward for ward in self._idle if ward.ended]:
             self._idle.remove(ward)
             ward.on_end = None
             ward.close()
             _log.warning("idle child %d ended: %s", ward.pid, ward.status.exit)
-        if self._zygote is not None:
-            self._refill()
+            self._idle_deaths += 1
+        if self._idle_deaths <= _IDLE_DEATHS_MAX:
+            self._refill_soon()
+        elif self._idle_deaths <= _IDLE_DEATHS_MAX + 1:
+            _log.error("children die while they wait; none is forked ahead until the next call")
 
     async def _trim(self) -> None:
         """Let go of children that nobody has needed for a while."""
@@ -293,18 +304,18 @@ class Pool:
 
     async def aclose(self) -> None:
         """End the server and every child of it."""
-        self._closed = True
-        for background in (self._starting, self._trimming):
-            if background is not None:
-                background.cancel()
-        zygote, self._zygote = self._zygote, None
-        while self._idle:
-            self._let_go(self._idle.popleft())
+        zygote = self._shut()
         if zygote is not None:
             await zygote.aclose()
 
     def put_down(self) -> None:
         """Do the same at once, blocking: nobody can await anything any more."""
+        zygote = self._shut()
+        if zygote is not None:
+            zygote.put_down()
+
+    def _shut(self) -> Zygote | None:
+        """Let go of everything but the server; return that."""
         self._closed = True
         for background in (self._starting, self._trimming):
             if background is not None:
@@ -312,5 +323,4 @@ class Pool:
         zygote, self._zygote = self._zygote, None
         while self._idle:
             self._let_go(self._idle.popleft())
-        if zygote is not None:
-            zygote.put_down()
+        return zygote
