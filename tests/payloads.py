@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+
+def leave(code):
+    os._exit(code)
+
 
 def double(x):
     return 2 * x

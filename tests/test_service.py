@@ -25,7 +25,7 @@ from aioisolate import (
     report_progress,
 )
 from tests.helpers import Stages, alive, python, until, wait_until
-from tests.payloads import OddError, Sum, count, divide_12, double, raise_odd, slow_count
+from tests.payloads import OddError, Sum, count, divide_12, double, leave, raise_odd, slow_count
 
 STARTS = {
     "fork": {"start": "fork"},
@@ -78,7 +78,7 @@ async def test_exceptions_crashes_and_exits(start):
         assert died.value.exit == -signal.SIGABRT
         assert died.value.pid
         with pytest.raises(CallableStatusUnknownError) as left:
-            await iso.run(os._exit, 3)
+            await iso.run(leave, 3)
         assert (left.value.reason, left.value.exit) == (Reason.EXIT, 3)
         with pytest.raises(CallableStatusUnknownError) as left:
             await iso.run(sys.exit, 4)
