@@ -68,6 +68,8 @@ class Results(Generic[T]):
     async def _begin(self, item: Any) -> None:
         await self._taken_room.acquire()
         await self._room.acquire()
+        if self._closed:
+            return  # before the cancellation of this task has got here
         job = self._make_job(item)
         self._alive.add(job)
         if self._ordered:
