@@ -21,6 +21,7 @@ from aioisolate import (
     IsolationError,
     Isolator,
     Reason,
+    report_progress,
 )
 from tests.helpers import Stages, alive, python, until
 from tests.payloads import double
@@ -329,6 +330,26 @@ async def test_a_server_that_dies_is_replaced():
         assert values == [8]
         assert pool_of(iso).pid != server
         assert iso.statistics().restarts == 1
+
+
+async def test_grandchildren_die_with_the_server():
+    def work():
+        import subprocess
+
+        process = subprocess.Popen(["sleep", "60"])
+        report_progress(process.pid)
+        time.sleep(60)
+
+    async with Isolator() as iso:
+        seen = []
+
+        def kill_server(progress):
+            seen.append(progress.done)
+            os.kill(pool_of(iso).pid, signal.SIGKILL)
+
+        with pytest.raises(CallableStatusUnknownError):
+            await iso.run(work, on_progress=kill_server)
+        await until(lambda: not alive(seen[0]))
 
 
 async def test_a_server_that_dies_again_and_again_says_why(tmp_path, monkeypatch):

@@ -303,8 +303,8 @@ class Zygote:
         self._ready.set()
         wards, self.wards = self.wards, {}
         for ward in wards.values():
-            # The kernel kills them with their parent; make sure of it.
-            ward.signal(signal.SIGKILL)
+            # The kernel kills them with their parent, but not what they have started.
+            self.discard(ward)
             ward.end(Status(None), lost=True)
         self._leaving.clear()
         self._look_if_empty()
