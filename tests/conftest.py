@@ -10,6 +10,7 @@ import asyncio
 import gc
 import inspect
 import os
+import signal
 import time
 from collections.abc import Generator
 from typing import Any
@@ -24,6 +25,10 @@ LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
     "uvloop": ("asyncio", {"use_uvloop": True}),
     "trio": ("trio", {}),
 }
+
+
+# Run in the background of a shell, the tests and all that they start would have it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 async def _nothing() -> None: ...
