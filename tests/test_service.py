@@ -332,6 +332,18 @@ async def test_jobs(start):
         assert not iso.jobs()
 
 
+@pytest.mark.asyncio
+async def test_whoever_cancels_all_tasks_does_not_stop_the_end():
+    async with Isolator("fork") as iso:
+        async with iso.open_job(time.sleep, 60) as job:  # its task has not begun yet
+            (task,) = asyncio.all_tasks() - {asyncio.current_task()}
+            task.cancel()
+            with pytest.raises(CallableDidNotExecuteError) as refused:
+                await job.result()
+            assert refused.value.reason is Reason.CANCELLED
+        assert not iso.jobs()
+
+
 # Its life
 
 

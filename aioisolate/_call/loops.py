@@ -34,11 +34,15 @@ class Background(Protocol):
 class _Task:
     """A task of asyncio's."""
 
-    def __init__(self, loop: Any, work: Callable[[], Awaitable[object]]) -> None:
+    def __init__(
+        self, loop: Any, work: Callable[[], Awaitable[object]], on_end: Callable[[], object]
+    ) -> None:
         self._loop = loop
         self._task = loop.create_task(_logged(work))
         _alive.add(self._task)
         self._task.add_done_callback(_alive.discard)
+        # Not at the end of the coroutine: a task that is cancelled early never begins it.
+        self._task.add_done_callback(lambda _: on_end())
 
     def cancel(self) -> None:
         if not self._loop.is_closed():
@@ -48,13 +52,17 @@ class _Task:
 class _SystemTask:
     """A system task of trio's."""
 
-    def __init__(self, work: Callable[[], Awaitable[object]]) -> None:
+    def __init__(self, work: Callable[[], Awaitable[object]], on_end: Callable[[], object]) -> None:
+        self._on_end = on_end
         self._scope = anyio.CancelScope()
         sys.modules["trio"].lowlevel.spawn_system_task(self._run, work)
 
     async def _run(self, work: Callable[[], Awaitable[object]]) -> None:
-        with self._scope:
-            await _logged(work)
+        try:
+            with self._scope:
+                await _logged(work)
+        finally:
+            self._on_end()
 
     def cancel(self) -> None:
         self._scope.cancel()
@@ -81,11 +89,18 @@ async def _logged(work: Callable[[], Awaitable[object]]) -> None:
         _log.exception("%s failed", getattr(work, "__qualname__", work))
 
 
-def spawn(backend: AsyncBackend, work: Callable[[], Awaitable[object]]) -> Background:
-    """Run *work()* in a task that belongs to nobody. What it raises is logged."""
+def spawn(
+    backend: AsyncBackend,
+    work: Callable[[], Awaitable[object]],
+    on_end: Callable[[], object] = lambda: None,
+) -> Background:
+    """Run *work()* in a task that belongs to nobody. What it raises is logged.
+
+    *on_end* is called when the task is over, even if it was cancelled before it began.
+    """
     if backend.loop is not None:
-        return _Task(backend.loop, work)
-    return _SystemTask(work)
+        return _Task(backend.loop, work, on_end)
+    return _SystemTask(work, on_end)
 
 
 def watch(backend: AsyncBackend, fd: int, callback: Callable[[], object]) -> Background:
@@ -98,7 +113,7 @@ def watch(backend: AsyncBackend, fd: int, callback: Callable[[], object]) -> Bac
             await anyio.wait_readable(fd)
             callback()
 
-    return _SystemTask(look)
+    return _SystemTask(look, lambda: None)
 
 
 def soon(backend: AsyncBackend, callback: Callable[[], object]) -> None:

@@ -192,7 +192,9 @@ class Job(Generic[T]):
 
     def start(self) -> None:
         """Carry it out in the background."""
-        self._background = loops.spawn(self._service.backend, self._in_background)
+        self._background = loops.spawn(
+            self._service.backend, self._in_background, self._after_background
+        )
 
     async def _in_background(self) -> None:
         try:
@@ -201,6 +203,11 @@ class Job(Generic[T]):
             pass  # it is the job's error
         except Exception as exc:  # noqa: BLE001 - a callable of the caller's raised
             self.error = exc
+
+    def _after_background(self) -> None:
+        if not self._done:  # cancelled, by whoever cancels all tasks, before it began
+            self.error = self._refusal()
+            self._finish()
 
     async def abort(self) -> None:
         """End it, and wait until it is; that can't be cancelled."""
@@ -219,15 +226,18 @@ class Job(Generic[T]):
             self.error = exc
             raise
         finally:
-            self._done = True
-            self._service.finished(self)
-            if self._finished is not None:
-                self._finished.set()
-            # Not kept: it refers to this job, and neither would be freed without a collection.
-            on_done, self.on_done = self.on_done, None
-            if on_done is not None:
-                on_done()
+            self._finish()
         return self.value, self.error
+
+    def _finish(self) -> None:
+        self._done = True
+        self._service.finished(self)
+        if self._finished is not None:
+            self._finished.set()
+        # Not kept: it refers to this job, and neither would be freed without a collection.
+        on_done, self.on_done = self.on_done, None
+        if on_done is not None:
+            on_done()
 
     async def _carry_out(self) -> tuple[Any, BaseException | None]:
         service = self._service
