@@ -210,6 +210,26 @@ def test_functions_of_main():
     assert result.stdout == "True 3\noops\n", result.stderr
 
 
+async def test_what_cannot_be_sent():
+    """A child that waits for a call that never comes would be waited for in turn."""
+    fds = [os.dup(2) for _ in range(300)]  # more than one message carries
+    try:
+        async with Isolator(warm=1) as iso:
+            with pytest.raises(CallableDidNotExecuteError, match="could not be sent"):
+                await iso.run(abs, -1, pass_fds=fds, start_timeout=None)
+            assert await iso.run(abs, -1, pass_fds=fds[:3]) == 1
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+async def test_what_cannot_be_pickled_for_a_template():
+    async with Isolator("template") as iso:
+        with pytest.raises(CallableDidNotExecuteError, match="could not be pickled") as refused:
+            await iso.run(abs, threading.Lock())
+        assert refused.value.reason is Reason.ARGUMENT_ENCODING
+
+
 # Templates
 
 

@@ -13,7 +13,7 @@ from .._call.plan import Plan
 from .._call.spawn import ForkedChild, let_imports_finish
 from .._child.order import AsyncBackend
 from .._os import threads
-from .._wire import codecs, relation
+from .._wire import relation
 from .._zygote import control
 from .._zygote.client import launch_interpreter
 from .._zygote.pool import Pool
@@ -140,9 +140,9 @@ class Served:
         return WardChild(ward, plan, call, self._backend, quiet=quiet)
 
     def _encode(self, plan: Plan) -> bytes:
+        call, by_cloudpickle = encode_call(plan, self._functions)
         if self._functions is not None:
-            return codecs.dump_call_to_copy(plan.fn, plan.args, self._functions)
-        call, by_cloudpickle = encode_call(plan)
+            return call
         if by_cloudpickle:
             self._pool.learn("cloudpickle")
         module = getattr(plan.fn, "__module__", None) or "builtins"

@@ -41,7 +41,7 @@ def dump(value: object) -> tuple[bytes, list[memoryview]]:
         return pickle.dumps(value, 5, buffer_callback=_taking_large(buffers)), buffers
     except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
         # Imported only now: a small fork server's children do without cloudpickle.
-        from .kinship import KinPickler  # noqa: PLC0415
+        from .kinship import KinPickler  # noqa: PLC0415 - as said
 
         return dump_by(KinPickler, value)
 
@@ -51,7 +51,7 @@ def dump_whole(value: object) -> bytes:
     try:
         return pickle.dumps(value, 5)
     except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
-        from .kinship import KinPickler  # noqa: PLC0415
+        from .kinship import KinPickler  # noqa: PLC0415 - not needed in every child, see `dump`
 
         file = io.BytesIO()
         KinPickler(file, 5).dump(value)
@@ -65,12 +65,12 @@ def dump_call(fn: Callable[..., Any], args: Sequence[Any]) -> tuple[bytes, bool]
     """
     try:
         stream = pickle.dumps((fn, args), 5)
-    except Exception:  # noqa: BLE001 - likewise
+    except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
         stream = b""
     # There, __main__ is another module.
     if stream and b"__main__" not in stream:
         return stream, False
-    import cloudpickle  # noqa: PLC0415 - likewise
+    import cloudpickle  # noqa: PLC0415 - only where pickle is not enough
 
     return cloudpickle.dumps((fn, args), 5), True
 
@@ -79,7 +79,7 @@ def dump_call_to_copy(
     fn: Callable[..., Any], args: Sequence[Any], functions: relation.Functions
 ) -> bytes:
     """Pickle a call for a copy of this process that has *functions*: these are not copied again."""
-    import cloudpickle  # noqa: PLC0415 - likewise
+    import cloudpickle  # noqa: PLC0415 - only where pickle is not enough
 
     class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         def persistent_id(self, obj: Any) -> int | None:

@@ -21,7 +21,7 @@ from .._os import memfd, messages
 from .._os.fds import Descriptors
 from .._os.process import Status
 from .._os.waitset import WaitSet
-from .._wire import codecs
+from .._wire import codecs, relation
 from .._wire.frames import NONCE_SIZE
 from .._wire.request import Request
 
@@ -272,19 +272,35 @@ class WardChild:
         self._ward.on_end = self.waiter.ring
 
     def launch(self) -> None:
-        """Send the call. If the child is dead, its end will show that it has not begun."""
+        """Send the call. If the child is dead, its end will show that it has not begun.
+
+        Raises CallableDidNotExecuteError if it can't be sent: the child would wait for ever.
+        """
         self.forked_at = time.monotonic()
         channel = _socket.socket(fileno=self.channel)
         try:
-            messages.send(channel, self._request, self._sent_along)
-        except OSError:
+            sent = messages.send(channel, self._request, self._sent_along)
+        except (BrokenPipeError, ConnectionResetError):
             pass  # as said
+        except OSError as exc:  # more descriptors than one message carries, say
+            raise self._unsendable(exc.strerror or str(exc)) from exc
+        else:
+            if sent < len(self._request):
+                raise self._unsendable("the socket's buffer is too small")
         finally:
             channel.detach()
             for fd in self._sent_along:
                 self._fds.close(fd)
         if self._ward.ended:
             self.waiter.ring()
+
+    def _unsendable(self, why: str) -> CallableDidNotExecuteError:
+        self.put_down()
+        return CallableDidNotExecuteError(
+            f"the call could not be sent to its child: {why}",
+            reason=Reason.ARGUMENT_ENCODING,
+            pid=self.pid,
+        )
 
     @property
     def lost(self) -> bool:
@@ -343,12 +359,15 @@ class WardChild:
         self._fds.close_all()
 
 
-def encode_call(plan: Plan) -> tuple[bytes, bool]:
+def encode_call(plan: Plan, functions: relation.Functions | None) -> tuple[bytes, bool]:
     """Pickle a call for a fork server's child; tell whether it needs cloudpickle there.
 
+    *functions* are those that the server has because it is a copy of this process.
     Raises CallableDidNotExecuteError if it can't be pickled.
     """
     try:
+        if functions is not None:
+            return codecs.dump_call_to_copy(plan.fn, plan.args, functions), False
         return codecs.dump_call(plan.fn, plan.args)
     except Exception as exc:
         raise CallableDidNotExecuteError(
