@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures as cf
 import contextlib
+import gc
 import importlib
 import os
 import signal
@@ -103,6 +104,19 @@ def test_cpythons_are_there():
 
 
 # Ours
+
+
+def test_nobody_but_the_future_keeps_its_result():
+    keepers = []
+    with executor_beside() as executor:
+        future = executor.submit(list, "abc")
+
+        def look(future):
+            keepers.extend(gc.get_referrers(future.result()))
+
+        future.add_done_callback(look)
+        future.result()
+    assert all(keeper is future or keeper is vars(future) for keeper in keepers), keepers
 
 
 def test_from_another_thread():

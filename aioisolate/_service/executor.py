@@ -107,7 +107,7 @@ class Executor(futures.Executor):
                 elif job.error is not None:
                     future.set_exception(job.error)
                 else:
-                    future.set_result(job.value)
+                    future.set_result(job.take_value())
             except futures.InvalidStateError:
                 pass  # it was cancelled just now
             finally:

@@ -308,6 +308,11 @@ class Job(Generic[T]):
             f"fn was not called: {cause.value}", reason=Reason[cause.name]
         )
 
+    def take_value(self) -> Any:
+        """Return what fn returned, and keep no reference to it."""
+        value, self.value = self.value, None
+        return value
+
     def as_outcome(self) -> Outcome[T]:
         """Put together all that is known of it, now that it is done."""
         if self.supervision is None:
