@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         Reason,
     )
     from ._isolator import Isolator
+    from ._memory.access import Access, Advice, page_size
+    from ._memory.snapshot import Snapshot, View
     from ._outcome import CallEvent, Exit, Outcome, Progress, Usage
     from ._run import capture_isolated, isolated, run_isolated
     from ._stream import stream_isolated
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Access",
+    "Advice",
     "CallEvent",
     "CallableDidNotExecuteError",
     "CallableExecutedError",
@@ -35,9 +39,12 @@ __all__ = [
     "Outcome",
     "Progress",
     "Reason",
+    "Snapshot",
     "Usage",
+    "View",
     "capture_isolated",
     "isolated",
+    "page_size",
     "report_progress",
     "run_isolated",
     "stream_isolated",
@@ -54,6 +61,8 @@ _HOMES = {
         "Reason",
     ],
     "_isolator": ["Isolator"],
+    "_memory.access": ["Access", "Advice", "page_size"],
+    "_memory.snapshot": ["Snapshot", "View"],
     "_outcome": ["CallEvent", "Exit", "Outcome", "Progress", "Usage"],
     "_run": ["capture_isolated", "isolated", "run_isolated"],
     "_stream": ["stream_isolated"],

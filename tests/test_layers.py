@@ -17,6 +17,7 @@ LAYERS = [
     ["_errors", "_outcome", "_options"],
     ["_os"],
     ["_wire"],
+    ["_memory"],
     ["_child"],
     ["_call"],
     ["_zygote"],
@@ -103,6 +104,7 @@ def test_what_may_be_imported_from_elsewhere(path):
         "_errors": set(),
         "_os": set(),
         "_wire": {"cloudpickle", "tblib"},
+        "_memory": {"numpy"},  # inside functions only: arrays are for those who have it
         "_child": {"anyio"},  # in loops.run only, when fn is a coroutine function
         "_call": {"anyio"},
         "_zygote": {"anyio"},

@@ -46,6 +46,12 @@ class Descriptors:
             ours.discard(fd)
             os.close(fd)
 
+    def release(self, fd: int) -> int:
+        """Hand *fd* over to somebody else; it stays open."""
+        self._open.remove(fd)
+        ours.discard(fd)
+        return fd
+
     def close_all(self) -> None:
         """Close whatever is left."""
         while self._open:

@@ -11,7 +11,7 @@ from typing import Any
 
 from .fds import Descriptors, lift
 
-__all__ = ["create", "is_sealed", "map_private", "seal", "sealable"]
+__all__ = ["create", "fix_size", "has_fixed_size", "is_sealed", "map_private", "seal", "sealable"]
 
 # Not every platform has what is used of these; `sealable` is asked first.
 _fcntl: Any = fcntl
@@ -23,6 +23,7 @@ _SEALS: int = (
     if sys.platform == "linux"
     else 0
 )
+_SIZE_SEALS: int = _fcntl.F_SEAL_SHRINK | _fcntl.F_SEAL_GROW if sys.platform == "linux" else 0
 _old_kernel = False
 
 
@@ -63,7 +64,26 @@ def seal(fd: int) -> None:
 
 def is_sealed(fd: int) -> bool:
     """Tell whether nobody can change the file any more, its length included."""
-    return fcntl.fcntl(fd, _fcntl.F_GET_SEALS) & _SEALS == _SEALS
+    return _seals(fd) & _SEALS == _SEALS
+
+
+def fix_size(fd: int) -> None:
+    """Forbid every later change of the file's length, by anyone, if that is possible here."""
+    if sealable():
+        fcntl.fcntl(fd, _fcntl.F_ADD_SEALS, _SIZE_SEALS)
+
+
+def has_fixed_size(fd: int) -> bool:
+    """Tell whether nobody can change the file's length any more."""
+    return _seals(fd) & _SIZE_SEALS == _SIZE_SEALS
+
+
+def _seals(fd: int) -> int:
+    """Return the seals of a file; none if it is of a kind that has none."""
+    try:
+        return fcntl.fcntl(fd, _fcntl.F_GET_SEALS)
+    except OSError:
+        return 0
 
 
 def map_private(fd: int, offset: int, length: int) -> memoryview:

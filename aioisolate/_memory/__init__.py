@@ -1,0 +1,1 @@
+"""Memory that is shared, copied on write, or protected."""

@@ -1,0 +1,176 @@
+"""Memory mappings: made as `mmap` objects, which count who uses them, and changed in place.
+
+Each mapping begins as anonymous memory and gets its file laid over it: `mmap` itself would hold a
+duplicate of the descriptor for as long as the mapping lives (before Python 3.13).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import sys
+from typing import Any
+
+__all__ = [
+    "EXEC",
+    "NONE",
+    "PAGE",
+    "READ",
+    "WRITE",
+    "address_of",
+    "advise",
+    "huge_page_size",
+    "is_private_copy",
+    "map_file",
+    "protect",
+    "reserve",
+    "round_up",
+    "vet_huge_pages",
+]
+
+PAGE = mmap.PAGESIZE
+NONE, READ, WRITE, EXEC = 0, mmap.PROT_READ, mmap.PROT_WRITE, mmap.PROT_EXEC
+_MAP_FIXED = 0x10  # on Linux, the BSDs and macOS alike
+_FAILED = ctypes.c_void_p(-1).value
+_PAGEMAP_PRESENT, _PAGEMAP_SWAPPED, _PAGEMAP_FILE = 1 << 63, 1 << 62, 1 << 61
+_PAGEMAP_AT_ONCE = 1 << 16
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+class _Buffer(ctypes.Structure):
+    """Py_buffer; only its beginning is looked at."""
+
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("len", ctypes.c_ssize_t),
+        ("rest", ctypes.c_byte * 96),
+    )
+
+
+_get_buffer = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p, ctypes.c_int)(
+    ("PyObject_GetBuffer", ctypes.pythonapi)
+)
+_release_buffer = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(("PyBuffer_Release", ctypes.pythonapi))
+_ANY_CONTIGUOUS = 0x98  # PyBUF_ANY_CONTIGUOUS
+
+
+def round_up(size: int) -> int:
+    """Return *size* rounded up to whole pages."""
+    return -(-size // PAGE) * PAGE
+
+
+def reserve(size: int) -> mmap.mmap:
+    """Map *size* bytes of private, readable and writable memory, full of zeros.
+
+    Raises MemoryError, naming the size, if there is no room for it.
+    """
+    try:
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError, ValueError) as exc:
+        raise MemoryError(f"{size} bytes of memory can't be mapped: {exc}") from exc
+
+
+def map_file(area: mmap.mmap, fd: int, offset: int, size: int, *, shared: bool) -> None:
+    """Put *size* bytes of a file in the place of the memory at the beginning of *area*.
+
+    Private: writes stay here. *shared*: they reach the file and all who map it so. Raises OSError.
+    """
+    flags = _MAP_FIXED | (mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE)
+    found = _libc.mmap(address_of(area), size, READ | WRITE, flags, fd, offset)
+    if found == _FAILED:
+        raise _error(f"{size} bytes of a file can't be mapped")
+
+
+def address_of(buffer: Any) -> int:
+    """Return the address of the first byte of anything contiguous that exports a buffer."""
+    view = _Buffer()
+    _get_buffer(buffer, ctypes.byref(view), _ANY_CONTIGUOUS)
+    address = view.buf or 0
+    _release_buffer(ctypes.byref(view))
+    return address
+
+
+def protect(address: int, size: int, rights: int) -> None:
+    """Set what may be done with memory, a combination of READ, WRITE and EXEC. Raises OSError."""
+    if _libc.mprotect(address, size, rights) != 0:
+        raise _error("the protection of memory can't be changed")
+
+
+def advise(area: mmap.mmap, advice: int, start: int, size: int) -> None:
+    """Tell the kernel how memory is going to be used. Raises OSError."""
+    area.madvise(advice, start, size)
+
+
+def is_private_copy(address: int, size: int) -> bool:
+    """Tell whether some page of a private mapping of a file differs, perhaps, from the file.
+
+    Where the kernel does not say (Linux does, in /proc), it is taken to be so.
+    """
+    if sys.byteorder != "little":
+        return True
+    try:
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        first, count = address // PAGE, round_up(size) // PAGE
+        while count:
+            data = os.pread(fd, 8 * min(count, _PAGEMAP_AT_ONCE), 8 * first)
+            if not data:
+                return True
+            if data[7::8].translate(None, _NOT_OWN):
+                return True
+            first += len(data) // 8
+            count -= len(data) // 8
+    finally:
+        os.close(fd)
+    return False
+
+
+def _owned(top: int) -> bool:
+    entry = top << 56
+    there = entry & (_PAGEMAP_PRESENT | _PAGEMAP_SWAPPED)
+    return bool(there) and not entry & _PAGEMAP_FILE
+
+
+# The last byte of an entry that is no page of this process's own.
+_NOT_OWN = bytes(top for top in range(256) if not _owned(top))
+
+
+def huge_page_size() -> int:
+    """Return the size of a transparent huge page. Raises OSError if there are none here."""
+    try:
+        with open("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size") as file:
+            return int(file.read())
+    except OSError as exc:
+        raise OSError(errno.ENOTSUP, "there are no transparent huge pages here") from exc
+
+
+def vet_huge_pages() -> None:
+    """Raise OSError if the kernel is set never to give huge pages to those who ask."""
+    huge_page_size()
+    with open("/sys/kernel/mm/transparent_hugepage/enabled") as file:
+        if "[never]" in file.read():
+            raise OSError(
+                errno.ENOTSUP,
+                "huge pages are turned off (/sys/kernel/mm/transparent_hugepage/enabled)",
+            )
+
+
+def _error(what: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{what}: {os.strerror(number)}")
