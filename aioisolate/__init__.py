@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     )
     from ._isolator import Isolator
     from ._memory.access import Access, Advice, page_size
+    from ._memory.arrays import shared_array
     from ._memory.snapshot import Snapshot, View
     from ._outcome import CallEvent, Exit, Outcome, Progress, Usage
     from ._run import capture_isolated, isolated, run_isolated
@@ -47,6 +48,7 @@ __all__ = [
     "page_size",
     "report_progress",
     "run_isolated",
+    "shared_array",
     "stream_isolated",
 ]
 
@@ -61,6 +63,7 @@ _HOMES = {
         "Reason",
     ],
     "_isolator": ["Isolator"],
+    "_memory.arrays": ["shared_array"],
     "_memory.access": ["Access", "Advice", "page_size"],
     "_memory.snapshot": ["Snapshot", "View"],
     "_outcome": ["CallEvent", "Exit", "Outcome", "Progress", "Usage"],

@@ -6,10 +6,11 @@ import functools
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Literal, ParamSpec, TypeVar, TypeVarTuple, Unpack, cast, overload
 
+from ._call.drive import supervise
 from ._call.plan import Plan, check_callable, make_plan
 from ._call.settle import outcome_of, settle
 from ._call.spawn import ForkedChild, let_imports_finish
-from ._call.supervise import Supervision, supervise
+from ._call.supervise import Supervision
 from ._call.waiter import running_backend
 from ._errors import IsolationError
 from ._options import CallOptions, OnEvent, OnProgress, OptionArgs, Output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import contextvars
 import functools
@@ -463,8 +464,9 @@ async def test_outcome_of_an_exception_and_of_a_refusal(monkeypatch):
     assert isinstance(outcome.error, ValueError)
     with pytest.raises(ValueError, match="no number"):
         outcome.unwrap()
-    monkeypatch.setattr(os, "pipe", _raise(OSError(24, "Too many open files")))
-    outcome = await capture_isolated(double, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(_socket, "socketpair", _raise(OSError(24, "Too many open files")))
+        outcome = await capture_isolated(double, 1)
     assert outcome.error.reason is Reason.PIPE_CREATION
     assert outcome.pid is outcome.usage is outcome.exit is None
 

@@ -427,7 +427,7 @@ def write_to_the_channel(data):
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         try:
-            if fd >= 64 and os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):
+            if fd >= 64 and os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
                 os.write(fd, data)
         except FileNotFoundError:
             continue

@@ -286,9 +286,9 @@ async def test_nothing_but_files_is_inherited():
     os.close(write)
     others = [to for to in inherited.values() if to != name and not to.startswith("/")]
     # Its own channel and scratch file, and nothing else that is not a file.
-    assert sorted(to.split(":")[0] for to in others) == ["/memfd", "pipe"] or sorted(
+    assert sorted(to.split(":")[0] for to in others) == ["/memfd", "socket"] or sorted(
         to.split(":")[0] for to in others
-    ) == ["pipe"]
+    ) == ["socket"]
 
 
 @hazard(8)
@@ -381,11 +381,11 @@ async def test_files_of_a_child_survive_in_its_own_children():
         for each in stages:
             group.start_soon(lambda each=each: run_isolated(time.sleep, 0.3, on_event=each))
             await each.reached("started")
-        # Pipes and memfds of calls in flight: no object in the child will close these again.
+        # Channels and memfds of calls in flight: no object in the child will close these again.
         numbers = [
             fd
             for fd, to in descriptors().items()
-            if fd in os_fds.ours and to.startswith(("pipe:", "/memfd:"))
+            if fd in os_fds.ours and to.startswith(("socket:", "/memfd:"))
         ]
         assert len(numbers) >= 4
         assert await run_isolated(outer) == [1] * 20
@@ -753,6 +753,7 @@ async def test_without_group_signals_through_pidfds(monkeypatch):
 
 FAILING = [
     (os, "pipe", errno.EMFILE, Reason.PIPE_CREATION),
+    (__import__("_socket"), "socketpair", errno.EMFILE, Reason.PIPE_CREATION),
     (os, "open", errno.ENFILE, Reason.PIPE_CREATION),
     (os, "memfd_create", errno.ENOMEM, Reason.PIPE_CREATION),
     (os, "fork", errno.EAGAIN, Reason.FORK),

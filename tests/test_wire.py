@@ -29,14 +29,18 @@ from aioisolate._wire.state import Conversation, State
 NONCE = b"12345678"
 bodies = st.binary(max_size=300)
 frames = st.lists(
-    st.tuples(st.sampled_from([kind for kind in Kind if kind is not Kind.STARTED]), bodies)
-    | st.just((Kind.STARTED, b"")),
+    st.tuples(
+        st.sampled_from([kind for kind in Kind if kind is not Kind.STARTED]),
+        bodies,
+        st.integers(0, 255),
+    )
+    | st.just((Kind.STARTED, b"", 0)),
     max_size=5,
 )
 
 
 def joined(decoded):
-    return [(kind, b"".join(body)) for kind, body in decoded]
+    return [(kind, b"".join(body), luggage) for kind, body, luggage in decoded]
 
 
 # Frames
@@ -44,7 +48,7 @@ def joined(decoded):
 
 @given(frames, st.randoms(use_true_random=False))
 def test_frames_in_any_pieces(sent, rng):
-    data = b"".join(encode(NONCE, kind, body) for kind, body in sent)
+    data = b"".join(encode(NONCE, *frame) for frame in sent)
     decoder = FrameDecoder(NONCE)
     received = []
     while data:
@@ -54,10 +58,10 @@ def test_frames_in_any_pieces(sent, rng):
     assert joined(received) == sent
 
 
-@pytest.mark.parametrize("step", [1, 20, 21, 22, 1000])
+@pytest.mark.parametrize("step", [1, 21, 22, 23, 1000])
 def test_frames_in_equal_pieces(step):
-    sent = [(Kind.STARTED, b""), (Kind.VALUE, b"x" * 50), (Kind.RAISED, b"")]
-    data = b"".join(encode(NONCE, kind, body) for kind, body in sent)
+    sent = [(Kind.STARTED, b"", 0), (Kind.VALUE, b"x" * 50, 3), (Kind.RAISED, b"", 0)]
+    data = b"".join(encode(NONCE, *frame) for frame in sent)
     decoder = FrameDecoder(NONCE)
     received = []
     for i in range(0, len(data), step):
@@ -71,8 +75,8 @@ def test_the_short_way_makes_the_same_bytes():
     )
 
 
-def header(magic=b"\x89iso", nonce=NONCE, kind=2, length=0):
-    return struct.pack("<4s8sBQ", magic, nonce, kind, length)
+def header(magic=b"\x89iso", nonce=NONCE, kind=2, length=0, luggage=0):
+    return struct.pack("<4s8sBBQ", magic, nonce, kind, luggage, length)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +92,7 @@ def header(magic=b"\x89iso", nonce=NONCE, kind=2, length=0):
         header(length=1 << 50),
         header(length=(1 << 64) - 1),
         header(kind=int(Kind.STARTED), length=1),
+        header(kind=int(Kind.STARTED), luggage=1),
     ],
 )
 def test_what_is_no_frame(data):
@@ -116,9 +121,9 @@ def test_nothing_is_allocated_on_a_lengths_word():
 @settings(max_examples=500)
 def test_fuzz_of_the_decoder(data):
     decoder = FrameDecoder(NONCE)
-    for prefix in (b"", header()[: random.Random(len(data)).randint(0, 21)]):
+    for prefix in (b"", header()[: random.Random(len(data)).randint(0, 22)]):
         try:
-            for _, body in decoder.feed(prefix + data):
+            for _, body, _ in decoder.feed(prefix + data):
                 Payload.decode(body)
         except ProtocolError:
             return
@@ -138,7 +143,12 @@ def test_fuzz_of_payloads(data, step):
 # Payloads
 
 regions = st.lists(
-    st.builds(Region, st.integers(0, 1 << 60), st.integers(0, 1 << 60)), max_size=5
+    st.tuples(
+        st.integers(0, 1 << 60),
+        st.integers(0, 1 << 60),
+        st.sampled_from([(0, False), (1, False), (255, True)]),
+    ).map(lambda found: Region(*found[:2], *found[2])),
+    max_size=5,
 ).map(tuple)
 
 
@@ -159,7 +169,10 @@ def test_payloads(stream, table, step):
         struct.pack("<BH", 1, 0),
         struct.pack("<BH", 0, 1),
         struct.pack("<BH", 0, 65535),
-        struct.pack("<BHQQ", 1, 1, 0, 0) + b"a second stream",
+        struct.pack("<BHQQBB", 1, 1, 0, 0, 0, 0) + b"a second stream",
+        struct.pack("<BHQQBB", 1, 1, 0, 0, 1, 0),
+        struct.pack("<BHQQBB", 0, 1, 0, 0, 0, 1),
+        struct.pack("<BHQQBB", 0, 1, 0, 0, 1, 2),
     ],
 )
 def test_damaged_payloads(body):
@@ -212,7 +225,28 @@ def test_the_first_answer_counts():
         + encode(NONCE, Kind.RAISED, b"second")
         + b"garbage"
     )
-    assert conversation.answer == (Kind.VALUE, [b"first"])
+    assert conversation.answer == (Kind.VALUE, [b"first"], [])
+
+
+def test_each_frame_has_its_descriptors():
+    conversation = Conversation(NONCE)
+    conversation.receive(encode(NONCE, Kind.STARTED))
+    first = encode(NONCE, Kind.ITEM, b"first", 2)
+    assert conversation.receive(first[:9], [7, 8]) == []
+    between = conversation.receive(first[9:] + encode(NONCE, Kind.ITEM, b"second"))
+    assert between == [(Kind.ITEM, [b"first"], [7, 8]), (Kind.ITEM, [b"second"], [])]
+    conversation.receive(encode(NONCE, Kind.VALUE, b"third", 1), [9])
+    assert conversation.answer == (Kind.VALUE, [b"third"], [9])
+
+
+def test_descriptors_that_do_not_fit_the_frames():
+    conversation = Conversation(NONCE)
+    conversation.receive(encode(NONCE, Kind.STARTED), [5])
+    with pytest.raises(ProtocolError, match="it has 2, and 1 came"):
+        conversation.receive(encode(NONCE, Kind.VALUE, b"", 2))
+    conversation = Conversation(NONCE)
+    with pytest.raises(ProtocolError, match="more descriptors"):
+        conversation.receive(b"", range(254))
 
 
 # Pickling
@@ -226,7 +260,7 @@ values = st.recursive(
 
 @given(values, st.integers(1, 100))
 def test_values_through_pieces(value, step):
-    stream, buffers = codecs.dump(value)
+    stream, buffers, _ = codecs.dump(value)
     pieces = [stream[i : i + step] for i in range(0, len(stream), step)]
     assert codecs.load(pieces, buffers) == value
 
@@ -251,7 +285,7 @@ def test_the_reader_is_a_file(pieces, calls):
 
 def test_large_buffers_leave_the_stream():
     small, large = np.ones(100), np.ones(codecs.OUT_OF_BAND_MIN)
-    stream, buffers = codecs.dump([small, large, large[::2]])
+    stream, buffers, _ = codecs.dump([small, large, large[::2]])
     assert [view.nbytes for view in buffers] == [large.nbytes, large.nbytes // 2] or len(
         buffers
     ) == 1

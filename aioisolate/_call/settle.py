@@ -39,11 +39,12 @@ async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
         return None, _error(supervision, verdict)
     try:
         payload = Payload.decode(answer[1])
-        stream, buffers = _collect(payload, supervision.child.scratch)
+        fds = answer[2]
+        stream, buffers = _collect(payload, supervision.child.scratch, fds)
         if sum(map(len, stream)) <= _INLINE_MAX:
-            value = codecs.load(stream, buffers)
+            value = codecs.load(stream, buffers, fds)
         else:
-            value = await _in_thread(lambda: codecs.load(stream, buffers))
+            value = await _in_thread(lambda: codecs.load(stream, buffers, fds))
     except anyio.get_cancelled_exc_class():
         raise
     except BaseException as exc:  # noqa: BLE001 - loading a pickle may raise anything
@@ -95,20 +96,35 @@ def _usage(supervision: Supervision) -> Usage:
     )
 
 
-def _collect(payload: Payload, scratch: int) -> tuple[Sequence[Any], list[memoryview]]:
+def _collect(
+    payload: Payload, scratch: int, fds: Sequence[int]
+) -> tuple[Sequence[Any], list[memoryview]]:
     """Put a payload's stream and buffers together. Raises ProtocolError if they can't be."""
     if not payload.regions:
         return payload.stream, []
-    if not memfd.is_sealed(scratch):
-        raise ProtocolError("the scratch file is not sealed, so it could change under our hands")
-    size = os.fstat(scratch).st_size
-    views = [_view(scratch, region, size) for region in payload.regions]
+    views = [
+        _borrow(fds, region) if region.source else _view(scratch, region)
+        for region in payload.regions
+    ]
     if payload.stream_in_scratch:
         return views[:1], views[1:]
     return payload.stream, views
 
 
-def _view(scratch: int, region: Region, size: int) -> memoryview:
+def _borrow(fds: Sequence[int], region: Region) -> memoryview:
+    from .._memory import crossing  # noqa: PLC0415 - only for those who use such memory
+
+    if region.source > len(fds):
+        raise ProtocolError("a result names a descriptor that did not come with it")
+    return crossing.borrow(
+        fds[region.source - 1], region.offset, region.length, shared=region.shared
+    )
+
+
+def _view(scratch: int, region: Region) -> memoryview:
+    if not memfd.is_sealed(scratch):
+        raise ProtocolError("the scratch file is not sealed, so it could change under our hands")
+    size = os.fstat(scratch).st_size
     start, length = region.offset, region.length
     if not length or start % os.sysconf("SC_PAGE_SIZE") or start + length > size:
         raise ProtocolError(f"a result of {length} bytes at {start} is not in the scratch file")

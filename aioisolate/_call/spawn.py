@@ -126,7 +126,7 @@ class ForkedChild:
 
     def _prepare(self, plan: Plan, backend: AsyncBackend, fds: Descriptors) -> None:
         null = fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-        self.channel, channel_write = os_fds.pipe(fds)
+        self.channel, channel_write = os_fds.channel(fds)
         self.scratch = scratch = memfd.create(fds)
         self.streams, stdout, stderr = open_streams(plan.options.output, null, fds)
         self.waitset = waitset = WaitSet()

@@ -1,8 +1,7 @@
 r"""Watching a child from its fork to its end.
 
 `Supervision` is told that something is readable or that it is time, and does what is due: it
-reads, it kills, it collects; none of its methods waits. `supervise` is the one loop that does
-wait, and the one place where a cancelled call ends its child.
+reads, it kills, it collects; none of its methods waits. The loop that does is in `drive`.
 
     RUNNING --deadline--> DUMPING --> TERMINATING --> KILLING --> (gone)
        |                  (stack)     (only if grace)    ^  \
@@ -21,11 +20,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-import anyio
-
 from .._child.bootstrap import STACK_SIGNAL
 from .._child.worker import MARK_AT, STARTED
 from .._options import CallOptions
+from .._os import messages
+from .._os.fds import Descriptors
 from .._os.process import Status
 from .._outcome import CallEvent, Progress
 from .._wire.frames import Kind, ProtocolError
@@ -35,10 +34,11 @@ from .child import Child
 from .crash import StackText
 from .output import OutputStream
 
-__all__ = ["FIRST_LOOK", "OnItem", "Supervision", "supervise"]
+__all__ = ["FIRST_LOOK", "OnItem", "Supervision"]
 
-# Is given the pickle, in pieces, of an item that a generator has yielded.
-OnItem: TypeAlias = Callable[[Sequence[bytes]], object]
+# Is given the pickle, in pieces, of an item that a generator has yielded, and the descriptors that
+# came with it, which are its own from then on.
+OnItem: TypeAlias = Callable[[Sequence[bytes], Sequence[int]], object]
 
 _log = logging.getLogger("aioisolate.call")
 
@@ -50,8 +50,6 @@ _DUMP_PATIENCE = 0.25
 _DUMP_POLL = 0.002
 _LINGER_PATIENCE = 1.0
 _KILL_PATIENCE = 10.0
-# How often to look, a millisecond apart, for killed grandchildren that this process has adopted.
-_ADOPTED_LOOKS = 500
 # More than this would be memory that malloc maps and unmaps for each read.
 _READ_SIZE = 64 * 1024
 # A pipe holds no more than this, so what is left in one when its child has ended is no more.
@@ -112,6 +110,7 @@ class Supervision:
         self._first_look = now + FIRST_LOOK
         self.gone = False
         self.conversation = Conversation(child.nonce)
+        self._received = Descriptors()
         self.status = Status(None)
         self.ended_at = now
         self.answered_at: float | None = None
@@ -251,14 +250,14 @@ class Supervision:
         self._look_due = False
         self.child.waitset.remove(self.child.channel)
 
-    def _read_channel(self) -> int:  # noqa: C901 - one `if` per thing that may have come
+    def _read_channel(self) -> int:  # noqa: C901, PLR0912 - one `if` per thing that may have come
         """Read once what is there; return how many bytes that was."""
         try:
-            data = os.read(self.child.channel, _READ_SIZE)
+            data, fds = messages.receive_on(self.child.channel, _READ_SIZE)
         except BlockingIOError:
             return 0
         except ConnectionResetError:
-            data = b""  # it ended without having read what it was sent
+            data, fds = b"", []  # it ended without having read what it was sent
         except OSError as exc:
             self._leave_channel()
             self.kill(KilledFor.CHANNEL_READ, f"reading its channel failed: {exc.strerror}")
@@ -266,21 +265,23 @@ class Supervision:
         if not data:
             self._leave_channel()
             return 0
+        for fd in fds:
+            self._received.own(fd)
         conversation = self.conversation
         started = conversation.started
         try:
-            between = conversation.receive(data)
+            between = conversation.receive(data, fds)
         except ProtocolError as exc:
             self._leave_channel()
             self.kill(KilledFor.PROTOCOL, str(exc))
             return 0
         if conversation.started and not started:
             self._tell("started")
-        for kind, body in between:
+        for kind, body, luggage in between:
             if kind is Kind.PROGRESS:
                 self._report(body)
             elif self._on_item is not None:
-                self._on_item(body)
+                self._on_item(body, [self._received.release(fd) for fd in luggage])
         if conversation.answer is not None and not self._heard_result:
             self._heard_result = True
             self.answered_at = time.monotonic()
@@ -347,54 +348,5 @@ class Supervision:
 
     def release(self) -> None:
         """Close everything that belonged to the call. The child must be gone."""
+        self._received.close_all()
         self.child.release()
-
-
-async def supervise(supervision: Supervision, grace: float) -> None:
-    """Start the child and wait until it is gone.
-
-    If cancelled, kill it, see it gone, and pass that on.
-    """
-    child = supervision.child
-    waiter = child.waiter
-    # Armed before the fork: afterwards each page of the loop's that it touches is a copy.
-    waiter.arm(supervision.next_time())
-    child.launch()
-    try:
-        if supervision.listens:
-            supervision.announce()
-        await waiter.wait()
-        supervision.step()
-        while not supervision.gone:
-            waiter.arm(supervision.next_time())
-            await waiter.wait()
-            supervision.step()
-    except waiter.cancelled:
-        await _see_off(supervision, grace)
-        raise
-    except BaseException:
-        # A callable of the caller's raised, or Ctrl-C, or this coroutine is being closed and may
-        # not wait for anything any more.
-        if not supervision.gone:
-            supervision.gone = True
-            child.put_down()
-        raise
-    # Killed together with the child, but not necessarily dead by now; the kernel gives no event.
-    for _ in range(_ADOPTED_LOOKS):
-        if not child.reap_adopted():
-            break
-        await anyio.sleep(0.001)
-
-
-async def _see_off(supervision: Supervision, grace: float) -> None:
-    """End a child whose call was cancelled; further cancellations don't hurry or stop that."""
-    waiter = supervision.child.waiter
-    with anyio.CancelScope(shield=True):
-        supervision.terminate(grace)
-        while not supervision.gone:
-            waiter.arm(supervision.next_time())
-            try:
-                await waiter.wait()
-            except waiter.cancelled:
-                continue
-            supervision.step()

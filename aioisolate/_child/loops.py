@@ -79,10 +79,11 @@ async def _stream(order: Order, items: AsyncIterable[Any]) -> None:
 
 def _send_item(order: Order, item: object) -> None:
     try:
-        body = codecs.dump_whole(item)
+        body, luggage = codecs.dump_whole(item)
     except Exception as exc:
         raise _UnsendableItemError(f"an item could not be pickled: {exc}") from exc
-    progress.send(order.channel, encode(order.nonce, Kind.ITEM, body))
+    fds = luggage.fds
+    progress.send(order.channel, encode(order.nonce, Kind.ITEM, body, len(fds)), fds)
 
 
 class _UnsendableItemError(TypeError):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 from _thread import allocate_lock
+from collections.abc import Sequence
 
+from .._os import messages
 from .._wire.frames import Kind, encode
 from .order import Order
 
@@ -59,9 +61,11 @@ def _check(name: str, value: object, *types: type) -> None:
         raise TypeError(f"{name} must be {what}, not {value!r}")
 
 
-def send(fd: int, data: bytes) -> None:
-    """Write all of *data* in one piece."""
+def send(fd: int, data: bytes, luggage: Sequence[int] = ()) -> None:
+    """Write all of *data* in one piece, and descriptors with its beginning."""
     view = memoryview(data)
     with _lock:
+        if luggage:
+            view = view[messages.send_on(fd, data, luggage) :]
         while view:
             view = view[os.write(fd, view) :]

@@ -9,12 +9,12 @@ from __future__ import annotations
 import _socket
 import faulthandler
 import os
-from collections.abc import Iterable
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
 
 from .._os import fds, messages, signals
 from .._os.prctl import set_parent_death_signal
-from .._wire import codecs
+from .._wire import codecs, handles
 from .._wire.frames import NONCE_SIZE, Kind, encode
 from .._wire.request import HEADER, Request
 from . import worker
@@ -93,9 +93,12 @@ def _serve_one(order: Order, channel: _socket.socket) -> int:
     order.progress = request.progress
     order.backend = AsyncBackend(request.backend, uvloop=request.uvloop)
     try:
-        call = _take_over(order, request, descriptors) if descriptors else request.call
-        assert isinstance(call, bytes)
-        order.fn, order.args = codecs.load_call(call)
+        if descriptors:
+            call, luggage = _take_over(order, request, descriptors)
+            order.fn, order.args = _load(request, call, luggage)
+        else:
+            assert isinstance(request.call, bytes)
+            order.fn, order.args = codecs.load_call(request.call)
     except BaseException as exc:  # noqa: BLE001 - unpickling imports, and so runs, anything
         text = f"request\n{type(exc).__name__}: {exc}"
         os.write(order.channel, encode(order.nonce, Kind.FAILED, text.encode(errors="replace")))
@@ -116,8 +119,28 @@ def _receive(channel: _socket.socket) -> tuple[Request, list[int]] | None:
     return Request.decode(data[HEADER.size :]), found
 
 
-def _take_over(order: Order, request: Request, descriptors: list[int]) -> bytes | int:
-    """Put the descriptors that came along where they belong; return the call's pickle."""
+def _load(
+    request: Request, call: bytes, luggage: list[int]
+) -> tuple[Callable[..., Any], Sequence[Any]]:
+    """Load a call that descriptors belong to."""
+    buffers = []
+    if request.lent:
+        from .._memory import crossing  # noqa: PLC0415 - only for those who use such memory
+
+        for which, offset, length, shared in request.lent:
+            buffers.append(crossing.borrow(luggage[which], offset, length, shared=shared))
+    with handles.Unpacking(luggage):
+        loaded = codecs.load_call(call, buffers)
+    for fd in luggage:  # who wanted to keep one has duplicated it
+        os.close(fd)
+    return loaded
+
+
+def _take_over(order: Order, request: Request, descriptors: list[int]) -> tuple[bytes, list[int]]:
+    """Put the descriptors that came along where they belong.
+
+    Returns the call's pickle and the descriptors that belong to it.
+    """
     call = request.call
     if request.in_file:
         file = descriptors.pop(0)
@@ -139,8 +162,10 @@ def _take_over(order: Order, request: Request, descriptors: list[int]) -> bytes 
             order.scratch = fds.lift_above(order.scratch, max(request.numbers), own)
             faulthandler.enable(order.scratch)
     # Two steps, since one may arrive under the number that another one wants.
-    lifted = [fds.lift_above(fd, max(request.numbers), own) for fd in descriptors]
-    for fd, number in zip(lifted, request.numbers, strict=True):
+    highest = max(request.numbers, default=2)
+    lifted = [fds.lift_above(fd, highest, own) for fd in descriptors]
+    for fd, number in zip(lifted, request.numbers, strict=False):
         os.dup2(fd, number)
         own.close(fd)
-    return call
+    assert isinstance(call, bytes)
+    return call, [own.release(fd) for fd in lifted[len(request.numbers) :]]

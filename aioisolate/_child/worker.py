@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from types import CoroutineType
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
 from .._os import cstdio, memfd
 from .._wire import codecs
 from .._wire.frames import INLINE_MAX, Kind, Payload, Region, encode, encode_small_value
+from .._wire.handles import Lent, Packing
 from . import loops, progress
 from .order import Order
 
@@ -47,75 +48,87 @@ def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901 - the wa
             return 1
         if isinstance(exc, SystemExit):
             code = _exit_code(exc)
-        answer = _raised(order, exc)
+        answer, luggage = _raised(order, exc)
     else:
         # fn may have forked and come back twice; only the child itself speaks for the call.
         if os.getpid() != pid:
             return 0
-        answer = _returned(order, value)
+        answer, luggage = _returned(order, value)
     _flush(streams)
     if order.quiet:
         answer = order.started_mark + answer
     try:
-        progress.send(order.channel, answer)
+        progress.send(order.channel, answer, luggage.fds if luggage else ())
     except OSError:
         # fn has closed the channel, so nobody can be told; the parent sees that nothing came.
         return code
     return code
 
 
-def _returned(order: Order, value: object) -> bytes:
+# The bytes of a frame, and what travels with it, if anything does.
+_Answer: TypeAlias = tuple[bytes, Packing | None]
+
+
+def _returned(order: Order, value: object) -> _Answer:
     try:
-        stream, buffers = codecs.dump(value)
+        dumped = codecs.dump(value)
     except BaseException as exc:  # noqa: BLE001 - a __reduce__ may raise anything
         why = _one_line(exc)
         text = f"fn returned {_kind(value)}, which could not be pickled: {why}"
         return _lost(order, "RESULT_ENCODING", text)
-    return _payload(order, Kind.VALUE, stream, buffers)
+    return _payload(order, Kind.VALUE, dumped)
 
 
-def _raised(order: Order, exc: BaseException) -> bytes:
+def _raised(order: Order, exc: BaseException) -> _Answer:
     # Imported only now: tblib is needed in few children, and never while all is well.
     from .._wire import remote  # noqa: PLC0415
 
     remote.trim(exc, _is_ours)
     try:
-        stream, buffers = remote.dump(exc)
+        dumped = remote.dump(exc)
     except BaseException as why:  # noqa: BLE001 - loading the copy may raise anything, too
         text = (
             f"fn raised {_kind(exc)}, which could not be pickled and loaded again: "
             f"{_one_line(why)}\n{remote.describe(exc)}"
         )
         return _lost(order, "RESULT_ENCODING", text)
-    return _payload(order, Kind.RAISED, stream, buffers)
+    return _payload(order, Kind.RAISED, dumped)
 
 
 def _is_ours(filename: str) -> bool:
     return filename.startswith(_HERE)
 
 
-def _payload(order: Order, kind: Kind, stream: bytes, buffers: Sequence[memoryview]) -> bytes:
+def _payload(order: Order, kind: Kind, dumped: codecs.Dumped) -> _Answer:
+    stream, buffers, luggage = dumped
+    fds = luggage.fds if luggage else ()
     if not buffers and (len(stream) <= INLINE_MAX or not memfd.sealable()):
-        if kind is Kind.VALUE:
-            return encode_small_value(order.nonce, stream)
-        return encode(order.nonce, kind, Payload((stream,)).encode())
-    in_scratch = len(stream) > INLINE_MAX
+        if kind is Kind.VALUE and not fds:
+            return encode_small_value(order.nonce, stream), None
+        return encode(order.nonce, kind, Payload((stream,)).encode(), len(fds)), luggage
+    in_scratch = len(stream) > INLINE_MAX and memfd.sealable()
     parts = [memoryview(stream), *buffers] if in_scratch else buffers
     try:
         regions = _fill_scratch(order.scratch, parts)
     except OSError as exc:
-        total = sum(part.nbytes for part in parts)
+        total = sum(part.nbytes for part in parts if isinstance(part, memoryview))
         text = f"what fn returned ({total} bytes) could not be written: {_one_line(exc)}"
         return _lost(order, "RESULT_WRITE", text)
     payload = Payload(() if in_scratch else (stream,), regions, in_scratch)
-    return encode(order.nonce, kind, payload.encode())
+    return encode(order.nonce, kind, payload.encode(), len(fds)), luggage
 
 
-def _fill_scratch(fd: int, parts: Sequence[memoryview]) -> tuple[Region, ...]:
-    """Write *parts* to the scratch file, each at a page of its own, and seal it."""
+def _fill_scratch(fd: int, parts: Sequence[memoryview | Lent]) -> tuple[Region, ...]:
+    """Write *parts* to the scratch file, each at a page of its own, and seal it.
+
+    What lies in a file of its own stays there.
+    """
     offset = SCRATCH_START
     regions = []
     for part in parts:
+        if not isinstance(part, memoryview):
+            regions.append(Region(part.offset, part.length, part.which + 1, part.shared))
+            continue
         regions.append(Region(offset, part.nbytes))
         done = 0
         while done < part.nbytes:
@@ -127,9 +140,9 @@ def _fill_scratch(fd: int, parts: Sequence[memoryview]) -> tuple[Region, ...]:
     return tuple(regions)
 
 
-def _lost(order: Order, reason: str, text: str) -> bytes:
+def _lost(order: Order, reason: str, text: str) -> _Answer:
     body = f"{reason}\n{text}".encode(errors="backslashreplace")
-    return encode(order.nonce, Kind.LOST, body)
+    return encode(order.nonce, Kind.LOST, body), None
 
 
 def _flush(streams: Sequence[TextIO]) -> None:

@@ -7,8 +7,9 @@ import os
 import weakref
 from typing import Protocol, Self
 
-from .._os import mappings, memfd
+from .._os import fds, mappings, memfd
 from .._os.fds import Descriptors
+from .._wire.frames import ProtocolError
 
 __all__ = ["Root"]
 
@@ -54,6 +55,36 @@ class Root:
             number = exc.errno if isinstance(exc, OSError) else errno.EFBIG
             raise OSError(number, f"a snapshot of {length} bytes can't be made: {exc}") from exc
         return cls(own.release(fd), length)
+
+    @classmethod
+    def adopt(cls, fd: int, length: int, *, fixed_only: bool = False) -> Self:
+        """Take one that has come from another process; *fd* itself stays open.
+
+        It must be sealed, or, *fixed_only*, at least of fixed size: otherwise whoever else has it
+        could change it under our hands, or end this process by shortening it (SIGBUS). Raises
+        ProtocolError if it is not, or is too short.
+        """
+        vetted = memfd.has_fixed_size(fd) if fixed_only else memfd.is_sealed(fd)
+        if not vetted:
+            raise ProtocolError(
+                "what came as a snapshot or shared array is no file in memory that "
+                f"{'has a fixed size' if fixed_only else 'nobody can change any more'}"
+            )
+        size = os.fstat(fd).st_size
+        if not 0 <= length <= size:
+            raise ProtocolError(f"a snapshot or shared array of {length} bytes has only {size}")
+        return cls(fds.duplicate(fd), length)
+
+    def seal(self) -> None:
+        """Let nobody change it any more. Raises BufferError while somebody writes to it."""
+        if self.writing() is not None:
+            raise BufferError(
+                f"a snapshot of {self.length} bytes can't be sealed while a view is open that "
+                "writes to it: close that first"
+            )
+        if memfd.sealable() and not memfd.is_sealed(self.fd):
+            self.writer = None
+            memfd.seal(self.fd)
 
     def __del__(self) -> None:
         os.close(self.fd)

@@ -6,22 +6,22 @@ import errno
 import os
 import weakref
 from types import TracebackType
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Self, SupportsIndex, TypeAlias
 
 from .._os import mappings, memfd
+from .._wire import handles
+from . import places
 from .access import Access
 from .area import Area
+from .places import Use
 from .root import Root
 
-__all__ = ["Snapshot", "View", "view_at"]
+__all__ = ["Snapshot", "View"]
 
 _STEP = 1 << 20
 
 # The data type, shape and order of an array.
 Layout: TypeAlias = tuple[Any, tuple[int, ...], str]
-
-# Those that are open, so that memory inside one is recognised.
-_views: weakref.WeakSet[View] = weakref.WeakSet()
 
 
 class View(Area):
@@ -45,6 +45,7 @@ class View(Area):
         layout: Layout | None = None,
         *,
         shared: bool = False,
+        writer: bool = False,
         offset: int = 0,
     ) -> None:
         length = root.length - offset
@@ -53,12 +54,15 @@ class View(Area):
             size = mappings.round_up(length)
             area = mappings.reserve(size)
             mappings.map_file(area, root.fd, offset, size, shared=shared)
+            use = Use.PRIVATE
+            if shared:
+                use = Use.WRITER if writer else Use.SHARED
+            places.note(area, root, offset=offset, length=length, use=use)
         super().__init__(area, length)
         self._root = root
         self._layout = layout
         self._shared = shared
         self._offset = offset
-        _views.add(self)
 
     @property
     def writes_through(self) -> bool:
@@ -97,6 +101,14 @@ class View(Area):
         if self._shared or self._area is None:
             return False
         return mappings.is_private_copy(self._address(), self.size)
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
+        packing = _packing(self)
+        if self._shared:
+            raise TypeError("a view that writes to its snapshot can't go to another process")
+        if self._offset or self.is_changed():
+            return _reopen_view, self.take_snapshot()._lend(packing)
+        return _reopen_view, Snapshot._of(self._root, self._layout)._lend(packing)
 
 
 class Snapshot:
@@ -252,7 +264,7 @@ class Snapshot:
             )
         if self.sealed:
             raise PermissionError(errno.EPERM, f"{self!r} can't be changed: it is sealed")
-        view = View(root, self._layout, shared=True)
+        view = View(root, self._layout, shared=True, writer=True)
         root.writer = weakref.ref(view)
         return view
 
@@ -261,14 +273,7 @@ class Snapshot:
 
         Raises BufferError while a view is open that writes to it.
         """
-        root = self._open()
-        if self.sealed:
-            return
-        if root.writing() is not None:
-            raise BufferError(f"{self!r} can't be sealed while a view is open that writes to it")
-        root.writer = None
-        if memfd.sealable():
-            memfd.seal(root.fd)
+        self._open().seal()
 
     def clone(self) -> Self:
         """Return another handle of the same bytes, to be closed by itself."""
@@ -290,20 +295,37 @@ class Snapshot:
     ) -> None:
         self.close()
 
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
+        return _reopen, self._lend(_packing(self))
+
+    def _lend(self, packing: handles.Packing) -> tuple[int, int, Layout | None]:
+        """Publish it; return what `_reopen` needs. Raises BufferError if somebody writes to it."""
+        root = self._open()
+        root.seal()
+        return packing.add(root.fd, root), root.length, self._layout
+
     def _open(self) -> Root:
         if self._root is None:
             raise ValueError("the Snapshot is closed")
         return self._root
 
 
-def view_at(address: int, size: int) -> tuple[View, int] | None:
-    """Find the view that the memory at *address* lies in, and where in it."""
-    for view in list(_views):
-        if view._area is not None:
-            at = address - view._address()
-            if at >= 0 and at + size <= view._length:
-                return view, at
-    return None
+def _packing(what: object) -> handles.Packing:
+    packing = handles.packing()
+    if packing is None or not memfd.sealable():
+        raise TypeError(
+            f"{what!r} can't be pickled: it travels only as an argument to an isolated function or "
+            f"as its result{'' if memfd.sealable() else ', and not on this platform'}"
+        )
+    return packing
+
+
+def _reopen(index: int, length: int, layout: Layout | None) -> Snapshot:
+    return Snapshot._of(Root.adopt(handles.arrived(index), length), layout)
+
+
+def _reopen_view(index: int, length: int, layout: Layout | None) -> View:
+    return View(Root.adopt(handles.arrived(index), length), layout)
 
 
 def _flat(content: Any) -> memoryview:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import fcntl
 import os
 import stat
 from collections.abc import Collection, Iterable
 
-__all__ = ["Descriptors", "duplicate", "lift", "lift_above", "listed", "ours", "pipe", "severable"]
+__all__ = [
+    "Descriptors",
+    "channel",
+    "duplicate",
+    "lift",
+    "lift_above",
+    "listed",
+    "ours",
+    "pipe",
+    "severable",
+]
 
 # A child's own descriptors live at 64 and above: with standard streams closed in the parent
 # a pipe would get a number from 0 to 2, and code that dups onto small numbers, as shells and
@@ -46,6 +57,10 @@ class Descriptors:
             ours.discard(fd)
             os.close(fd)
 
+    def listed(self) -> list[int]:
+        """List what it is in charge of, in order."""
+        return list(self._open)
+
     def release(self, fd: int) -> int:
         """Hand *fd* over to somebody else; it stays open."""
         self._open.remove(fd)
@@ -70,6 +85,17 @@ def pipe(owner: Descriptors) -> tuple[int, int]:
     owner.own(write)
     os.set_blocking(read, False)
     return read, lift(write, owner)
+
+
+def channel(owner: Descriptors) -> tuple[int, int]:
+    """Create a pair of connected sockets: a non-blocking one for here, a blocking one for a child.
+
+    Sockets and no pipe, since descriptors can come through them as well.
+    """
+    here, there = _socket.socketpair()
+    ours_, theirs = owner.own(here.detach()), owner.own(there.detach())
+    os.set_blocking(ours_, False)
+    return ours_, lift(theirs, owner)
 
 
 def lift(fd: int, owner: Descriptors) -> int:

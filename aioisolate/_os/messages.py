@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Sequence
 
-__all__ = ["receive", "send"]
+__all__ = ["FDS_MAX", "receive", "receive_on", "send", "send_on"]
 
 _INT = struct.calcsize("i")
 # As many as the kernel lets travel with one message.
@@ -43,3 +43,21 @@ def send(sock: _socket.socket, data: bytes, fds: Sequence[int] = ()) -> int:
         return sock.send(data)
     rights = struct.pack(f"{len(fds)}i", *fds)
     return sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+
+
+def receive_on(fd: int, size: int) -> tuple[bytes, list[int]]:
+    """Receive like `receive`, from the stream socket *fd*, which stays open."""
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
+    try:
+        return receive(sock, size)
+    finally:
+        sock.detach()
+
+
+def send_on(fd: int, data: bytes, fds: Sequence[int]) -> int:
+    """Send like `send`, over the stream socket *fd*, which stays open."""
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
+    try:
+        return send(sock, data, fds)
+    finally:
+        sock.detach()

@@ -13,7 +13,7 @@ from .._call.plan import Plan
 from .._call.spawn import ForkedChild, let_imports_finish
 from .._child.order import AsyncBackend
 from .._os import threads
-from .._wire import relation
+from .._wire import codecs, relation
 from .._zygote import control
 from .._zygote.client import launch_interpreter
 from .._zygote.pool import Pool
@@ -139,12 +139,14 @@ class Served:
         ward = await self._pool.acquire()
         return WardChild(ward, plan, call, self._backend, quiet=quiet)
 
-    def _encode(self, plan: Plan) -> bytes:
-        call, by_cloudpickle = encode_call(plan, self._functions)
+    def _encode(self, plan: Plan) -> codecs.Call:
+        call = encode_call(plan, self._functions)
         if self._functions is not None:
             return call
-        if by_cloudpickle:
+        if call.by_cloudpickle:
             self._pool.learn("cloudpickle")
+        if call.luggage.fds:
+            self._pool.learn("aioisolate._memory.crossing")
         module = getattr(plan.fn, "__module__", None) or "builtins"
         if module not in self._told and module != "__main__":
             self._told.add(module)

@@ -11,9 +11,10 @@ import anyio
 
 from .._call import loops
 from .._call.child import Child
+from .._call.drive import supervise
 from .._call.plan import Plan
 from .._call.settle import outcome_of, settle
-from .._call.supervise import OnItem, Supervision, supervise
+from .._call.supervise import OnItem, Supervision
 from .._child.order import AsyncBackend
 from .._errors import CallableDidNotExecuteError, IsolationError, Reason
 from .._outcome import Outcome, Progress

@@ -9,6 +9,8 @@ from typing import Any, Generic, Self, TypeVar
 
 import anyio
 
+from .._call.supervise import OnItem
+from .._os.fds import Descriptors
 from .._wire import codecs
 from .job import Job
 
@@ -31,9 +33,9 @@ class Stream(Generic[T]):
         job: the call behind it.
     """
 
-    def __init__(self, make_job: Callable[[Callable[[Sequence[bytes]], object]], Job[Any]]) -> None:
+    def __init__(self, make_job: Callable[[OnItem], Job[Any]]) -> None:
         self._make_job = make_job
-        self._items: deque[Sequence[bytes]] = deque()
+        self._items: deque[tuple[Sequence[bytes], Descriptors]] = deque()
         self._bytes = 0
         self._changed = anyio.Event()
         self._closed = False
@@ -54,7 +56,8 @@ class Stream(Generic[T]):
         traceback: TracebackType | None,
     ) -> None:
         self._closed = True
-        self._items.clear()
+        while self._items:
+            self._items.popleft()[1].close_all()
         await self.job.abort()
 
     def __aiter__(self) -> AsyncIterator[T]:
@@ -73,18 +76,25 @@ class Stream(Generic[T]):
                 raise StopAsyncIteration
             self._changed = anyio.Event()
             await self._changed.wait()
-        pieces = self._items.popleft()
+        pieces, luggage = self._items.popleft()
         self._bytes -= sum(map(len, pieces))
         supervision = self.job.supervision
         if not self._is_full() and supervision is not None:
             supervision.resume()
-        item: T = codecs.load(pieces, ())
+        try:
+            item: T = codecs.load(pieces, fds=luggage.listed())
+        finally:
+            luggage.close_all()
         return item
 
-    def _take(self, pieces: Sequence[bytes]) -> None:
+    def _take(self, pieces: Sequence[bytes], fds: Sequence[int]) -> None:
+        luggage = Descriptors()
+        for fd in fds:
+            luggage.own(fd)
         if self._closed:
+            luggage.close_all()
             return
-        self._items.append(pieces)
+        self._items.append((pieces, luggage))
         self._bytes += sum(map(len, pieces))
         if self._is_full() and self.job.supervision is not None:
             self.job.supervision.pause()

@@ -9,11 +9,14 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
-from . import relation
+from . import handles, relation
+from .handles import Lent
 
 __all__ = [
+    "Call",
+    "Dumped",
     "PieceReader",
     "dump",
     "dump_by",
@@ -31,14 +34,22 @@ _STEP = 1 << 20
 _MAX_BUFFERS = 4000  # with the stream's own region fewer than frames allow
 
 
-def dump(value: object) -> tuple[bytes, list[memoryview]]:
+# A stream, the buffers that it refers to, and what travels with it, if anything does.
+Dumped: TypeAlias = tuple[bytes, "list[memoryview | Lent]", "handles.Packing | None"]
+
+
+def dump(value: object) -> Dumped:
     """Pickle *value* into a stream and the large buffers that the stream refers to.
 
     Raises whatever cloudpickle raises if neither pickle nor cloudpickle can do it.
     """
-    buffers: list[memoryview] = []
+    buffers: list[memoryview | Lent] = []
     try:
-        return pickle.dumps(value, 5, buffer_callback=_taking_large(buffers)), buffers
+        if handles.find is not None:
+            with handles.Packing() as packing:
+                callback = _taking(buffers, packing)
+                return pickle.dumps(value, 5, buffer_callback=callback), buffers, packing
+        return pickle.dumps(value, 5, buffer_callback=_taking(buffers)), buffers, None
     except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
         # Imported only now: a small fork server's children do without cloudpickle.
         from .kinship import KinPickler  # noqa: PLC0415 - as said
@@ -46,38 +57,63 @@ def dump(value: object) -> tuple[bytes, list[memoryview]]:
         return dump_by(KinPickler, value)
 
 
-def dump_whole(value: object) -> bytes:
-    """Pickle *value* into a stream that holds everything. Raises like `dump`."""
-    try:
-        return pickle.dumps(value, 5)
-    except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
-        from .kinship import KinPickler  # noqa: PLC0415 - not needed in every child, see `dump`
+def dump_whole(value: object) -> tuple[bytes, handles.Packing]:
+    """Pickle *value* into a stream that holds everything but what descriptors stand for.
 
-        file = io.BytesIO()
-        KinPickler(file, 5).dump(value)
-        return file.getvalue()
+    Raises like `dump`.
+    """
+    with handles.Packing() as packing:
+        try:
+            return pickle.dumps(value, 5), packing
+        except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
+            from .kinship import KinPickler  # noqa: PLC0415 - not in every child, see `dump`
+
+            file = io.BytesIO()
+            KinPickler(file, 5).dump(value)
+            return file.getvalue(), packing
 
 
-def dump_call(fn: Callable[..., Any], args: Sequence[Any]) -> tuple[bytes, bool]:
-    """Pickle a call for a fresh fork server's child; tell whether cloudpickle did it.
+class Call(NamedTuple):
+    """A pickled call.
+
+    Attributes:
+        stream: the pickle.
+        lent: where the buffers are that are not in it.
+        luggage: the descriptors that travel with it.
+        by_cloudpickle: it needs cloudpickle to be loaded.
+    """
+
+    stream: bytes
+    lent: list[Lent]
+    luggage: handles.Packing
+    by_cloudpickle: bool = False
+
+
+def dump_call(fn: Callable[..., Any], args: Sequence[Any]) -> Call:
+    """Pickle a call for a fresh fork server's child.
 
     What ``__main__`` defines, lambdas and closures travel by value, modules' functions by name.
     """
-    try:
-        stream = pickle.dumps((fn, args), 5)
-    except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
-        stream = b""
-    # There, __main__ is another module.
-    if stream and b"__main__" not in stream:
-        return stream, False
-    import cloudpickle  # noqa: PLC0415 - only where pickle is not enough
+    lent: list[Lent] = []
+    with handles.Packing() as packing:
+        callback = _taking_lent(lent, packing)
+        try:
+            stream = pickle.dumps((fn, args), 5, buffer_callback=callback)
+        except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
+            stream = b""
+        # There, __main__ is another module.
+        if stream and b"__main__" not in stream:
+            return Call(stream, lent, packing)
+        import cloudpickle  # noqa: PLC0415 - only where pickle is not enough
 
-    return cloudpickle.dumps((fn, args), 5), True
+        lent.clear()
+        stream = cloudpickle.dumps((fn, args), 5, buffer_callback=callback)
+        return Call(stream, lent, packing, by_cloudpickle=True)
 
 
 def dump_call_to_copy(
     fn: Callable[..., Any], args: Sequence[Any], functions: relation.Functions
-) -> bytes:
+) -> Call:
     """Pickle a call for a copy of this process that has *functions*: these are not copied again."""
     import cloudpickle  # noqa: PLC0415 - only where pickle is not enough
 
@@ -87,15 +123,20 @@ def dump_call_to_copy(
             return id(obj) if reference is not None and reference() is obj else None
 
     file = io.BytesIO()
-    CallPickler(file, 5).dump((fn, args))
-    return file.getvalue()
+    lent: list[Lent] = []
+    with handles.Packing() as packing:
+        callback = _taking_lent(lent, packing)
+        CallPickler(file, 5, buffer_callback=callback).dump((fn, args))
+    return Call(file.getvalue(), lent, packing)
 
 
-def load_call(stream: bytes) -> tuple[Callable[..., Any], Sequence[Any]]:
+def load_call(
+    stream: bytes, buffers: Sequence[memoryview] = ()
+) -> tuple[Callable[..., Any], Sequence[Any]]:
     """Unpickle a call. It may raise anything."""
     call: tuple[Callable[..., Any], Sequence[Any]]
     if not relation.known:
-        call = pickle.loads(stream)  # noqa: S301 - it comes from this process's own parent
+        call = pickle.loads(stream, buffers=buffers)  # noqa: S301 - from this process's own parent
         return call
 
     class CallUnpickler(pickle.Unpickler):
@@ -105,26 +146,38 @@ def load_call(stream: bytes) -> tuple[Callable[..., Any], Sequence[Any]]:
                 raise LookupError("a function of the template's no longer exists")
             return found
 
-    call = CallUnpickler(io.BytesIO(stream)).load()
+    call = CallUnpickler(io.BytesIO(stream), buffers=buffers).load()
     return call
 
 
-def dump_by(pickler: Callable[..., Any], value: object) -> tuple[bytes, list[memoryview]]:
-    """Like `dump`, by a pickler of one's own."""
-    buffers: list[memoryview] = []
+def dump_by(pickler: Callable[..., Any], value: object, *, lend: bool = True) -> Dumped:
+    """Like `dump`, by a pickler of one's own; buffers that lie in files are copied, if wanted."""
+    buffers: list[memoryview | Lent] = []
     file = io.BytesIO()
-    pickler(file, 5, buffer_callback=_taking_large(buffers)).dump(value)
-    return file.getvalue(), buffers
+    with handles.Packing() as packing:
+        pickler(file, 5, buffer_callback=_taking(buffers, packing if lend else None)).dump(value)
+    return file.getvalue(), buffers, packing
 
 
-def _taking_large(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
-    """Make a callback that takes large buffers out of a stream; True leaves one inside."""
+def _taking(
+    buffers: list[memoryview | Lent], packing: handles.Packing | None = None
+) -> Callable[[pickle.PickleBuffer], bool]:
+    """Make a callback that takes buffers out of a stream; True leaves one inside.
+
+    It takes large ones, and those that lie in a file that can travel.
+    """
+    find = handles.find
 
     def callback(buffer: pickle.PickleBuffer) -> bool:
         try:
             view = buffer.raw()
         except BufferError:  # not contiguous
             return True
+        if packing is not None and find is not None:
+            lent = find(view, packing)
+            if lent is not None and len(buffers) < _MAX_BUFFERS:
+                buffers.append(lent)
+                return False
         if view.nbytes < OUT_OF_BAND_MIN or len(buffers) >= _MAX_BUFFERS:
             return True
         buffers.append(view)
@@ -133,8 +186,39 @@ def _taking_large(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], 
     return callback
 
 
-def load(stream: Sequence[bytes | memoryview], buffers: Sequence[memoryview]) -> Any:
-    """Unpickle a stream that came in pieces. It may raise anything: pickles run code."""
+def _taking_lent(
+    lent: list[Lent], packing: handles.Packing
+) -> Callable[[pickle.PickleBuffer], bool] | None:
+    """Make a callback that takes only those buffers that lie in a file that can travel."""
+    find = handles.find
+    if find is None:
+        return None
+
+    def callback(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            found = find(buffer.raw(), packing)
+        except BufferError:  # not contiguous
+            return True
+        if found is None:
+            return True
+        lent.append(found)
+        return False
+
+    return callback
+
+
+def load(
+    stream: Sequence[bytes | memoryview],
+    buffers: Sequence[memoryview] = (),
+    fds: Sequence[int] = (),
+) -> Any:
+    """Unpickle a stream that came in pieces. It may raise anything: pickles run code.
+
+    *fds* came with it; they stay open, and whoever needs one duplicates it.
+    """
+    if fds:
+        with handles.Unpacking(fds):
+            return load(stream, buffers)
     if len(stream) == 1 and len(stream[0]) <= _AT_ONCE:
         return pickle.loads(stream[0], buffers=buffers)  # noqa: S301 - the child is trusted
     # Through a file that is written in Python: pickle.loads keeps the GIL until it is done, and

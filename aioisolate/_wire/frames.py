@@ -1,8 +1,8 @@
 """Frames: what travels over the channel, from bytes and to bytes.
 
-A frame is magic, the call's nonce, a kind, a length and a body. The nonce tells this call's bytes
-from anything else that might be written to the descriptor; the length is believed only as far
-as bytes really arrive.
+A frame is magic, the call's nonce, a kind, the number of descriptors that travel with it, a length
+and a body. The nonce tells this call's bytes from anything else that might be written to the
+channel; the length is believed only as far as bytes really arrive.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ __all__ = [
 
 MAGIC = b"\x89iso"
 NONCE_SIZE = 8
-_HEADER = struct.Struct("<4s8sBQ")
+_HEADER = struct.Struct("<4s8sBBQ")
 _TABLE = struct.Struct("<BH")
-_REGION = struct.Struct("<QQ")
+_REGION = struct.Struct("<QQBB")
 _NO_TABLE = _TABLE.pack(False, 0)
 
 # A pickle up to this size travels in the frame: it fits into a pipe at once, so the child need
@@ -59,30 +59,31 @@ class ProtocolError(Exception):
     """The bytes on the channel are not what a child of this call writes."""
 
 
-def encode(nonce: bytes, kind: Kind, body: bytes = b"") -> bytes:
-    """Make the bytes of a frame."""
-    return _HEADER.pack(MAGIC, nonce, kind, len(body)) + body
+def encode(nonce: bytes, kind: Kind, body: bytes = b"", luggage: int = 0) -> bytes:
+    """Make the bytes of a frame that so many descriptors travel with."""
+    return _HEADER.pack(MAGIC, nonce, kind, luggage, len(body)) + body
 
 
 def encode_small_value(nonce: bytes, stream: bytes) -> bytes:
     """Make the bytes of a VALUE frame whose payload is just a stream: most results are."""
-    return _HEADER.pack(MAGIC, nonce, _VALUE, _TABLE.size + len(stream)) + _NO_TABLE + stream
+    return _HEADER.pack(MAGIC, nonce, _VALUE, 0, _TABLE.size + len(stream)) + _NO_TABLE + stream
 
 
-# A whole frame; the body is in the pieces in which it arrived.
-Frame: TypeAlias = tuple[Kind, Sequence[bytes]]
+# A whole frame: its kind, its body in the pieces in which it arrived, its number of descriptors.
+Frame: TypeAlias = tuple[Kind, Sequence[bytes], int]
 
 
 class FrameDecoder:
     """Turns the bytes of a channel, in whatever pieces they come, into frames."""
 
-    __slots__ = ("_body", "_head", "_kind", "_missing", "_nonce")
+    __slots__ = ("_body", "_head", "_kind", "_luggage", "_missing", "_nonce")
 
     def __init__(self, nonce: bytes) -> None:
         self._nonce = nonce
         self._head = b""
         self._kind: Kind | None = None
         self._missing = 0
+        self._luggage = 0
         self._body: list[bytes] = []
 
     def feed(self, data: bytes) -> Iterator[Frame]:
@@ -98,7 +99,7 @@ class FrameDecoder:
                     self._head = head
                     break
                 self._head = b""
-                self._kind, self._missing = kind, _ = self._parse(head)
+                self._kind, self._luggage, self._missing = kind, _, _ = self._parse(head)
             if self._missing:
                 piece = data[at : at + self._missing]
                 at += len(piece)
@@ -108,34 +109,42 @@ class FrameDecoder:
             if not self._missing:
                 body, self._body = self._body, []
                 self._kind = None
-                yield kind, body
+                yield kind, body, self._luggage
 
     def _check_start(self, head: bytes) -> None:
         # A few stray bytes must not pass for a header that is merely slow.
         if not head.startswith((MAGIC + self._nonce)[: len(head)]):
             raise ProtocolError(f"the channel carries {head!r}, which is no frame")
 
-    def _parse(self, head: bytes) -> tuple[Kind, int]:
-        magic, nonce, number, length = _HEADER.unpack(head)
+    def _parse(self, head: bytes) -> tuple[Kind, int, int]:
+        magic, nonce, number, luggage, length = _HEADER.unpack(head)
         if magic != MAGIC or nonce != self._nonce:
             raise ProtocolError(f"the channel carries {head!r}, which is no frame")
         kind = _KINDS.get(number)
         if kind is None:
             raise ProtocolError(f"the channel carries a frame of unknown kind {number}")
-        if length > _MAX_LENGTH or (length and kind is Kind.STARTED):
+        if length > _MAX_LENGTH or ((length or luggage) and kind is Kind.STARTED):
             raise ProtocolError(f"the channel carries a {kind.name} frame of {length} bytes")
-        return kind, length
+        return kind, luggage, length
 
 
 class Region(NamedTuple):
-    """A part of the scratch file."""
+    """A part of a file that holds a buffer.
+
+    Attributes:
+        offset, length: where, in bytes.
+        source: 0, the scratch file; or, from 1, one of the descriptors that came with the frame.
+        shared: both sides are to see each other's changes.
+    """
 
     offset: int
     length: int
+    source: int = 0
+    shared: bool = False
 
 
 class Payload(NamedTuple):
-    """A pickled object: its stream, and where in the scratch file its large buffers are.
+    """A pickled object: its stream, and where in which file its large buffers are.
 
     Attributes:
         stream: the pickle in pieces; empty if it is in the scratch file.
@@ -149,7 +158,7 @@ class Payload(NamedTuple):
 
     def encode(self) -> bytes:
         """Make the body of a frame."""
-        table = b"".join(_REGION.pack(region.offset, region.length) for region in self.regions)
+        table = b"".join(_REGION.pack(*region) for region in self.regions)
         head = _TABLE.pack(self.stream_in_scratch, len(self.regions))
         return b"".join((head, table, *self.stream))
 
@@ -164,10 +173,16 @@ class Payload(NamedTuple):
         if in_scratch > 1 or count > _MAX_REGIONS or (in_scratch and not count):
             raise ProtocolError("a result's table of buffers is damaged")
         table = _take(pieces, count * _REGION.size)
-        regions = tuple(Region(*entry) for entry in _REGION.iter_unpack(table))
-        if in_scratch and any(pieces):
+        regions = tuple(_region(*entry) for entry in _REGION.iter_unpack(table))
+        if in_scratch and (any(pieces) or regions[0].source):
             raise ProtocolError("a result has two pickle streams")
         return cls(pieces, regions, bool(in_scratch))
+
+
+def _region(offset: int, length: int, source: int, shared: int) -> Region:
+    if shared > 1 or (shared and not source):
+        raise ProtocolError("a result's table of buffers is damaged")
+    return Region(offset, length, source, bool(shared))
 
 
 def _take(pieces: list[bytes], size: int) -> bytes:

@@ -77,17 +77,18 @@ def trim(exc: BaseException, is_ours: Callable[[str], bool]) -> None:
     exc.__traceback__ = rest
 
 
-def dump(exc: BaseException) -> tuple[bytes, list[memoryview]]:
+def dump(exc: BaseException) -> codecs.Dumped:
     """Pickle an exception such that it can be loaded again, or raise.
 
     That is tried out here: a constructor that wants other arguments than `args` has fails when
     it is loaded, and there nothing could be done about it any more.
     """
-    stream, buffers = codecs.dump_by(ExceptionPickler, exc)
-    copy = codecs.load([stream], [view.toreadonly() for view in buffers])
+    dumped = stream, buffers, luggage = codecs.dump_by(ExceptionPickler, exc, lend=False)
+    views = [view.toreadonly() for view in buffers if isinstance(view, memoryview)]
+    copy = codecs.load([stream], views, luggage.fds if luggage else ())
     if type(copy).__qualname__ != type(exc).__qualname__:
         raise TypeError(f"it comes back as {type(copy).__qualname__}")
-    return stream, buffers
+    return dumped
 
 
 def describe(exc: BaseException) -> str:

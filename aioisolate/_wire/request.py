@@ -27,7 +27,10 @@ class Request(NamedTuple):
         backend: the caller's event loop, "asyncio" or "trio".
         uvloop: it is uvloop's.
         output: two descriptors come along that are to become 1 and 2.
-        numbers: what the remaining descriptors are to be called.
+        numbers: what the next descriptors are to be called.
+        lent: the call's buffers that are in files: which of the remaining descriptors (from 0),
+            offset, length, and whether both sides are to see each other's changes.
+        luggage: how many descriptors remain, for the call's objects.
     """
 
     nonce: bytes
@@ -40,11 +43,13 @@ class Request(NamedTuple):
     uvloop: bool = False
     output: bool = False
     numbers: tuple[int, ...] = ()
+    lent: tuple[tuple[int, int, int, bool], ...] = ()
+    luggage: int = 0
 
     def encode(self) -> bytes:
         """Make the bytes of the request, header included."""
         body = marshal.dumps(tuple(self))
-        count = self.in_file + 2 * self.output + len(self.numbers)
+        count = self.in_file + 2 * self.output + len(self.numbers) + self.luggage
         return HEADER.pack(len(body), count) + body
 
     @classmethod

@@ -13,10 +13,17 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from typing import TypeAlias
 
-from .frames import Frame, FrameDecoder, Kind, ProtocolError
+from .frames import FrameDecoder, Kind, ProtocolError
 
-__all__ = ["Conversation", "State"]
+__all__ = ["Conversation", "Message", "State"]
+
+# What a frame says: its kind, its body in pieces, the descriptors that came with it.
+Message: TypeAlias = tuple[Kind, Sequence[bytes], Sequence[int]]
+
+# As many as can come with one message, which one frame announces.
+_UNCLAIMED_MAX = 253
 
 
 class State(enum.Enum):
@@ -47,33 +54,45 @@ class Conversation:
         answer: the frame that ended the conversation, or None.
     """
 
-    __slots__ = ("_decoder", "answer", "started", "state")
+    __slots__ = ("_decoder", "_unclaimed", "answer", "started", "state")
 
     def __init__(self, nonce: bytes) -> None:
         self._decoder = FrameDecoder(nonce)
         self.state = State.BORN
         self.started = False
-        self.answer: Frame | None = None
+        self.answer: Message | None = None
+        self._unclaimed: list[int] = []
 
-    def receive(self, data: bytes) -> Sequence[Frame]:
-        """Take more bytes from the channel; return the ITEM and PROGRESS frames among them.
+    def receive(self, data: bytes, fds: Sequence[int] = ()) -> Sequence[Message]:
+        """Take more from the channel; return the ITEM and PROGRESS frames that it completes.
+
+        Descriptors come no later than the frame that they belong to, and in the same order.
 
         Raises ProtocolError if they make no sense.
         """
         if self.state is State.DONE:
             return ()
-        between: list[Frame] = []
-        for frame in self._decoder.feed(data):
-            kind = frame[0]
+        between: list[Message] = []
+        self._unclaimed += fds
+        if len(self._unclaimed) > _UNCLAIMED_MAX:
+            raise ProtocolError("the channel carries more descriptors than its frames announce")
+        for kind, body, luggage in self._decoder.feed(data):
             after = _TRANSITIONS.get((self.state, kind))
             if after is None:
                 raise ProtocolError(f"a {kind.name} frame came when {self.state.value}")
             self.state = after
+            if luggage > len(self._unclaimed):
+                raise ProtocolError(
+                    f"a {kind.name} frame came without its descriptors: it has {luggage}, and "
+                    f"{len(self._unclaimed)} came (this process may have none left to receive)"
+                )
+            message = kind, body, self._unclaimed[:luggage]
+            del self._unclaimed[:luggage]
             if kind is Kind.STARTED:
                 self.started = True
             elif after is State.DONE:
-                self.answer = frame
+                self.answer = message
                 break
             else:
-                between.append(frame)
+                between.append(message)
         return between

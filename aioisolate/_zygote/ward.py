@@ -177,6 +177,7 @@ class WardChild:
         "_backend",
         "_fds",
         "_left",
+        "_luggage",
         "_request",
         "_sent_along",
         "_ward",
@@ -198,7 +199,7 @@ class WardChild:
     streams: tuple[OutputStream, ...]
 
     def __init__(
-        self, ward: Ward, plan: Plan, call: bytes, backend: AsyncBackend, *, quiet: bool
+        self, ward: Ward, plan: Plan, call: codecs.Call, backend: AsyncBackend, *, quiet: bool
     ) -> None:
         """Prepare to send *call* to *ward*; on failure the ward is discarded.
 
@@ -226,14 +227,14 @@ class WardChild:
                 ) from exc
             raise
 
-    def _prepare(self, plan: Plan, call: bytes, backend: AsyncBackend, quiet: bool) -> None:
-        options, fds = plan.options, self._fds
+    def _prepare(self, plan: Plan, call: codecs.Call, backend: AsyncBackend, quiet: bool) -> None:
+        options, fds, stream = plan.options, self._fds, call.stream
         self._sent_along: list[int] = []
         self.streams = ()
-        in_file = len(call) > _CALL_INLINE_MAX
+        in_file = len(stream) > _CALL_INLINE_MAX
         if in_file:
             file = memfd.create(fds)
-            view = memoryview(call)
+            view = memoryview(stream)
             while view:
                 view = view[os.write(file, view) :]
             os.lseek(file, 0, os.SEEK_SET)
@@ -245,9 +246,11 @@ class WardChild:
             self._sent_along += (stdout, stderr)
         numbers = tuple(options.pass_fds)
         self._sent_along += numbers
+        self._luggage = call.luggage  # open until it is sent
+        self._sent_along += call.luggage.fds
         self._request = Request(
             self.nonce,
-            len(call) if in_file else call,
+            len(stream) if in_file else stream,
             in_file,
             quiet,
             plan.streaming,
@@ -256,12 +259,14 @@ class WardChild:
             backend.uvloop,
             output,
             numbers,
+            tuple((lent.which, *lent[1:]) for lent in call.lent),
+            len(call.luggage.fds),
         ).encode()
         if plan.streaming or self.streams:
             self.waitset = WaitSet()
             self.waitset.add(self.channel)
-            for stream in self.streams:
-                self.waitset.add(stream.fd)
+            for output_stream in self.streams:
+                self.waitset.add(output_stream.fd)
         else:
             self.waitset = _Sole(self.channel)
         fd = self.waitset.fileno()
@@ -359,15 +364,15 @@ class WardChild:
         self._fds.close_all()
 
 
-def encode_call(plan: Plan, functions: relation.Functions | None) -> tuple[bytes, bool]:
-    """Pickle a call for a fork server's child; tell whether it needs cloudpickle there.
+def encode_call(plan: Plan, functions: relation.Functions | None) -> codecs.Call:
+    """Pickle a call for a fork server's child.
 
     *functions* are those that the server has because it is a copy of this process.
     Raises CallableDidNotExecuteError if it can't be pickled.
     """
     try:
         if functions is not None:
-            return codecs.dump_call_to_copy(plan.fn, plan.args, functions), False
+            return codecs.dump_call_to_copy(plan.fn, plan.args, functions)
         return codecs.dump_call(plan.fn, plan.args)
     except Exception as exc:
         raise CallableDidNotExecuteError(
