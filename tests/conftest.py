@@ -50,7 +50,8 @@ def pytest_asyncio_loop_factories() -> dict[str, Any]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "loop" in metafunc.fixturenames:
-        metafunc.parametrize("loop", list(LOOPS), indirect=False)
+        one = metafunc.definition.get_closest_marker("one_loop")
+        metafunc.parametrize("loop", ["asyncio"] if one else list(LOOPS), indirect=False)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,0 +1,144 @@
+"""Functions for children that get snapshots and arrays."""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+import numpy as np
+
+from aioisolate import Snapshot
+from aioisolate._memory import arrays, places
+from aioisolate._memory import snapshot as snapshots
+from aioisolate._os import mappings, memfd
+from aioisolate._os.fds import Descriptors
+from aioisolate._wire import handles
+
+LARGE = 1 << 20  # items; 8 MB of floats
+
+
+def own_memory():
+    """How much memory this process has written to by itself, in bytes."""
+    with open("/proc/self/smaps_rollup") as file:
+        fields = dict(line.split(":", 1) for line in file if ":" in line)
+    return int(fields["Anonymous"].split()[0]) * 1024
+
+
+def identity(fd):
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
+def same(value):
+    return value
+
+
+def whose(found):
+    return identity(found._root.fd)
+
+
+def total(array):
+    return float(array.sum())
+
+
+def fill(array, value):
+    array[...] = value
+
+
+def write(view):
+    view[0:4] = b"mine"
+    return view
+
+
+def fill_and_die(array):
+    array[...] = 3
+    os.abort()
+
+
+def write_to_root(snapshot):
+    try:
+        snapshot.view_mut()
+    except PermissionError:
+        return "refused"
+    return "open"
+
+
+def make(length):
+    return Snapshot.from_array(np.full(length, 7.0))
+
+
+def cost_of_touching(snapshot):
+    """How much of its own memory it takes to read a whole snapshot."""
+    before = own_memory()
+    assert snapshot.as_array().sum() == LARGE
+    return own_memory() - before
+
+
+def each(n):
+    for number in range(n):
+        yield Snapshot.from_bytes(bytes([number]) * 10)
+
+
+def fail_with(snapshot):
+    raise LookupError("with a snapshot", snapshot)
+
+
+def many_snapshots(n):
+    return [Snapshot.zeroed(1) for _ in range(n)]
+
+
+class Lie:
+    """Pickles as a snapshot that is none."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __reduce__(self):
+        own = Descriptors()
+        length = 2 * mmap.PAGESIZE
+        reopen = snapshots._reopen
+        if self.kind == "index":
+            return reopen, (7, length, None)
+        if self.kind == "pipe":
+            fd = os.pipe()[0]
+        elif self.kind == "file":
+            fd = os.open(__file__, os.O_RDONLY)
+        elif self.kind == "directory":
+            fd = os.open("/", os.O_RDONLY)
+        else:
+            fd = memfd.create(own)
+            os.ftruncate(fd, length if self.kind == "unsealed" else mmap.PAGESIZE)
+            if self.kind != "unsealed":
+                memfd.seal(fd)
+        if self.kind == "negative":
+            length = -5
+        index = handles.packing().add(fd, own)
+        own.release(fd) if fd in own.listed() else None
+        return reopen, (index, length, None)
+
+
+def shrink_later(snapshot):
+    """Try to cut the ground from under whoever maps it."""
+    fd = snapshot._root.fd
+    tried = []
+    for attempt in (
+        lambda: os.ftruncate(fd, 0),
+        lambda: os.pwrite(fd, b"x", 0),
+        lambda: mmap.mmap(fd, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE),
+    ):
+        try:
+            attempt()
+        except OSError:
+            tried.append("refused")
+        else:
+            tried.append("done")
+    return tried
+
+
+def shrink(array):
+    place = places.at(mappings.address_of(array), array.nbytes)
+    try:
+        os.ftruncate(place.root.fd, 0)
+    except PermissionError:
+        return "refused"
+    return "done"

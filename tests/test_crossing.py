@@ -1,0 +1,279 @@
+"""Memory that goes to children and comes back as a handle, for every way of starting a child."""
+
+from __future__ import annotations
+
+import copy
+import mmap
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from aioisolate import (
+    CallableDidNotExecuteError,
+    CallableExecutedError,
+    CallableStatusUnknownError,
+    Isolator,
+    Reason,
+    Snapshot,
+    shared_array,
+)
+from tests.memory_payloads import (
+    LARGE,
+    Lie,
+    cost_of_touching,
+    each,
+    fail_with,
+    fill,
+    fill_and_die,
+    identity,
+    make,
+    many_snapshots,
+    own_memory,
+    same,
+    shrink,
+    shrink_later,
+    total,
+    whose,
+    write,
+    write_to_root,
+)
+
+pytestmark = pytest.mark.one_loop
+PRELOAD = ["tests.memory_payloads"]
+STARTS = {
+    "fork": {"start": "fork"},
+    "template": {"start": "template"},
+    "warm": {"start": "zygote", "warm": 1, "preload": PRELOAD},
+}
+MB = 1 << 20
+
+
+def descriptors():
+    return os.listdir("/proc/self/fd")
+
+
+@pytest.fixture(params=STARTS)
+def start(request):
+    return STARTS[request.param]
+
+
+# Snapshots and views
+
+
+async def test_a_snapshot_is_not_copied(start):
+    snapshot = Snapshot.from_array(np.ones(LARGE))
+    async with Isolator(**start) as iso:
+        assert await iso.run(whose, snapshot) == identity(snapshot._root.fd)
+        assert await iso.run(cost_of_touching, snapshot) < 2 * MB
+        back = await iso.run(same, snapshot)
+        assert identity(back._root.fd) == identity(snapshot._root.fd)
+        assert back.as_array().sum() == LARGE
+        assert back.as_array().dtype == np.float64
+        many = await iso.run(same, {"a": snapshot, "b": [snapshot, snapshot.view()]})
+        assert len(many["a"]) == len(many["b"][1]) == LARGE * 8
+        assert await iso.run(write_to_root, snapshot) == "refused"
+
+
+async def test_a_snapshot_of_a_childs(start):
+    async with Isolator(**start) as iso:
+        made = await iso.run(make, LARGE)
+        assert made.sealed
+        assert (made.as_array() == 7).all()
+        with pytest.raises(PermissionError):
+            made.view_mut()
+
+
+async def test_what_crosses_is_sealed():
+    snapshot = Snapshot.zeroed(10)
+    async with Isolator() as iso:
+        with snapshot.view_mut() as view:
+            view[0] = 1
+            with pytest.raises(CallableDidNotExecuteError, match="close that first") as refused:
+                await iso.run(same, snapshot)
+            assert refused.value.reason is Reason.ARGUMENT_ENCODING
+        assert not snapshot.sealed
+        assert (await iso.run(same, snapshot)).view()[0] == 1
+        assert snapshot.sealed
+
+
+async def test_views_carry_their_changes(start):
+    snapshot = Snapshot.from_bytes(b"first" + bytes(LARGE))
+    async with Isolator(**start) as iso:
+        view = snapshot.view()
+        changed = await iso.run(write, view)
+        assert changed[:5] == b"minet"
+        assert view[:5] == b"first"
+        view[0:5] = b"other"
+        assert (await iso.run(same, view))[:5] == b"other"
+        assert snapshot.view()[:5] == b"first"
+
+
+async def test_empty_ones_cross(start):
+    async with Isolator(**start) as iso:
+        assert len(await iso.run(same, Snapshot.zeroed(0))) == 0
+        assert (await iso.run(same, Snapshot.zeroed(0).view()))[:] == b""
+        assert (await iso.run(same, shared_array((0, 3)))).shape == (0, 3)
+
+
+async def test_arrays_on_a_snapshot_are_not_copied(start):
+    snapshot = Snapshot.from_array(np.ones(LARGE))
+    array = snapshot.as_array()
+    async with Isolator(**start) as iso:
+        before = own_memory()
+        back = await iso.run(same, array)
+        part = await iso.run(same, array[1000:500_000])
+        assert own_memory() - before < 2 * MB
+        assert (total(back), total(part)) == (LARGE, 499_000)
+        back[0] = 100  # its own
+        array[0] = 5  # a change of ours travels
+        assert await iso.run(total, array) == LARGE + 4
+        assert snapshot.as_array()[0] == 1
+        view = memoryview(np.frombuffer(snapshot.view(), "f8"))
+        assert await iso.run(total, np.asarray(view)) == LARGE
+
+
+async def test_an_array_while_its_snapshot_is_written_is_copied():
+    snapshot = Snapshot.zeroed(MB)
+    array = np.frombuffer(snapshot.view(), "u1")
+    async with Isolator() as iso:
+        with snapshot.view_mut() as view:
+            view[0] = 9
+            assert await iso.run(total, array) == 9
+        assert not snapshot.sealed
+
+
+async def test_items_and_exceptions_carry_snapshots(start):
+    async with Isolator(**start) as iso:
+        async with iso.stream(each, 100) as items:
+            found = [bytes(item.view()) async for item in items]
+        assert found == [bytes([number]) * 10 for number in range(100)]
+        async with iso.stream(each, 50) as items:
+            async for _ in items:
+                break  # the rest is closed
+        with pytest.raises(LookupError) as raised:
+            await iso.run(fail_with, Snapshot.from_bytes(b"content"))
+        assert raised.value.args[1].view()[:] == b"content"
+
+
+async def test_no_descriptor_stays(start):
+    snapshot = Snapshot.from_array(np.ones(LARGE))
+    async with Isolator(**start) as iso:
+        await iso.run(same, snapshot)
+        before = len(descriptors())
+        for _ in range(20):
+            await iso.run(same, [snapshot, snapshot.as_array(), shared_array(5)])
+        assert len(descriptors()) <= before + 2  # another idle child's
+
+
+async def test_too_many_for_one_message():
+    async with Isolator() as iso:
+        with pytest.raises(CallableDidNotExecuteError, match="253") as refused:
+            await iso.run(len, [Snapshot.zeroed(1) for _ in range(254)])
+        assert refused.value.reason is Reason.ARGUMENT_ENCODING
+        assert await iso.run(len, [Snapshot.zeroed(1) for _ in range(200)]) == 200
+        with pytest.raises(CallableExecutedError, match="253") as lost:
+            await iso.run(many_snapshots, 254)
+        assert lost.value.reason is Reason.RESULT_ENCODING
+        assert len(await iso.run(many_snapshots, 200)) == 200
+
+
+@pytest.mark.parametrize("make_it", [lambda: Snapshot.zeroed(5), lambda: Snapshot.zeroed(5).view()])
+def test_elsewhere_they_can_not_be_pickled(make_it):
+    with pytest.raises(TypeError, match="only as an argument to an isolated function"):
+        pickle.dumps(make_it())
+
+
+# Shared arrays
+
+
+async def test_a_shared_array_is_one_memory(start):
+    array = shared_array((1000, 100), "i4")
+    assert not array.any()
+    async with Isolator(**start) as iso:
+        await iso.run(fill, array, 3)
+        assert (array == 3).all()
+        await iso.run(fill, array[::2, 5:7], 4)
+        assert array.sum() == 301_000
+        await iso.run(fill, array.T[::-1, 3], 5)
+        assert (array[3] == 5).all()
+        await iso.run(fill, np.asarray(array), 9)  # a plain array on the same memory
+        assert (array == 9).all()
+        back = await iso.run(same, array[10:20])
+        back[...] = 1
+        assert (array[10:20] == 1).all()
+        assert array[20, 0] == 9
+        # What is computed from it is no part of it.
+        await iso.run(fill, array * 2, 0)
+        assert array[20, 0] == 9
+        small = shared_array(3)
+        await iso.run(fill, small, 2)
+        assert list(small) == [2, 2, 2]
+
+
+async def test_what_a_killed_child_wrote_is_there(start):
+    array = shared_array(10)
+    async with Isolator(**start) as iso:
+        with pytest.raises(CallableStatusUnknownError):
+            await iso.run(fill_and_die, array)
+    assert (array == 3).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "error", "message"),
+    [
+        (3, object, TypeError, "Python objects"),
+        (-1, "u1", ValueError, "negative"),
+        ((2, -1), "u1", ValueError, "negative"),
+        ("ab", "u1", TypeError, "integer"),
+        (1.5, "u1", TypeError, "float"),
+        (3, "nonsense", TypeError, "nonsense"),
+        (1 << 70, "u1", OSError, str(1 << 70)),
+        ((1 << 50, 1 << 9), "u1", (OSError, MemoryError), str(1 << 59)),
+    ],
+)
+def test_arrays_that_can_not_be_shared(shape, dtype, error, message):
+    with pytest.raises(error, match=message):
+        shared_array(shape, dtype)
+
+
+def test_a_shared_array_is_an_array():
+    array = shared_array((2, 3), "f4")
+    assert isinstance(array, np.ndarray)
+    assert (array.shape, array.dtype) == ((2, 3), np.float32)
+    assert shared_array(()).shape == ()
+    again = pickle.loads(pickle.dumps(array))
+    assert type(again) is np.ndarray
+    twin = copy.deepcopy(array)
+    twin[...] = 1
+    assert not array.any()
+
+
+# Children that lie
+
+
+@pytest.mark.parametrize(
+    "kind", ["index", "pipe", "file", "directory", "unsealed", "short", "negative"]
+)
+async def test_a_child_that_lies(start, kind):
+    async with Isolator(**start) as iso:
+        with pytest.raises(CallableStatusUnknownError) as caught:
+            await iso.run(Lie, kind)
+        assert caught.value.reason is Reason.PROTOCOL
+        assert await iso.run(total, np.ones(3)) == 3
+
+
+async def test_what_is_sealed_can_not_be_changed_by_a_child(start):
+    snapshot = Snapshot.from_bytes(b"content")
+    snapshot.seal()
+    async with Isolator(**start) as iso:
+        assert await iso.run(shrink_later, snapshot) == ["refused"] * 3
+    assert snapshot.view()[:] == b"content"
+
+
+async def test_a_shared_array_can_not_be_shortened(start):
+    array = shared_array(LARGE)
+    async with Isolator(**start) as iso:
+        assert await iso.run(shrink, array) == "refused"
+    assert not array.any()
