@@ -7,6 +7,7 @@ After a fork the first touch of each page is a copy; so these are made before an
 from __future__ import annotations
 
 import _socket
+import errno
 import faulthandler
 import os
 from collections.abc import Iterable
@@ -93,7 +94,8 @@ def _serve_one(order: Order, channel: _socket.socket) -> int:
     order.progress = request.progress
     order.backend = AsyncBackend(request.backend, uvloop=request.uvloop)
     try:
-        call = _take_over(order, request, descriptors) if descriptors else request.call
+        more = request.in_file or request.output or request.numbers
+        call = _take_over(order, request, descriptors) if more else request.call
         assert isinstance(call, bytes)
         order.fn, order.args = codecs.load_call(call)
     except BaseException as exc:  # noqa: BLE001 - unpickling imports, and so runs, anything
@@ -106,11 +108,11 @@ def _serve_one(order: Order, channel: _socket.socket) -> int:
 
 def _receive(channel: _socket.socket) -> tuple[Request, list[int]] | None:
     """Read one request and the descriptors that come with it; None if the parent is gone."""
-    data, found = messages.receive(channel, _AT_ONCE)
+    data, found, _ = messages.receive(channel, _AT_ONCE)
     while len(data) < HEADER.size or len(data) < HEADER.size + HEADER.unpack_from(data)[0]:
         if not data:
             return None
-        more, more_found = messages.receive(channel, 16 * _AT_ONCE)
+        more, more_found, _ = messages.receive(channel, 16 * _AT_ONCE)
         data = data + more if more else b""
         found += more_found
     return Request.decode(data[HEADER.size :]), found
@@ -119,6 +121,8 @@ def _receive(channel: _socket.socket) -> tuple[Request, list[int]] | None:
 def _take_over(order: Order, request: Request, descriptors: list[int]) -> bytes | int:
     """Put the descriptors that came along where they belong; return the call's pickle."""
     call = request.call
+    if len(descriptors) < request.in_file + 2 * request.output + len(request.numbers):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     if request.in_file:
         file = descriptors.pop(0)
         size = int(call)
