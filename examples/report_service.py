@@ -3,7 +3,7 @@
     python examples/report_service.py --port 8000
 
 Open / in a browser. The report reads the source of Python's standard library, file by file, in a
-child of its own; closing the page, or its Cancel button, ends that child.
+child of its own; leaving the page, or its Cancel button, ends that child.
 """
 
 from __future__ import annotations
@@ -123,6 +123,8 @@ byId("start").onclick = () => {
   source.onerror = () => stop("the connection was lost")
 }
 byId("cancel").onclick = () => stop("cancelled")
+// A page that one has left may live on in the browser's cache, with its connection.
+onpagehide = () => source && stop("cancelled")
 </script>"""
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import re
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 
 from aioisolate import CallEvent
 
@@ -84,6 +87,34 @@ def python(
     if prefix:
         command = ["sh", "-c", f'exec "$@" {prefix}', "sh", *command]
     return subprocess.run(command, env=environment, check=False, **options)
+
+
+@contextlib.contextmanager
+def service(name: str = "image_service") -> Iterator[tuple[str, int]]:
+    """Run an example that is a server; give its address and process id."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, f"examples/{name}.py", "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    )
+    with process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if found := re.search(r"running on (http://\S+)", line):
+                    yield found[1], process.pid
+                    break
+            else:
+                pytest.fail("the server did not start")
+        finally:
+            process.terminate()
+            log = process.stderr.read()
+    assert process.returncode in (0, -15), log
+    assert "Traceback" not in log
+    assert "Warning" not in log
 
 
 async def gap_while(work: Callable[[], Any]) -> tuple[float, Any]:

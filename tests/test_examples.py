@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,7 +14,7 @@ import httpx
 import pytest
 import skimage
 
-from tests.helpers import ROOT, alive, until, wait_until
+from tests.helpers import ROOT, alive, service, until, wait_until
 
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 EXPECTED = {
@@ -82,32 +80,6 @@ def test_the_leaky_extension():
     grown = {words[0]: float(words[1]) for words in map(str.split, result.stdout.splitlines()[-2:])}
     assert grown["isolated"] < 4
     assert grown["directly"] > 190
-
-
-@contextlib.contextmanager
-def service(name="image_service"):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [sys.executable, f"examples/{name}.py", "--port", "0"],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-    )
-    with process:
-        try:
-            for line in process.stderr:
-                if found := re.search(r"running on (http://\S+)", line):
-                    yield found[1], process.pid
-                    break
-            else:
-                pytest.fail("the server did not start")
-        finally:
-            process.terminate()
-            log = process.stderr.read()
-    assert process.returncode in (0, -15), log
-    assert "Traceback" not in log
-    assert "Warning" not in log
 
 
 def picture(name="coffee.png"):

@@ -13,13 +13,20 @@ import sys
 import threading
 import time
 import unittest
+from pickle import PicklingError
 
 import anyio
 import pytest
 
-from aioisolate import CallableStatusUnknownError, Isolator, Reason
+from aioisolate import (
+    CallableDidNotExecuteError,
+    CallableExecutedError,
+    CallableStatusUnknownError,
+    Isolator,
+    Reason,
+)
 from tests.helpers import alive, until, wait_until
-from tests.payloads import divide_12, double
+from tests.payloads import crash, divide_12, double
 
 
 @contextlib.contextmanager
@@ -101,6 +108,121 @@ def test_cpythons_are_there():
     if not suites():
         pytest.skip("this Python comes without its own tests")
     assert len(list(cases())) > 15
+
+
+# CPython's, of what once made its pools hang. What they expect of a pool is mostly that it is
+# broken from then on; here one call is, and the table says how.
+
+DEADLOCKS = {
+    "test_error_at_task_pickle": (CallableDidNotExecuteError, Reason.ARGUMENT_ENCODING),
+    "test_exit_at_task_unpickle": (CallableDidNotExecuteError, Reason.ARGUMENT_DECODING),
+    "test_error_at_task_unpickle": (CallableDidNotExecuteError, Reason.ARGUMENT_DECODING),
+    "test_crash_at_task_unpickle": (CallableDidNotExecuteError, Reason.CHILD_SETUP),
+    "test_crash_during_func_exec_on_worker": (CallableStatusUnknownError, Reason.SIGNAL),
+    "test_exit_during_func_exec_on_worker": (CallableStatusUnknownError, Reason.EXIT),
+    "test_error_during_func_exec_on_worker": (RuntimeError, None),
+    "test_crash_during_result_pickle_on_worker": (CallableStatusUnknownError, Reason.SIGNAL),
+    "test_exit_during_result_pickle_on_worker": (CallableExecutedError, Reason.RESULT_ENCODING),
+    "test_error_during_result_pickle_on_worker": (CallableExecutedError, Reason.RESULT_ENCODING),
+    "test_error_during_result_unpickle_in_result_handler": (
+        CallableExecutedError,
+        Reason.RESULT_DECODING,
+    ),
+    "test_exit_during_result_unpickle_in_result_handler": (
+        CallableExecutedError,
+        Reason.RESULT_DECODING,
+    ),
+}
+DEADLOCKS_NOT_OURS = {
+    "test_shutdown_deadlock": "expects BrokenProcessPool: test_a_crash_after_the_shutdown",
+    "test_shutdown_deadlock_pickle": "joins the stdlib's manager thread: likewise",
+    "test_crash_big_data": "expects BrokenProcessPool: test_crashes_with_much_data",
+    "test_gh105829_should_not_deadlock_if_wakeup_pipe_full": "of the stdlib's wake-up pipe",
+}
+
+
+def deadlock_suite():
+    name = "test.test_concurrent_futures"
+    if sys.version_info >= (3, 12):
+        name += ".test_deadlock"
+    return pytest.importorskip(name, exc_type=ImportError).ExecutorDeadlockTest
+
+
+@pytest.mark.parametrize("name", DEADLOCKS)
+def test_cpythons_deadlocks(name):
+    suite = deadlock_suite()
+    kind, reason = DEADLOCKS[name]
+    seen = []
+
+    class Case(suite, unittest.TestCase):
+        def _check_crash(self, error, func, *args, ignore_stderr=False):
+            del error, ignore_stderr
+            with executor_beside() as executor:
+                futures = [executor.submit(func, *args) for _ in range(2)]
+                seen.extend(future.exception(timeout=60) for future in futures)
+                assert list(executor.map(double, range(3), timeout=60)) == [0, 2, 4]
+
+    result = unittest.TestResult()
+    Case(name).run(result)
+    for _, text in result.errors + result.failures:
+        pytest.fail(text)
+    assert [(type(error), getattr(error, "reason", None)) for error in seen] == [(kind, reason)] * 2
+
+
+def test_cpythons_deadlocks_are_all_thought_of():
+    found = {name for name in dir(deadlock_suite()) if name.startswith("test_")}
+    assert found <= {*DEADLOCKS, *DEADLOCKS_NOT_OURS}
+
+
+class Poisoned:
+    """Raises something when it is pickled."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __reduce__(self):
+        raise self.error
+
+
+def test_a_crash_after_the_shutdown():
+    with executor_beside() as executor:
+        future = executor.submit(crash, 0.2)
+        executor.shutdown(wait=True)
+        assert future.done()
+        assert future.exception().reason is Reason.SIGNAL
+    with executor_beside() as executor:
+        future = executor.submit(id, Poisoned(ValueError("not to be pickled")))
+        executor.shutdown(wait=False)
+        assert future.exception(timeout=60).reason is Reason.ARGUMENT_ENCODING
+
+
+def test_crashes_with_much_data():
+    data = "x" * (4 << 20)
+    with executor_beside() as executor:
+        for future in [executor.submit(crash, 0.0, data) for _ in range(10)]:
+            assert future.exception(timeout=60).reason is Reason.SIGNAL
+        assert executor.submit(len, data).result(60) == len(data)
+
+
+@pytest.mark.parametrize("start", ["zygote", "template"])
+@pytest.mark.parametrize("kind", [SystemExit, GeneratorExit, BaseException, PicklingError])
+async def test_an_argument_that_raises_when_it_is_pickled(start, kind):
+    """Passed on by a background task, a SystemExit would end the event loop."""
+    async with Isolator(start) as iso:
+        future = iso.executor().submit(id, Poisoned(kind("not to be pickled")))
+        await until(future.done)
+        for error in (future.exception(), (await iso.capture(id, Poisoned(kind()))).error):
+            assert type(error) is CallableDidNotExecuteError
+            assert error.reason is Reason.ARGUMENT_ENCODING
+            assert type(error.__cause__) is kind
+        assert await iso.run(double, 2) == 4
+
+
+async def test_ctrl_c_while_an_argument_is_pickled_is_the_users():
+    async with Isolator() as iso:
+        with pytest.raises(KeyboardInterrupt):
+            await iso.run(id, Poisoned(KeyboardInterrupt()))
+        assert await iso.run(double, 2) == 4
 
 
 # Ours

@@ -136,6 +136,51 @@ async def test_events_and_progress(start):
     assert work() == "done"
 
 
+async def test_what_a_callable_of_the_callers_raises_ends_the_call(start):
+    def work():
+        print(os.getpid(), flush=True)
+        report_progress(os.getpid())
+        time.sleep(60)
+
+    pids = []
+
+    def fail(what):
+        pids.append(getattr(what, "pid", None) or what.done)
+        raise OddError("odd", code=1)
+
+    def fail_at(stage):
+        return lambda event: fail(event) if event.name == stage else None
+
+    def fail_on_line(_stream, line):
+        pids.append(int(line))
+        raise OddError("odd", code=1)
+
+    async with Isolator(**start) as iso:
+        for options in (
+            {"on_progress": fail},
+            {"on_event": fail_at("spawn")},
+            {"on_event": fail_at("started")},
+            {"output": fail_on_line},
+        ):
+            for call in (iso.run, iso.capture):
+                with pytest.raises(OddError, match="odd"):
+                    await call(work, **options)
+                await until(lambda: not alive(pids[-1]))
+        for stage in ("result", "reaped"):
+            with pytest.raises(OddError, match="odd"):
+                await iso.run(double, 2, on_event=fail_at(stage))
+        async with iso.open_job(work, on_progress=fail) as job:
+            with pytest.raises(OddError, match="odd"):
+                await job.result()
+            assert isinstance((await job.outcome()).error, OddError)
+        with pytest.raises(OddError, match="odd"):
+            async with iso.stream(count, 5, on_event=fail_at("started")) as items:
+                [item async for item in items]
+        await until(lambda: not any(map(alive, pids)))
+        assert not iso.jobs()
+        assert await iso.run(double, 2) == 4
+
+
 async def test_cancelled_calls_leave_nothing(start):
     async with Isolator(**start) as iso:
         stages = Stages()

@@ -7,6 +7,7 @@ After a fork the first touch of each page is a copy; so these are made before an
 from __future__ import annotations
 
 import _socket
+import errno
 import faulthandler
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -93,7 +94,7 @@ def _serve_one(order: Order, channel: _socket.socket) -> int:
     order.progress = request.progress
     order.backend = AsyncBackend(request.backend, uvloop=request.uvloop)
     try:
-        if descriptors:
+        if request.in_file or request.output or request.numbers or request.luggage:
             call, luggage = _take_over(order, request, descriptors)
             order.fn, order.args = _load(request, call, luggage)
         else:
@@ -109,11 +110,11 @@ def _serve_one(order: Order, channel: _socket.socket) -> int:
 
 def _receive(channel: _socket.socket) -> tuple[Request, list[int]] | None:
     """Read one request and the descriptors that come with it; None if the parent is gone."""
-    data, found = messages.receive(channel, _AT_ONCE)
+    data, found, _ = messages.receive(channel, _AT_ONCE)
     while len(data) < HEADER.size or len(data) < HEADER.size + HEADER.unpack_from(data)[0]:
         if not data:
             return None
-        more, more_found = messages.receive(channel, 16 * _AT_ONCE)
+        more, more_found, _ = messages.receive(channel, 16 * _AT_ONCE)
         data = data + more if more else b""
         found += more_found
     return Request.decode(data[HEADER.size :]), found
@@ -142,6 +143,9 @@ def _take_over(order: Order, request: Request, descriptors: list[int]) -> tuple[
     Returns the call's pickle and the descriptors that belong to it.
     """
     call = request.call
+    expected = request.in_file + 2 * request.output + len(request.numbers) + request.luggage
+    if len(descriptors) < expected:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     if request.in_file:
         file = descriptors.pop(0)
         size = int(call)

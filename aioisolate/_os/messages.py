@@ -20,13 +20,16 @@ _ROOM = _socket.CMSG_SPACE(FDS_MAX * _INT)
 _CLOEXEC: int = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
 
 
-def receive(sock: _socket.socket, size: int) -> tuple[bytes, list[int]]:
+def receive(sock: _socket.socket, size: int) -> tuple[bytes, list[int], bool]:
     """Receive at most *size* bytes, and the descriptors that come with them.
+
+    At most one message's descriptors come at once. Of these the last may be missing, if this
+    process may not have so many: then the third of what is returned is true.
 
     Raises OSError as recvmsg does (BlockingIOError: nothing is there). No bytes: the other side
     has closed.
     """
-    data, ancillary, _, _ = sock.recvmsg(size, _ROOM, _CLOEXEC)
+    data, ancillary, flags, _ = sock.recvmsg(size, _ROOM, _CLOEXEC)
     fds: list[int] = []
     for level, kind, content in ancillary:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
@@ -34,7 +37,7 @@ def receive(sock: _socket.socket, size: int) -> tuple[bytes, list[int]]:
     if not _CLOEXEC:
         for fd in fds:
             os.set_inheritable(fd, False)
-    return data, fds
+    return data, fds, bool(flags & _socket.MSG_CTRUNC)
 
 
 def send(sock: _socket.socket, data: bytes, fds: Sequence[int] = ()) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import errno
 import logging
 import os
 import signal
@@ -33,6 +34,8 @@ _log = logging.getLogger("aioisolate.zygote")
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+# What the server hears when it is at its limit of descriptors, or was put below what it has.
+_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.EBADF, errno.EINVAL})
 # A child that has answered gets so long to end by itself.
 _LINGER = 1.0
 
@@ -91,7 +94,8 @@ class Zygote:
         self._process = Process()
         self._fds = Descriptors()
         self._inbox = control.Inbox()
-        self._arrived: deque[int] = deque()
+        self._parcels = control.Parcels()
+        self._pidfds: list[int] = []
         self._backlog: deque[tuple[bytes, Sequence[int]]] = deque()
         # Asked for and not yet there; of these, whose descriptors have not been sent yet.
         self._coming: deque[Ward] = deque()
@@ -241,12 +245,12 @@ class Zygote:
 
     def _listen(self) -> None:
         try:
-            data, descriptors = messages.receive(self._socket, 65536)
+            data, descriptors, cut = messages.receive(self._socket, 65536)
         except BlockingIOError:
             return
         except OSError:
-            data, descriptors = b"", []
-        self._arrived += descriptors
+            data, descriptors, cut = b"", [], False
+        self._parcels.put(descriptors, cut)
         if not data:
             self._lose()
             return
@@ -263,18 +267,22 @@ class Zygote:
                     self._leaving.pop(ward, None)
                     ward.end(Status(exit_, user, system, max_rss * _RSS_UNIT))
                     self._look_if_empty()
-            case ("child", pid, has_pidfd):
+            case ("child", pid, index):
+                if index == 0:
+                    self._pidfds = self._parcels.next()
                 ward = self._coming.popleft()
-                ward.adopt(pid, self._arrived.popleft() if has_pidfd else -1)
+                # One that was lost for want of room is as one that never was: the server signals.
+                ward.adopt(pid, self._pidfds.pop(0) if index >= 0 and self._pidfds else -1)
                 self.wards[pid] = ward
                 self._on_ward(ward)
-            case ("refused", _, text):
+            case ("refused", number, text):
                 self._coming.popleft().close()
-                self._on_refusal(
-                    CallableDidNotExecuteError(
-                        f"the fork server could not fork: {text}", reason=Reason.FORK
-                    )
+                reason = Reason.PIPE_CREATION if number in _NO_DESCRIPTOR else Reason.FORK
+                error = CallableDidNotExecuteError(
+                    f"the fork server could not fork: {text}", reason=reason
                 )
+                error.__cause__ = OSError(number, text)
+                self._on_refusal(error)
             case ("unfit", text):
                 self._coming.popleft().close()
                 self._on_refusal(CallableDidNotExecuteError(text, reason=Reason.CHILD_SETUP))
@@ -352,8 +360,8 @@ class Zygote:
         if hasattr(self, "_socket"):
             self._socket.detach()
         self._fds.close_all()
-        while self._arrived:
-            os.close(self._arrived.popleft())
+        for fd in self._pidfds + self._parcels.all():
+            os.close(fd)
         while self._coming:
             self._coming.popleft().close()
         self._unpassed.clear()

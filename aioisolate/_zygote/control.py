@@ -1,12 +1,13 @@
 """What a fork server and its parent say to each other: records of plain data, by marshal.
 
     to the server     setup, fork(ahead of need), kill(pid, signal, group), import(module)
-    from the server   ready(modules), child(pid, has a pidfd),
+    from the server   ready(modules), child(pid, index of its pidfd),
                       ended(pid, status, user, system, rss),
                       refused(errno, text), unfit(text), failed(text)
 
-With each `fork` come the child's channel and its scratch file, with each `child` its pidfd if it
-has one. Each `fork` is answered, in order, by `child`, `refused` or `unfit`.
+With each `fork` come the child's channel and its scratch file, with each `child` its pidfd, if it
+has one: the first of a message has index 0, and -1 is none. Each `fork` is answered, in order, by
+`child`, `refused` or `unfit`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-__all__ = ["Inbox", "Setup", "encode"]
+__all__ = ["Inbox", "Parcels", "Setup", "encode"]
 
 _LENGTH = struct.Struct("<I")
 
@@ -60,3 +61,27 @@ class Inbox:
                 return
             body, self._data = self._data[_LENGTH.size : end], self._data[end:]
             yield from marshal.loads(body)  # noqa: S302 - both sides are this program
+
+
+class Parcels:
+    """The descriptors that have come, as they came: those of each message for itself.
+
+    A process that may have no more descriptors gets the first ones of a message, or none. What is
+    missing must not be made good for by the next message's.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[list[int]] = []
+
+    def put(self, fds: list[int], cut: bool) -> None:
+        """Take a message's, of which some may be missing."""
+        if fds or cut:
+            self._waiting.append(fds)
+
+    def next(self) -> list[int]:
+        """Hand out the oldest message's."""
+        return self._waiting.pop(0)
+
+    def all(self) -> list[int]:
+        """List what has not been handed out."""
+        return [fd for fds in self._waiting for fd in fds]

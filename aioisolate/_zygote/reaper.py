@@ -51,7 +51,10 @@ class Reaper(Protocol):
         ...
 
     def adopt(self, pid: int) -> int:
-        """Wait for a child from now on; return a pidfd for the parent, or -1."""
+        """Wait for a child from now on; return a pidfd for the parent, or -1.
+
+        Raises OSError if it can't be waited for; then it has been killed and collected.
+        """
         ...
 
     def kill(self, pid: int, number: int, group: bool) -> None:
@@ -116,12 +119,22 @@ class PidfdReaper:
         return readable, ended
 
     def adopt(self, pid: int) -> int:
-        opened: int = _os.pidfd_open(pid)
-        pidfd = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, self.floor)
-        os.close(opened)
+        opened = pidfd = -1
+        try:
+            opened = _os.pidfd_open(pid)
+            pidfd = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, self.floor)
+            self._epoll.register(pidfd, _Any.EPOLLIN)
+        except OSError:
+            if pidfd >= 0:
+                os.close(pidfd)
+            _kill(pid, _SIGKILL, False)
+            _collect(pid)
+            raise
+        finally:
+            if opened >= 0:
+                os.close(opened)
         self._pids[pidfd] = pid
         self._fd_of[pid] = pidfd
-        self._epoll.register(pidfd, _Any.EPOLLIN)
         return pidfd
 
     def kill(self, pid: int, number: int, group: bool) -> None:

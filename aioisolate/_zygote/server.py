@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # the C part of signal; it has no stubs
 import _socket
+import errno
 import faulthandler
 import gc
 import os
@@ -86,7 +87,7 @@ def _await_setup(channel: _socket.socket) -> control.Setup:
     channel.setblocking(True)
     inbox = control.Inbox()
     while True:
-        data, _ = messages.receive(channel, 4096)
+        data, _, _ = messages.receive(channel, 4096)
         if not data:
             os._exit(1)
         for record in inbox.feed(data):
@@ -135,7 +136,9 @@ class Server:
         self._scratch_at = own.own(fds.duplicate(null))
         self._reaper = reaper.make()
         self._inbox = control.Inbox()
-        self._arrived: list[int] = []
+        self._parcels = control.Parcels()
+        # What belongs to the child that is about to be forked.
+        self._given: list[int] = []
         self._outbox: list[tuple[Any, ...]] = []
         self._passing: list[int] = []
         self._order = self._make_order()
@@ -202,18 +205,24 @@ class Server:
     def _obey(self) -> bool:
         """Carry out what the parent wants; False if it wants no more."""
         try:
-            data, descriptors = messages.receive(self._channel, 4096)
+            data, descriptors, cut = messages.receive(self._channel, 4096)
         except BlockingIOError:
             return True
         if not data:
             return False
-        self._arrived += descriptors
+        self._parcels.put(descriptors, cut)
         for record in self._inbox.feed(data):
             what = record[0]
             if what == "fork":
-                channel, scratch = self._arrived[:2]
-                self._fork(channel, scratch, record[1])
-                del self._arrived[:2]
+                self._given = self._parcels.next()
+                try:
+                    self._fork(record[1])
+                except OSError as exc:
+                    self._outbox.append(("refused", exc.errno or 0, exc.strerror or str(exc)))
+                finally:
+                    for fd in self._given:
+                        os.close(fd)
+                    self._given = []
             elif what == "kill":
                 self._reaper.kill(*record[1:])
             elif what == "import":
@@ -223,18 +232,19 @@ class Server:
     def _learn(self, name: str) -> None:
         try:
             _import(name)
+            self._settle()
         except Exception:  # noqa: BLE001 - a child that needs it will say what is wrong
             return
-        self._settle()
 
-    def _fork(self, channel: int, scratch: int, ahead: bool) -> None:
-        """Fork a child that has these descriptors, and maybe time to rehearse."""
+    def _fork(self, ahead: bool) -> None:
+        """Fork a child that is given what it needs, and maybe time to rehearse. Raises OSError."""
         problem = self._problem()
         if problem:
-            os.close(channel)
-            os.close(scratch)
             self._outbox.append(("unfit", problem))
             return
+        if len(self._given) < 2:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        channel, scratch = self._given
         channel_at, scratch_at, null = self._channel_at, self._scratch_at, self._null
         os.dup2(channel, channel_at, False)
         os.dup2(scratch, scratch_at, False)
@@ -242,19 +252,18 @@ class Server:
         try:
             pid = os.fork()
             if pid == 0:
-                serve(self._order, self._sever, self._arrived, ahead)
-        except OSError as exc:
-            self._outbox.append(("refused", exc.errno or 0, exc.strerror or str(exc)))
-            return
+                serve(self._order, self._sever, self._given + self._parcels.all(), ahead)
+            # Two descriptors less are two that its pidfd may need for a moment.
+            while self._given:
+                os.close(self._given.pop())
+            # At once: whatever fails from here on, it will be collected.
+            pidfd = self._reaper.adopt(pid)
         finally:
             if pid == 0:
                 os._exit(1)  # never: `serve` does not return
             os.dup2(null, channel_at, False)
             os.dup2(null, scratch_at, False)
-            os.close(channel)
-            os.close(scratch)
-        pidfd = self._reaper.adopt(pid)
-        self._outbox.append(("child", pid, pidfd >= 0))
+        self._outbox.append(("child", pid, len(self._passing) if pidfd >= 0 else -1))
         if pidfd >= 0:
             self._passing.append(pidfd)
         if not ahead or len(self._passing) >= messages.FDS_MAX:
@@ -287,10 +296,11 @@ class Server:
                 "a lock that one of them holds would stay locked in every child. One of the "
                 "preloaded modules has started them"
             )
-        mine = len(self._arrived) + self._reaper.count_fds()
+        given = self._given + self._parcels.all()
+        mine = len(given) + self._reaper.count_fds()
         if self._count and _count_fds() == self._count + mine:
             return ""
-        more = set(fds.listed()) - self._known - set(self._arrived) - self._reaper.pidfds()
+        more = set(fds.listed()) - self._known - set(given) - self._reaper.pidfds()
         strange = sorted(f"{fd} ({target})" for fd in more if (target := _target(fd)))
         if strange:
             return (

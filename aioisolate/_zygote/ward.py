@@ -374,7 +374,9 @@ def encode_call(plan: Plan, functions: relation.Functions | None) -> codecs.Call
         if functions is not None:
             return codecs.dump_call_to_copy(plan.fn, plan.args, functions)
         return codecs.dump_call(plan.fn, plan.args)
-    except Exception as exc:
+    except KeyboardInterrupt:
+        raise  # the user's
+    except BaseException as exc:  # a SystemExit of some __reduce__ would end the event loop
         raise CallableDidNotExecuteError(
             f"fn or its arguments could not be pickled for a fork server's child: "
             f"{type(exc).__name__}: {exc} (start='fork' needs no pickling)",
