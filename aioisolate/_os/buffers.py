@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from pickle import PickleBuffer
 from typing import Any, TypeVar
+
+from .mappings import address_of
 
 __all__ = ["WRITABLE", "exports_buffer"]
 
@@ -28,19 +31,32 @@ else:
     # ("Python/C API, Buffer Protocol, re-exporting"); so the slot calls __buffer__ and passes the
     # request on to the memoryview that comes back, which also counts as long as it is in use.
     # This is what 3.12 does in C. The layout below is that of 3.11, which will not change.
+    # Who redirects is forgotten, though: a ctypes array at the same address, which can have
+    # attributes, keeps it alive.
     _GetBuffer = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p, ctypes.c_int)
     _get_buffer = _GetBuffer(("PyObject_GetBuffer", ctypes.pythonapi))
     _ReleaseBuffer = ctypes.PYFUNCTYPE(None, ctypes.py_object, ctypes.c_void_p)
-    _TP_AS_BUFFER = 160 if ctypes.sizeof(ctypes.c_void_p) == 8 else 84
+    _TP_AS_BUFFER = 160 if ctypes.sizeof(ctypes.c_void_p) == 8 else 80
 
     @_GetBuffer  # type: ignore[untyped-decorator]
     def _slot(exporter: Any, view: Any, flags: int) -> int:
         try:
-            result: int = _get_buffer(exporter.__buffer__(flags), view, flags)
+            result: int = _get_buffer(_keeping(exporter, exporter.__buffer__(flags)), view, flags)
         except BaseException:  # noqa: BLE001 - there is no way to hand it on from here
             # The caller gets a SystemError, which is all that 3.11 lets us raise.
             return -1
         return result
+
+    def _keeping(exporter: Any, found: memoryview) -> memoryview:
+        """Return *found*, contiguous, as a memoryview that also keeps *exporter* alive."""
+        if not found.nbytes:
+            return found
+        same = (ctypes.c_char * found.nbytes).from_address(address_of(found))
+        same.kept = (exporter, found)  # type: ignore[attr-defined]
+        again = PickleBuffer(same).raw()
+        if found.format != "B":
+            again = again.cast(found.format)  # type: ignore[call-overload]
+        return again.toreadonly() if found.readonly else again
 
     @_ReleaseBuffer  # type: ignore[untyped-decorator]
     def _release_slot(exporter: Any, view: Any) -> None:
