@@ -45,7 +45,7 @@ class PagedArray(Growing):
         samples = PagedArray("d")
         for value in source:
             samples.append(value)
-        print(np.frombuffer(samples).mean())
+        mean = np.frombuffer(samples).mean()
     """
 
     # Equal ones may become different.
@@ -110,6 +110,8 @@ class PagedArray(Growing):
                 given = self._cast(given.tobytes())
                 self._shift(stop, len(given) - count)
             self._items[start : start + len(given)] = given
+        elif not len(given):
+            del self[key]
         elif len(given) != count:
             raise ValueError(
                 f"attempt to assign array of size {len(given)} to extended slice of size {count}"
@@ -187,6 +189,7 @@ class PagedArray(Growing):
         self._add(values)
 
     def _add(self, values: Any) -> None:
+        self._check_open()
         items = self._as_items(values)
         if items is not None:
             # The length is taken first: it may be this array itself.

@@ -266,12 +266,7 @@ class Pages(Area):
 
     def _move(self, length: int, after: int) -> None:
         """Get memory of another size, with the content, protections and advice of this."""
-        area, page = self._area, mappings.PAGE
-        kept = min(self.size, after)
-        rights = bytearray([FREE.value]) * (kept // page)
-        if self._rights is not None:
-            rights = self._rights[: kept // page]
-        rights += bytes([self._initial.value]) * ((after - kept) // page)
+        area = self._area
         # For the kernel it must be one mapping, all of a kind, to be moved as a whole.
         alike = self._rights is None and all(stop is None for _, _, stop in self._advised)
         made: mmap.mmap | None
@@ -279,6 +274,7 @@ class Pages(Area):
             made, start = mappings.resize(area, after), 0
         else:
             made, start = self._map(length)
+        rights = self._rights_for(after)
         if made is not None:
             if made is not area:
                 self._advise_all(made, start, after)
@@ -290,8 +286,18 @@ class Pages(Area):
                     mappings.protect(address + first, size, value)
         if area is not None and made is not area:
             area.close()
-        self._area, self._start = made, start
-        self._rights = None if rights.count(FREE.value) == len(rights) else rights
+        self._area, self._start, self._rights = made, start, rights
+
+    def _rights_for(self, after: int) -> bytearray | None:
+        """Return the rights for another size: pages that are new have the first ones."""
+        if self._rights is None and self._initial == FREE:
+            return None
+        page, kept = mappings.PAGE, min(self.size, after)
+        rights = bytearray([FREE.value]) * (kept // page)
+        if self._rights is not None:
+            rights = self._rights[: kept // page]
+        rights += bytes([self._initial.value]) * ((after - kept) // page)
+        return None if rights.count(FREE.value) == len(rights) else rights
 
     def _advise_all(self, made: mmap.mmap, start: int, size: int) -> None:
         """Give new memory the advice that this has."""
@@ -314,17 +320,20 @@ class Pages(Area):
                     target[at + done : at + done + step] = piece
 
     def _wipe(self, start: int, stop: int) -> None:
-        """Make a part of a page zero, whatever its rights."""
-        if self._area is None or start >= stop:
+        """Make bytes zero that no longer count, whatever their rights."""
+        area, page = self._area, mappings.PAGE
+        if area is None or start >= stop:
             return
-        first = start // mappings.PAGE * mappings.PAGE
-        (run,) = _runs(self._rights, first, mappings.PAGE)
-        address = self._address() + first
-        if not run[2] & Access.WRITE.value:
-            mappings.protect(address, mappings.PAGE, FREE.value)
-        self._area[self._start + start : self._start + stop] = bytes(stop - start)
-        if not run[2] & Access.WRITE.value:
-            mappings.protect(address, mappings.PAGE, run[2])
+        whole = mappings.round_up(start)
+        if start < whole:
+            first = whole - page
+            ((_, _, value),) = _runs(self._rights, first, page)
+            address = self._address() + first
+            mappings.protect(address, page, FREE.value)
+            area[self._start + start : self._start + whole] = bytes(whole - start)
+            mappings.protect(address, page, value)
+        for first, size, value in _runs(self._rights, whole, mappings.round_up(stop) - whole):
+            mappings.decommit(area, self._start + first, size, value)
 
 
 def _runs(rights: bytearray | None, start: int, size: int) -> list[tuple[int, int, int]]:
