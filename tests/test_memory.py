@@ -38,7 +38,7 @@ from aioisolate import (
 from aioisolate._memory.snapshot import view_at
 from aioisolate._os import mappings as seam
 from aioisolate._os import memfd
-from tests.helpers import ROOT, leaves_nothing, mappings, python
+from tests.helpers import leaves_nothing, mappings, python
 
 PAGE = page_size()
 # What a closed or protected object's buffer raises; 3.11 can't be told what it was.
@@ -882,20 +882,60 @@ def test_failures_leave_nothing(monkeypatch):
 
 
 def test_under_the_interpreters_own_checks():
-    """All of this once more with the debugging hooks of Python's memory, and no warnings."""
-    files = ["tests/test_memory.py", "tests/test_pages.py", "tests/test_paged_array.py"]
+    """With the debugging hooks of Python's memory, which see what is written beside its blocks.
+
+    All the tests of memory, which takes longer: PYTHONMALLOC=debug python -X dev -m pytest
+    tests/test_memory.py tests/test_pages.py tests/test_paged_array.py
+    """
     done = python(
         """
-        import sys, pytest
-        names = ["runTest", "leave_nothing", "limits", "under_the_interpreters", "every_type"]
-        names += ["asyncio", "uvloop", "trio"]
-        skip = " and ".join(f"not {name}" for name in names)
-        sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-k", skip, *sys.argv[1:]]))
+        import faulthandler, gc
+        import numpy as np
+        from aioisolate import Access, PagedArray, Pages, Snapshot, page_size
+
+        assert faulthandler.is_enabled()
+        page = page_size()
+        for round in range(20):
+            snapshot = Snapshot.from_array(np.arange(3000))
+            array, view = snapshot.as_array(), snapshot.view()
+            flat, other = memoryview(view), np.frombuffer(view, "i8")
+            flat[-1] = array[-1] = other[0] = round
+            view.protect(slice(0, page), Access.READ)
+            view.restore()
+            view[::3] = bytes(view)[::3]
+            through = np.asarray(Snapshot.from_bytes(bytes(100)).view_mut())
+            del view, snapshot
+            gc.collect()
+            through[-1] = flat[-1] = other[-1] = array[0] = 9
+            part = through[5:]
+            del flat, other, array, through
+            part[:] = 1
+            for guard in (False, True):
+                pages = Pages(3 * page - 1, guard=guard)
+                flat = memoryview(pages)
+                flat[-1] = pages[-1] = 1
+                del flat
+                pages.protect(slice(page, None), Access.READ)
+                for size in (100 * page, 5, 7 * page):
+                    pages.resize(size)
+                    pages.decommit()
+                part = np.asarray(pages)
+                del pages
+                assert not part.any()
+            numbers = PagedArray("d", range(page))
+            numbers[5:7] = numbers
+            del numbers[::2]
+            part = np.asarray(numbers)
+            numbers.reverse()
+            del numbers
+            part[-1] = part.sum()
+            numbers = PagedArray("b", bytes(16 * page))
+            for _ in range(page):
+                numbers.append(1)
+            numbers.clear_decommit()
+            numbers.close()
+        print("done")
         """,
-        *files,
-        env={"PYTHONMALLOC": "debug", "PYTHONDEVMODE": "1", "PYTHONFAULTHANDLER": "1"},
-        timeout=100,
-        cwd=ROOT,
+        env={"PYTHONMALLOC": "debug", "PYTHONDEVMODE": "1", "PYTHONWARNINGS": "error"},
     )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "Debug memory block" not in done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

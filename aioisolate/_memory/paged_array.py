@@ -88,6 +88,8 @@ class PagedArray(Growing):
     @overload
     def __getitem__(self, key: slice, /) -> array.array[Any]: ...
     def __getitem__(self, key: SupportsIndex | slice, /) -> Any:
+        if type(key) is int and 0 <= key < self._length:  # as it mostly is, and the fastest
+            return self._items[key]
         if isinstance(key, slice):
             self._check_open()
             found: array.array[Any] = array.array(self._typecode)
@@ -223,10 +225,10 @@ class PagedArray(Growing):
                 items = memoryview(values)
             except (TypeError, ValueError, BufferError):
                 return None
+        if items.format == self._typecode and items.ndim == 1:
+            return items
         if items.ndim != 1 or _kind(items) != _kind(self._items):
             return None
-        if items.format == self._typecode:
-            return items
         # numpy's "l" is array's "q", where both have 8 bytes.
         return self._cast(items.tobytes())
 
