@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ._isolator import Isolator
     from ._memory.access import Access, Advice, page_size
     from ._memory.arrays import shared_array
+    from ._memory.paged_array import PagedArray
+    from ._memory.pages import Pages
     from ._memory.snapshot import Snapshot, View
     from ._outcome import CallEvent, Exit, Outcome, Progress, Usage
     from ._run import capture_isolated, isolated, run_isolated
@@ -38,6 +40,8 @@ __all__ = [
     "IsolationError",
     "Isolator",
     "Outcome",
+    "PagedArray",
+    "Pages",
     "Progress",
     "Reason",
     "Snapshot",
@@ -65,6 +69,8 @@ _HOMES = {
     "_isolator": ["Isolator"],
     "_memory.arrays": ["shared_array"],
     "_memory.access": ["Access", "Advice", "page_size"],
+    "_memory.paged_array": ["PagedArray"],
+    "_memory.pages": ["Pages"],
     "_memory.snapshot": ["Snapshot", "View"],
     "_outcome": ["CallEvent", "Exit", "Outcome", "Progress", "Usage"],
     "_run": ["capture_isolated", "isolated", "run_isolated"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import re
 import subprocess
@@ -138,3 +139,31 @@ async def gap_while(work: Callable[[], Any]) -> tuple[float, Any]:
         done = True
         await watching
     return longest, result
+
+
+def resident() -> int:
+    """How many bytes of memory this process has in use."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def mappings() -> int:
+    """How many mappings this process has."""
+    with open("/proc/self/maps") as file:
+        return sum(1 for _ in file)
+
+
+def leaves_nothing(work: Callable[[], Any], rounds: int = 500) -> None:
+    """Do *work* many times, and check that neither memory nor mappings or descriptors add up."""
+    for _ in range(20):
+        work()
+    gc.collect()
+    before = mappings(), len(os.listdir("/proc/self/fd")), resident()
+    for _ in range(rounds):
+        work()
+    gc.collect()
+    after = mappings(), len(os.listdir("/proc/self/fd")), resident()
+    # The heap may get another mapping or two of its own.
+    assert after[0] - before[0] <= 3
+    assert after[1] == before[1]
+    assert after[2] - before[2] < 2 << 20

@@ -6,6 +6,7 @@ import copy
 import mmap
 import os
 import pickle
+import resource
 
 import numpy as np
 import pytest
@@ -177,6 +178,21 @@ async def test_too_many_for_one_message():
             await iso.run(many_snapshots, 254)
         assert lost.value.reason is Reason.RESULT_ENCODING
         assert len(await iso.run(many_snapshots, 200)) == 200
+
+
+async def test_no_room_for_the_descriptors_of_a_result(start):
+    async with Isolator(**start) as iso:
+        assert len(await iso.run(many_snapshots, 3)) == 3
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # Enough for a call, not for what comes with its result.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (180, hard))
+        try:
+            with pytest.raises(CallableStatusUnknownError, match="RLIMIT_NOFILE") as lost:
+                await iso.run(many_snapshots, 200)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert lost.value.reason is Reason.CHANNEL_READ
+        assert len(await iso.run(many_snapshots, 3)) == 3
 
 
 @pytest.mark.parametrize("make_it", [lambda: Snapshot.zeroed(5), lambda: Snapshot.zeroed(5).view()])

@@ -253,11 +253,11 @@ class Supervision:
     def _read_channel(self) -> int:  # noqa: C901, PLR0912 - one `if` per thing that may have come
         """Read once what is there; return how many bytes that was."""
         try:
-            data, fds = messages.receive_on(self.child.channel, _READ_SIZE)
+            data, fds, cut = messages.receive_on(self.child.channel, _READ_SIZE)
         except BlockingIOError:
             return 0
         except ConnectionResetError:
-            data, fds = b"", []  # it ended without having read what it was sent
+            data, fds, cut = b"", [], False  # it ended without having read what it was sent
         except OSError as exc:
             self._leave_channel()
             self.kill(KilledFor.CHANNEL_READ, f"reading its channel failed: {exc.strerror}")
@@ -267,6 +267,14 @@ class Supervision:
             return 0
         for fd in fds:
             self._received.own(fd)
+        if cut:
+            self._leave_channel()
+            self.kill(
+                KilledFor.CHANNEL_READ,
+                "this process may not open the descriptors that came with its answer "
+                "(RLIMIT_NOFILE)",
+            )
+            return 0
         conversation = self.conversation
         started = conversation.started
         try:

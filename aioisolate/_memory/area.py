@@ -12,9 +12,9 @@ from .._os import mappings
 from .._os.buffers import WRITABLE, exports_buffer
 from .access import Access
 
-__all__ = ["Area"]
+__all__ = ["FREE", "Area", "check_exclusive"]
 
-_FREE = Access.READ | Access.WRITE
+FREE = Access.READ | Access.WRITE
 # Which values of a page's byte of rights allow what.
 _ALLOW = {
     need: bytes(value for value in range(8) if value & need.value)
@@ -112,7 +112,7 @@ class Area:
     def __getitem__(self, key: SupportsIndex | slice, /) -> int | bytes:
         if isinstance(key, slice):
             start, stop, step = self._indices(key)
-            if self._area is None or start >= stop > -1 < step:
+            if self._area is None:
                 return b""
             self._check(*_span(start, stop, step), Access.READ)
             with memoryview(self._area) as whole, self._mine(whole) as mine:
@@ -135,7 +135,7 @@ class Area:
                     return
                 self._check(*_span(start, stop, step), Access.WRITE)
                 with memoryview(self._area) as whole, self._mine(whole) as mine:
-                    mine[key] = given if given.contiguous else given.tobytes()
+                    mine[key] = given.cast("B") if given.c_contiguous else given.tobytes()
             return
         at = self._index(key)
         self._check(at, at + 1, Access.WRITE)
@@ -188,9 +188,11 @@ class Area:
             return
         mappings.protect(self._address() + start, size, access.value)
         if self._rights is None:
-            self._rights = bytearray([_FREE.value]) * (self.size // mappings.PAGE)
+            self._rights = bytearray([FREE.value]) * (self.size // mappings.PAGE)
         first, last = start // mappings.PAGE, (start + size) // mappings.PAGE
         self._rights[first:last] = bytes([access.value]) * (last - first)
+        if self._rights.count(FREE.value) == len(self._rights):
+            self._rights = None
         self._changes += 1
 
     def _whole_pages(self, where: slice) -> tuple[int, int]:

@@ -31,15 +31,17 @@ class Root:
     Attributes:
         fd: the file.
         length: how many bytes of it count.
+        frozen: nobody may change it any more, which this process sees to where there are no seals.
         writer: the view that writes through, a weak reference.
         pid: who made it, or opened it.
     """
 
-    __slots__ = ("__weakref__", "fd", "length", "pid", "writer")
+    __slots__ = ("__weakref__", "fd", "frozen", "length", "pid", "writer")
 
     def __init__(self, fd: int, length: int) -> None:
         self.fd = fd
         self.length = length
+        self.frozen = False
         self.pid = os.getpid()
         self.writer: weakref.ref[Writer] | None = None
 
@@ -82,25 +84,28 @@ class Root:
                 f"a snapshot of {self.length} bytes can't be sealed while a view is open that "
                 "writes to it: close that first"
             )
+        self.writer = None
+        self.frozen = True
         if memfd.sealable() and not memfd.is_sealed(self.fd):
-            self.writer = None
             memfd.seal(self.fd)
 
     def __del__(self) -> None:
         os.close(self.fd)
 
-    def fill(self, content: memoryview) -> None:
-        """Write *content*, contiguous bytes. Raises OSError, naming the size, if it does not fit.
+    def fill(self, content: memoryview, start: int = 0) -> None:
+        """Write contiguous bytes from *start*. Raises OSError, naming sizes, if they do not fit.
 
         Written by a system call, not through a mapping: what does not fit is an error, no SIGBUS.
         """
         done = 0
         try:
             while done < len(content):
-                done += os.pwrite(self.fd, content[done : done + _AT_ONCE], done)
+                done += os.pwrite(self.fd, content[done : done + _AT_ONCE], start + done)
         except OSError as exc:
             raise OSError(
-                exc.errno, f"a snapshot of {len(content)} bytes can't be filled: {exc.strerror}"
+                exc.errno,
+                f"a snapshot of {self.length} bytes can't be filled: {exc.strerror}, after "
+                f"{start + done} bytes",
             ) from exc
 
     def writing(self) -> Writer | None:

@@ -184,7 +184,8 @@ class Snapshot:
             root = Root.create(os.fstat(file.fileno()).st_size)
             done = 0
             while piece := file.read(_STEP):
-                done += os.pwrite(root.fd, piece, done)
+                root.fill(memoryview(piece), done)
+                done += len(piece)
         if done != root.length:  # it has no size of its own, as in /proc, or is being written
             os.ftruncate(root.fd, mappings.round_up(done))
             root.length = done
@@ -217,7 +218,9 @@ class Snapshot:
         dtype, shape, order = self._layout or (np.dtype(np.uint8), (len(self),), "C")
         if not len(self):
             return np.empty(shape, dtype, order)
-        return np.ndarray(shape, dtype, self.view(), order=order)
+        # Not np.ndarray(buffer=): that would not count as using the view.
+        flat = np.frombuffer(self.view(), np.uint8)
+        return flat.view(dtype).reshape(shape, order=order)
 
     def __len__(self) -> int:
         return self._open().length
@@ -230,7 +233,8 @@ class Snapshot:
     @property
     def sealed(self) -> bool:
         """Whether nobody can change it any more."""
-        return memfd.is_sealed(self._open().fd)
+        root = self._open()
+        return root.frozen or memfd.is_sealed(root.fd)
 
     @property
     def closed(self) -> bool:
@@ -265,7 +269,8 @@ class Snapshot:
         if self.sealed:
             raise PermissionError(errno.EPERM, f"{self!r} can't be changed: it is sealed")
         view = View(root, self._layout, shared=True, writer=True)
-        root.writer = weakref.ref(view)
+        # The memory, which arrays may keep when the view itself is forgotten.
+        root.writer = weakref.ref(view if view._area is None else view._area)
         return view
 
     def seal(self) -> None:

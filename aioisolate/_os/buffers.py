@@ -31,7 +31,7 @@ else:
     _GetBuffer = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p, ctypes.c_int)
     _get_buffer = _GetBuffer(("PyObject_GetBuffer", ctypes.pythonapi))
     _ReleaseBuffer = ctypes.PYFUNCTYPE(None, ctypes.py_object, ctypes.c_void_p)
-    _TP_AS_BUFFER = 160 if ctypes.sizeof(ctypes.c_void_p) == 8 else 84
+    _TP_AS_BUFFER = 160 if ctypes.sizeof(ctypes.c_void_p) == 8 else 80
 
     @_GetBuffer  # type: ignore[untyped-decorator]
     def _slot(exporter: Any, view: Any, flags: int) -> int:

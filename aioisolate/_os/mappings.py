@@ -21,18 +21,22 @@ __all__ = [
     "WRITE",
     "address_of",
     "advise",
+    "decommit",
     "huge_page_size",
     "is_private_copy",
     "map_file",
     "protect",
     "reserve",
+    "resize",
     "round_up",
     "vet_huge_pages",
+    "vet_unused",
 ]
 
 PAGE = mmap.PAGESIZE
 NONE, READ, WRITE, EXEC = 0, mmap.PROT_READ, mmap.PROT_WRITE, mmap.PROT_EXEC
 _MAP_FIXED = 0x10  # on Linux, the BSDs and macOS alike
+_ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _FAILED = ctypes.c_void_p(-1).value
 _PAGEMAP_PRESENT, _PAGEMAP_SWAPPED, _PAGEMAP_FILE = 1 << 63, 1 << 62, 1 << 61
 _PAGEMAP_AT_ONCE = 1 << 16
@@ -79,9 +83,41 @@ def reserve(size: int) -> mmap.mmap:
     Raises MemoryError, naming the size, if there is no room for it.
     """
     try:
-        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return mmap.mmap(-1, size, flags=_ANONYMOUS)
     except (OSError, OverflowError, ValueError) as exc:
         raise MemoryError(f"{size} bytes of memory can't be mapped: {exc}") from exc
+
+
+def vet_unused(area: mmap.mmap) -> None:
+    """Raise BufferError if something uses the memory: a memoryview, an array."""
+    try:
+        area.resize(len(area))
+    except (OSError, SystemError):
+        pass  # the kernel can't, or has no such call; whether it is used was looked at before
+
+
+def resize(area: mmap.mmap, size: int) -> mmap.mmap:
+    """Return memory of *size* bytes with the content of *area*, which is used up.
+
+    *area* must be private, readable and writable, and nothing may use it. Where the kernel can move
+    pages, nothing is copied. What is added is zero. Raises MemoryError, naming the size, and leaves
+    *area* as it is, if there is no room.
+    """
+    if sys.platform == "linux":
+        try:
+            area.resize(size)
+        except (OSError, OverflowError, ValueError) as exc:
+            # It may consist of several parts for the kernel, which it does not move together.
+            if getattr(exc, "errno", None) != errno.EFAULT:
+                raise MemoryError(f"{size} bytes of memory can't be mapped: {exc}") from exc
+        else:
+            return area
+    made = reserve(size)
+    kept = min(size, len(area))
+    with memoryview(area) as old, memoryview(made) as new:
+        new[:kept] = old[:kept]
+    area.close()
+    return made
 
 
 def map_file(area: mmap.mmap, fd: int, offset: int, size: int, *, shared: bool) -> None:
@@ -113,6 +149,20 @@ def protect(address: int, size: int, rights: int) -> None:
 def advise(area: mmap.mmap, advice: int, start: int, size: int) -> None:
     """Tell the kernel how memory is going to be used. Raises OSError."""
     area.madvise(advice, start, size)
+
+
+def decommit(area: mmap.mmap, start: int, size: int, rights: int) -> None:
+    """Give private memory back to the kernel: it reads as zeros from then on. Raises OSError.
+
+    *rights* are what it has, all of it.
+    """
+    if sys.platform == "linux":
+        area.madvise(mmap.MADV_DONTNEED, start, size)
+    # Elsewhere that may keep the content; so other pages are put in the place.
+    elif _libc.mmap(address_of(area) + start, size, rights, _MAP_FIXED | _ANONYMOUS, -1, 0) == (
+        _FAILED
+    ):
+        raise _error("memory can't be given back")
 
 
 def is_private_copy(address: int, size: int) -> bool:

@@ -64,7 +64,7 @@ def seal(fd: int) -> None:
 
 def is_sealed(fd: int) -> bool:
     """Tell whether nobody can change the file any more, its length included."""
-    return _seals(fd) & _SEALS == _SEALS
+    return sealable() and _seals(fd) & _SEALS == _SEALS
 
 
 def fix_size(fd: int) -> None:
@@ -75,7 +75,7 @@ def fix_size(fd: int) -> None:
 
 def has_fixed_size(fd: int) -> bool:
     """Tell whether nobody can change the file's length any more."""
-    return _seals(fd) & _SIZE_SEALS == _SIZE_SEALS
+    return sealable() and _seals(fd) & _SIZE_SEALS == _SIZE_SEALS
 
 
 def _seals(fd: int) -> int:

@@ -48,7 +48,7 @@ def send(sock: _socket.socket, data: bytes, fds: Sequence[int] = ()) -> int:
     return sock.sendmsg([data], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
 
 
-def receive_on(fd: int, size: int) -> tuple[bytes, list[int]]:
+def receive_on(fd: int, size: int) -> tuple[bytes, list[int], bool]:
     """Receive like `receive`, from the stream socket *fd*, which stays open."""
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
     try:

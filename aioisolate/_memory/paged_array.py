@@ -1,0 +1,356 @@
+"""A growing array of numbers in pages of its own."""
+
+from __future__ import annotations
+
+import array
+import itertools
+import operator
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, Self, SupportsIndex, TypeAlias, overload
+
+from .growing import Growing
+
+__all__ = ["PagedArray"]
+
+Number: TypeAlias = "int | float"
+
+_TYPECODES = "bBhHiIlLqQfd"
+_AHEAD = 256  # items
+_AT_ONCE = 1 << 14  # items
+
+
+class PagedArray(Growing):
+    """Numbers of one type, one after the other: `array.array` for many of them.
+
+    It has the methods and errors of `array.array`, and grows without copying: the kernel moves the
+    pages. What is taken from it by `clear_decommit` or `close` goes back to the kernel at once.
+    memoryview and numpy use its memory without a copy, and as long as they do, its length can't
+    change.
+
+    A slice is an `array.array`, a copy; `memoryview(array)[a:b]` is none. Pickling copies the
+    numbers.
+
+    Args:
+        typecode: one of array.array's for numbers: b B h H i I l L q Q f d.
+        initial: what is in it to begin with: numbers, or bytes, which are taken as they are.
+
+    Raises:
+        ValueError: there is no such typecode.
+        TypeError, OverflowError: something of *initial* is no such number, or too large for it.
+        MemoryError: there is no room; the size is named.
+
+    Example::
+
+        samples = PagedArray("d")
+        for value in source:
+            samples.append(value)
+        mean = np.frombuffer(samples).mean()
+    """
+
+    # Equal ones may become different.
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, typecode: str, initial: Iterable[Number] = ()) -> None:
+        if not isinstance(typecode, str):
+            raise TypeError(f"the typecode must be a character, not {typecode!r}")
+        if len(typecode) != 1 or typecode not in _TYPECODES:
+            raise ValueError(
+                f"{typecode!r} is no typecode of numbers: expected one of {', '.join(_TYPECODES)}"
+            )
+        super().__init__(typecode)
+        if isinstance(initial, (bytes, bytearray)):
+            self.frombytes(initial)
+        else:
+            self._add(initial)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._typecode, self.tobytes())
+
+    def _index(self, key: SupportsIndex, what: str = "array index out of range") -> int:
+        self._check_open()
+        at = operator.index(key)
+        if at < 0:
+            at += self._length
+        if not 0 <= at < self._length:
+            raise IndexError(what)
+        return at
+
+    def _store(self, at: int, value: Number) -> None:
+        try:
+            self._items[at] = value
+        except (ValueError, TypeError):
+            # Let array.array say it.
+            self._items[at] = array.array(self._typecode, (value,))[0]
+
+    @overload
+    def __getitem__(self, key: SupportsIndex, /) -> Any: ...
+    @overload
+    def __getitem__(self, key: slice, /) -> array.array[Any]: ...
+    def __getitem__(self, key: SupportsIndex | slice, /) -> Any:
+        if type(key) is int and 0 <= key < self._length:  # as it mostly is, and the fastest
+            return self._items[key]
+        if isinstance(key, slice):
+            self._check_open()
+            found: array.array[Any] = array.array(self._typecode)
+            found.frombytes(self._items[: self._length][key].tobytes())
+            return found
+        return self._items[self._index(key)]
+
+    def __setitem__(self, key: SupportsIndex | slice, value: Any, /) -> None:
+        self._changes += 1
+        if not isinstance(key, slice):
+            self._store(self._index(key, "array assignment index out of range"), value)
+            return
+        self._check_open()
+        given = self._like(value, "assign")
+        start, stop, step = key.indices(self._length)
+        count = len(range(start, stop, step))
+        if step == 1:
+            stop = start + count
+            if len(given) != count:
+                given = self._cast(given.tobytes())
+                self._shift(stop, len(given) - count)
+            self._items[start : start + len(given)] = given
+        elif not len(given):
+            del self[key]
+        elif len(given) != count:
+            raise ValueError(
+                f"attempt to assign array of size {len(given)} to extended slice of size {count}"
+            )
+        else:
+            self._items[: self._length][key] = given
+
+    def __delitem__(self, key: SupportsIndex | slice, /) -> None:
+        if not isinstance(key, slice):
+            at = self._index(key, "array assignment index out of range")
+            self._shift(at + 1, -1)
+            return
+        self._check_open()
+        gone = range(*key.indices(self._length))
+        if gone.step < 0:
+            gone = gone[::-1]
+        if not gone:
+            return
+        if gone.step == 1:
+            self._shift(gone.stop, -len(gone))
+            return
+        kept = self[:]
+        del kept[key]
+        self._may_resize()
+        self._changes += 1
+        self._items[: len(kept)] = memoryview(kept)
+        self._length = len(kept)
+
+    def _shift(self, start: int, by: int) -> None:
+        """Move all items from *start* by so many places, and change the length by as many."""
+        stop = self._length
+        self._room(stop + by)
+        self._changes += 1
+        self._items[start + by : stop + by] = self._items[start:stop]
+        self._length += by
+
+    def _like(self, value: Any, verb: str) -> memoryview[Any]:
+        """Return the items of an array of the same type. Raises TypeError if it is none."""
+        if isinstance(value, PagedArray):
+            value._check_open()
+            items = value._items[: value._length]
+        elif isinstance(value, array.array):
+            items = memoryview(value)
+        else:
+            name = type(value).__qualname__
+            raise TypeError(f'can only {verb} an array (not "{name}") here')
+        if items.format != self._typecode:
+            raise TypeError(f"can only {verb} an array of typecode {self._typecode!r} here")
+        return items
+
+    def append(self, value: Number, /) -> None:
+        """Add a number at the end.
+
+        Raises TypeError or OverflowError if it is no such number, BufferError if something uses
+        the memory.
+        """
+        at = self._length
+        if at == self._capacity or self._lent:
+            self._room(at + 1)
+        try:
+            self._items[at] = value
+        except (ValueError, TypeError):
+            self._store(at, value)
+        self._length = at + 1
+
+    def extend(self, values: Iterable[Number], /) -> None:
+        """Add numbers at the end: all or, if something is wrong with one of them, none.
+
+        From a buffer of the same type, say a numpy array, they are copied at once. Raises
+        TypeError or OverflowError if something is no such number, TypeError for an array of
+        another type, BufferError if something uses the memory.
+        """
+        if isinstance(values, (PagedArray, array.array)):
+            self._like(values, "extend with")
+        self._add(values)
+
+    def _add(self, values: Any) -> None:
+        self._check_open()
+        items = self._as_items(values)
+        if items is not None:
+            # The length is taken first: it may be this array itself.
+            count, at = len(items), self._length
+            if values is self:
+                items.release()
+                self._room(at + count)
+                items = self._items[:count]
+            else:
+                self._room(at + count)
+            self._items[at : at + count] = items
+            self._length = at + count
+            return
+        before = self._length
+        self._may_resize()
+        source = iter(values)
+        try:
+            while block := array.array(self._typecode, itertools.islice(source, _AT_ONCE)):
+                self._add(block)
+        except BaseException:
+            self._length = before
+            raise
+
+    def _as_items(self, values: Any) -> memoryview[Any] | None:
+        """Return the items of a buffer of the same type, None if it is something else."""
+        if isinstance(values, PagedArray):
+            values._check_open()
+            items = values._items[: values._length]
+        else:
+            try:
+                items = memoryview(values)
+            except (TypeError, ValueError, BufferError):
+                return None
+        if items.format == self._typecode and items.ndim == 1:
+            return items
+        if items.ndim != 1 or _kind(items) != _kind(self._items):
+            return None
+        # numpy's "l" is array's "q", where both have 8 bytes.
+        return self._cast(items.tobytes())
+
+    def __iadd__(self, other: PagedArray | array.array[Any]) -> Self:
+        self._like(other, "extend with")
+        self._add(other)
+        return self
+
+    def frombytes(self, data: Any, /) -> None:
+        """Add the numbers that bytes, or another buffer, consist of in this machine's own form.
+
+        Raises ValueError if the last is not complete.
+        """
+        with memoryview(data) as given:
+            if given.nbytes % self._itemsize:
+                raise ValueError("bytes length not a multiple of item size")
+            if given.nbytes:
+                flat = given.cast("B") if given.c_contiguous else memoryview(given.tobytes())
+                # memoryview casts neither from nor to anything but bytes.
+                at, count = self._length, given.nbytes // self._itemsize
+                self._room(at + count)
+                start = at * self._itemsize
+                self._items.cast("B")[start : start + given.nbytes] = flat
+                self._length = at + count
+
+    def insert(self, index: SupportsIndex, value: Number, /) -> None:
+        """Insert a number before the one at *index*, or at the nearer end if there is none.
+
+        Moves all that follow. Raises as `append` does.
+        """
+        at = operator.index(index)
+        at = max(at + self._length, 0) if at < 0 else min(at, self._length)
+        number = array.array(self._typecode, (value,))
+        self._shift(at, 1)
+        self._items[at] = number[0]
+
+    def pop(self, index: SupportsIndex = -1, /) -> Any:
+        """Remove a number, the last one unless told otherwise, and return it.
+
+        Moves all that follow. Raises IndexError if there is none, BufferError if something uses
+        the memory.
+        """
+        if not self._length:
+            self._check_open()
+            raise IndexError("pop from empty array")
+        at = self._index(index, "pop index out of range")
+        found = self._items[at]
+        if at + 1 == self._length and not self._lent:
+            self._length = at
+            self._changes += 1
+        else:
+            self._shift(at + 1, -1)
+        return found
+
+    def remove(self, value: Any, /) -> None:
+        """Remove the first number that equals *value*. Raises ValueError if there is none."""
+        del self[self.index(value)]
+
+    def index(self, value: Any, start: int = 0, stop: int = sys.maxsize, /) -> int:
+        """Return the place of the first number that equals *value*, from *start* to before *stop*.
+
+        Raises ValueError if there is none.
+        """
+        start, stop, _ = slice(start, stop).indices(self._length)
+        for at, block in self._blocks(start, stop):
+            if value in block:
+                return at + block.index(value)
+        raise ValueError(f"{value!r} is not in the array")
+
+    def count(self, value: Any, /) -> int:
+        """Return how many of the numbers equal *value*."""
+        return sum(block.count(value) for _, block in self._blocks(0, self._length))
+
+    def __contains__(self, value: Any, /) -> bool:
+        return any(value in block for _, block in self._blocks(0, self._length))
+
+    def _blocks(self, start: int, stop: int) -> Iterator[tuple[int, list[Any]]]:
+        self._check_open()
+        for at in range(start, stop, _AT_ONCE):
+            yield at, self._items[at : min(at + _AT_ONCE, stop)].tolist()
+
+    def reverse(self) -> None:
+        """Turn the order round."""
+        self[:] = self[::-1]
+
+    def tolist(self) -> list[Any]:
+        """Return the numbers as a list."""
+        self._check_open()
+        return self._items[: self._length].tolist()
+
+    def tobytes(self) -> bytes:
+        """Return the numbers as bytes, in this machine's own form."""
+        self._check_open()
+        return self._items[: self._length].tobytes()
+
+    def __iter__(self) -> Iterator[Any]:
+        self._check_open()
+        at = 0
+        while at < self._length:
+            # It reads ahead, which is faster, unless someone else may write.
+            stop = at + 1 if self._lent else min(at + _AHEAD, self._length)
+            changes = self._changes
+            for number in self._items[at:stop].tolist():
+                yield number
+                at += 1
+                if self._changes != changes:
+                    break
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, PagedArray):
+            other._check_open()
+            theirs: memoryview[Any] = other._items[: other._length]
+        elif isinstance(other, array.array):
+            theirs = memoryview(other)
+        else:
+            return NotImplemented
+        self._check_open()
+        return bool(self._items[: self._length] == theirs)
+
+
+def _kind(items: memoryview[Any]) -> tuple[str, int]:
+    """Return what numbers these are: signed, unsigned, real or else, and their size."""
+    code = items.format
+    kinds = {"bhilq": "signed", "BHILQ": "unsigned", "fd": "real"}
+    return next((kind for codes, kind in kinds.items() if code in codes), code), items.itemsize
