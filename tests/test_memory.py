@@ -381,6 +381,8 @@ def test_what_is_made_from_the_writer_counts_as_it():
 
 def test_without_seals_the_process_sees_to_it(monkeypatch):
     monkeypatch.setattr(memfd, "sealable", lambda: False)
+    for name in ("_SEALS", "_SIZE_SEALS"):
+        monkeypatch.setattr(memfd, name, 0)
     snapshot = Snapshot.from_bytes(b"abc")
     assert not snapshot.sealed
     snapshot.view_mut().close()

@@ -12,7 +12,7 @@ from .._os import mappings
 from .._os.buffers import WRITABLE, exports_buffer
 from .access import Access
 
-__all__ = ["FREE", "Area", "check_exclusive"]
+__all__ = ["FREE", "Area"]
 
 FREE = Access.READ | Access.WRITE
 # Which values of a page's byte of rights allow what.
@@ -182,7 +182,7 @@ class Area:
             raise TypeError(
                 f"expected protect(slice, access) or protect(access), not ({where!r}, {access!r})"
             )
-        check_exclusive(access)
+        _check_exclusive(access)
         start, size = self._whole_pages(where)
         if self._area is None:
             return
@@ -234,7 +234,7 @@ class Area:
             raise ValueError(f"the {self._kind} is closed")
 
 
-def check_exclusive(access: Access) -> None:
+def _check_exclusive(access: Access) -> None:
     """Raise ValueError if *access* is to write and to run."""
     if Access.WRITE in access and Access.EXEC in access:
         raise ValueError(

@@ -213,6 +213,7 @@ class PagedArray(Growing):
                 self._add(block)
         except BaseException:
             self._length = before
+            self._changes += 1
             raise
 
     def _as_items(self, values: Any) -> memoryview[Any] | None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NoReturn
 
 from .._os import mappings, native
 from .access import Access, Advice
-from .area import FREE, Area, check_exclusive
+from .area import FREE, Area
 
 __all__ = ["Pages"]
 
@@ -61,7 +61,6 @@ class Pages(Area):
         _check_length(length)
         if not isinstance(access, Access):
             raise TypeError(f"access must be an Access, not {access!r}")
-        check_exclusive(access)
         if huge:
             mappings.vet_huge_pages()
         self._initial = access
