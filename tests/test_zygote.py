@@ -230,6 +230,24 @@ async def test_what_cannot_be_pickled_for_a_template():
         assert refused.value.reason is Reason.ARGUMENT_ENCODING
 
 
+@pytest.mark.asyncio
+async def test_torch_after_a_parallel_region_here():
+    """Hazard 15: a fork of this process would wait for threads of libgomp's that it has not."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+
+    def work():
+        import torch
+
+        return float(torch.ones(600, 600).mm(torch.ones(600, 600)).sum())
+
+    assert torch.get_num_threads() >= 1
+    here = work()
+    torch.arange(1 << 22, dtype=torch.float32).mul_(2).sum()  # many threads, if there are CPUs
+    async with Isolator(preload=["torch"], warm=1) as iso:
+        assert await iso.run(work, timeout=60) == here
+        assert await iso.run(work, timeout=60) == here
+
+
 # Templates
 
 

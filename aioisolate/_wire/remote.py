@@ -59,12 +59,19 @@ def _make(cls: type[BaseException], base: Any, arguments: tuple[Any, ...]) -> Ba
 
 def _complete(exc: BaseException, state: tuple[Any, tuple[Any, ...]]) -> None:
     attributes, (cause, context, suppress, stack) = state
-    if attributes is not None:
+    own = {
+        "__cause__": cause,
+        "__context__": context,
+        "__suppress_context__": suppress,
+        "__traceback__": stack,
+    }
+    if isinstance(attributes, dict) and type(exc).__setstate__ is BaseException.__setstate__:
+        own |= attributes
+    elif attributes is not None:
         exc.__setstate__(attributes)
-    exc.__cause__ = cause
-    exc.__context__ = context
-    exc.__suppress_context__ = suppress
-    exc.__traceback__ = stack
+    for name, value in own.items():
+        # Not by its own __setattr__: that of a frozen dataclass refuses.
+        object.__setattr__(exc, name, value)
 
 
 def trim(exc: BaseException, is_ours: Callable[[str], bool]) -> None:
@@ -74,7 +81,7 @@ def trim(exc: BaseException, is_ours: Callable[[str], bool]) -> None:
         if is_ours(tb.tb_frame.f_code.co_filename):
             rest = tb.tb_next
         tb = tb.tb_next
-    exc.__traceback__ = rest
+    exc.with_traceback(rest)  # which an assignment would not do for a frozen dataclass
 
 
 def dump(exc: BaseException) -> codecs.Dumped:

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from .._child import bootstrap, stdio
 from .._child.order import Order
 from .._child.serve import serve
-from .._os import fds, messages
+from .._os import fds, messages, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire import relation
 from .._wire.frames import NONCE_SIZE
@@ -50,6 +50,9 @@ def main(fd: int) -> NoReturn:
         try:
             bootstrap.volunteer()  # and every child with it
             _prepare(setup, fd)
+            faulthandler.disable()  # it is enabled again, for the children
+            # Python's own for SIGINT, and what was installed by an import: not the children's.
+            signals.reset(signals.handled())
             server = Server(channel)
         except BaseException:  # noqa: BLE001 - importing runs anything
             _tell(channel, ("failed", _traceback()))
