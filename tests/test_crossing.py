@@ -184,11 +184,13 @@ async def test_no_room_for_the_descriptors_of_a_result(start):
     async with Isolator(**start) as iso:
         assert len(await iso.run(many_snapshots, 3)) == 3
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        # Enough for a call, not for what comes with its result.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (180, hard))
+        # Enough for a call, not for what comes with its result; and not below what is open.
+        limit = max(*map(int, descriptors()), 100) + 20
+        room = limit - len(descriptors())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         try:
             with pytest.raises(CallableStatusUnknownError, match="RLIMIT_NOFILE") as lost:
-                await iso.run(many_snapshots, 200)
+                await iso.run(many_snapshots, min(room + 1, 253))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert lost.value.reason is Reason.CHANNEL_READ

@@ -89,8 +89,8 @@ def shared_array(shape: int | Sequence[int], dtype: Any = float) -> SharedArray:
 def _on(
     root: Root, offset: int, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...] | None
 ) -> SharedArray:
-    # The array's own hold on the memory is what keeps it.
-    memory = memoryview(View(root, shared=True))
+    # np.ndarray(buffer=) does not hold on to what it is given, unless that is an array.
+    memory = np.frombuffer(View(root, shared=True), np.uint8)
     return np.ndarray(shape, dtype, memory, offset, strides).view(SharedArray)
 
 
