@@ -90,7 +90,7 @@ def _on(
     root: Root, offset: int, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...] | None
 ) -> SharedArray:
     # np.ndarray(buffer=) does not hold on to what it is given, unless that is an array.
-    memory = np.frombuffer(View(root, shared=True), np.uint8)
+    memory = np.frombuffer(memoryview(View(root, shared=True)), np.uint8)
     return np.ndarray(shape, dtype, memory, offset, strides).view(SharedArray)
 
 
