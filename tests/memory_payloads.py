@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 
 import numpy as np
 
@@ -84,6 +85,9 @@ def fail_with(snapshot):
 
 
 def many_snapshots(n):
+    # The parent may have lowered its own limit, which a direct fork inherits.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return [Snapshot.zeroed(1) for _ in range(n)]
 
 
