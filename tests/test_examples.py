@@ -40,6 +40,7 @@ EXPECTED = {
         "its result was lost (RESULT_ENCODING)",
     ],
     "blocking_signals": ["call ends undisturbed\nSIGTERM handled\nsignals let in again"],
+    "wiped_secrets": ["in the child: 0000000000000000...  b'not wiped'"],
     "tracing": ["spawn", "started", "result", "reaped"],
     "leaky_extension": [],
     "image_service": [],
