@@ -38,6 +38,10 @@ def whose(found):
     return identity(found._root.fd)
 
 
+def ones(n):
+    return np.ones(n)
+
+
 def total(array):
     return float(array.sum())
 

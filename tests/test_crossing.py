@@ -31,6 +31,7 @@ from tests.memory_payloads import (
     identity,
     make,
     many_snapshots,
+    ones,
     own_memory,
     same,
     shrink,
@@ -212,6 +213,16 @@ def test_no_room_for_the_descriptors_of_a_result(start):
 def test_elsewhere_they_can_not_be_pickled(make_it):
     with pytest.raises(TypeError, match="only as an argument to an isolated function"):
         pickle.dumps(make_it())
+
+
+async def test_large_results_keep_no_descriptor(start):
+    async with Isolator(**start) as iso:
+        kept = [await iso.run(ones, LARGE)]
+        before = len(descriptors())
+        kept += [await iso.run(ones, LARGE) for _ in range(10)]
+        assert len(descriptors()) <= before + 2  # another idle child's
+        kept[0][0] = 5
+        assert [total(array) for array in kept] == [LARGE + 4, *[LARGE] * 10]
 
 
 # Shared arrays

@@ -15,7 +15,7 @@ from .._errors import (
     IsolationError,
     Reason,
 )
-from .._os import memfd, threads
+from .._os import mappings, memfd, threads
 from .._outcome import Outcome, Usage
 from .._wire import codecs
 from .._wire.frames import Kind, Payload, ProtocolError, Region
@@ -128,7 +128,7 @@ def _view(scratch: int, region: Region) -> memoryview:
     start, length = region.offset, region.length
     if not length or start % os.sysconf("SC_PAGE_SIZE") or start + length > size:
         raise ProtocolError(f"a result of {length} bytes at {start} is not in the scratch file")
-    return memfd.map_private(scratch, start, length)
+    return mappings.map_private(scratch, start, length)
 
 
 async def _in_thread(work: Callable[[], Any]) -> Any:

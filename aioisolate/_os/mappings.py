@@ -25,6 +25,7 @@ __all__ = [
     "huge_page_size",
     "is_private_copy",
     "map_file",
+    "map_private",
     "protect",
     "reserve",
     "resize",
@@ -129,6 +130,17 @@ def map_file(area: mmap.mmap, fd: int, offset: int, size: int, *, shared: bool) 
     found = _libc.mmap(address_of(area), size, READ | WRITE, flags, fd, offset)
     if found == _FAILED:
         raise _error(f"{size} bytes of a file can't be mapped")
+
+
+def map_private(fd: int, offset: int, length: int) -> memoryview:
+    """Map a part of a sealed file copy-on-write: writable here, unchanged for everyone else.
+
+    *offset* must be a multiple of the page size. The mapping lives as long as the view or
+    anything made from it. Raises MemoryError if there is no room for it.
+    """
+    area = reserve(length)
+    map_file(area, fd, offset, length, shared=False)
+    return memoryview(area)
 
 
 def address_of(buffer: Any) -> int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 import sys
 from typing import Any
 
 from .fds import Descriptors, lift
 
-__all__ = ["create", "fix_size", "has_fixed_size", "is_sealed", "map_private", "seal", "sealable"]
+__all__ = ["create", "fix_size", "has_fixed_size", "is_sealed", "seal", "sealable"]
 
 # Not every platform has what is used of these; `sealable` is asked first.
 _fcntl: Any = fcntl
@@ -84,21 +83,3 @@ def _seals(fd: int) -> int:
         return fcntl.fcntl(fd, _fcntl.F_GET_SEALS)
     except OSError:
         return 0
-
-
-def map_private(fd: int, offset: int, length: int) -> memoryview:
-    """Map a part of a sealed file copy-on-write: writable here, unchanged for everyone else.
-
-    *offset* must be a multiple of the page size. The mapping lives as long as the view or
-    anything made from it. Before Python 3.13 it also holds a duplicate of *fd*.
-    """
-    options: dict[str, bool] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
-    area = mmap.mmap(
-        fd,
-        length,
-        flags=mmap.MAP_PRIVATE,
-        prot=mmap.PROT_READ | mmap.PROT_WRITE,
-        offset=offset,
-        **options,
-    )
-    return memoryview(area)
