@@ -17,6 +17,7 @@ import faulthandler
 import gc
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -35,6 +36,8 @@ _raw: Any = _signal
 _os: Any = os  # not every platform has all of it
 _SIGKILL = int(_raw.SIGKILL)
 _LINUX = sys.platform == "linux"
+# How long threads may take to end that do so at a fork.
+_THREADS_PATIENCE = 0.5
 
 
 def main(fd: int) -> NoReturn:
@@ -186,7 +189,10 @@ class Server:
             if pid == 0:
                 os._exit(0)
             os.waitpid(pid, 0)
-            problem = self._problem()
+            # A thread that has ended, and been joined, is still listed for a moment.
+            until = time.monotonic() + _THREADS_PATIENCE
+            while (problem := self._problem()) and time.monotonic() < until:
+                time.sleep(0.001)
         if problem:
             _tell(self._channel, ("failed", problem))
             return
