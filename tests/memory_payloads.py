@@ -150,3 +150,15 @@ def shrink(array):
     except PermissionError:
         return "refused"
     return "done"
+
+
+def frame(n):
+    import pandas as pd
+
+    return pd.DataFrame({"whole": np.arange(n), "half": np.arange(n) / 2})
+
+
+def table(n):
+    import pyarrow as pa
+
+    return pa.table({"whole": np.arange(n), "text": [f"number {i}" for i in range(n)]})

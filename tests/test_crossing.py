@@ -19,6 +19,7 @@ from aioisolate import (
     Snapshot,
     shared_array,
 )
+from tests import memory_payloads
 from tests.helpers import python
 from tests.memory_payloads import (
     LARGE,
@@ -288,6 +289,41 @@ def test_a_shared_array_is_an_array():
     twin = copy.deepcopy(array)
     twin[...] = 1
     assert not array.any()
+
+
+# Buffers of other libraries
+
+
+def lies_in_a_file(address):
+    with open("/proc/self/maps") as file:
+        for line in file:
+            start, end = (int(number, 16) for number in line.split()[0].split("-"))
+            if start <= address < end:
+                return "memfd:aioisolate" in line
+    raise AssertionError(f"nothing is mapped at {address:x}")
+
+
+async def test_data_frames_are_not_copied_here(start):
+    pytest.importorskip("pandas")
+    async with Isolator(**start) as iso:
+        frame = await iso.run(memory_payloads.frame, 200_000)
+    for name in ("whole", "half"):
+        assert lies_in_a_file(frame[name].to_numpy().ctypes.data)
+    assert list(frame.loc[199_999]) == [199_999, 99_999.5]
+    frame.loc[0, "half"] = 7.0
+    assert frame["half"].sum() == 199_999 * 200_000 / 4 + 7
+
+
+async def test_arrow_tables_are_not_copied_here(start):
+    pyarrow = pytest.importorskip("pyarrow")
+    before = pyarrow.total_allocated_bytes()
+    async with Isolator(**start) as iso:
+        table = await iso.run(memory_payloads.table, 200_000)
+    buffers = [b for column in table.columns for b in column.chunk(0).buffers() if b is not None]
+    assert len(buffers) == 3
+    assert all(lies_in_a_file(buffer.address) for buffer in buffers)
+    assert pyarrow.total_allocated_bytes() == before
+    assert table["text"][199_999].as_py() == "number 199999"
 
 
 # Children that lie

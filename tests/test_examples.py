@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -46,6 +47,7 @@ EXPECTED = {
     "image_service": [],
     "report_service": [],
     "batch": [],
+    "dataset": [],
 }
 
 
@@ -211,6 +213,29 @@ def test_the_batch(tmp_path):
         result.stdout
     )
     assert len(list(out.iterdir())) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what it shows is in /proc")
+def test_the_data_set():
+    result = run("examples/dataset.py", "--megabytes=64", "--queries=6", "--at-once=3")
+    assert result.returncode == 0, result.stderr
+    lines = {text[:36].strip(): text[36:].split() for text in result.stdout.splitlines()}
+    assert "the same answers however they were asked: True" in result.stdout
+
+    trips = runpy.run_path(str(ROOT / "examples/dataset.py"))["make_trips"](64)
+    for zone in range(5):
+        there = trips[trips["origin"] == zone]
+        text = f"zone {zone}: {len(there)} trips, {there['fare'].mean():.2f} on average, "
+        assert f"{text}{there['kilometres'].max():.1f} km" in result.stdout
+
+    def megabytes(title):
+        return [float(number) for number in lines[title][::2]]
+
+    warm, forked, copied = megabytes("a child's own memory at its peak")
+    assert max(warm, forked) < 64 / 4
+    assert copied > 64
+    before, with_data, after = megabytes("resident")
+    assert max(with_data, after) < before + 64 / 4
 
 
 def test_the_demo():
