@@ -27,6 +27,20 @@ LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Every way of starting a child.
+STARTS: dict[str, dict[str, Any]] = {
+    "fork": {"start": "fork"},
+    "zygote": {"start": "zygote"},
+    "template": {"start": "template"},
+    "warm": {"start": "zygote", "warm": 2},
+}
+
+
+@pytest.fixture(params=STARTS)
+def start(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return STARTS[request.param]
+
+
 # Run in the background of a shell, the tests and all that they start would have it ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -12,16 +12,11 @@ import anyio
 import pytest
 
 from aioisolate import CallableDidNotExecuteError, IsolationError, Isolator, Reason
+from tests.conftest import STARTS
 from tests.helpers import alive, until
 
-STARTS = {
-    "zygote": {"start": "zygote"},
-    "template": {"start": "template"},
-    "warm": {"start": "zygote", "warm": 2},
-}
 
-
-@pytest.fixture(params=STARTS)
+@pytest.fixture(params=[name for name in STARTS if name != "fork"])
 def start(request):
     return STARTS[request.param]
 

@@ -19,22 +19,9 @@ import anyio
 import pytest
 
 from aioisolate import CallableExecutedError, IsolationError, Isolator, Reason
-from tests.conftest import LOOPS, run_on
+from tests.conftest import LOOPS, STARTS, run_on
 from tests.helpers import alive, python, until, wait_until
 from tests.payloads import double
-
-STARTS = {
-    "fork": {"start": "fork"},
-    "zygote": {"start": "zygote"},
-    "template": {"start": "template"},
-    "warm": {"start": "zygote", "warm": 2},
-}
-
-
-@pytest.fixture(params=STARTS)
-def start(request):
-    return STARTS[request.param]
-
 
 # anyio
 

@@ -27,19 +27,6 @@ from aioisolate import (
 from tests.helpers import Stages, alive, python, until, wait_until
 from tests.payloads import OddError, Sum, count, divide_12, double, leave, raise_odd, slow_count
 
-STARTS = {
-    "fork": {"start": "fork"},
-    "zygote": {"start": "zygote"},
-    "template": {"start": "template"},
-    "warm": {"start": "zygote", "warm": 2},
-}
-
-
-@pytest.fixture(params=STARTS)
-def start(request):
-    return STARTS[request.param]
-
-
 # The contract
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import mmap
 import operator
-from types import TracebackType
-from typing import Any, ClassVar, Self, SupportsIndex, overload
+from typing import Any, ClassVar, SupportsIndex, overload
 
 from .._os import mappings
 from .._os.buffers import WRITABLE, exports_buffer
 from .access import Access
+from .closing import Closing
 
 __all__ = ["FREE", "Area"]
 
@@ -23,7 +23,7 @@ _ALLOW = {
 
 
 @exports_buffer
-class Area:
+class Area(Closing):
     """A stretch of memory of fixed address; the base of `View` and `Pages`.
 
     It is known what each page may be used for, so that what would crash is refused before.
@@ -74,18 +74,6 @@ class Area:
         self._area = None
         self._closed = True
         self._changes += 1
-
-    def __enter__(self) -> Self:
-        self._check_open()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # Reading and writing
 

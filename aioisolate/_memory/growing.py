@@ -5,11 +5,11 @@ from __future__ import annotations
 import array
 import mmap
 import operator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from .._os import mappings
 from .._os.buffers import exports_buffer
+from .closing import Closing
 
 __all__ = ["Growing"]
 
@@ -17,7 +17,7 @@ _FIRST = 16  # pages; none is used before it is written to
 
 
 @exports_buffer
-class Growing:
+class Growing(Closing):
     """The memory of a `PagedArray`, its base."""
 
     def __init__(self, typecode: str) -> None:
@@ -159,18 +159,6 @@ class Growing:
         self._closed = True
         self._changes += 1
         self._length = self._capacity = 0
-
-    def __enter__(self) -> Self:
-        self._check_open()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from types import TracebackType
 from typing import Any, ClassVar, Self, SupportsIndex, TypeAlias
 
 from .._os import mappings, memfd
@@ -13,6 +12,7 @@ from .._wire import handles
 from . import places
 from .access import Access
 from .area import Area
+from .closing import Closing
 from .places import Use
 from .root import Root
 
@@ -111,7 +111,7 @@ class View(Area):
         return _reopen_view, Snapshot._of(self._root, self._layout)._lend(packing)
 
 
-class Snapshot:
+class Snapshot(Closing):
     """Bytes that do not change, of which any number of views can be had.
 
     A file in memory (a memfd). Each `view` begins as what the snapshot holds; what is written to
@@ -288,18 +288,6 @@ class Snapshot:
         """Give it up; the memory is given back once views and other handles are closed as well."""
         self._root = None
 
-    def __enter__(self) -> Self:
-        self._open()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
         return _reopen, self._lend(_packing(self))
 
@@ -308,6 +296,9 @@ class Snapshot:
         root = self._open()
         root.seal()
         return packing.add(root.fd, root), root.length, self._layout
+
+    def _check_open(self) -> None:
+        self._open()
 
     def _open(self) -> Root:
         if self._root is None:
