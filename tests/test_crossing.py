@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import mmap
 import os
@@ -25,6 +26,7 @@ from tests.memory_payloads import (
     LARGE,
     Lie,
     cost_of_touching,
+    descriptors_of_a_child,
     each,
     fail_with,
     fill,
@@ -168,6 +170,15 @@ async def test_no_descriptor_stays(start):
         for _ in range(20):
             await iso.run(same, [snapshot, snapshot.as_array(), shared_array(5)])
         assert len(descriptors()) <= before + 2  # another idle child's
+
+
+async def test_a_rehearsal_with_a_snapshot_leaves_nothing():
+    async with Isolator(**STARTS["warm"]) as iso:
+        before = await iso.run(descriptors_of_a_child)
+        for _ in range(3):  # children that were forked after the first know of snapshots
+            assert len(await iso.run(same, Snapshot.zeroed(1))) == 1
+            await asyncio.sleep(0.1)
+            assert await iso.run(descriptors_of_a_child) == before
 
 
 async def test_too_many_for_one_message():

@@ -10,10 +10,11 @@ import _socket
 import errno
 import faulthandler
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from .._os import fds, messages, signals
+from .._os import fds, memfd, messages, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire import codecs, handles
 from .._wire.frames import NONCE_SIZE, Kind, encode
@@ -66,20 +67,38 @@ def serve(order: Order, sever: Iterable[int], loose: Iterable[int], ahead: bool)
 def _nothing() -> None: ...
 
 
-_REHEARSAL = Request(b"\0" * NONCE_SIZE, codecs.dump_call(_nothing, ())[0]).encode()
+_NOTHING = b"\0" * NONCE_SIZE
+_REHEARSAL = Request(_NOTHING, codecs.dump_call(_nothing, ())[0]).encode()
 
 
 def _rehearse(order: Order) -> None:
     here, there = _socket.socketpair()
     channel = order.channel
-    there.send(_REHEARSAL)
     order.channel = here.fileno()
     order.mark = b"\0"
+    if handles.find is None or not memfd.sealable():
+        there.send(_REHEARSAL)
+    else:
+        _send_snapshot(there)
     _serve_one(order, here)
     order.mark = worker.STARTED
     order.channel = channel
     here.close()
     there.close()
+
+
+def _send_snapshot(channel: _socket.socket) -> None:
+    """Send a rehearsal as where calls come with snapshots, of numpy's arrays perhaps."""
+    from .._memory.snapshot import Snapshot  # noqa: PLC0415 - only where it is imported already
+
+    numpy = sys.modules.get("numpy")
+    try:
+        snapshot = Snapshot.zeroed(1) if numpy is None else Snapshot.from_array(numpy.zeros(1))
+        call = codecs.dump_call(len, (snapshot,))
+        request = Request(_NOTHING, call.stream, luggage=len(call.luggage.fds)).encode()
+        messages.send(channel, request, call.luggage.fds)
+    except OSError:  # no descriptor is left, say
+        channel.send(_REHEARSAL)
 
 
 def _serve_one(order: Order, channel: _socket.socket) -> int:

@@ -27,8 +27,9 @@ __all__ = [
     "load_call",
 ]
 
-# Below this a buffer is cheaper inside the stream than as a mapping of its own.
-OUT_OF_BAND_MIN = 256 * 1024
+# Below this a buffer is as cheap inside the stream as in a mapping of its own, or cheaper, as
+# benchmarks/memory.py shows; and a longer stream would be loaded in a thread.
+OUT_OF_BAND_MIN = 128 * 1024
 _AT_ONCE = 128 * 1024
 _STEP = 1 << 20
 _MAX_BUFFERS = 4000  # with the stream's own region fewer than frames allow

@@ -174,8 +174,10 @@ class Server:
         gc.collect()
         # A collection in a child would touch, so copy, everything that is here.
         gc.freeze()
-        self._known = set(fds.listed())
-        self._count = _count_fds()
+        given = self._given + self._parcels.all()
+        # But for those of children, which come and go.
+        self._known = set(fds.listed()) - self._reaper.pidfds() - set(given)
+        self._count = _count_fds() - len(given) - self._reaper.count_fds()
         # What comes and goes lives above everything that stays, so a child closes it in one go.
         self._order.floor = self._reaper.floor = max(self._known) + 1
 
