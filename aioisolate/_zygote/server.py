@@ -177,7 +177,8 @@ class Server:
         given = self._given + self._parcels.all()
         # But for those of children, which come and go.
         self._known = set(fds.listed()) - self._reaper.pidfds() - set(given)
-        self._count = _count_fds() - len(given) - self._reaper.count_fds()
+        count = _count_fds()
+        self._count = count and count - len(given) - self._reaper.count_fds()
         # What comes and goes lives above everything that stays, so a child closes it in one go.
         self._order.floor = self._reaper.floor = max(self._known) + 1
 
