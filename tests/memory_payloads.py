@@ -42,6 +42,17 @@ def ones(n):
     return np.ones(n)
 
 
+def count_open(snapshot):
+    """How many descriptors of a snapshot's file this process has."""
+    mine, found = identity(snapshot._root.fd), 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found += identity(int(name)) == mine
+        except OSError:
+            continue  # the listing's own
+    return found
+
+
 def total(array):
     return float(array.sum())
 

@@ -21,11 +21,12 @@ from aioisolate import (
     shared_array,
 )
 from tests import memory_payloads
-from tests.helpers import python
+from tests.helpers import python, until
 from tests.memory_payloads import (
     LARGE,
     Lie,
     cost_of_touching,
+    count_open,
     descriptors_of_a_child,
     each,
     fail_with,
@@ -149,14 +150,37 @@ async def test_an_array_while_its_snapshot_is_written_is_copied():
         assert not snapshot.sealed
 
 
+async def test_an_array_on_the_writing_view_is_copied():
+    snapshot = Snapshot.zeroed(MB)
+    async with Isolator() as iso:
+        with snapshot.view_mut() as view:
+            array = np.frombuffer(view, "u1")
+            array[0] = 9
+            assert await iso.run(total, array) == 9
+            del array
+        assert not snapshot.sealed
+
+
+async def test_a_forked_child_can_not_write_to_the_parents_snapshot():
+    snapshot = Snapshot.zeroed(10)
+    async with Isolator("fork") as iso:
+        assert await iso.run(write_to_root, snapshot) == "refused"
+    assert not snapshot.sealed
+
+
+async def test_a_child_has_each_snapshot_open_once():
+    snapshot = Snapshot.from_bytes(b"content")
+    async with Isolator(preload=PRELOAD) as iso:
+        assert await iso.run(count_open, snapshot) == 1
+
+
 async def test_items_and_exceptions_carry_snapshots(start):
     async with Isolator(**start) as iso:
         async with iso.stream(each, 100) as items:
             found = [bytes(item.view()) async for item in items]
         assert found == [bytes([number]) * 10 for number in range(100)]
         async with iso.stream(each, 50) as items:
-            async for _ in items:
-                break  # the rest is closed
+            await until(lambda: len(items._items) > 5)  # closed with the stream
         with pytest.raises(LookupError) as raised:
             await iso.run(fail_with, Snapshot.from_bytes(b"content"))
         assert raised.value.args[1].view()[:] == b"content"
