@@ -15,8 +15,10 @@ if TYPE_CHECKING:
         ForkSafetyWarning,
         IsolationError,
         Reason,
+        SandboxWarning,
     )
     from ._isolator import Isolator
+    from ._limits import Limits
     from ._memory.access import Access, Advice, page_size
     from ._memory.arrays import shared_array
     from ._memory.paged_array import PagedArray
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from ._outcome import CallEvent, Exit, Outcome, Progress, Usage
     from ._run import capture_isolated, isolated, run_isolated
     from ._stream import stream_isolated
+    from .sandbox import Sandbox
 
 __version__ = "0.1.0"
 
@@ -39,11 +42,14 @@ __all__ = [
     "ForkSafetyWarning",
     "IsolationError",
     "Isolator",
+    "Limits",
     "Outcome",
     "PagedArray",
     "Pages",
     "Progress",
     "Reason",
+    "Sandbox",
+    "SandboxWarning",
     "Snapshot",
     "Usage",
     "View",
@@ -65,8 +71,10 @@ _HOMES = {
         "ForkSafetyWarning",
         "IsolationError",
         "Reason",
+        "SandboxWarning",
     ],
     "_isolator": ["Isolator"],
+    "_limits": ["Limits"],
     "_memory.arrays": ["shared_array"],
     "_memory.access": ["Access", "Advice", "page_size"],
     "_memory.paged_array": ["PagedArray"],
@@ -75,6 +83,7 @@ _HOMES = {
     "_outcome": ["CallEvent", "Exit", "Outcome", "Progress", "Usage"],
     "_run": ["capture_isolated", "isolated", "run_isolated"],
     "_stream": ["stream_isolated"],
+    "sandbox": ["Sandbox"],
 }
 
 

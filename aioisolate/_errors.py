@@ -8,7 +8,8 @@ The *class* answers "may I retry?":
       CallableStatusUnknownError    fn began and did not end as it should
 
 The *reason* says what happened; ``__cause__`` carries the OSError, if one spoke.
-A deadline is also a builtin TimeoutError, whichever of the classes it falls in.
+A deadline is also a builtin TimeoutError, a memory overrun also a MemoryError, whichever of the
+classes it falls in.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = [
     "ForkSafetyWarning",
     "IsolationError",
     "Reason",
+    "SandboxWarning",
 ]
 
 
@@ -53,6 +55,9 @@ class Reason(enum.Enum):
     NO_RESULT = "the child exited with code 0 and left no result"
     BASE_EXCEPTION = "fn raised an exception that would tear down its caller"
     TIMEOUT = "the deadline passed"
+    MEMORY_LIMIT = "it needed more memory than it may have"
+    CPU_LIMIT = "it needed more CPU time than it may have"
+    OUTPUT_LIMIT = "it wrote more output than it may"
     CANCELLED = "the job was cancelled"
     SERVER_DIED = "the fork server died, and its children with it"
     CHANNEL_READ = "the result channel could not be read"
@@ -141,6 +146,22 @@ class StartTimeoutError(CallableDidNotExecuteError, TimeoutError):
 
 class CallTimeoutError(CallableStatusUnknownError, TimeoutError):
     """The deadline passed while fn was running."""
+
+
+class MemoryNotStartedError(CallableDidNotExecuteError, MemoryError):
+    """The memory that a call may have was used up before fn began."""
+
+
+class MemoryLostError(CallableExecutedError, MemoryError):
+    """The memory that a call may have did not suffice to send its result."""
+
+
+class MemoryLimitError(CallableStatusUnknownError, MemoryError):
+    """fn needed more memory than it may have."""
+
+
+class SandboxWarning(RuntimeWarning):
+    """A layer of a sandbox is missing here, and ``missing="warn"`` says to go on without it."""
 
 
 class ForkSafetyWarning(RuntimeWarning):

@@ -19,9 +19,11 @@ from typing import Any, Literal, Self, TypedDict, TypeVar, TypeVarTuple, Unpack,
 import anyio
 
 from ._call.plan import make_plan
+from ._call.policy import make_policy
 from ._child.order import AsyncBackend
 from ._errors import IsolationError
-from ._options import CallOptions, OnEvent, OnProgress, Output
+from ._limits import Limits
+from ._options import CallOptions, Codec, OnEvent, OnProgress, Output
 from ._os import features
 from ._outcome import Outcome, Progress
 from ._service.children import Forks, Source, fresh_interpreter, template
@@ -31,6 +33,7 @@ from ._service.job import Job
 from ._service.mapping import Results
 from ._service.statistics import Statistics
 from ._service.stream import Stream
+from .sandbox import Sandbox
 
 __all__ = ["Isolator", "JobArgs"]
 
@@ -50,6 +53,13 @@ class JobArgs(TypedDict, total=False):
     on_event: OnEvent | None
     on_progress: OnProgress | None
     pass_fds: Iterable[int]
+    limits: Limits | None
+    codec: Codec | None
+    result_type: Any
+
+
+class _Defaults(JobArgs, total=False):
+    sandbox: Sandbox | None
 
 
 class Isolator:
@@ -74,6 +84,11 @@ class Isolator:
         max_queue: how many calls may wait; one more is refused, which is safe to retry. None:
             any number.
         env: the zygote's environment. None: this process's, as it is when entered.
+        limits: what each call may consume; a call's own go first, one by one.
+        sandbox: what the children may reach. It is applied once in the fork server, as far as
+            children share it, so that a confined call costs little more than another. *env* is
+            the sandbox's unless it is given.
+        codec: how results come back, by default; see `run_isolated`.
         timeout, grace, output, start_timeout: defaults for each call; see `run_isolated`.
 
     Raises:
@@ -96,6 +111,9 @@ class Isolator:
         grace: float = 0.0,
         output: Output = "inherit",
         start_timeout: float | None = 10.0,
+        limits: Limits | None = None,
+        sandbox: Sandbox | None = None,
+        codec: Codec | None = None,
     ) -> None:
         if start not in _STARTS:
             raise ValueError(f"start must be one of {', '.join(map(repr, _STARTS))}, not {start!r}")
@@ -109,26 +127,36 @@ class Isolator:
             _check_count("max_concurrency", max_concurrency, 1)
         if max_queue is not None:
             _check_count("max_queue", max_queue, 0)
-        self._defaults: JobArgs = {
+        self._start = start
+        self._defaults: _Defaults = {
             "timeout": timeout,
             "grace": grace,
             "output": output,
             "start_timeout": start_timeout,
+            "limits": limits,
+            "sandbox": sandbox,
+            "codec": codec,
         }
         self._default_options = CallOptions(**self._defaults)
 
         def make_source(backend: AsyncBackend) -> Source:
+            policy = None
+            if sandbox is not None:
+                policy = make_policy(sandbox, features.containment(), start)
             if start == "fork":
                 return Forks(backend)
             if start == "template":
-                return template(backend, warm=warm)
-            return fresh_interpreter(backend, preload=modules, environment=env, warm=warm)
+                return template(backend, warm=warm, policy=policy)
+            return fresh_interpreter(
+                backend, preload=modules, environment=env, warm=warm, policy=policy
+            )
 
         self._core = Core(
             make_source,
             limit=max_concurrency,
             max_queue=max_queue,
             defaults=self._default_options,
+            start=start,
         )
 
     # Its life
@@ -237,9 +265,20 @@ class Isolator:
         streaming: bool = False,
         **more: Any,
     ) -> Job[Any]:
-        checked = CallOptions(**(self._defaults | options)) if options else self._default_options
-        plan = make_plan(fn, args, checked, features.current(), streaming=streaming)
+        checked = self._checked(options) if options else self._default_options
+        plan = make_plan(
+            fn, args, checked, features.current(), streaming=streaming, start=self._start
+        )
         return self._core.make_job(plan, **more)
+
+    def _checked(self, options: JobArgs) -> CallOptions:
+        if "sandbox" in options:
+            raise TypeError("a sandbox belongs to the Isolator, not to one of its calls")
+        merged = self._defaults | options
+        limits = options.get("limits")
+        if isinstance(limits, Limits):
+            merged["limits"] = limits.over(self._defaults["limits"])
+        return CallOptions(**merged)
 
     def stream(
         self,
@@ -299,7 +338,7 @@ class Isolator:
         if concurrency is None:
             concurrency = max(1, int(min(self._core.limiter.total_tokens, 10_000)))
         _check_count("concurrency", concurrency, 1)
-        make_plan(fn, (), CallOptions(**(self._defaults | options)), features.current())
+        make_plan(fn, (), self._checked(options), features.current(), start=self._start)
         return Results(
             items,
             lambda item: self._submit(fn, (item,), options, whole=capture),

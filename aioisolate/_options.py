@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
-from typing import Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
+from ._limits import Limits
 from ._outcome import CallEvent, Progress
+from .sandbox import Sandbox
 
-__all__ = ["CallOptions", "OnEvent", "OnProgress", "OptionArgs", "Output"]
+__all__ = ["CallOptions", "Codec", "OnEvent", "OnProgress", "OptionArgs", "Output"]
 
 OnLine: TypeAlias = Callable[[str, str], object]
 OnProgress: TypeAlias = Callable[[Progress], object]
 OnEvent: TypeAlias = Callable[[CallEvent], object]
 Output: TypeAlias = Literal["inherit", "capture", "null"] | OnLine
 Start: TypeAlias = Literal["fork"]
+Codec: TypeAlias = Literal["pickle", "msgspec", "json"]
 
 
 class OptionArgs(TypedDict, total=False):
@@ -29,6 +32,10 @@ class OptionArgs(TypedDict, total=False):
     on_event: OnEvent | None
     on_progress: OnProgress | None
     pass_fds: Iterable[int]
+    limits: Limits | None
+    sandbox: Sandbox | None
+    codec: Codec | None
+    result_type: Any
 
 
 _NO_FDS: frozenset[int] = frozenset()
@@ -42,11 +49,15 @@ class CallOptions:
 
     # Not a dataclass, like everything else that is made for each call: those take long to import.
     __slots__ = (
+        "codec",
         "grace",
+        "limits",
         "on_event",
         "on_progress",
         "output",
         "pass_fds",
+        "result_type",
+        "sandbox",
         "start_timeout",
         "timeout",
     )
@@ -62,6 +73,10 @@ class CallOptions:
         on_event: OnEvent | None = None,
         on_progress: OnProgress | None = None,
         pass_fds: Iterable[int] = (),
+        limits: Limits | None = None,
+        sandbox: Sandbox | None = None,
+        codec: Codec | None = None,
+        result_type: Any = None,
     ) -> None:
         if timeout is not None:
             _check_seconds("timeout", timeout, optional=True)
@@ -80,6 +95,26 @@ class CallOptions:
             raise TypeError(f"on_event must be callable, not {on_event!r}")
         if on_progress is not None and not callable(on_progress):
             raise TypeError(f"on_progress must be callable, not {on_progress!r}")
+        self.codec: Codec = "pickle"
+        if sandbox is not None or codec is not None:
+            self.codec = _chosen_codec(sandbox, codec)
+        if sandbox is not None:
+            limits = sandbox.limits if limits is None else _checked_limits(limits, sandbox.limits)
+            # What a stranger writes is not for this process's terminal or log.
+            if output == "inherit" and sandbox.codec != "pickle":
+                output = "null"
+        elif limits is not None:
+            limits = _checked_limits(limits, None)
+        if limits is not None and limits.output_size is not None and output == "inherit":
+            raise ValueError(
+                "limits.output_size is for output that passes through here: output='capture' or "
+                "a callable, not 'inherit'"
+            )
+        if result_type is not None and self.codec == "pickle":
+            raise ValueError("result_type is for codec='msgspec' and 'json'; a pickle has its own")
+        self.limits = limits
+        self.sandbox = sandbox
+        self.result_type = result_type
         self.timeout = timeout
         self.grace = grace
         self.output: Output = output
@@ -87,6 +122,27 @@ class CallOptions:
         self.on_event = on_event
         self.on_progress = on_progress
         self.pass_fds = _checked_fds(pass_fds) if pass_fds else _NO_FDS
+
+
+def _chosen_codec(sandbox: object, codec: object) -> Codec:
+    if sandbox is not None and not isinstance(sandbox, Sandbox):
+        raise TypeError(f"sandbox must be a Sandbox, not {sandbox!r}")
+    if codec is None:
+        assert sandbox is not None
+        return sandbox.codec
+    if codec not in ("pickle", "msgspec", "json"):
+        raise ValueError(f"codec must be 'pickle', 'msgspec' or 'json', not {codec!r}")
+    if codec == "pickle" and sandbox is not None and sandbox.codec != "pickle":
+        raise ValueError(
+            "this sandbox's results are data only: to unpickle one would be to run its code here"
+        )
+    return codec
+
+
+def _checked_limits(limits: object, others: Limits | None) -> Limits:
+    if not isinstance(limits, Limits):
+        raise TypeError(f"limits must be Limits, not {limits!r}")
+    return limits.over(others)
 
 
 def _check_seconds(

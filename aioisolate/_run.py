@@ -13,9 +13,11 @@ from ._call.spawn import ForkedChild, let_imports_finish
 from ._call.supervise import Supervision
 from ._call.waiter import running_backend
 from ._errors import IsolationError
-from ._options import CallOptions, OnEvent, OnProgress, OptionArgs, Output
+from ._limits import Limits
+from ._options import CallOptions, Codec, OnEvent, OnProgress, OptionArgs, Output
 from ._os import features, threads
 from ._outcome import Outcome
+from .sandbox import Sandbox
 
 __all__ = ["capture_isolated", "isolated", "run_isolated"]
 
@@ -51,6 +53,10 @@ async def run_isolated(
     on_event: OnEvent | None = None,
     on_progress: OnProgress | None = None,
     pass_fds: Iterable[int] = (),
+    limits: Limits | None = None,
+    sandbox: Sandbox | None = None,
+    codec: Codec | None = None,
+    result_type: Any = None,
 ) -> Any:
     """Run ``fn(*args)`` in a forked copy of this process and return what it returns.
 
@@ -75,6 +81,15 @@ async def run_isolated(
         on_event: called here with a `CallEvent` when the child is spawned, has started, has
             sent its result, has been reaped.
         on_progress: called here with a `Progress` whenever fn calls `report_progress`.
+        limits: what it may consume; see `Limits`.
+        sandbox: what it may reach; see `Sandbox`. The child is still a copy of this process and
+            holds what this process holds in memory: for code that you do not trust use an
+            `Isolator`, whose fork server has none of it.
+        codec: how the result comes back. ``"pickle"``: any object, from a child that you trust.
+            ``"msgspec"`` (MessagePack) and ``"json"``: data only, whatever the child sends; fn's
+            exceptions arrive as `RemoteError`, in words. None: the sandbox's, or ``"pickle"``.
+        result_type: with a data-only codec, what the result is to be: a type that msgspec
+            knows, such as a dataclass, ``list[int]`` or a TypedDict.
         pass_fds: descriptors of sockets, pipes and the like that fn may go on using. Files,
             terminals and directories it may use anyway; everything else leads to /dev/null.
 
@@ -106,6 +121,10 @@ async def run_isolated(
         on_event=on_event,
         on_progress=on_progress,
         pass_fds=pass_fds,
+        limits=limits,
+        sandbox=sandbox,
+        codec=codec,
+        result_type=result_type,
     )
     value, error, _ = await _call(make_plan(fn, args, options, features.current()))
     if error is not None:

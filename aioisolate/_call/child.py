@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
+from .._os.cgroups import Group
 from .._os.process import Status
 from .output import OutputStream
 from .waiter import Waiter
@@ -38,6 +40,8 @@ class Child(Protocol):
         talks: it speaks once, when it has its answer, so its channel is watched from the
             beginning; and it leaves a mark in the scratch file when it starts.
         lost: it died because its fork server did, and how is not known.
+        group: the control group that it is in, or None.
+        layers: what confines it, if it is to tell and then to wait for `go`; else None.
     """
 
     pid: int
@@ -51,12 +55,17 @@ class Child(Protocol):
     forked_at: float
     fork_seconds: float
     talks: bool
+    group: Group | None
+    layers: Sequence[str] | None
 
     @property
     def lost(self) -> bool: ...
 
     def launch(self) -> None:
         """Start it. Raises CallableDidNotExecuteError, and leaves nothing behind, if that fails."""
+
+    def go(self) -> None:
+        """Let it call fn: its layers are what they should be."""
 
     def signal(self, number: int) -> None:
         """Send it a signal, if it has not ended."""

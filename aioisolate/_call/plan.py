@@ -6,9 +6,13 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from .._child.policy import Policy
 from .._errors import CallableDidNotExecuteError, Reason, StartTimeoutError
 from .._options import CallOptions
+from .._os import features as _features
 from .._os.features import Features
+from .._wire import plain
+from .policy import NOTHING, Enforcement, Start, make_policy, plan_limits
 
 __all__ = ["Plan", "check_callable", "make_plan"]
 
@@ -20,12 +24,16 @@ class Plan(NamedTuple):
         fn, args: the call.
         options: checked options.
         streaming: fn returns an iterator, whose items are wanted one by one.
+        policy: what its child is confined by, or None.
+        enforcement: how its limits are held.
     """
 
     fn: Callable[..., Any]
     args: Sequence[Any]
     options: CallOptions
     streaming: bool = False
+    policy: Policy | None = None
+    enforcement: Enforcement = NOTHING
 
 
 def make_plan(
@@ -35,6 +43,7 @@ def make_plan(
     features: Features,
     *,
     streaming: bool = False,
+    start: Start = "fork",
 ) -> Plan:
     """Plan a call, or refuse it before anything has happened.
 
@@ -50,7 +59,26 @@ def make_plan(
         )
     if options.timeout == 0:
         raise StartTimeoutError("the timeout of 0 s left no time to begin", reason=Reason.TIMEOUT)
-    return Plan(fn, args, options, streaming)
+    sandbox, limits = options.sandbox, options.limits
+    if options.codec != "pickle":
+        _check_codec(options)
+    if sandbox is None and limits is None:
+        return Plan(fn, args, options, streaming)
+    here = _features.containment()
+    policy = None if sandbox is None else make_policy(sandbox, here, start)
+    enforcement = plan_limits(limits, sandbox, policy, here)
+    return Plan(fn, args, options, streaming, policy, enforcement)
+
+
+def _check_codec(options: CallOptions) -> None:
+    if not plain.available(options.codec):
+        raise CallableDidNotExecuteError(
+            f"codec={options.codec!r} needs msgspec, which is not installed: "
+            "pip install 'aioisolate[msgspec]', or codec='json'",
+            reason=Reason.FEATURE_UNAVAILABLE,
+        )
+    if options.result_type is not None:
+        plain.check_result_type(options.codec, options.result_type)
 
 
 def check_callable(fn: object) -> None:

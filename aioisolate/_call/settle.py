@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,12 +15,15 @@ from .._errors import (
     CallableExecutedError,
     CallableStatusUnknownError,
     IsolationError,
+    MemoryLimitError,
     Reason,
+    RemoteError,
 )
 from .._os import mappings, memfd, threads
 from .._outcome import Outcome, Usage
-from .._wire import codecs
-from .._wire.frames import Kind, Payload, ProtocolError, Region
+from .._wire import codecs, plain
+from .._wire.frames import Kind, Payload, ProtocolError, Region, TooLargeError
+from .._wire.state import Message
 from .._wire.verdict import Answer, Evidence, Verdict, judge
 from .supervise import Supervision
 
@@ -36,9 +41,12 @@ async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
     verdict = Answer.VALUE if is_value else judge(_evidence(supervision))
     if isinstance(verdict, Verdict) or answer is None:
         assert isinstance(verdict, Verdict)
-        return None, _error(supervision, verdict)
+        return None, _error(supervision, verdict, cause=_os_error(answer))
     try:
+        if supervision.options.codec != "pickle":
+            return await _as_data(supervision, verdict, answer[1])
         payload = Payload.decode(answer[1])
+        _check_size(supervision, payload)
         fds = answer[2]
         stream, buffers = _collect(payload, supervision.child.scratch, fds)
         if sum(map(len, stream)) <= _INLINE_MAX:
@@ -52,6 +60,32 @@ async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
     if verdict is Answer.VALUE:
         return value, None
     return None, _own_exception(supervision, value)
+
+
+async def _as_data(
+    supervision: Supervision, verdict: Answer, body: Sequence[bytes]
+) -> tuple[Any, BaseException | None]:
+    """Read an answer that is data and nothing else. It may raise ValueError, ProtocolError."""
+    options = supervision.options
+    pieces = Payload.decode(body, plain=True).stream
+    if verdict is Answer.RAISED:
+        raised = plain.load_exception(options.codec, pieces)
+        return None, _own_exception(supervision, raised)
+    if sum(map(len, pieces)) <= _INLINE_MAX:
+        return plain.load(options.codec, pieces, options.result_type), None
+    load = functools.partial(plain.load, options.codec, pieces, options.result_type)
+    return await _in_thread(load), None
+
+
+def _check_size(supervision: Supervision, payload: Payload) -> None:
+    """Raise TooLargeError if an answer's buffers are more than they may be."""
+    limits = supervision.options.limits
+    if limits is not None and limits.result_size is not None and payload.regions:
+        size = sum(region.length for region in payload.regions) + sum(map(len, payload.stream))
+        if size > limits.result_size:
+            raise TooLargeError(
+                f"what fn returned has {size} bytes, and may have {limits.result_size}"
+            )
 
 
 def outcome_of(supervision: Supervision, value: Any, error: BaseException | None) -> Outcome[Any]:
@@ -81,6 +115,9 @@ def _evidence(supervision: Supervision) -> Evidence:
         killed_for=supervision.killed_for,
         exit=supervision.status.exit,
         seconds=supervision.seconds,
+        limits=supervision.options.limits,
+        spent=supervision.status.user + supervision.status.system,
+        out_of_memory=supervision.out_of_memory,
     )
 
 
@@ -158,9 +195,11 @@ async def _in_thread(work: Callable[[], Any]) -> Any:
 
 
 def _as_loss(exc: BaseException, answer: Answer) -> Verdict:
+    if isinstance(exc, TooLargeError):
+        return Verdict(CallableExecutedError, Reason.RESULT_TOO_LARGE, str(exc))
     if isinstance(exc, ProtocolError):
         return Verdict(CallableStatusUnknownError, Reason.PROTOCOL, str(exc))
-    message = f"{answer.value} could not be unpickled here: {type(exc).__name__}: {exc}"
+    message = f"{answer.value} could not be decoded here: {type(exc).__name__}: {exc}"
     return Verdict(CallableExecutedError, Reason.RESULT_DECODING, message)
 
 
@@ -170,14 +209,41 @@ def _own_exception(supervision: Supervision, raised: Any) -> BaseException:
         text = f"fn raised {type(raised).__name__}: {raised}"
         verdict = Verdict(CallableStatusUnknownError, raised.reason, text)
         return _error(supervision, verdict, cause=raised)
-    if isinstance(raised, Exception):
+    limits = supervision.options.limits
+    size = None if limits is None else limits.memory or limits.address_space
+    if size is not None and _ran_out_of_memory(raised):
+        text = f"fn was refused memory by the allocator; its limit is {size} bytes: {raised}"
+        verdict = Verdict(MemoryLimitError, Reason.MEMORY_LIMIT, text)
+        return _error(supervision, verdict, cause=raised)
+    is_remote = isinstance(raised, RemoteError)
+    if isinstance(raised, Exception) and not (is_remote and raised.type_name in _TEARING):
         return raised
     # SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError... mean something to whoever
     # runs the caller; fn's are not allowed to say it.
-    reason = Reason.EXIT if isinstance(raised, SystemExit) else Reason.BASE_EXCEPTION
-    text = f"fn raised {type(raised).__name__}({', '.join(map(repr, raised.args))})"
+    name = raised.type_name if is_remote else type(raised).__name__
+    reason = Reason.EXIT if name == "SystemExit" else Reason.BASE_EXCEPTION
+    text = f"fn raised {name}({', '.join(map(repr, raised.args))})"
     verdict = Verdict(CallableStatusUnknownError, reason, text)
     return _error(supervision, verdict, cause=raised)
+
+
+_TEARING = frozenset({"SystemExit", "KeyboardInterrupt", "GeneratorExit"})
+
+
+def _ran_out_of_memory(raised: BaseException) -> bool:
+    if isinstance(raised, RemoteError):
+        return raised.type_name.endswith("MemoryError")
+    return isinstance(raised, MemoryError) or (
+        isinstance(raised, OSError) and raised.errno == errno.ENOMEM
+    )
+
+
+def _os_error(answer: Message | None) -> OSError | None:
+    """Return what the kernel said to a child that failed before fn, if it did."""
+    if answer is None or answer[0] is not Kind.FAILED:
+        return None
+    _, number, text = b"".join(answer[1]).decode(errors="replace").split("\n", 2)
+    return OSError(int(number), text) if number != "0" else None
 
 
 def _error(
@@ -186,6 +252,8 @@ def _error(
     child = supervision.child
     stack = supervision.stack.text()
     message = verdict.message
+    if supervision.options.codec != "pickle":  # both may be a stranger's words
+        stack, message = plain.escape(stack), plain.escape(message)
     if stack:
         message += f"\n{stack}"
     error = verdict.error(

@@ -16,7 +16,7 @@ from typing import NoReturn
 import anyio
 
 from .._child import bootstrap, loops, stdio, worker
-from .._child.order import AsyncBackend, Order
+from .._child.order import GO, AsyncBackend, Order
 from .._errors import (
     CallableDidNotExecuteError,
     CallableStatusUnknownError,
@@ -24,7 +24,7 @@ from .._errors import (
     Reason,
     StartTimeoutError,
 )
-from .._os import cstdio, imports, memfd, signals
+from .._os import cgroups, cstdio, imports, memfd, signals
 from .._os import fds as os_fds
 from .._os.fds import Descriptors
 from .._os.prctl import is_subreaper
@@ -80,6 +80,8 @@ class ForkedChild:
         "fds",
         "fork_seconds",
         "forked_at",
+        "group",
+        "layers",
         "nonce",
         "pid",
         "process",
@@ -112,6 +114,8 @@ class ForkedChild:
         self._threaded = bool(other_threads)
         self.fds = fds = Descriptors()
         self.process = Process()
+        self.group: cgroups.Group | None = None
+        self.layers: Sequence[str] | None = None
         self.pid = 0
         self.end_fd = -1
         self.forked_at = time.monotonic()
@@ -138,7 +142,9 @@ class ForkedChild:
             waitset.add(stream.fd)
         keep = plan.options.pass_fds | {channel_write, scratch, null, stdout, stderr}
         self.nonce = nonce = os.urandom(NONCE_SIZE)
-        self._order = order = draft_order(keep, backend, self._threaded)
+        policy = plan.policy
+        confined = policy is not None and policy.read is not None
+        self._order = order = draft_order(keep, backend, self._threaded, confined=confined)
         order.then = worker.work
         order.quiet = False
         order.streaming = plan.streaming
@@ -154,6 +160,22 @@ class ForkedChild:
         order.stderr = stderr
         order.deadline_stack = plan.options.timeout is not None
         order.started_mark = encode(nonce, Kind.STARTED)
+        order.policy = policy
+        order.bounds = plan.enforcement.bounds
+        order.codec = plan.options.codec
+        if plan.options.limits is not None:
+            order.result_size = plan.options.limits.result_size
+            if plan.enforcement.group is not None:
+                self.group = cgroups.Group.create(*plan.enforcement.group)
+                order.entrances = self.group.entrances
+        if policy is not None:
+            self.layers = policy.child_layers
+        if policy is not None or order.bounds is not None:
+            from .._child import confine  # noqa: F401, PLC0415 - ahead, for the child
+
+    def go(self) -> None:
+        """Let it call fn: its layers are what they should be."""
+        os.write(self.channel, GO)
 
     def launch(self) -> None:
         """Fork this process and let the child carry out its order.
@@ -262,16 +284,28 @@ class ForkedChild:
         if hasattr(self, "waitset"):
             self.waitset.close()
         self.fds.close_all()
+        if self.group is not None:
+            self.group.dissolve()
 
 
-def draft_order(keep: frozenset[int], backend: AsyncBackend, threaded: bool) -> Order:
-    """Draft the order for a copy of this process: what it must shed, whatever it will do."""
-    keep |= {fd for fd, name in enumerate(_STREAMS) if getattr(sys, name) is not None}
+def draft_order(
+    keep: frozenset[int], backend: AsyncBackend, threaded: bool, *, confined: bool = False
+) -> Order:
+    """Draft the order for a copy of this process: what it must shed, whatever it will do.
+
+    If *confined*, it sheds its standard input and open files, too.
+    """
+    keep |= {
+        fd
+        for fd, name in enumerate(_STREAMS)
+        if getattr(sys, name) is not None and not (confined and fd == 0)
+    }
     numpy_random = sys.modules.get("numpy.random")
     # One by one: passing twenty names touches twenty strings.
     order = Order()
     order.keep = keep
-    order.sever = _severable(keep, threaded)
+    order.sever = _severable(keep, threaded, confined)
+    order.confined = confined
     order.threaded = threaded
     order.signals = signals.handled()
     order.faulthandler = faulthandler.is_enabled()
@@ -281,15 +315,18 @@ def draft_order(keep: frozenset[int], backend: AsyncBackend, threaded: bool) -> 
     order.forget_loop = loops.steps_to_forget(backend)
     order.backend = backend
     order.reseed = None if numpy_random is None else numpy_random.seed
+    order.policy = order.bounds = order.result_size = None
+    order.entrances = ()
+    order.codec = "pickle"
     return order
 
 
-def _severable(keep: frozenset[int], threaded: bool) -> list[int] | None:
+def _severable(keep: frozenset[int], threaded: bool, confined: bool) -> list[int] | None:
     if threaded:  # another thread may open something between the look and the fork
         return None
     listed = os_fds.listed()
     unknown = len(listed) - len(os_fds.ours)
-    return os_fds.severable(listed, keep) if unknown <= _LOOK_HERE_MAX else None
+    return os_fds.severable(listed, keep, files=confined) if unknown <= _LOOK_HERE_MAX else None
 
 
 def warn_about(names: Sequence[str]) -> None:

@@ -27,10 +27,11 @@ from .._os import messages
 from .._os.fds import Descriptors
 from .._os.process import Status
 from .._outcome import CallEvent, Progress
-from .._wire.frames import Kind, ProtocolError
+from .._wire.frames import Kind, ProtocolError, TooLargeError
 from .._wire.state import Conversation
 from .._wire.verdict import KilledFor
 from .child import Child
+from .causes import memory_killer, why_unconfined
 from .crash import StackText
 from .output import OutputStream
 
@@ -79,6 +80,7 @@ class Supervision:
         killed_for: why it was killed, or None; the first cause counts.
         detail: what was wrong, if it was killed for nonsense on its channel.
         seconds: the deadline that passed, if one did.
+        out_of_memory: who killed it for want of memory, if that is known.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Supervision:
         on_item: OnItem | None = None,
     ) -> None:
         self.child = child
-        self._options = options
+        self.options = options
         self._on_item = on_item
         self._paused = False
         self._marked = False
@@ -98,6 +100,7 @@ class Supervision:
         self.killed_for: KilledFor | None = None
         self.detail = ""
         self.seconds = 0.0
+        self.out_of_memory = ""
         self._look_due = not child.talks
         self._heard_result = False
         self._phase_ends = math.inf
@@ -109,7 +112,15 @@ class Supervision:
         )
         self._first_look = now + FIRST_LOOK
         self.gone = False
-        self.conversation = Conversation(child.nonce)
+        limits = options.limits
+        self._output_left = math.inf
+        if limits is not None and limits.output_size is not None:
+            self._output_left = limits.output_size
+        self.conversation = Conversation(
+            child.nonce,
+            confined=child.layers is not None,
+            limit=None if limits is None else limits.result_size,
+        )
         self._received = Descriptors()
         self.status = Status(None)
         self.ended_at = now
@@ -117,8 +128,9 @@ class Supervision:
         self.left = False
         self.stack = StackText(child.scratch)
         # Without waiting for its end, nothing is known of that end.
-        self._leaves_early = not (whole or self.listens or child.streams)
-        if self._look_due and (self.listens or on_item or options.on_progress):
+        self._leaves_early = not (whole or self.listens or child.streams or child.group)
+        waits = child.layers is not None  # to be told to go on
+        if self._look_due and (self.listens or on_item or options.on_progress or waits):
             self._watch_channel()
 
     def announce(self) -> None:
@@ -164,12 +176,12 @@ class Supervision:
                 if self._heard_result or self._phase is not _Phase.RUNNING:
                     return
                 if now >= self._deadline:
-                    self._pass_deadline(KilledFor.TIMEOUT, self._options.timeout or 0.0)
+                    self._pass_deadline(KilledFor.TIMEOUT, self.options.timeout or 0.0)
                 elif now >= self._start_deadline and not self.has_started():
-                    self._pass_deadline(KilledFor.START_TIMEOUT, self._options.start_timeout or 0.0)
+                    self._pass_deadline(KilledFor.START_TIMEOUT, self.options.start_timeout or 0.0)
             case _Phase.DUMPING:
                 if self.stack.whole() or now >= self._dump_ends:
-                    self.terminate(self._options.grace)
+                    self.terminate(self.options.grace)
                 else:
                     self._phase_ends = now + _DUMP_POLL
             case _Phase.TERMINATING:
@@ -279,14 +291,20 @@ class Supervision:
         started = conversation.started
         try:
             between = conversation.receive(data, fds)
+            if fds and self.options.codec != "pickle":
+                raise ProtocolError("descriptors came with what is to be data only")
         except ProtocolError as exc:
             self._leave_channel()
-            self.kill(KilledFor.PROTOCOL, str(exc))
+            too_large = isinstance(exc, TooLargeError)
+            cause = KilledFor.RESULT_TOO_LARGE if too_large else KilledFor.PROTOCOL
+            self.kill(cause, str(exc))
             return 0
         if conversation.started and not started:
             self._tell("started")
         for kind, body, luggage in between:
-            if kind is Kind.PROGRESS:
+            if kind is Kind.READY:
+                self._check_layers(body)
+            elif kind is Kind.PROGRESS:
                 self._report(body)
             elif self._on_item is not None:
                 self._on_item(body, [self._received.release(fd) for fd in luggage])
@@ -304,8 +322,16 @@ class Supervision:
                 self.gone = self.left = True
         return len(data)
 
+    def _check_layers(self, body: Sequence[bytes]) -> None:
+        """Let the child call fn if it is confined as it should be."""
+        wrong = why_unconfined(self.child.layers or (), b"".join(body))
+        if wrong:
+            self.kill(KilledFor.UNCONFINED, wrong)
+        else:
+            self.child.go()
+
     def _report(self, body: Sequence[bytes]) -> None:
-        on_progress = self._options.on_progress
+        on_progress = self.options.on_progress
         if on_progress is not None:
             on_progress(Progress(*pickle.loads(b"".join(body))))  # noqa: S301 - as the answer
 
@@ -317,6 +343,10 @@ class Supervision:
         if not data:
             self.child.waitset.remove(stream.fd)
             return 0
+        self._output_left -= len(data)
+        if self._output_left < 0:
+            data = data[: int(self._output_left)]
+            self.kill(KilledFor.OUTPUT_LIMIT)
         stream.feed(data)
         return len(data)
 
@@ -324,6 +354,8 @@ class Supervision:
         """The child has ended: read what it left behind, and reap it."""
         self.ended_at = time.monotonic()
         self.status = self.child.reap()
+        if self.status.exit == -signal.SIGKILL and self.killed_for is None:
+            self.out_of_memory = memory_killer(self.child.group)
         if self.child.lost and self.killed_for is None:
             self.killed_for = KilledFor.SERVER_DIED
         self.gone = True
@@ -351,8 +383,8 @@ class Supervision:
             return
         event = CallEvent(name, self.child.pid, time.monotonic() - self.child.forked_at)
         _log.debug("child %d: %s after %.6f s", event.pid, name, event.time)
-        if self._options.on_event is not None:
-            self._options.on_event(event)
+        if self.options.on_event is not None:
+            self.options.on_event(event)
 
     def release(self) -> None:
         """Close everything that belonged to the call. The child must be gone."""

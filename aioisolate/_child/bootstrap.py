@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from .._os import cstdio, fds, imports, signals
 from .._os.prctl import set_parent_death_signal
-from .._wire.frames import Kind, encode
+from .._wire.frames import encode_failure
 from . import stdio
 from .order import Order
 
@@ -46,6 +46,10 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
             set_parent_death_signal(_KILL)
             if os.getppid() != order.parent_pid:
                 os._exit(1)
+            step = "control group"
+            # Before anything is used that it counts.
+            for entrance in order.entrances:
+                os.write(entrance, b"0")
             step = "process group"
             # Before anything that could start a process: a Ctrl-C in the terminal is the
             # parent's business, and the whole group can be killed by one number.
@@ -66,7 +70,7 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
             # number, whoever has it by then.
             sever = order.sever
             if sever is None:
-                sever = fds.severable(fds.listed(), order.keep)
+                sever = fds.severable(fds.listed(), order.keep, files=order.confined)
             fds.ours.clear()  # they were the parent's
             null = order.null
             for fd in sever:
@@ -107,6 +111,13 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
             faulthandler.enable(order.scratch)
             if order.deadline_stack:
                 faulthandler.register(STACK_SIGNAL, order.scratch)
+            if order.policy is not None or order.bounds is not None:
+                step = "confinement"
+                # After all that needs /proc, files or privileges; the limits last of all, since
+                # what comes before needs memory and descriptors, too.
+                from . import confine  # noqa: PLC0415 - only then; the parent has imported it
+
+                step = confine.confine(order)
         except BaseException as exc:  # noqa: BLE001 - whatever it is, fn must not run
             _report_failure(order, step, exc)
         else:
@@ -130,5 +141,4 @@ def volunteer() -> None:
 
 
 def _report_failure(order: Order, step: str, exc: BaseException) -> None:
-    text = f"{step}\n{type(exc).__name__}: {exc}"
-    os.write(order.channel, encode(order.nonce, Kind.FAILED, text.encode(errors="replace")))
+    os.write(order.channel, encode_failure(order.nonce, step, exc))

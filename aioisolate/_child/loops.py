@@ -79,10 +79,16 @@ async def _stream(order: Order, items: AsyncIterable[Any]) -> None:
 
 def _send_item(order: Order, item: object) -> None:
     try:
-        body, luggage = codecs.dump_whole(item)
+        if order.codec != "pickle":
+            from .._wire import plain  # noqa: PLC0415 - only where it is asked for
+
+            body, fds = plain.dump(order.codec, item), []
+        else:
+            body, luggage = codecs.dump_whole(item)
+            fds = luggage.fds
     except Exception as exc:
-        raise _UnsendableItemError(f"an item could not be pickled: {exc}") from exc
-    fds = luggage.fds
+        verb = "pickled" if order.codec == "pickle" else f"encoded as {order.codec}"
+        raise _UnsendableItemError(f"an item could not be {verb}: {exc}") from exc
     progress.send(order.channel, encode(order.nonce, Kind.ITEM, body, len(fds)), fds)
 
 

@@ -10,9 +10,15 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
-__all__ = ["AsyncBackend", "Order", "Steps"]
+from .policy import Bounds, Policy
+
+__all__ = ["GO", "AsyncBackend", "Order", "Steps"]
 
 Steps: TypeAlias = Sequence[tuple[Callable[..., object], Sequence[Any]]]
+
+
+# What the parent sends once the layers that a child has engaged are those that it wants.
+GO = b"G"
 
 
 class AsyncBackend(NamedTuple):
@@ -43,6 +49,7 @@ class Order:
         null: a descriptor of /dev/null.
         stdout, stderr: what to put on 1 and 2, or -1 to leave them alone.
         keep: descriptors to leave alone.
+        confined: open files are not among what is harmless.
         sever: descriptors to replace by /dev/null, or None: look for them in the child.
         threaded: the parent had other threads when it was forked.
         signals: signals that are not at their default.
@@ -61,13 +68,23 @@ class Order:
         progress: somebody wants to know how far fn has got.
         floor: close everything from this number on.
         then: what to do when all is set up; returns the exit code.
+        policy: what confines it, or None.
+        bounds: the limits that it sets for itself, or None.
+        entrances: descriptors of the control groups that it puts itself into.
+        codec: how its answer is encoded; see `Sandbox`.
+        result_size: how large its answer may be, or None.
+        statm: the descriptor of what tells its size, or -1.
     """
 
     __slots__ = (
         "args",
         "backend",
+        "bounds",
         "channel",
+        "codec",
+        "confined",
         "deadline_stack",
+        "entrances",
         "faulthandler",
         "floor",
         "fn",
@@ -78,14 +95,17 @@ class Order:
         "nonce",
         "null",
         "parent_pid",
+        "policy",
         "progress",
         "purge_c_stdout",
         "quiet",
         "reseed",
+        "result_size",
         "scratch",
         "sever",
         "signals",
         "started_mark",
+        "statm",
         "stderr",
         "stdout",
         "streaming",
@@ -105,6 +125,7 @@ class Order:
     stderr: int
     keep: frozenset[int]
     sever: Sequence[int] | None
+    confined: bool
     threaded: bool
     signals: Sequence[int]
     faulthandler: bool
@@ -122,3 +143,9 @@ class Order:
     progress: bool
     floor: int
     then: Callable[[Order, Sequence[TextIO]], int]
+    policy: Policy | None
+    bounds: Bounds | None
+    entrances: Sequence[int]
+    codec: str
+    result_size: int | None
+    statm: int

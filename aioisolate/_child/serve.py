@@ -12,15 +12,19 @@ import faulthandler
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._os import fds, memfd, messages, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire import codecs, handles
-from .._wire.frames import NONCE_SIZE, Kind, encode
+from .._wire.frames import NONCE_SIZE, Kind, encode, encode_failure
 from .._wire.request import HEADER, Request
 from . import worker
 from .order import AsyncBackend, Order
+from .policy import Bounds
+
+if TYPE_CHECKING:
+    from .confine import Ground
 
 __all__ = ["serve"]
 
@@ -29,11 +33,13 @@ _AT_ONCE = 4096
 _FD_MAX = 1 << 20
 
 
-def serve(order: Order, sever: Iterable[int], loose: Iterable[int], ahead: bool) -> NoReturn:
+def serve(
+    order: Order, sever: Iterable[int], loose: Iterable[int], ahead: bool, ground: Ground | None = None
+) -> NoReturn:
     """Wait for one request, do what it says, and end the process.
 
     *sever* are descriptors of objects of the server's, *loose* are such that no object holds.
-    *ahead* of need: nobody waits yet.
+    *ahead* of need: nobody waits yet. *ground*: what the server has got ready for confinement.
 
     The fork server has prepared all that it could: its signals are at their defaults, garbage is
     frozen, faulthandler writes to where the scratch file is. So little is left.
@@ -56,12 +62,29 @@ def serve(order: Order, sever: Iterable[int], loose: Iterable[int], ahead: bool)
         if order.reseed is not None:
             order.reseed()
         order.mark = worker.STARTED
+        engaged: list[str] | None = None
+        if ground is not None:
+            engaged = _confine(order, ground)
         if ahead:
             _rehearse(order)
+        if engaged is not None:
+            body = ",".join(engaged).encode()
+            os.write(order.channel, encode(_NOTHING, Kind.READY, body))
         channel = _socket.socket(fileno=order.channel)
         code = _serve_one(order, channel)
     finally:
         os._exit(code)
+
+
+def _confine(order: Order, ground: Ground) -> list[str]:
+    from . import confine  # noqa: PLC0415 - only then; the server has imported it
+
+    assert order.policy is not None
+    try:
+        return confine.enter_child(order, order.policy, ground)
+    except BaseException as exc:
+        os.write(order.channel, encode_failure(_NOTHING, "confinement", exc))
+        raise
 
 
 def _nothing() -> None: ...
@@ -76,7 +99,9 @@ def _rehearse(order: Order) -> None:
     channel = order.channel
     order.channel = here.fileno()
     order.mark = b"\0"
-    if handles.find is None or not memfd.sealable():
+    if order.policy is not None:
+        there.send(_rehearsal_confined(order.codec))
+    elif handles.find is None or not memfd.sealable():
         there.send(_REHEARSAL)
     else:
         _send_snapshot(there)
@@ -85,6 +110,11 @@ def _rehearse(order: Order) -> None:
     order.channel = channel
     here.close()
     there.close()
+
+
+def _rehearsal_confined(codec: str) -> bytes:
+    call = codecs.dump_call(_nothing, ())[0]
+    return Request(_NOTHING, call, codec=codec, bounds=tuple(Bounds())).encode()
 
 
 def _send_snapshot(channel: _socket.socket) -> None:
@@ -111,20 +141,40 @@ def _serve_one(order: Order, channel: _socket.socket) -> int:
     order.quiet = request.quiet
     order.streaming = request.streaming
     order.progress = request.progress
+    order.codec = request.codec
+    order.result_size = request.result_size
+    order.bounds = None
     order.backend = AsyncBackend(request.backend, uvloop=request.uvloop)
     try:
-        if request.in_file or request.output or request.numbers or request.luggage:
+        if request.descriptors:
             call, luggage = _take_over(order, request, descriptors)
             order.fn, order.args = _load(request, call, luggage)
         else:
             assert isinstance(request.call, bytes)
             order.fn, order.args = codecs.load_call(request.call)
     except BaseException as exc:  # noqa: BLE001 - unpickling imports, and so runs, anything
-        text = f"request\n{type(exc).__name__}: {exc}"
-        os.write(order.channel, encode(order.nonce, Kind.FAILED, text.encode(errors="replace")))
+        os.write(order.channel, encode_failure(order.nonce, "request", exc))
         return 1
+    if request.bounds is not None:
+        try:
+            _bind(order, Bounds(*request.bounds))
+        except OSError as exc:
+            os.write(order.channel, encode_failure(order.nonce, "limits", exc))
+            return 1
     assert order.streams is not None
     return worker.work(order, order.streams)
+
+
+def _bind(order: Order, limits: Bounds) -> None:
+    """Set the limits, after all that is not fn's own doing."""
+    from . import bounds  # noqa: PLC0415 - only where there are some
+
+    order.bounds = limits
+    if order.nonce == _NOTHING:  # a rehearsal, which leaves all as it is
+        bounds.apply(limits, -1, order.scratch)
+        return
+    statm = order.statm if order.policy is not None else bounds.open_statm()
+    bounds.apply(limits, statm, order.scratch)
 
 
 def _receive(channel: _socket.socket) -> tuple[Request, list[int]] | None:
@@ -162,9 +212,12 @@ def _take_over(order: Order, request: Request, descriptors: list[int]) -> tuple[
     Returns the call's pickle and the descriptors that belong to it.
     """
     call = request.call
-    expected = request.in_file + 2 * request.output + len(request.numbers) + request.luggage
-    if len(descriptors) < expected:
+    if len(descriptors) < request.descriptors:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    for _ in range(request.entrances):
+        entrance = descriptors.pop(0)
+        os.write(entrance, b"0")
+        os.close(entrance)
     if request.in_file:
         file = descriptors.pop(0)
         size = int(call)

@@ -46,6 +46,8 @@ def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901 - the wa
     except BaseException as exc:  # noqa: BLE001 - all of it is fn's answer
         if os.getpid() != pid:
             return 1
+        if order.bounds is not None:
+            _ease()
         if isinstance(exc, SystemExit):
             code = _exit_code(exc)
         answer, luggage = _raised(order, exc)
@@ -53,6 +55,8 @@ def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901 - the wa
         # fn may have forked and come back twice; only the child itself speaks for the call.
         if os.getpid() != pid:
             return 0
+        if order.bounds is not None:
+            _ease()
         answer, luggage = _returned(order, value)
     _flush(streams)
     if order.quiet:
@@ -69,13 +73,26 @@ def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901 - the wa
 _Answer: TypeAlias = tuple[bytes, Packing | None]
 
 
+def _ease() -> None:
+    """Give the answer some room: it must be told that fn had none."""
+    from . import bounds  # noqa: PLC0415 - only where there are some; it is imported by now
+
+    bounds.ease()
+
+
 def _returned(order: Order, value: object) -> _Answer:
     try:
+        if order.codec != "pickle":
+            from .._wire import plain  # noqa: PLC0415 - only where it is asked for
+
+            return _data(order, Kind.VALUE, plain.dump(order.codec, value))
         dumped = codecs.dump(value)
     except BaseException as exc:  # noqa: BLE001 - a __reduce__ may raise anything
         why = _one_line(exc)
-        text = f"fn returned {_kind(value)}, which could not be pickled: {why}"
-        return _lost(order, "RESULT_ENCODING", text)
+        verb = "pickled" if order.codec == "pickle" else f"encoded as {order.codec}"
+        text = f"fn returned {_kind(value)}, which could not be {verb}: {why}"
+        short = isinstance(exc, MemoryError) and order.bounds is not None
+        return _lost(order, "MEMORY_LIMIT" if short else "RESULT_ENCODING", text)
     return _payload(order, Kind.VALUE, dumped)
 
 
@@ -84,6 +101,10 @@ def _raised(order: Order, exc: BaseException) -> _Answer:
     from .._wire import remote  # noqa: PLC0415
 
     remote.trim(exc, _is_ours)
+    if order.codec != "pickle":
+        from .._wire import plain  # noqa: PLC0415 - only where it is asked for
+
+        return _data(order, Kind.RAISED, plain.dump_exception(order.codec, exc))
     try:
         dumped = remote.dump(exc)
     except BaseException as why:  # noqa: BLE001 - loading the copy may raise anything, too
@@ -95,6 +116,21 @@ def _raised(order: Order, exc: BaseException) -> _Answer:
     return _payload(order, Kind.RAISED, dumped)
 
 
+def _data(order: Order, kind: Kind, stream: bytes) -> _Answer:
+    """Make an answer that is data only: it never leaves its frame."""
+    limit = order.result_size
+    if limit is not None and len(stream) > limit:
+        return _too_large(order, len(stream))
+    if kind is Kind.VALUE:
+        return encode_small_value(order.nonce, stream), None
+    return encode(order.nonce, kind, Payload((stream,)).encode()), None
+
+
+def _too_large(order: Order, size: int) -> _Answer:
+    text = f"what fn returned or raised has {size} bytes, and may have {order.result_size}"
+    return _lost(order, "RESULT_TOO_LARGE", text)
+
+
 def _is_ours(filename: str) -> bool:
     return filename.startswith(_HERE)
 
@@ -102,6 +138,10 @@ def _is_ours(filename: str) -> bool:
 def _payload(order: Order, kind: Kind, dumped: codecs.Dumped) -> _Answer:
     stream, buffers, luggage = dumped
     fds = luggage.fds if luggage else ()
+    if order.result_size is not None:
+        own = (part.nbytes for part in buffers if isinstance(part, memoryview))
+        if (size := len(stream) + sum(own)) > order.result_size:
+            return _too_large(order, size)
     if not buffers and (len(stream) <= INLINE_MAX or not memfd.sealable()):
         if kind is Kind.VALUE and not fds:
             return encode_small_value(order.nonce, stream), None

@@ -134,8 +134,10 @@ def listed() -> list[int]:
     return list(range(min(limit if limit > 0 else 1024, 65536)))
 
 
-def severable(fds: Iterable[int], keep: Collection[int]) -> list[int]:
+def severable(fds: Iterable[int], keep: Collection[int], *, files: bool = False) -> list[int]:
     """Pick those of *fds* that a child must lose: sockets, pipes, epolls, eventfds, pidfds...
+
+    And *files*, devices and directories, if so.
 
     Of 0, 1 and 2 those that *keep* does not name are picked whatever they are, open or not: a
     process that was started without them has something else under these numbers.
@@ -153,7 +155,7 @@ def severable(fds: Iterable[int], keep: Collection[int]) -> list[int]:
                 mode = os.fstat(fd).st_mode
             except OSError:
                 continue
-            if stat.S_IFMT(mode) not in _HARMLESS:
+            if files or stat.S_IFMT(mode) not in _HARMLESS:
                 found.append(fd)
     if len(streams) < 3:
         found += {0, 1, 2} - streams

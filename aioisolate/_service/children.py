@@ -8,17 +8,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import anyio
+
 from .._call.child import Child
 from .._call.plan import Plan
 from .._call.spawn import ForkedChild, let_imports_finish
 from .._child.order import AsyncBackend
+from .._child.policy import Policy
 from .._os import threads
 from .._wire import codecs, relation
 from .._zygote import control
 from .._zygote.client import launch_interpreter
 from .._zygote.pool import Pool
 from .._zygote.template import launch_copy
-from .._zygote.ward import WardChild, encode_call
+from .._zygote.ward import Ward, WardChild, encode_call
 
 __all__ = ["Forks", "Served", "Source", "fresh_interpreter", "template"]
 
@@ -101,9 +104,18 @@ class Served:
     """Children of a fork server."""
 
     def __init__(
-        self, backend: AsyncBackend, pool: Pool, functions: relation.Functions | None = None
+        self,
+        backend: AsyncBackend,
+        pool: Pool,
+        functions: relation.Functions | None = None,
+        *,
+        policy: Policy | None = None,
     ) -> None:
-        """*functions*: those that the server has because it is a copy of this process."""
+        """*functions*: those that the server has because it is a copy of this process.
+
+        *policy*: what confines the children.
+        """
+        self._layers = None if policy is None else policy.child_layers
         self._backend = backend
         self._pool = pool
         self._functions = functions
@@ -131,28 +143,57 @@ class Served:
         ward = self._pool.acquire_nowait()
         if ward is None:
             return None
+        if self._layers is not None and not self._is_proved(ward, self._layers):
+            self._pool.give_back(ward)
+            return None
         return WardChild(ward, plan, call, self._backend, quiet=quiet)
 
     async def provide(self, plan: Plan, *, quiet: bool) -> Child:
         """Wait for a child."""
         call = self._encode(plan)
         ward = await self._pool.acquire()
+        if self._layers is not None:
+            await self._prove(ward, self._layers)
         return WardChild(ward, plan, call, self._backend, quiet=quiet)
+
+    def _is_proved(self, ward: Ward, layers: Sequence[str]) -> bool:
+        """Tell whether a child has told that it is confined. Raises if it is not as it should."""
+        try:
+            return ward.prove(layers)
+        except BaseException:
+            self._pool.let_go(ward)
+            raise
+
+    async def _prove(self, ward: Ward, layers: Sequence[str]) -> None:
+        """Wait until a child has told that it is confined."""
+        while not self._is_proved(ward, layers):
+            try:
+                await anyio.wait_readable(ward.channel)
+            except BaseException:
+                self._pool.give_back(ward)
+                raise
 
     def _encode(self, plan: Plan) -> codecs.Call:
         call = encode_call(plan, self._functions)
+        if plan.enforcement.bounds is not None:
+            self._learn("aioisolate._child.bounds")
         if self._functions is not None:
             return call
         if call.by_cloudpickle:
-            self._pool.learn("cloudpickle")
+            self._learn("cloudpickle")
         if call.luggage.fds:
-            self._pool.learn("aioisolate._memory.crossing")
+            self._learn("aioisolate._memory.crossing")
         module = getattr(plan.fn, "__module__", None) or "builtins"
         if module not in self._told and module != "__main__":
             self._told.add(module)
             if not self._pool.has_imported(module):
                 _log.debug("each child imports %s for itself: name it in preload", module)
         return call
+
+    def _learn(self, module: str) -> None:
+        """Have the server import what its children turned out to need, if it still can."""
+        if self._layers is None:
+            self._pool.learn(module)
 
     def after_call(self) -> None:
         """Have another child forked in its place."""
@@ -173,21 +214,31 @@ def fresh_interpreter(
     preload: Sequence[str],
     environment: Mapping[str, str] | None,
     warm: int,
+    policy: Policy | None,
 ) -> Served:
     """Make a source of children of a fresh interpreter."""
+    if environment is None and policy is not None:
+        environment = policy.env
+
+    told = None if policy is None else tuple(policy)
+    layers = None if policy is None else policy.server_layers
 
     def setup() -> control.Setup:
         path = [os.path.abspath(entry) if entry == "" else entry for entry in sys.path]
         early = "LD_BIND_NOW" not in (os.environ if environment is None else environment)
-        return control.Setup(os.getpid(), os.getcwd(), path, tuple(preload), early)
+        return control.Setup(os.getpid(), os.getcwd(), path, tuple(preload), early, told)
 
     backend = backend._replace(task=None)
-    return Served(backend, Pool(backend, launch_interpreter(environment), setup, warm=warm))
+    launch = launch_interpreter(environment)
+    pool = Pool(backend, launch, setup, warm=warm, layers=layers)
+    return Served(backend, pool, policy=policy)
 
 
-def template(backend: AsyncBackend, *, warm: int) -> Served:
+def template(backend: AsyncBackend, *, warm: int, policy: Policy | None) -> Served:
     """Make a source of children of a copy of this process as it is now."""
     functions = relation.functions_of_now()
-    launch = launch_copy(backend, functions, threads.others())
+    launch = launch_copy(backend, functions, threads.others(), policy)
+    layers = None if policy is None else policy.server_layers
     backend = backend._replace(task=None)  # which only the copy itself has to forget
-    return Served(backend, Pool(backend, launch, None, warm=warm), functions)
+    pool = Pool(backend, launch, None, warm=warm, layers=layers)
+    return Served(backend, pool, functions, policy=policy)

@@ -13,6 +13,7 @@ import anyio
 
 from .._call.child import Child
 from .._call.plan import Plan, make_plan
+from .._call.policy import Start
 from .._call.waiter import running_backend
 from .._child.order import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason
@@ -42,6 +43,7 @@ class Core:
         limit: int | anyio.CapacityLimiter | None,
         max_queue: int | None,
         defaults: CallOptions,
+        start: Start,
     ) -> None:
         self.state: Literal["new", "open", "closing", "closed"] = "new"
         self.backend: AsyncBackend
@@ -50,6 +52,7 @@ class Core:
         self._limit = limit
         self._max_queue = max_queue
         self._defaults = defaults
+        self._start = start
         self._figures = Figures()
         self._jobs: dict[int, Job[Any]] = {}
         self._queued = 0
@@ -134,7 +137,8 @@ class Core:
         """Make a job of a call without arguments, in the loop's thread but perhaps in no task."""
         if self.state != "open":
             raise RuntimeError("cannot schedule new futures: the Isolator is closed")
-        job: Job[Any] = Job(self, make_plan(call, (), self._defaults, features.current()))
+        plan = make_plan(call, (), self._defaults, features.current(), start=self._start)
+        job: Job[Any] = Job(self, plan)
         self._figures.submitted += 1
         self._jobs[job.id] = job
         return job

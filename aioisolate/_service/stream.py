@@ -11,7 +11,7 @@ import anyio
 
 from .._call.supervise import OnItem
 from .._os.fds import Descriptors
-from .._wire import codecs
+from .._wire import codecs, plain
 from .job import Job
 
 __all__ = ["Stream"]
@@ -82,7 +82,11 @@ class Stream(Generic[T]):
         if not self._is_full() and supervision is not None:
             supervision.resume()
         try:
-            item: T = codecs.load(pieces, fds=luggage.listed())
+            options = self.job.plan.options
+            if options.codec != "pickle":
+                item: T = plain.load(options.codec, pieces, options.result_type)
+            else:
+                item = codecs.load(pieces, fds=luggage.listed())
         finally:
             luggage.close_all()
         return item

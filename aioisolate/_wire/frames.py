@@ -22,6 +22,7 @@ __all__ = [
     "ProtocolError",
     "Region",
     "encode",
+    "encode_failure",
     "encode_small_value",
 ]
 
@@ -49,6 +50,7 @@ class Kind(enum.IntEnum):
     FAILED = 5  # the child failed before fn: step, newline, text
     ITEM = 6  # what a generator yielded, a pickle
     PROGRESS = 7  # how far fn has got, a pickle
+    READY = 8  # the layers that the child has engaged: their names, with commas
 
 
 _VALUE = int(Kind.VALUE)
@@ -62,6 +64,13 @@ class ProtocolError(Exception):
 def encode(nonce: bytes, kind: Kind, body: bytes = b"", luggage: int = 0) -> bytes:
     """Make the bytes of a frame that so many descriptors travel with."""
     return _HEADER.pack(MAGIC, nonce, kind, luggage, len(body)) + body
+
+
+def encode_failure(nonce: bytes, step: str, exc: BaseException) -> bytes:
+    """Make the bytes of a FAILED frame: the step, an errno or 0, and what happened."""
+    number = (exc.errno or 0) if isinstance(exc, OSError) else 0
+    text = f"{step}\n{number}\n{type(exc).__name__}: {exc}"
+    return encode(nonce, Kind.FAILED, text.encode(errors="replace"))
 
 
 def encode_small_value(nonce: bytes, stream: bytes) -> bytes:

@@ -31,6 +31,9 @@ class Request(NamedTuple):
         lent: the call's buffers that are in files: which of the remaining descriptors (from 0),
             offset, length, and whether both sides are to see each other's changes.
         luggage: how many descriptors remain, for the call's objects.
+        codec, result_size: as in `Order`.
+        bounds: the fields of its `Bounds`, or None.
+        entrances: how many descriptors come along, first of all, by which it enters control groups.
     """
 
     nonce: bytes
@@ -45,12 +48,21 @@ class Request(NamedTuple):
     numbers: tuple[int, ...] = ()
     lent: tuple[tuple[int, int, int, bool], ...] = ()
     luggage: int = 0
+    codec: str = "pickle"
+    result_size: int | None = None
+    bounds: tuple[int | bool | None, ...] | None = None
+    entrances: int = 0
+
+    @property
+    def descriptors(self) -> int:
+        """How many descriptors come along."""
+        own = self.entrances + self.in_file + 2 * self.output
+        return own + len(self.numbers) + self.luggage
 
     def encode(self) -> bytes:
         """Make the bytes of the request, header included."""
         body = marshal.dumps(tuple(self))
-        count = self.in_file + 2 * self.output + len(self.numbers) + self.luggage
-        return HEADER.pack(len(body), count) + body
+        return HEADER.pack(len(body), self.descriptors) + body
 
     @classmethod
     def decode(cls, body: bytes) -> Request:

@@ -6,6 +6,8 @@
       |                    +----+ ITEM, PROGRESS          |
       +------------------------ FAILED -------------------+
 
+A child that is to be confined begins at UNPROVEN, and is BORN with READY.
+
 Whatever follows DONE is not looked at: the first whole answer counts.
 """
 
@@ -29,12 +31,15 @@ _UNCLAIMED_MAX = 253
 class State(enum.Enum):
     """How far the child has got, as far as its frames prove it."""
 
+    UNPROVEN = "the child has not told what confines it"
     BORN = "the child has not said anything"
     RUNNING = "fn was about to be called"
     DONE = "the child has given its answer"
 
 
 _TRANSITIONS = {
+    (State.UNPROVEN, Kind.READY): State.BORN,
+    (State.UNPROVEN, Kind.FAILED): State.DONE,
     (State.BORN, Kind.STARTED): State.RUNNING,
     (State.BORN, Kind.FAILED): State.DONE,
     (State.RUNNING, Kind.ITEM): State.RUNNING,
@@ -56,15 +61,15 @@ class Conversation:
 
     __slots__ = ("_decoder", "_unclaimed", "answer", "started", "state")
 
-    def __init__(self, nonce: bytes) -> None:
+    def __init__(self, nonce: bytes, *, confined: bool = False) -> None:
         self._decoder = FrameDecoder(nonce)
-        self.state = State.BORN
+        self.state = State.UNPROVEN if confined else State.BORN
         self.started = False
         self.answer: Message | None = None
         self._unclaimed: list[int] = []
 
     def receive(self, data: bytes, fds: Sequence[int] = ()) -> Sequence[Message]:
-        """Take more from the channel; return the ITEM and PROGRESS frames that it completes.
+        """Take more from the channel; return the frames between the first and the last.
 
         Descriptors come no later than the frame that they belong to, and in the same order.
 

@@ -17,9 +17,13 @@ from .._errors import (
     CallableStatusUnknownError,
     CallTimeoutError,
     IsolationError,
+    MemoryLimitError,
+    MemoryLostError,
+    MemoryNotStartedError,
     Reason,
     StartTimeoutError,
 )
+from .._limits import Limits
 from .._outcome import Exit
 from .frames import Kind
 
@@ -34,6 +38,9 @@ class KilledFor(enum.Enum):
     PROTOCOL = "the channel carried something else than frames"
     CHANNEL_READ = "the channel could not be read"
     LINGERING = "it ran on after its answer"
+    RESULT_TOO_LARGE = "what it sent is larger than allowed"
+    OUTPUT_LIMIT = "it wrote more output than it may"
+    UNCONFINED = "its confinement is not what it should be"
     UNKILLABLE = "it did not end when it was killed"
     CANCELLED = "its job was cancelled"
     CLOSED = "its Isolator was closed"
@@ -57,6 +64,9 @@ class Evidence(NamedTuple):
         killed_for: why the parent killed the child, or None if it did not.
         exit: how the child ended, or None if that could not be learned.
         seconds: the deadline that passed, if one did.
+        limits: what the call may consume, or None.
+        spent: the CPU seconds that the child has used.
+        out_of_memory: who killed it for want of memory, if that is known.
     """
 
     started: bool
@@ -65,6 +75,9 @@ class Evidence(NamedTuple):
     killed_for: KilledFor | None = None
     exit: Exit | None = None
     seconds: float = 0.0
+    limits: Limits | None = None
+    spent: float = 0.0
+    out_of_memory: str = ""
 
 
 class Verdict(NamedTuple):
@@ -84,13 +97,19 @@ def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: PLR0911 - one for ea
             return Answer.RAISED
         case Kind.LOST:
             name, _, text = evidence.detail.partition("\n")
+            if name == Reason.MEMORY_LIMIT.name:
+                return Verdict(MemoryLostError, Reason.MEMORY_LIMIT, text)
             reason = Reason[name] if name in _LOSSES else Reason.RESULT_WRITE
             return Verdict(CallableExecutedError, reason, text)
         case Kind.FAILED:
-            step, _, text = evidence.detail.partition("\n")
+            step, _, rest = evidence.detail.partition("\n")
+            text = rest.partition("\n")[2]
             if step == "request":
                 message = f"fn or its arguments could not be loaded in the child: {text}"
                 return Verdict(CallableDidNotExecuteError, Reason.ARGUMENT_DECODING, message)
+            if text.startswith("MemoryError") and evidence.limits is not None:
+                message = f"its memory was used up before it called fn, at step {step!r}"
+                return Verdict(MemoryNotStartedError, Reason.MEMORY_LIMIT, message)
             message = f"the child failed before it called fn, at step {step!r}: {text}"
             return Verdict(CallableDidNotExecuteError, Reason.CHILD_SETUP, message)
     if evidence.killed_for is not None and evidence.killed_for is not KilledFor.LINGERING:
@@ -98,7 +117,9 @@ def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: PLR0911 - one for ea
     return _died(evidence)
 
 
-_LOSSES = frozenset({Reason.RESULT_ENCODING.name, Reason.RESULT_WRITE.name})
+_LOSSES = frozenset(
+    {Reason.RESULT_ENCODING.name, Reason.RESULT_WRITE.name, Reason.RESULT_TOO_LARGE.name}
+)
 
 
 def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:
@@ -121,6 +142,17 @@ def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:
             # Whoever wrote those bytes may be fn, so nothing is proved by a missing mark.
             message = f"the child was killed: {evidence.detail}"
             return Verdict(CallableStatusUnknownError, Reason[cause.name], message)
+        case KilledFor.RESULT_TOO_LARGE:
+            error = CallableExecutedError if started else CallableStatusUnknownError
+            return Verdict(error, Reason.RESULT_TOO_LARGE, f"the child was killed: {evidence.detail}")
+        case KilledFor.OUTPUT_LIMIT:
+            error = CallableStatusUnknownError if started else CallableDidNotExecuteError
+            size = evidence.limits.output_size if evidence.limits else None
+            message = f"the child was killed: it wrote more than {size} bytes of output"
+            return Verdict(error, Reason.OUTPUT_LIMIT, message)
+        case KilledFor.UNCONFINED:
+            message = f"the child was not confined as it should be ({evidence.detail})"
+            return Verdict(CallableDidNotExecuteError, Reason.CHILD_SETUP, message)
         case KilledFor.CANCELLED | KilledFor.CLOSED | KilledFor.SERVER_DIED:
             error = CallableStatusUnknownError if started else CallableDidNotExecuteError
             when = "while fn was running" if started else "before it called fn"
@@ -137,15 +169,28 @@ def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:
 
 def _died(evidence: Evidence) -> Verdict:
     exit_ = evidence.exit
+    if evidence.out_of_memory and exit_ == -signal.SIGKILL:
+        memory = MemoryLimitError if evidence.started else MemoryNotStartedError
+        message = f"the child was killed for want of memory, by {evidence.out_of_memory}"
+        return Verdict(memory, Reason.MEMORY_LIMIT, message)
     if not evidence.started:
         how = f"ended with {exit_}" if exit_ is not None else "ended"
         message = f"the child {how} before it called fn"
         return Verdict(CallableDidNotExecuteError, Reason.CHILD_SETUP, message)
+    if _is_out_of_time(evidence):
+        assert evidence.limits is not None
+        message = (
+            f"the child was killed by {exit_}: it has used {evidence.spent:.1f} s of CPU time, and "
+            f"may use {evidence.limits.cpu_time:g} s"
+        )
+        return Verdict(CallableStatusUnknownError, Reason.CPU_LIMIT, message)
     if exit_ is None:
         message = "the child ended without a result, and how could not be observed"
         reason = Reason.WAIT
     elif exit_.signal is not None:
         message = f"the child was killed by {exit_}"
+        if evidence.limits is not None and evidence.limits.memory is not None:
+            message += " (some libraries crash when they are refused memory, and there is a limit)"
         if exit_.signal == signal.SIGKILL:
             message += ", not by this process: perhaps the system was out of memory"
         reason = Reason.SIGNAL
@@ -156,3 +201,13 @@ def _died(evidence: Evidence) -> Verdict:
         message = f"the child exited with code {exit_.code} while fn was running"
         reason = Reason.EXIT
     return Verdict(CallableStatusUnknownError, reason, message)
+
+
+def _is_out_of_time(evidence: Evidence) -> bool:
+    """Tell whether the kernel ended the child for the CPU time that it had used."""
+    limits, exit_ = evidence.limits, evidence.exit
+    if limits is None or limits.cpu_time is None or exit_ is None:
+        return False
+    # The kernel counts a little more than it tells of afterwards.
+    spent = evidence.spent >= limits.cpu_time - 0.1
+    return exit_ == -signal.SIGXCPU or (exit_ == -signal.SIGKILL and spent)

@@ -17,6 +17,7 @@ from typing import Any
 import anyio
 
 from .._call import loops, registry
+from .._call.causes import why_unconfined
 from .._child.order import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason
 from .._os import fds as os_fds
@@ -106,6 +107,7 @@ class Zygote:
         self._sweeper: loops.Background | None = None
         self._emptied: anyio.Event | None = None
         self._down = False
+        self._layers: Sequence[str] | None = None
         self._socket: _socket.socket
         self.wards: dict[int, Ward] = {}
         self.problem = ""
@@ -116,12 +118,19 @@ class Zygote:
         """The server's process id."""
         return self._process.pid
 
-    async def start(self, launch: Launch, setup: control.Setup | None, patience: float) -> None:
-        """Start the server and wait until it is ready.
+    async def start(
+        self,
+        launch: Launch,
+        setup: control.Setup | None,
+        patience: float,
+        layers: Sequence[str] | None = None,
+    ) -> None:
+        """Start the server and wait until it is ready, and confined by *layers* if there are any.
 
         Raises CallableDidNotExecuteError, with what the server says, if it is not after
         *patience* seconds.
         """
+        self._layers = layers
         try:
             self._launch(launch, setup)
             with anyio.move_on_after(patience):
@@ -289,8 +298,10 @@ class Zygote:
             case ("failed", text):
                 self.problem = str(text).rstrip()
                 self._ready.set()
-            case ("ready", modules):
+            case ("ready", modules, engaged):
                 self.modules = frozenset(modules)
+                if self._layers is not None:
+                    self.problem = why_unconfined(self._layers, ",".join(engaged).encode())
                 self._ready.set()
 
     def _look_if_empty(self) -> None:

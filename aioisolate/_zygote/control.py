@@ -1,7 +1,7 @@
 """What a fork server and its parent say to each other: records of plain data, by marshal.
 
     to the server     setup, fork(ahead of need), kill(pid, signal, group), import(module)
-    from the server   ready(modules), child(pid, index of its pidfd),
+    from the server   ready(modules, layers engaged), child(pid, index of its pidfd),
                       ended(pid, status, user, system, rss),
                       refused(errno, text), unfit(text), failed(text)
 
@@ -31,6 +31,7 @@ class Setup(NamedTuple):
         path: its `sys.path`.
         preload: what to import.
         bound_early: LD_BIND_NOW was set for it alone, not for what it starts.
+        policy: the fields of a `Policy`, or None.
     """
 
     parent_pid: int
@@ -38,6 +39,7 @@ class Setup(NamedTuple):
     path: list[str]
     preload: tuple[str, ...]
     bound_early: bool
+    policy: tuple[Any, ...] | None = None
 
 
 def encode(*records: tuple[Any, ...]) -> bytes:

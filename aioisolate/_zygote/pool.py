@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
 
@@ -65,8 +65,13 @@ class Pool:
         setup: Callable[[], control.Setup] | None,
         *,
         warm: int,
+        layers: Sequence[str] | None = None,
     ) -> None:
-        """*setup* None: the server is a copy of this process, and can't be started again."""
+        """*setup* None: the server is a copy of this process, and can't be started again.
+
+        *layers*: what is to confine the server.
+        """
+        self._layers = layers
         self._backend = backend
         self._launch = launch
         self._setup = setup
@@ -101,7 +106,7 @@ class Pool:
         await self._start()
         self._refill()
         if self._warm:  # the first call should find one
-            self._welcome(await self.acquire())
+            self.give_back(await self.acquire())
 
     async def _start(self) -> None:
         zygote = Zygote(
@@ -111,7 +116,7 @@ class Pool:
             on_lost=self._recover,
         )
         setup = None if self._setup is None else self._setup()
-        await zygote.start(self._launch, setup, _READY_PATIENCE)
+        await zygote.start(self._launch, setup, _READY_PATIENCE, self._layers)
         self._zygote = zygote
         for module in self._learned:
             zygote.learn(module)
@@ -147,7 +152,7 @@ class Pool:
             await waiter.event.wait()
         except BaseException:
             if isinstance(waiter.answer, Ward):
-                self._welcome(waiter.answer)
+                self.give_back(waiter.answer)
             elif waiter in self._line:
                 self._line.remove(waiter)
             raise
@@ -155,6 +160,10 @@ class Pool:
         if isinstance(waiter.answer, Ward):
             return waiter.answer
         raise waiter.answer
+
+    def give_back(self, ward: Ward) -> None:
+        """Take back a child that has not been given its call."""
+        self._hand_out(ward)
 
     def after_call(self) -> None:
         """Ask for a child in place of one that was used; off the critical path of its call."""
@@ -198,6 +207,9 @@ class Pool:
         self._failures = 0
         if self._coming:
             self._coming -= 1
+        self._hand_out(ward)
+
+    def _hand_out(self, ward: Ward) -> None:
         while self._line:
             waiter = self._line.popleft()
             if waiter.answer is None:
@@ -205,7 +217,7 @@ class Pool:
                 waiter.event.set()
                 return
         if self._closed:
-            self._let_go(ward)
+            self.let_go(ward)
             return
         ward.on_end = self._idle_ended
         self._idle.append(ward)
@@ -246,11 +258,12 @@ class Pool:
                 await anyio.sleep(_IDLE_PATIENCE / 5)
                 now = time.monotonic()
                 while len(self._idle) > self._warm and now - self._idle[0].born > _IDLE_PATIENCE:
-                    self._let_go(self._idle.popleft())
+                    self.let_go(self._idle.popleft())
         finally:
             self._trimming = None
 
-    def _let_go(self, ward: Ward) -> None:
+    def let_go(self, ward: Ward) -> None:
+        """End a child that nobody wants."""
         ward.on_end = None
         ward.keeper.discard(ward)
         ward.close()
@@ -322,5 +335,5 @@ class Pool:
                 background.cancel()
         zygote, self._zygote = self._zygote, None
         while self._idle:
-            self._let_go(self._idle.popleft())
+            self.let_go(self._idle.popleft())
         return zygote

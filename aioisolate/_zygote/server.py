@@ -19,16 +19,20 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._child import bootstrap, stdio
 from .._child.order import Order
+from .._child.policy import Policy
 from .._child.serve import serve
 from .._os import fds, messages, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire import relation
 from .._wire.frames import NONCE_SIZE
-from . import control, reaper
+from . import control, inspection, reaper
+
+if TYPE_CHECKING:
+    from .._child import confine
 
 __all__ = ["main", "serve_copy"]
 
@@ -56,7 +60,7 @@ def main(fd: int) -> NoReturn:
             faulthandler.disable()  # it is enabled again, for the children
             # Python's own for SIGINT, and what was installed by an import: not the children's.
             signals.reset(signals.handled())
-            server = Server(channel)
+            server = Server(channel, None if setup.policy is None else Policy(*setup.policy))
         except BaseException:  # noqa: BLE001 - importing runs anything
             _tell(channel, ("failed", _traceback()))
             os._exit(1)
@@ -71,7 +75,12 @@ def serve_copy(order: Order, streams: Sequence[object]) -> int:
     del streams
     faulthandler.disable()  # it is enabled again, for the children
     channel = _socket.socket(fileno=order.channel)
-    _run(Server(channel), channel)
+    try:
+        server = Server(channel, *order.args)
+    except BaseException:
+        _tell(channel, ("failed", _traceback()))
+        raise
+    _run(server, channel)
     return 0
 
 
@@ -131,7 +140,9 @@ def _import(name: str) -> None:
 class Server:
     """The loop of a fork server."""
 
-    def __init__(self, control_channel: _socket.socket) -> None:
+    def __init__(self, control_channel: _socket.socket, policy: Policy | None = None) -> None:
+        """Get ready; with a *policy*, confine this process as far as its children share that."""
+        self._inspection = inspection.Inspection(held=policy is not None)
         self._channel = control_channel
         self._own = own = fds.Descriptors()
         null = fds.lift(own.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)), own)
@@ -153,7 +164,20 @@ class Server:
         control_channel.setblocking(False)
         self._reaper.watch(control_channel.fileno())
         self._sever = (control_channel.fileno(), *self._reaper.fds())
+        self._ground: confine.Ground | None = None
+        self._engaged: list[str] = []
+        if policy is not None:
+            self._confine(policy)
         self._settle()
+
+    def _confine(self, policy: Policy) -> None:
+        from .._child import bounds, confine  # noqa: F401, PLC0415 - only then
+
+        confine.import_ahead(policy)
+        self._order.policy = policy
+        self._order.codec = policy.codec
+        self._ground = confine.Ground()
+        self._engaged = confine.enter_server(policy, self._ground)
 
     def _make_order(self) -> Order:
         order = Order()
@@ -167,6 +191,9 @@ class Server:
         # A fork server prints nothing, so what its streams hold is nothing.
         sys.stdout, sys.stderr = order.streams = sys.__stdout__, sys.__stderr__ = stdio.build()  # type: ignore[misc]
         order.nonce = b"\0" * NONCE_SIZE
+        order.policy = order.bounds = order.result_size = None
+        order.codec = "pickle"
+        order.statm = -1
         return order
 
     def _settle(self) -> None:
@@ -176,8 +203,8 @@ class Server:
         gc.freeze()
         given = self._given + self._parcels.all()
         # But for those of children, which come and go.
-        self._known = set(fds.listed()) - self._reaper.pidfds() - set(given)
-        count = _count_fds()
+        self._known = set(self._inspection.list_fds()) - self._reaper.pidfds() - set(given)
+        count = self._inspection.count_fds()
         self._count = count and count - len(given) - self._reaper.count_fds()
         # What comes and goes lives above everything that stays, so a child closes it in one go.
         self._order.floor = self._reaper.floor = max(self._known) + 1
@@ -185,7 +212,7 @@ class Server:
     def run(self) -> None:
         """Serve until the parent closes the control socket."""
         problem = self._problem()
-        if problem and len(_threads()) > 1:
+        if problem and len(self._inspection.threads()) > 1:
             # Thread pools of numerical libraries end when the process is forked, and come back
             # only when they are used.
             pid = os.fork()
@@ -199,7 +226,7 @@ class Server:
         if problem:
             _tell(self._channel, ("failed", problem))
             return
-        self._outbox.append(("ready", sorted(sys.modules)))
+        self._outbox.append(("ready", sorted(sys.modules), self._engaged))
         control_fd = self._channel.fileno()
         try:
             while self._flush():
@@ -264,7 +291,8 @@ class Server:
         try:
             pid = os.fork()
             if pid == 0:
-                serve(self._order, self._sever, self._given + self._parcels.all(), ahead)
+                loose = self._given + self._parcels.all() + self._inspection.held()
+                serve(self._order, self._sever, loose, ahead, self._ground)
             # Two descriptors less are two that its pidfd may need for a moment.
             while self._given:
                 os.close(self._given.pop())
@@ -301,7 +329,8 @@ class Server:
 
     def _problem(self) -> str:
         """Say what makes it unsafe to fork this process, if anything does."""
-        threads = _threads() if _count_threads() != 1 else [""]
+        here = self._inspection
+        threads = here.threads() if here.count_threads() != 1 else [""]
         if len(threads) > 1:
             return (
                 f"the fork server has {len(threads)} threads ({', '.join(sorted(set(threads)))}); "
@@ -310,10 +339,10 @@ class Server:
             )
         given = self._given + self._parcels.all()
         mine = len(given) + self._reaper.count_fds()
-        if self._count and _count_fds() == self._count + mine:
+        if self._count and here.count_fds() == self._count + mine:
             return ""
-        more = set(fds.listed()) - self._known - set(given) - self._reaper.pidfds()
-        strange = sorted(f"{fd} ({target})" for fd in more if (target := _target(fd)))
+        more = set(here.list_fds()) - self._known - set(given) - self._reaper.pidfds()
+        strange = sorted(f"{fd} ({target})" for fd in more if (target := here.target(fd)))
         if strange:
             return (
                 f"the fork server has descriptors that it should not have: {', '.join(strange)}; "
@@ -328,37 +357,3 @@ def _tell(channel: _socket.socket, record: tuple[Any, ...]) -> None:
         channel.sendall(control.encode(record))
     except OSError:
         pass  # the parent is gone, and nobody wants to know
-
-
-def _count_threads() -> int:
-    """Count the threads of this process, native ones included; 0: unknown."""
-    try:
-        return os.stat("/proc/self/task").st_nlink - 2
-    except OSError:
-        return 1  # no such directory here: Python's own count is all there is
-
-
-def _threads() -> list[str]:
-    names = []
-    try:
-        for task in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{task}/comm") as file:
-                names.append(file.read().strip())
-    except OSError:
-        pass  # one has just ended
-    return names
-
-
-def _count_fds() -> int:
-    """Count the open descriptors; 0: this kernel does not tell so cheaply (Linux 6.2 does)."""
-    try:
-        return os.stat("/proc/self/fd").st_size
-    except OSError:
-        return 0
-
-
-def _target(fd: int) -> str:
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}")
-    except OSError:
-        return ""  # the listing's own, closed by now

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from .._call.spawn import draft_order, warn_about
 from .._child import bootstrap
 from .._child.order import AsyncBackend
+from .._child.policy import Policy
 from .._os import memfd, signals
 from .._os.fds import Descriptors
 from .._os.process import fork, hush_fork_warning
@@ -19,9 +20,15 @@ __all__ = ["launch_copy"]
 
 
 def launch_copy(
-    backend: AsyncBackend, functions: relation.Functions, other_threads: Sequence[str]
+    backend: AsyncBackend,
+    functions: relation.Functions,
+    other_threads: Sequence[str],
+    policy: Policy | None,
 ) -> Launch:
-    """Make a launcher of copies of this process, which has *functions* now."""
+    """Make a launcher of copies of this process, which has *functions* now.
+
+    *policy*: what is to confine them.
+    """
 
     def launch(fd: int) -> int:
         hush_fork_warning()
@@ -31,9 +38,11 @@ def launch_copy(
         try:
             null = own.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
             scratch = memfd.create(own)
-            order = draft_order(frozenset((fd, null, scratch)), backend, bool(other_threads))
+            keep = frozenset((fd, null, scratch))
+            confined = policy is not None and policy.read is not None
+            order = draft_order(keep, backend, bool(other_threads), confined=confined)
             order.then = serve_copy
-            order.fn, order.args = serve_copy, ()
+            order.fn, order.args = serve_copy, (policy,)
             order.nonce = b"\0" * 8
             order.parent_pid = os.getpid()
             order.channel = fd

@@ -7,28 +7,33 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from .._call import loops
+from .._call.causes import why_unconfined
 from .._call.child import Members
 from .._call.output import OutputStream, open_streams
 from .._call.plan import Plan
 from .._call.waiter import AnyioWaiter, AsyncioWaiter, Waiter
 from .._child.order import AsyncBackend
+from .._child.worker import MARK_AT
 from .._errors import CallableDidNotExecuteError, Reason
-from .._os import memfd, messages
+from .._os import cgroups, memfd, messages
 from .._os.fds import Descriptors
 from .._os.process import Status
 from .._os.waitset import WaitSet
 from .._wire import codecs, relation
-from .._wire.frames import NONCE_SIZE
+from .._wire.frames import NONCE_SIZE, ProtocolError
 from .._wire.request import Request
+from .._wire.state import Conversation
 
 __all__ = ["Keeper", "Ward", "WardChild", "encode_call"]
 
 # So much goes through the socket at once, whatever its buffer holds; more goes through a file.
 _CALL_INLINE_MAX = 64 * 1024
+# What a child says of its confinement is far less.
+_PROOF_MAX = 16 * 1024
 _SIGNAL_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 
 _signal: Any = signal
@@ -58,6 +63,7 @@ class Ward:
         status: how it ended, once it has.
         lost: its server died.
         on_end: called when it has ended.
+        proved: it has told that it is confined as it should be.
     """
 
     __slots__ = (
@@ -71,6 +77,7 @@ class Ward:
         "on_end",
         "pid",
         "pidfd",
+        "proved",
         "scratch",
         "status",
     )
@@ -93,6 +100,7 @@ class Ward:
         self.born = time.monotonic()
         self.ended = False
         self.lost = False
+        self.proved = False
         self.status = Status(None)
         self.on_end: Callable[[], object] | None = None
 
@@ -118,6 +126,38 @@ class Ward:
         if self.on_end is not None:
             self.on_end()
 
+    def prove(self, layers: Sequence[str]) -> bool:
+        """Hear what it says of its confinement; False: it has said nothing yet.
+
+        Raises CallableDidNotExecuteError if that is not *layers*.
+        """
+        if self.proved:
+            return True
+        conversation = Conversation(b"\0" * NONCE_SIZE, confined=True)
+        try:
+            data = os.read(self.channel, _PROOF_MAX)
+            heard = conversation.receive(data)
+        except BlockingIOError:
+            return False
+        except (ProtocolError, ConnectionResetError) as exc:
+            raise self._unconfined(str(exc)) from exc
+        if not heard:
+            failure = conversation.answer
+            _, number, text = _failure(b"".join(failure[1]) if failure else b"")
+            raise self._unconfined(text) from (OSError(number, text) if number else None)
+        wrong = why_unconfined(layers, b"".join(heard[0][1]))
+        if wrong:
+            raise self._unconfined(wrong)
+        self.proved = True
+        return True
+
+    def _unconfined(self, why: str) -> CallableDidNotExecuteError:
+        return CallableDidNotExecuteError(
+            f"the child could not be confined: {why}",
+            reason=Reason.CHILD_SETUP,
+            pid=self.pid,
+        )
+
     def signal(self, number: int, *, group: bool = False) -> None:
         """Send a signal to it or to its process group, if it has not ended."""
         if self.ended:
@@ -138,6 +178,14 @@ class Ward:
         """Close what is open of it here."""
         self.pidfd = self.channel = self.scratch = -1
         self._fds.close_all()
+
+
+def _failure(body: bytes) -> tuple[str, int, str]:
+    """Take a FAILED frame's body apart: step, errno or 0, text."""
+    if not body:
+        return "", 0, "it ended without a word"
+    step, number, text = body.decode(errors="replace").split("\n", 2)
+    return step, int(number), text
 
 
 class _Sole:
@@ -185,6 +233,7 @@ class WardChild:
         "end_fd",
         "fork_seconds",
         "forked_at",
+        "group",
         "nonce",
         "pid",
         "scratch",
@@ -194,6 +243,8 @@ class WardChild:
     )
 
     talks = True
+    # It has been heard by the time that it is given a call.
+    layers: Sequence[str] | None = None
     waiter: Waiter
     waitset: Members
     streams: tuple[OutputStream, ...]
@@ -208,6 +259,7 @@ class WardChild:
         self._ward = ward
         self._backend = backend
         self._left = False
+        self.group: cgroups.Group | None = None
         self._fds = Descriptors()
         self.pid = ward.pid
         self.end_fd = -1
@@ -231,6 +283,13 @@ class WardChild:
         options, fds, stream = plan.options, self._fds, call.stream
         self._sent_along: list[int] = []
         self.streams = ()
+        limits, bounds = options.limits, plan.enforcement.bounds
+        if plan.enforcement.group is not None:
+            self.group = cgroups.Group.create(*plan.enforcement.group)
+            self._sent_along += self.group.entrances
+        entrances = len(self._sent_along)
+        if bounds is not None and (bounds.file_size or MARK_AT) < MARK_AT:
+            quiet = False  # the mark could not be written there
         in_file = len(stream) > _CALL_INLINE_MAX
         if in_file:
             file = memfd.create(fds)
@@ -261,6 +320,10 @@ class WardChild:
             numbers,
             tuple((lent.which, *lent[1:]) for lent in call.lent),
             len(call.luggage.fds),
+            options.codec,
+            None if limits is None else limits.result_size,
+            None if bounds is None else tuple(bounds),
+            entrances,
         ).encode()
         if plan.streaming or self.streams:
             self.waitset = WaitSet()
@@ -312,6 +375,9 @@ class WardChild:
         """Its fork server died."""
         return self._ward.lost
 
+    def go(self) -> None:
+        """Do nothing: its call is what it waits for."""
+
     def signal(self, number: int) -> None:
         """Send it a signal, if it has not ended."""
         self._ward.signal(number)
@@ -362,6 +428,8 @@ class WardChild:
         if hasattr(self, "waitset"):
             self.waitset.close()
         self._fds.close_all()
+        if self.group is not None:
+            self.group.dissolve()
 
 
 def encode_call(plan: Plan, functions: relation.Functions | None) -> codecs.Call:

@@ -1,0 +1,289 @@
+"""From a sandbox and limits to what the kernel will be asked for, or a refusal; pure.
+
+What this machine lacks is refused here, by name, before anything is forked.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import site
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+from .._child.policy import Bounds, Layer, Policy
+from .._errors import CallableDidNotExecuteError, Reason, SandboxWarning
+from .._limits import Limits
+from .._os import namespaces, seccomp
+from .._os.features import Containment
+from ..sandbox import PYTHON, Sandbox
+
+__all__ = ["NOTHING", "Enforcement", "Group", "Start", "make_policy", "plan_limits", "python_paths"]
+
+Start = Literal["fork", "zygote", "template"]
+
+
+class Group(NamedTuple):
+    """A control group to be made for one call."""
+
+    memory: int | None
+    processes: int | None
+
+
+class Enforcement(NamedTuple):
+    """How the limits of one call are held.
+
+    Attributes:
+        bounds: what the child sets for itself, or None.
+        group: the control group that it is put into, or None.
+    """
+
+    bounds: Bounds | None = None
+    group: Group | None = None
+
+
+NOTHING = Enforcement()
+
+
+def _refuse(text: str) -> CallableDidNotExecuteError:
+    return CallableDidNotExecuteError(text, reason=Reason.FEATURE_UNAVAILABLE)
+
+
+@functools.lru_cache(32)
+def make_policy(sandbox: Sandbox, here: Containment, start: Start) -> Policy:
+    """Decide which layers a sandbox's children engage.
+
+    Raises CallableDidNotExecuteError, naming each layer that can't be had here; with
+    ``missing="warn"`` it warns instead.
+    """
+    if sandbox.fresh and start != "zygote":
+        raise _refuse(
+            f"this sandbox is for children of a fresh interpreter, Isolator(start='zygote'): with "
+            f"start={start!r} fn would run in a copy of this process, with every secret that it "
+            "holds in memory"
+        )
+    lacking: list[str] = []
+    confines = sandbox.confines_files
+    if (confines or sandbox.network == "none") and here.platform != "linux":
+        lacking.append(f"files and the network can't be closed off on {here.platform}")
+    landlock = here.landlock if confines else 0
+    if confines and not landlock and here.platform == "linux":
+        lacking.append("this kernel has no Landlock, which confines files")
+    filtering = sandbox.syscalls != "off"
+    if filtering and not here.seccomp:
+        lacking.append("system calls can't be filtered here (seccomp)")
+        filtering = False
+    if sandbox.network == "none" and not filtering:
+        lacking.append("without a system call filter no socket is denied (syscalls='off')")
+    unshare, init = _namespaces(sandbox, here, lacking)
+    if sandbox.scratch and not unshare:
+        lacking.append("a scratch directory needs a mount namespace")
+    if isinstance(sandbox.user, int) and not here.becomes:
+        lacking.append(f"this process may not become the user {sandbox.user}")
+    if lacking:
+        text = "this machine can't hold what the sandbox promises: " + "; ".join(lacking)
+        if sandbox.missing == "refuse":
+            raise _refuse(text)
+        warnings.warn(text, SandboxWarning, stacklevel=2)
+    as_user = bool(unshare) and here.namespaces == "user"
+    uid = -1
+    if here.becomes and sandbox.user != "keep":
+        uid = sandbox.user if isinstance(sandbox.user, int) else 0
+    read = _expand(sandbox.read)
+    write = _expand(sandbox.write)
+    if read is not None and write is not None:
+        write = (*write, *(path for path in ("/dev/null",) if os.path.exists(path)))
+    policy = Policy(
+        unshare=unshare,
+        as_user=as_user,
+        uid=uid,
+        init=init,
+        read=read,
+        write=write,
+        execute=sandbox.subprocesses,
+        network=sandbox.network == "inherit",
+        landlock=landlock,
+        scratch=sandbox.scratch or 0 if unshare else 0,
+        env=None if sandbox.env is None else dict(sandbox.env),
+        codec=sandbox.codec,
+    )
+    if filtering:
+        policy = _with_filters(policy, sandbox)
+    return policy._replace(
+        server_layers=_server_layers(policy), child_layers=_child_layers(policy, start)
+    )
+
+
+def _namespaces(sandbox: Sandbox, here: Containment, lacking: list[str]) -> tuple[int, bool]:
+    """Return the namespaces to leave, and whether to have an init."""
+    if sandbox.namespaces == "off":
+        return 0, False
+    if not here.namespaces:
+        if sandbox.namespaces == "require":
+            why = here.why_no_namespaces or f"there are none on {here.platform}"
+            lacking.append(f"namespaces can't be had ({why})")
+        elif sandbox.subprocesses and sandbox.codec != "pickle":
+            lacking.append(
+                "without a process namespace programs that it starts could outlive it "
+                f"({here.why_no_namespaces})"
+            )
+        return 0, False
+    flags = namespaces.ALL
+    if sandbox.network == "inherit":
+        flags &= ~namespaces.NEWNET
+    return flags, sandbox.subprocesses
+
+
+def _with_filters(policy: Policy, sandbox: Sandbox) -> Policy:
+    kind: Literal["default", "strict"] = "strict" if sandbox.syscalls == "strict" else "default"
+    subprocesses, network = sandbox.subprocesses, policy.network
+
+    def compiled(part: Literal["whole", "base", "final"]) -> bytes:
+        return seccomp.compile_filter(kind, part, subprocesses=subprocesses, network=network)
+
+    return policy._replace(
+        whole_filter=compiled("whole"),
+        server_filter=compiled("base"),
+        child_filter=compiled("final"),
+    )
+
+
+def _server_layers(policy: Policy) -> tuple[str, ...]:
+    layers = [Layer.PRIVILEGES]
+    if policy.env is not None:
+        layers.append(Layer.ENVIRONMENT)
+    if policy.unshare:
+        layers.append(Layer.NAMESPACES)
+    if policy.server_filter:
+        layers.append(Layer.SECCOMP)
+    return tuple(sorted(layers))
+
+
+def _child_layers(policy: Policy, start: Start) -> tuple[str, ...]:
+    layers = []
+    if start == "fork":
+        layers.append(Layer.PRIVILEGES)
+        if policy.unshare:
+            layers.append(Layer.NAMESPACES)
+        if policy.env is not None:
+            layers.append(Layer.ENVIRONMENT)
+    if policy.scratch:
+        layers.append(Layer.SCRATCH)
+    if policy.init:
+        layers.append(Layer.PROCESSES)
+    if policy.uid >= 0 or policy.as_user:
+        layers.append(Layer.USER)
+    if policy.landlock:
+        layers.append(Layer.LANDLOCK)
+    if policy.child_filter:
+        layers.append(Layer.SECCOMP)
+    return tuple(sorted(layers))
+
+
+def _expand(paths: Sequence[str] | None) -> tuple[str, ...] | None:
+    if paths is None:
+        return None
+    expanded: list[str] = []
+    for path in paths:
+        for one in python_paths() if path == PYTHON else (path,):
+            if one not in expanded:
+                expanded.append(one)
+    return tuple(expanded)
+
+
+# What every dynamically linked program reads, and devices that give and take nothing.
+_SYSTEM = (
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib32",
+    "/usr/lib64",
+    "/usr/local/lib",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/usr/share/zoneinfo",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+)
+
+
+def python_paths() -> tuple[str, ...]:
+    """Return what the interpreter reads: what `PYTHON` stands for here."""
+    paths: list[str] = []
+    found = sysconfig.get_paths()
+    candidates: Iterable[str | None] = (
+        *(found[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        os.path.join(sys.base_prefix, "lib"),
+        os.path.join(sys.base_exec_prefix, "lib"),
+        os.path.join(sys.prefix, "pyvenv.cfg"),
+        site.getusersitepackages() if site.ENABLE_USER_SITE else None,
+        *_SYSTEM,
+    )
+    for path in candidates:
+        if path and path not in paths and os.path.exists(path):
+            paths.append(path)
+    return tuple(paths)
+
+
+def plan_limits(
+    limits: Limits | None, sandbox: Sandbox | None, policy: Policy | None, here: Containment
+) -> Enforcement:
+    """Decide how limits are held.
+
+    Raises CallableDidNotExecuteError, naming the limit, if one can't be.
+    """
+    if limits is None:
+        return Enforcement()
+    if limits.memory is not None and here.platform != "linux":
+        raise _refuse(
+            f"limits.memory can't be enforced on {here.platform}, where the size of a process "
+            "can't be limited above what it starts with"
+        )
+    setting = "off" if sandbox is None else sandbox.cgroup
+    processes = limits.processes
+    own_count = policy is not None and (
+        policy.uid >= 0 or (policy.as_user and here.processes_by_namespace)
+    )
+    group_memory = group_processes = None
+    if processes is not None and not own_count:
+        if "pids" not in here.groups or (sandbox is not None and setting == "off"):
+            raise _refuse(
+                "limits.processes can't be enforced here: a user's processes are counted all "
+                "together (and root's not at all), this call has no user id or user namespace of "
+                "its own, and no control group with the pids controller can be made for it"
+            )
+        group_processes, processes = processes, None
+    if limits.memory is not None and setting != "off" and sandbox is not None:
+        if sandbox.subprocesses:
+            if "memory" in here.groups:
+                group_memory = limits.memory
+            elif setting == "require" or sandbox.codec != "pickle":
+                raise _refuse(
+                    "limits.memory can't be enforced here for all processes of a call together: "
+                    "no control group with the memory controller can be made for it"
+                )
+        elif setting == "require" and "memory" in here.groups:
+            group_memory = limits.memory
+    if setting == "require" and not here.groups:
+        raise _refuse("this process may not make control groups (sandbox.cgroup='require')")
+    bounds = Bounds(
+        limits.memory,
+        limits.address_space,
+        None if limits.cpu_time is None else math.ceil(limits.cpu_time),
+        limits.open_files,
+        limits.file_size,
+        processes,
+        limits.core_size,
+        strict=sandbox is not None and sandbox.codec != "pickle",
+    )
+    group = None
+    if group_memory is not None or group_processes is not None:
+        group = Group(group_memory, group_processes)
+    return Enforcement(bounds, group)

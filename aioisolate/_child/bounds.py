@@ -1,0 +1,116 @@
+"""Limits that a child sets for itself, right before it calls fn.
+
+Where fn is trusted, a soft limit is what it feels, and the hard one leaves some room, for the
+answer that is made once fn is over: a MemoryError must be told, too.
+"""
+
+from __future__ import annotations
+
+import errno
+import faulthandler
+import fcntl
+import os
+import resource
+import signal
+
+from .policy import Bounds
+
+__all__ = ["apply", "ease", "open_statm"]
+
+_ROOM = 64 << 20
+_DESCRIPTORS_ROOM = 32
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_UNLIMITED = resource.RLIM_INFINITY
+
+_eased: list[int] = []
+
+
+def open_statm(proc: int | None = None) -> int:
+    """Open what tells this process's size, for later, when /proc is out of reach; or return -1.
+
+    *proc* is a descriptor of /proc, where that is not in its place.
+    """
+    path = "/proc/self/statm" if proc is None else "self/statm"
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    except OSError:
+        return -1
+
+
+def apply(bounds: Bounds, statm: int, scratch: int) -> None:
+    """Set the limits. Raises OSError naming the one that can't be set.
+
+    *statm* is from `open_statm`, and is closed. *scratch* gets the stack when CPU time is up.
+    """
+    _eased.clear()
+    if bounds.core_size is not None:
+        _set("core_size", resource.RLIMIT_CORE, bounds.core_size)
+    if bounds.file_size is not None:
+        # Its own results may be larger, and go through a file.
+        room = 0 if bounds.strict else _UNLIMITED
+        _set("file_size", resource.RLIMIT_FSIZE, bounds.file_size, room)
+    if bounds.processes is not None:
+        _set("processes", resource.RLIMIT_NPROC, bounds.processes)
+    if bounds.cpu_time is not None:
+        # A second later it is killed, whatever it does about the signal.
+        _set("cpu_time", resource.RLIMIT_CPU, bounds.cpu_time, 1)
+        faulthandler.register(signal.SIGXCPU, scratch, chain=True)
+    if bounds.open_files is not None:
+        _set(
+            "open_files",
+            resource.RLIMIT_NOFILE,
+            _number_after(bounds.open_files),
+            _DESCRIPTORS_ROOM,
+        )
+    # Last, so that none of the above is short of memory.
+    space = bounds.address_space
+    if bounds.memory is not None:
+        above = _address_space(statm) + bounds.memory
+        space = above if space is None else min(space, above)
+    if statm >= 0:
+        os.close(statm)
+    if space is not None:
+        _set("memory", resource.RLIMIT_AS, space, _ROOM)
+
+
+def ease() -> None:
+    """Take back what fn felt, as far as the answer needs room."""
+    while _eased:
+        which = _eased.pop()
+        _, hard = resource.getrlimit(which)
+        resource.setrlimit(which, (hard, hard))
+
+
+def _set(name: str, which: int, soft: int, room: int = 0) -> None:
+    _, hard = resource.getrlimit(which)
+    ceiling = _UNLIMITED if room == _UNLIMITED else soft + room
+    if hard != _UNLIMITED:  # where less is allowed anyway, it stays so
+        ceiling = hard if ceiling == _UNLIMITED else min(ceiling, hard)
+        soft = min(soft, hard)
+    try:
+        resource.setrlimit(which, (soft, ceiling))
+    except (OSError, ValueError) as exc:
+        number = getattr(exc, "errno", None) or errno.EINVAL
+        raise OSError(number, os.strerror(number), f"limits.{name}") from exc
+    if room and which != resource.RLIMIT_CPU:
+        _eased.append(which)
+
+
+def _number_after(count: int) -> int:
+    """Return the first descriptor number that is too much when *count* more may be opened."""
+    number = 0
+    while True:
+        # One by one: a list of them (/proc) may be out of reach.
+        try:
+            fcntl.fcntl(number, fcntl.F_GETFD)
+        except OSError:
+            if count == 0:
+                return number
+            count -= 1
+        number += 1
+
+
+def _address_space(statm: int) -> int:
+    if statm < 0:
+        raise OSError(errno.ENOENT, "the size of this process can't be learned", "limits.memory")
+    return int(os.pread(statm, 64, 0).split()[0]) * _PAGE

@@ -1,0 +1,303 @@
+"""Engaging a sandbox's layers, in an order that each step depends on; see docs/security.md.
+
+A copy of the parent engages all of them (`confine`). A fork server of a sandbox engages once what
+its children share (`enter_server`), each child what must be its own (`enter_child`). Every step
+either does what it says or raises `LayerError`; nothing is skipped here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .._os import landlock, namespaces, seccomp, users
+from .._os.prctl import set_dumpable, set_no_new_privs, set_parent_death_signal
+from .._wire.frames import Kind, encode
+from . import bounds, init
+from .order import GO, Order
+from .policy import Layer, Policy
+
+__all__ = ["Ground", "LayerError", "confine", "enter_child", "enter_server", "import_ahead"]
+
+# The scratch directory, and the one in which it is: a rule on a directory that something is mounted
+# on is hidden by that mount, so the rule is one for its parent.
+SCRATCH_PARENT = "/work"
+SCRATCH = "/work/scratch"
+_OLD_ROOT = "/.old"
+_STAGE = "/tmp"  # noqa: S108 - any directory: it is covered, in a mount namespace of our own
+_KILL = 9
+
+
+class LayerError(OSError):
+    """A layer could not be engaged: its name, and what the kernel said."""
+
+    def __init__(self, layer: str, cause: OSError) -> None:
+        where = f" ({cause.filename})" if cause.filename else ""
+        super().__init__(cause.errno, f"layer {layer!r}: {cause.strerror}{where}")
+
+
+class Ground:
+    """What a fork server has got ready for its children's own layers.
+
+    Attributes:
+        rules: the descriptor of the Landlock rules, or -1.
+        proc: a descriptor of /proc, which the children's view lacks, or -1.
+    """
+
+    __slots__ = ("proc", "rules")
+
+    def __init__(self) -> None:
+        self.rules = -1
+        self.proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def fds(self) -> list[int]:
+        """Return its descriptors."""
+        return [fd for fd in (self.rules, self.proc) if fd >= 0]
+
+
+@contextmanager
+def _layer(name: str, engaged: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise LayerError(name, exc) from exc
+    engaged.append(name)
+
+
+def enter_server(policy: Policy, ground: Ground) -> list[str]:
+    """Engage what the children of a fork server share; return the layers' names.
+
+    Nobody else's code runs in the server itself, so it keeps what it needs for its children: the
+    privilege to give them users and the system calls of that.
+    """
+    engaged: list[str] = []
+    parent = os.getppid()
+    _set_environment(policy, engaged)
+    if policy.unshare:
+        with _layer(Layer.NAMESPACES, engaged):
+            _leave(policy)
+            # A new user namespace clears it.
+            set_parent_death_signal(_KILL)
+            if os.getppid() != parent:
+                os._exit(1)
+    if policy.landlock:
+        # Made now, since the paths are looked up in the view of now; each child restricts itself,
+        # by a domain of its own: those of one domain could signal each other.
+        with _layer(Layer.LANDLOCK, []):
+            ground.rules = _make_rules(policy)
+    with _layer(Layer.PRIVILEGES, engaged):
+        set_no_new_privs()
+    if policy.server_filter:
+        with _layer(Layer.SECCOMP, engaged):
+            seccomp.install(policy.server_filter)
+    return engaged
+
+
+def enter_child(order: Order, policy: Policy, ground: Ground) -> list[str]:
+    """Engage what each child of a fork server has for itself; return the layers' names."""
+    engaged: list[str] = []
+    parent = os.getppid()
+    uid, gid = _ids(policy)
+    flags = namespaces.NEWUSER if policy.as_user else 0
+    if policy.scratch:
+        flags |= namespaces.NEWNS
+    if flags:
+        with _layer(Layer.SCRATCH if policy.scratch else Layer.USER, []):
+            # A user namespace of its own, since that is where processes are counted.
+            namespaces.unshare(flags)
+            if policy.as_user:
+                namespaces.map_user(uid, gid, ground.proc)
+    _own(policy, uid, gid, parent, engaged)
+    order.statm = bounds.open_statm(ground.proc)
+    if policy.landlock:
+        with _layer(Layer.LANDLOCK, engaged):
+            landlock.restrict(ground.rules)
+    if policy.child_filter:
+        with _layer(Layer.SECCOMP, engaged):
+            seccomp.install(seccomp.bind_pid(policy.child_filter, os.getpid()))
+    for fd in ground.fds():
+        os.close(fd)
+    return engaged
+
+
+def confine(order: Order) -> str:
+    """Confine a copy of the parent as its order says, and wait until the parent agrees."""
+    policy = order.policy
+    if policy is None:
+        order.statm = bounds.open_statm()
+    else:
+        proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        engaged = _enter_copy(order, policy, proc)
+        os.close(proc)
+        body = ",".join(engaged).encode()
+        os.write(order.channel, encode(order.nonce, Kind.READY, body))
+        if os.read(order.channel, 1) != GO:
+            os._exit(1)
+    if order.bounds is not None:
+        bounds.apply(order.bounds, order.statm, order.scratch)
+    return "call"
+
+
+def _enter_copy(order: Order, policy: Policy, proc: int) -> list[str]:
+    engaged: list[str] = []
+    parent = os.getppid()
+    import_ahead(policy)
+    _set_environment(policy, engaged)
+    uid, gid = _ids(policy)
+    if policy.unshare:
+        with _layer(Layer.NAMESPACES, engaged):
+            _leave(policy)
+    _own(policy, uid, gid, parent, engaged)
+    order.statm = bounds.open_statm(proc)
+    with _layer(Layer.PRIVILEGES, engaged):
+        set_no_new_privs()
+    if policy.landlock:
+        with _layer(Layer.LANDLOCK, engaged):
+            rules = _make_rules(policy)
+            landlock.restrict(rules)
+            os.close(rules)
+    if policy.whole_filter:
+        with _layer(Layer.SECCOMP, engaged):
+            seccomp.install(seccomp.bind_pid(policy.whole_filter, os.getpid()))
+    return engaged
+
+
+def import_ahead(policy: Policy) -> None:
+    """Import what answers need: afterwards it may be out of reach."""
+    from .._wire import plain, remote  # noqa: F401, PLC0415 - only for those who are confined
+
+    if policy.codec != "pickle":
+        # The codec's own library, and whatever exceptions need.
+        plain.dump(policy.codec, {})
+        plain.dump_exception(policy.codec, ValueError())
+
+
+def _set_environment(policy: Policy, engaged: list[str]) -> None:
+    if policy.env is not None:
+        os.environ.clear()
+        os.environ.update(policy.env)
+        engaged.append(Layer.ENVIRONMENT)
+
+
+def _ids(policy: Policy) -> tuple[int, int]:
+    if policy.uid < 0:
+        return os.getuid(), os.getgid()
+    uid = policy.uid or users.spare_id(os.getpid())
+    return uid, uid
+
+
+def _leave(policy: Policy) -> None:
+    """Leave the namespaces that others are in, and get a view of the files of one's own."""
+    uid, gid = os.getuid(), os.getgid()
+    namespaces.unshare(policy.unshare | (namespaces.NEWUSER if policy.as_user else 0))
+    if policy.as_user:
+        namespaces.map_user(uid, gid)
+    if policy.unshare & namespaces.NEWNS:
+        # Before anything is mounted: outside nobody is to see it.
+        namespaces.seclude_mounts()
+        if policy.read is not None and policy.write is not None:
+            _build_view((*policy.read, *policy.write))
+
+
+def _build_view(paths: tuple[str, ...]) -> None:
+    """Let nothing exist but *paths*: Landlock keeps the rest from being opened, but not its names.
+
+    A file system in memory becomes the root, and what may be reached is mounted into it.
+    """
+    namespaces.mount_tmpfs(_STAGE, "mode=755,size=4m")
+    os.mkdir(_STAGE + _OLD_ROOT)
+    namespaces.pivot(_STAGE, _STAGE + _OLD_ROOT)
+    shown: list[str] = []
+    # A path is there as it was given, and where its links lead to.
+    wanted = {path for given in paths for path in (given, _resolve(given))}
+    for path in sorted(wanted):
+        if any(path.startswith(other + "/") for other in shown):
+            continue
+        source = _OLD_ROOT + _resolve(path)
+        if os.path.isdir(source):
+            os.makedirs(path, 0o755, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+        namespaces.bind(source, path)
+        shown.append(path)
+    os.makedirs(SCRATCH, 0o755)
+    namespaces.detach(_OLD_ROOT)
+    os.rmdir(_OLD_ROOT)
+    namespaces.seal_root()
+
+
+def _resolve(path: str) -> str:
+    """Follow the links of a path of the old root, once that is at its new place."""
+    root = _OLD_ROOT if os.path.isdir(_OLD_ROOT) else ""
+    resolved = "/"
+    parts = [part for part in path.split("/") if part]
+    hops = 0
+    while parts:
+        part = parts.pop(0)
+        if part == "..":
+            resolved = os.path.dirname(resolved)
+            continue
+        step = os.path.join(resolved, part)
+        try:
+            target = os.readlink(root + step)
+        except OSError:
+            resolved = step
+            continue
+        hops += 1
+        if hops > 40:
+            raise OSError(40, "too many links", path)
+        if target.startswith("/"):
+            resolved = "/"
+        parts = [piece for piece in target.split("/") if piece and piece != "."] + parts
+    return resolved
+
+
+def _own(policy: Policy, uid: int, gid: int, parent: int, engaged: list[str]) -> None:
+    """Engage what needs the privilege that is given up at its end."""
+    if policy.scratch:
+        with _layer(Layer.SCRATCH, engaged):
+            _mount_scratch(policy.scratch, uid, gid)
+    if policy.init:
+        with _layer(Layer.PROCESSES, engaged):
+            init.live_under_one()
+            parent = 0  # it is outside, so it has no number here
+    if policy.uid >= 0:
+        with _layer(Layer.USER, engaged):
+            users.become(uid, gid)
+    elif policy.as_user:
+        with _layer(Layer.USER, engaged):
+            users.drop_capabilities()
+    with _layer(Layer.PRIVILEGES, []):
+        # Becoming somebody else has cleared it, and a parent may have died meanwhile.
+        set_parent_death_signal(_KILL)
+        if os.getppid() != parent:
+            os._exit(1)
+        # Nobody of the same user may look into it, and it leaves no core dump.
+        set_dumpable(False)
+    if policy.scratch:
+        os.chdir(SCRATCH)
+        os.environ["HOME"] = os.environ["TMPDIR"] = SCRATCH
+    elif policy.read is not None:
+        os.chdir("/")
+
+
+def _mount_scratch(size: int, uid: int, gid: int) -> None:
+    files = max(64, size // 4096)
+    namespaces.mount_tmpfs(
+        SCRATCH, f"size={size},nr_inodes={files},mode=700,uid={uid},gid={gid}"
+    )
+
+
+def _make_rules(policy: Policy) -> int:
+    write = policy.write or ()
+    if policy.scratch:
+        write = (*write, SCRATCH_PARENT)
+    return landlock.make_ruleset(
+        policy.read or (),
+        write,
+        execute=policy.execute,
+        network=policy.network,
+        abi=policy.landlock,
+    )

@@ -1,0 +1,82 @@
+"""What the parent has decided about a child's confinement: plain data, which travels by marshal."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["Bounds", "Layer", "Policy"]
+
+
+class Layer:
+    """Names of layers, as children report them and errors name them."""
+
+    NAMESPACES = "namespaces"
+    USER = "user"
+    PROCESSES = "process namespace"
+    PRIVILEGES = "no_new_privs"
+    LANDLOCK = "landlock"
+    SECCOMP = "seccomp"
+    SCRATCH = "scratch"
+    ENVIRONMENT = "environment"
+    STDIO = "stdio"
+    DESCRIPTORS = "descriptors"
+    LIMITS = "limits"
+    CGROUP = "cgroup"
+
+
+class Policy(NamedTuple):
+    """The layers of one sandbox, ready to be engaged.
+
+    Attributes:
+        unshare: the namespaces to leave, as flags; 0: none.
+        as_user: they are had through a user namespace, not by privilege.
+        own_user: each child of a server gets a user namespace of its own, in which its processes
+            are counted.
+        uid: whose user id to take: -1 one's own, 0 a spare one, else that one.
+        init: what it starts lives in a process namespace, and ends with it.
+        read, write: the paths that may be reached, or None: all.
+        execute: programs may be started.
+        network: sockets may be opened.
+        landlock: the rules' version, 0: none are made.
+        filters: the system call filters: whole, or for a server and for its children.
+        scratch: bytes of a file system of its own; 0: none.
+        env: its environment, for a copy of the parent; None: as it is.
+        codec: how results are encoded, for rehearsals.
+        server_layers, child_layers: the names of all that are to be engaged.
+    """
+
+    unshare: int = 0
+    as_user: bool = False
+    own_user: bool = False
+    uid: int = -1
+    init: bool = False
+    read: tuple[str, ...] | None = None
+    write: tuple[str, ...] | None = None
+    execute: bool = True
+    network: bool = True
+    landlock: int = 0
+    whole_filter: bytes = b""
+    server_filter: bytes = b""
+    child_filter: bytes = b""
+    scratch: int = 0
+    env: dict[str, str] | None = None
+    codec: str = "pickle"
+    server_layers: tuple[str, ...] = ()
+    child_layers: tuple[str, ...] = ()
+
+
+class Bounds(NamedTuple):
+    """The limits that a child sets for itself right before it calls fn; see `Limits`.
+
+    Attributes:
+        strict: fn may be hostile, so no limit is left for it to raise that need not be.
+    """
+
+    memory: int | None = None
+    address_space: int | None = None
+    cpu_time: int | None = None
+    open_files: int | None = None
+    file_size: int | None = None
+    processes: int | None = None
+    core_size: int | None = None
+    strict: bool = False

@@ -1,0 +1,304 @@
+"""What isolated code may reach: policies, as data.
+
+A `Sandbox` says what; `_call/policy.py` turns it into what the kernel is to be asked for,
+`_child/confine.py` asks. docs/security.md tells what each layer holds off, and what none can.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal, Self
+
+from ._limits import Limits, Size, as_bytes
+
+__all__ = ["PYTHON", "Sandbox"]
+
+PYTHON: Final = "aioisolate:python"
+"""Stands for what the interpreter itself reads: its library and site-packages, shared libraries,
+time zones and a few harmless devices. Not the rest of `sys.path`, where your own code is."""
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "network": ("none", "inherit"),
+    "namespaces": ("auto", "require", "off"),
+    "syscalls": ("default", "strict", "off"),
+    "cgroup": ("auto", "require", "off"),
+    "codec": ("pickle", "msgspec", "json"),
+    "missing": ("refuse", "warn"),
+}
+Paths = Iterable[str | os.PathLike[str]] | None
+
+
+class Sandbox:
+    """What isolated code may reach. The defaults confine; the presets are where to begin.
+
+    Every layer is engaged, and reported by the child, before fn is called; if one can't be, fn is
+    not called (`Reason.CHILD_SETUP`, with the layer's name and errno).
+
+    Args:
+        read: files and directories that may be read, with all below them (Landlock). `PYTHON`
+            stands for what the interpreter needs. None: whatever this user may.
+        write: files and directories that may be written and read. None: whatever this user may.
+        scratch: the size of an empty directory of its own, in memory, which is its HOME, TMPDIR
+            and working directory and goes with it. Needs namespaces. None: it has none.
+        network: ``"none"``: no sockets but pairs of Unix sockets, and a network namespace without
+            interfaces. ``"inherit"``: as this process.
+        subprocesses: it may start processes and programs. They end with it, whatever they do.
+            For programs to be found, *read* must have where they are.
+        namespaces: namespaces of its own for the network, interprocess communication, mounts,
+            host names; and for processes if it may start some. ``"auto"``: where possible.
+        syscalls: which system calls it may make (seccomp). ``"default"``: all but those that
+            reach out of it or that enlarge what of the kernel can be attacked. ``"strict"``: what
+            computing in memory and in allowed files needs. ``"off"``: no filter.
+        user: ``"auto"``: as root, a user id of its own for each call, which owns nothing; other
+            users stay who they are. ``"keep"``: as it is. A number: that user.
+        cgroup: a control group for limits of all its processes together. ``"auto"``: if a limit
+            needs it, and if one can be made.
+        env: its environment. None: as this process's.
+        codec: how results come back: ``"msgspec"`` (MessagePack) and ``"json"`` are data and
+            nothing else, whoever wrote them. ``"pickle"`` is for code that you trust: its bytes
+            can do anything here.
+        limits: the limits of each call; a call's own go first.
+        fresh: only children of a fresh interpreter, `Isolator` with ``start="zygote"``: a copy of
+            this process holds what this process holds in memory, secrets included.
+        missing: what to do without a layer that this machine lacks. ``"refuse"``: nothing
+            (`Reason.FEATURE_UNAVAILABLE`, by name). ``"warn"``: go on without, with a
+            `SandboxWarning`.
+
+    Raises:
+        TypeError, ValueError: an argument makes no sense.
+
+    Example::
+
+        tools = Sandbox(read=[PYTHON, "/srv/fonts"], scratch="64 MiB", codec="msgspec")
+        async with Isolator(sandbox=tools, preload=["render"]) as iso:
+            page = await iso.run(render.page, text, timeout=10)
+    """
+
+    __slots__ = (
+        "cgroup",
+        "codec",
+        "env",
+        "fresh",
+        "limits",
+        "missing",
+        "namespaces",
+        "network",
+        "read",
+        "scratch",
+        "subprocesses",
+        "syscalls",
+        "user",
+        "write",
+    )
+
+    read: tuple[str, ...] | None
+    write: tuple[str, ...] | None
+    scratch: int | None
+    network: Literal["none", "inherit"]
+    subprocesses: bool
+    namespaces: Literal["auto", "require", "off"]
+    syscalls: Literal["default", "strict", "off"]
+    user: Literal["auto", "keep"] | int
+    cgroup: Literal["auto", "require", "off"]
+    env: Mapping[str, str] | None
+    codec: Literal["pickle", "msgspec", "json"]
+    limits: Limits | None
+    fresh: bool
+    missing: Literal["refuse", "warn"]
+
+    def __init__(
+        self,
+        read: Paths = (PYTHON,),
+        write: Paths = (),
+        scratch: Size | None = None,
+        network: Literal["none", "inherit"] = "none",
+        subprocesses: bool = False,
+        namespaces: Literal["auto", "require", "off"] = "auto",
+        syscalls: Literal["default", "strict", "off"] = "default",
+        user: Literal["auto", "keep"] | int = "auto",
+        cgroup: Literal["auto", "require", "off"] = "auto",
+        env: Mapping[str, str] | None = {},  # noqa: B006 - copied, and it reads best
+        codec: Literal["pickle", "msgspec", "json"] = "msgspec",
+        *,
+        limits: Limits | None = None,
+        fresh: bool = False,
+        missing: Literal["refuse", "warn"] = "refuse",
+    ) -> None:
+        choices = {
+            "network": network,
+            "namespaces": namespaces,
+            "syscalls": syscalls,
+            "cgroup": cgroup,
+            "codec": codec,
+            "missing": missing,
+        }
+        for name, value in choices.items():
+            if value not in _CHOICES[name]:
+                allowed = ", ".join(map(repr, _CHOICES[name]))
+                raise ValueError(f"sandbox.{name} must be one of {allowed}, not {value!r}")
+        for name, flag in (("subprocesses", subprocesses), ("fresh", fresh)):
+            if not isinstance(flag, bool):
+                raise TypeError(f"sandbox.{name} must be True or False, not {flag!r}")
+        if limits is not None and not isinstance(limits, Limits):
+            raise TypeError(f"sandbox.limits must be Limits, not {limits!r}")
+        put = object.__setattr__
+        for name, value in choices.items():
+            put(self, name, value)
+        put(self, "subprocesses", subprocesses)
+        put(self, "fresh", fresh)
+        put(self, "limits", limits)
+        put(self, "read", _checked_paths("read", read))
+        put(self, "write", _checked_paths("write", write))
+        if (read is None) != (write is None):
+            raise ValueError("sandbox.read and sandbox.write are both None or both paths")
+        if scratch is not None:
+            scratch = as_bytes("sandbox.scratch", scratch, least=4096)
+            if namespaces == "off":
+                raise ValueError("sandbox.scratch needs namespaces, which are off")
+        put(self, "scratch", scratch)
+        put(self, "user", _checked_user(user))
+        put(self, "env", _checked_env(env))
+
+    @classmethod
+    def crash_guard(cls, **changes: Any) -> Self:
+        """Return the policy for code that is trusted, but leaks, crashes or never ends.
+
+        It may reach what this process may. Its memory is limited (1 GiB above what it starts
+        with, all its processes together where a cgroup can be made), it leaves no core dump and
+        gains no privileges by programs that it starts.
+
+        *changes* are arguments of `Sandbox`.
+
+        Example::
+
+            guard = Sandbox.crash_guard(limits=Limits(memory="4 GiB", cpu_time=60))
+            await run_isolated(convert, path, sandbox=guard)
+        """
+        defaults: dict[str, Any] = {
+            "read": None,
+            "write": None,
+            "network": "inherit",
+            "subprocesses": True,
+            "namespaces": "off",
+            "syscalls": "off",
+            "user": "keep",
+            "env": None,
+            "codec": "pickle",
+            "limits": Limits(memory="1 GiB"),
+        }
+        return cls(**(defaults | changes))
+
+    @classmethod
+    def untrusted(cls, **changes: Any) -> Self:
+        """Return the policy for code of strangers, or of a language model.
+
+        Children of a fresh interpreter only; no files but Python's own, no network, no programs,
+        an empty environment, results as data only; 512 MiB of memory, 10 s of CPU time, 16
+        threads, 1 MiB of output and 16 MiB of results. Refused where a layer is missing.
+
+        *changes* are arguments of `Sandbox`; ``codec="pickle"`` and ``fresh=False`` are refused.
+
+        Example::
+
+            async with Isolator(sandbox=Sandbox.untrusted(), warm=2) as iso:
+                answer = await iso.run(evaluate, source, timeout=5)
+        """
+        limits = Limits(
+            memory="512 MiB",
+            cpu_time=10,
+            open_files=64,
+            file_size="64 MiB",
+            processes=16,
+            result_size="16 MiB",
+            output_size="1 MiB",
+        )
+        given = changes.get("limits")
+        if isinstance(given, Limits):
+            limits = given.over(limits)
+        if changes.get("codec") == "pickle":
+            raise ValueError(
+                "what a stranger's code returns is never unpickled: that would run code of theirs "
+                "in this process. Use codec='msgspec' or 'json'"
+            )
+        if not changes.get("fresh", True):
+            raise ValueError(
+                "Sandbox.untrusted() is for children of a fresh interpreter: a copy of this "
+                "process holds every secret that this process holds"
+            )
+        defaults = {"codec": _data_codec(), "fresh": True}
+        return cls(**(defaults | changes | {"limits": limits}))
+
+    @property
+    def confines_files(self) -> bool:
+        """Whether only some files may be reached."""
+        return self.read is not None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("a Sandbox is not changed; make another")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError("a Sandbox is not changed; make another")
+
+    def _key(self) -> tuple[Any, ...]:
+        env = None if self.env is None else tuple(sorted(self.env.items()))
+        return (env, *(getattr(self, name) for name in self.__slots__ if name != "env"))
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Sandbox) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        fields = [f"{name}={getattr(self, name)!r}" for name in self.__slots__ if name != "env"]
+        # Its values may be secrets, which have no business in a log.
+        fields.append(f"env={'None' if self.env is None else sorted(self.env)}")
+        return f"Sandbox({', '.join(fields)})"
+
+
+def _data_codec() -> str:
+    from importlib.util import find_spec  # noqa: PLC0415 - only for this preset
+
+    return "json" if find_spec("msgspec") is None else "msgspec"
+
+
+def _checked_paths(name: str, paths: Paths) -> tuple[str, ...] | None:
+    if paths is None:
+        return None
+    if isinstance(paths, (str, bytes, os.PathLike)):
+        raise TypeError(f"sandbox.{name} must be a list of paths, not the one path {paths!r}")
+    checked = []
+    for path in paths:
+        text = os.fspath(path)
+        if not isinstance(text, str):
+            raise TypeError(f"sandbox.{name} must hold paths, not {path!r}")
+        if text != PYTHON and not os.path.isabs(text):
+            raise ValueError(f"sandbox.{name} must hold absolute paths, not {text!r}")
+        checked.append(text)
+    if name == "write" and PYTHON in checked:
+        raise ValueError("sandbox.write can't hold PYTHON: it is there to be read")
+    return tuple(checked)
+
+
+def _checked_user(user: object) -> Any:
+    if user in ("auto", "keep"):
+        return user
+    if isinstance(user, bool) or not isinstance(user, int):
+        raise TypeError(f"sandbox.user must be 'auto', 'keep' or a user id, not {user!r}")
+    if not 0 < user < 1 << 32:
+        raise ValueError(f"sandbox.user must be an unprivileged user's id, not {user!r}")
+    return user
+
+
+def _checked_env(env: object) -> Mapping[str, str] | None:
+    if env is None:
+        return None
+    if not isinstance(env, Mapping):
+        raise TypeError(f"sandbox.env must be a mapping or None, not {env!r}")
+    for name, value in env.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"sandbox.env must map strings to strings, not {name!r}")
+        if not name or "=" in name or "\0" in name + value:
+            raise ValueError(f"sandbox.env can't have a variable {name!r}")
+    return dict(env)
