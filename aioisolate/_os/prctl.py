@@ -1,4 +1,4 @@
-"""The parent-death signal and the child subreaper attribute (Linux)."""
+"""Attributes of a process that prctl(2) has: how it dies, what it may become (Linux)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import errno
 import os
 import sys
 
-__all__ = ["is_subreaper", "set_parent_death_signal"]
+__all__ = ["is_subreaper", "set_dumpable", "set_no_new_privs", "set_parent_death_signal"]
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_GET_CHILD_SUBREAPER = 37
+_PR_SET_NO_NEW_PRIVS = 38
 
 if sys.platform == "linux":
     # Without use_errno and argtypes: both cost page faults in a fresh child, where this is called,
-    # and the one call below fails for no reason but an invalid signal number.
+    # and each of the calls below has but one reason to fail.
     _prctl = ctypes.CDLL(None).prctl
     _answer = ctypes.c_int(0)
     _answer_at = ctypes.byref(_answer)
@@ -27,6 +29,19 @@ if sys.platform == "linux":
         if _prctl(_PR_SET_PDEATHSIG, number) != 0:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
+    def set_dumpable(flag: bool) -> None:
+        """Let other processes of the same user look into this one, or not, root excepted.
+
+        Off, it leaves no core file, and its /proc entries belong to root. Inherited by a fork.
+        """
+        if _prctl(_PR_SET_DUMPABLE, int(flag), 0, 0, 0) != 0:  # only a seccomp filter refuses it
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def set_no_new_privs() -> None:
+        """Give up, for good, all rights that programs with set-user-ID would bring. Inherited."""
+        if _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:  # Linux before 3.5
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
     def is_subreaper() -> bool:
         """Tell whether orphaned descendants become this process's own children."""
         _prctl(_PR_GET_CHILD_SUBREAPER, _answer_at)
@@ -36,6 +51,14 @@ else:
 
     def set_parent_death_signal(number: int) -> None:
         """Do nothing: there is no such attribute here (see docs/design.md, platforms)."""
+
+    def set_dumpable(flag: bool) -> None:  # noqa: ARG001 - what Linux has
+        """Raise OSError: there is no such attribute here."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    def set_no_new_privs() -> None:
+        """Raise OSError: there is no such attribute here."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     def is_subreaper() -> bool:
         """Tell whether orphaned descendants become this process's own children."""

@@ -1,0 +1,109 @@
+"""seccomp filters: which system calls a process may still make, and about what (Linux 4.14).
+
+A filter is a program for the kernel, made here as bytes, so that a parent can do it once for all
+its children. `seccomp_rules` tells what it is about, `bpf` how it is put together.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+import struct
+from typing import Literal
+
+from . import syscalls
+from .bpf import INSTRUCTION, assemble
+from .syscalls import ARCHITECTURE, syscall
+
+__all__ = ["available", "bind_pid", "compile_filter", "install"]
+
+_NUMBER = {"x86_64": 317, "aarch64": 277}  # of seccomp itself
+_SET_MODE_FILTER, _GET_ACTION_AVAIL = 1, 2
+_KILL_PROCESS = struct.pack("=I", 0x80000000)
+
+# seccomp_rules.OWN_PID, where it stands in an instruction. (Those modules are for whoever compiles
+# a filter; a child that just installs one need not have them.)
+_OWN_PID = struct.pack("=I", 0xA105_01A7)
+_OFFSET = 4
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+
+@functools.cache
+def available() -> bool:
+    """Tell whether filters can be installed here: the kernel has them, and the machine is known."""
+    machine = syscalls.machine()
+    if machine is None:
+        return False
+    try:
+        syscall(_NUMBER[machine], _GET_ACTION_AVAIL, 0, _KILL_PROCESS)
+    except OSError:
+        return False
+    return True
+
+
+@functools.cache
+def compile_filter(
+    kind: Literal["default", "strict"],
+    part: Literal["whole", "base", "final"],
+    *,
+    subprocesses: bool,
+    network: bool,
+    machine: str | None = None,
+) -> bytes:
+    """Make a filter: the bytes of an array of struct sock_filter.
+
+    A call that is forbidden fails with EPERM (EACCES where it is about the network), one that is
+    newer than the tables with ENOSYS. By the interface of another architecture, calls kill.
+
+    Args:
+        kind: "default" forbids what leads out of the process, or deep into the kernel; "strict"
+            allows only what computing takes, in memory and in such files as may be opened.
+        part: "whole", or in two parts, whose sum is the same: "base" leaves out what a fork server
+            and the setting up of its children take, "final" forbids just that.
+        subprocesses: Allow to start processes and, since their pids can't be known, to signal any.
+        network: Allow to make sockets.
+        machine: As `uname -m` has it; this one if not given.
+
+    Raises:
+        OSError: Nothing is known of the machine.
+    """
+    from .seccomp_rules import UNKNOWN, rules  # noqa: PLC0415 - see _OWN_PID
+    from .syscall_numbers import NUMBERS  # noqa: PLC0415
+
+    machine = machine or syscalls.machine()
+    if machine not in ARCHITECTURE:
+        raise OSError(errno.ENOSYS, "no system call numbers of this machine are known")
+    numbers = NUMBERS[machine]
+    found = rules(kind, part, numbers, subprocesses=subprocesses, network=network)
+    by_number = {numbers[name]: rule for name, rule in found.items()}
+    return assemble(by_number, UNKNOWN, ARCHITECTURE[machine])
+
+
+def bind_pid(program: bytes, pid: int) -> bytes:
+    """Make a filter, whole or final, that of the process *pid*, the only one it may be about.
+
+    Raises ValueError if the filter has no place for a pid, as a base has none, or more than one.
+    """
+    at = program.find(_OWN_PID)
+    if program.count(_OWN_PID) != 1 or at % INSTRUCTION.size != _OFFSET:
+        raise ValueError("this filter has no place for a pid, or is bound already")
+    return program[:at] + struct.pack("=I", pid) + program[at + 4 :]
+
+
+def install(program: bytes) -> None:
+    """Put a filter on this thread, and on all that it starts, for good.
+
+    Needs no_new_privs (or the right to administrate the system), otherwise OSError (EACCES).
+    """
+    machine = syscalls.machine()
+    if machine is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    argument = _Program(len(program) // INSTRUCTION.size, program)
+    syscall(_NUMBER[machine], _SET_MODE_FILTER, 0, ctypes.byref(argument))

@@ -1,0 +1,259 @@
+"""What becomes of each system call in a process that is contained: lists, and how they combine.
+
+They go beyond a container's usual lists where those count on namespaces that a contained process
+may not have: it may change nobody else's scheduling, limits or files' modes, make no socket, and so
+on. Names that a machine lacks do no harm in a list.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+
+from .bpf import ALLOW, Check, Rule, errno_rule
+
+__all__ = ["ALWAYS_DENIED", "OWN_PID", "SETTING_UP", "STRICT", "UNKNOWN", "rules"]
+
+# Stands for the pid of the process; no process has such a number.
+OWN_PID = 0xA105_01A7
+
+_DENY = errno_rule(errno.EPERM)
+_NO_NETWORK = errno_rule(errno.EACCES)
+_NO_FAMILY = errno_rule(errno.EAFNOSUPPORT)
+# What a kernel answers that does not have the call; a C library then does without it.
+UNKNOWN = errno_rule(errno.ENOSYS)
+
+_ALWAYS_DENIED = """
+io_uring_setup io_uring_enter io_uring_register bpf perf_event_open userfaultfd
+keyctl add_key request_key
+ptrace process_vm_readv process_vm_writev process_madvise process_mrelease kcmp pidfd_getfd
+mount umount2 pivot_root move_mount open_tree open_tree_attr fsopen fsconfig fsmount fspick
+mount_setattr statmount listmount chroot setns unshare
+swapon swapoff reboot kexec_load kexec_file_load
+init_module finit_module delete_module create_module query_module get_kernel_syms
+quotactl quotactl_fd acct
+settimeofday clock_settime adjtimex clock_adjtime
+syslog iopl ioperm modify_ldt vhangup sethostname setdomainname
+lookup_dcookie nfsservctl sysfs _sysctl uselib ustat
+vserver security tuxcall afs_syscall getpmsg putpmsg
+name_to_handle_at open_by_handle_at fanotify_init fanotify_mark
+chmod fchmod fchmodat fchmodat2 chown lchown fchown fchownat
+utime utimes futimesat utimensat file_setattr
+setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr removexattrat
+mknod mknodat memfd_create memfd_secret
+shmget shmat shmdt shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl
+mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr
+setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid capset
+seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self lsm_set_self_attr
+"""
+ALWAYS_DENIED = frozenset(_ALWAYS_DENIED.split())
+
+# What an interpreter and its usual libraries need to compute, in memory and in files.
+_STRICT = """
+read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek sendfile
+copy_file_range open openat creat close close_range dup dup2 dup3 fcntl ioctl flock
+stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2
+readlink readlinkat getdents getdents64 getcwd chdir fchdir umask
+mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat
+truncate ftruncate fallocate fsync fdatasync sync_file_range fadvise64 readahead
+getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr
+mmap munmap mprotect mremap madvise brk msync mincore mlock mlock2 munlock map_shadow_stack
+clone futex futex_waitv futex_wake futex_wait futex_requeue set_robust_list get_robust_list
+set_tid_address rseq membarrier arch_prctl exit exit_group restart_syscall uretprobe
+sched_yield sched_getaffinity sched_setaffinity sched_getparam sched_setparam
+sched_getscheduler sched_setscheduler sched_getattr sched_setattr sched_get_priority_max
+sched_get_priority_min sched_rr_get_interval getpriority setpriority getcpu get_mempolicy
+getpid getppid gettid getpgrp getpgid setpgid getsid setsid
+getuid geteuid getgid getegid getresuid getresgid getgroups capget
+getrlimit setrlimit prlimit64 getrusage times sysinfo uname getrandom personality prctl
+rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend
+sigaltstack signalfd signalfd4 kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pause
+alarm getitimer setitimer nanosleep clock_nanosleep clock_gettime clock_getres gettimeofday
+time timer_create timer_settime timer_gettime timer_getoverrun timer_delete
+timerfd_create timerfd_settime timerfd_gettime
+wait4 waitid poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait
+epoll_pwait epoll_pwait2 eventfd eventfd2 pipe pipe2
+socketpair sendto recvfrom sendmsg recvmsg sendmmsg recvmmsg shutdown getsockopt setsockopt
+getsockname getpeername
+"""
+STRICT = frozenset(_STRICT.split())
+
+_PROGRAMS = ("fork", "vfork", "execve", "execveat")
+_SIGNALS = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
+_PIDFDS = ("pidfd_open", "pidfd_send_signal")
+_NETWORK = ("socket", "connect", "bind", "listen", "accept", "accept4")
+_OF_A_PID = (
+    "prlimit64",
+    "sched_setaffinity",
+    "sched_setscheduler",
+    "sched_setparam",
+    "sched_setattr",
+    "migrate_pages",
+    "move_pages",
+)
+
+# What a fork server does for its children after it has restricted itself, and they before fn.
+_SETTING_UP = """
+fork vfork clone unshare setns mount umount2 setpgid prctl seccomp memfd_create
+landlock_create_ruleset landlock_add_rule landlock_restrict_self
+setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid capset
+setpriority ioprio_set
+"""
+SETTING_UP = frozenset(_SETTING_UP.split()).union(_SIGNALS, _PIDFDS, _OF_A_PID)
+
+
+def _own(argument: int) -> Check:
+    """Let a call be about the process itself only; 0 says so, too."""
+    return Check(argument, (0, OWN_PID), ALLOW, _DENY)
+
+
+# Every CLONE_NEW* that clone has (CLONE_NEWTIME shares its bit with the signal there), and
+# CLONE_PARENT, by which a process becomes its parent's sibling.
+_CLONE_NEW = 0x7E02_0000
+_CLONE_PARENT = 0x0000_8000
+_CLONE_THREAD = 0x0001_0000
+_THREAD_ONLY = Check(0, (_CLONE_THREAD,), ALLOW, _DENY, mask=_CLONE_THREAD)
+
+# A file may be made for anybody to run as its owner by the mode that it is created with, not by
+# chmod only. O_CREAT or __O_TMPFILE: only then the mode means something.
+_CREATING = 0o100 | 0o20000000
+_SET_ID = 0o6000
+
+
+def _creating(flags: int) -> Check:
+    mode = Check(flags + 1, (0,), ALLOW, _DENY, mask=_SET_ID)
+    return Check(flags, (0,), ALLOW, mode, mask=_CREATING)
+
+
+_FCNTL = (
+    8,  # F_SETOWN: have signals sent to any process of the same user
+    15,  # F_SETOWN_EX
+    1024,  # F_SETLEASE: make others wait who open the file
+)
+_IOCTL = (
+    0x5412,  # TIOCSTI: type into the terminal, as the user
+    0x541C,  # TIOCLINUX
+    0x541D,  # TIOCCONS
+    0x5423,  # TIOCSETD
+    0x8901,  # FIOSETOWN: as F_SETOWN
+    0x8902,  # SIOCSPGRP
+    0x4008_6602,  # FS_IOC_SETFLAGS: as chmod, of files that are open for reading
+    0x4008_7602,  # FS_IOC_SETVERSION
+    0x401C_5820,  # FS_IOC_FSSETXATTR
+    0x4080_6685,  # FS_IOC_ENABLE_VERITY
+    0x800C_6613,  # FS_IOC_SET_ENCRYPTION_POLICY
+)
+_IOCTL_STRICT = (
+    0x5401,  # TCGETS, by which isatty asks
+    0x802C_542A,  # TCGETS2
+    0x5413,  # TIOCGWINSZ
+    0x541B,  # FIONREAD
+    0x5421,  # FIONBIO
+    0x5450,  # FIONCLEX
+    0x5451,  # FIOCLEX
+    0xC040_FF0B,  # PIDFD_GET_INFO
+)
+_PRCTL = (
+    1,  # PR_SET_PDEATHSIG
+    4,  # PR_SET_DUMPABLE
+    8,  # PR_SET_KEEPCAPS
+    22,  # PR_SET_SECCOMP
+    24,  # PR_CAPBSET_DROP
+    28,  # PR_SET_SECUREBITS
+    35,  # PR_SET_MM
+    36,  # PR_SET_CHILD_SUBREAPER
+    47,  # PR_CAP_AMBIENT
+    62,  # PR_SCHED_CORE: about any pid
+    0x5961_6D61,  # PR_SET_PTRACER
+)
+_PRCTL_STRICT = (
+    2,  # PR_GET_PDEATHSIG
+    3,  # PR_GET_DUMPABLE
+    15,  # PR_SET_NAME
+    16,  # PR_GET_NAME
+    21,  # PR_GET_SECCOMP
+    23,  # PR_CAPBSET_READ
+    27,  # PR_GET_SECUREBITS
+    29,  # PR_SET_TIMERSLACK
+    30,  # PR_GET_TIMERSLACK
+    37,  # PR_GET_CHILD_SUBREAPER
+    38,  # PR_SET_NO_NEW_PRIVS
+    39,  # PR_GET_NO_NEW_PRIVS
+    41,  # PR_SET_THP_DISABLE
+    42,  # PR_GET_THP_DISABLE
+    0x5356_4D41,  # PR_SET_VMA, by which allocators name their memory
+)
+
+# Unix, IPv4, IPv6 and netlink, which tells a resolver which addresses this machine has.
+_FAMILIES = (1, 2, 10, 16)
+# A datagram socket, even one of a pair, can send to any address; one for streams (1) or sequenced
+# packets (5) to its peer only. (The kernel takes raw ones for datagram sockets.)
+_CONNECTED = Check(1, (1, 5), ALLOW, _NO_NETWORK, mask=0xF)
+
+
+def rules(
+    kind: str, part: str, names: Mapping[str, int], *, subprocesses: bool, network: bool
+) -> dict[str, Rule]:
+    """Tell the rule of every call in *names*, whatever number it has.
+
+    See `seccomp.compile_filter` for the arguments.
+    """
+    strict = kind == "strict"
+    whole = _whole(names, strict=strict, subprocesses=subprocesses, network=network)
+    if part == "whole":
+        return whole
+    base = {name: ALLOW if name in SETTING_UP else rule for name, rule in whole.items()}
+    if part == "base":
+        return base
+    # Both filters see every call, and the stricter answer counts.
+    return {name: rule if rule != base[name] else ALLOW for name, rule in whole.items()}
+
+
+def _whole(
+    names: Mapping[str, int], *, strict: bool, subprocesses: bool, network: bool
+) -> dict[str, Rule]:
+    allowed = set(STRICT) if strict else set(names) - ALWAYS_DENIED
+    if subprocesses:
+        allowed.update(_PROGRAMS, _PIDFDS)
+    else:
+        allowed.difference_update(_PROGRAMS, _PIDFDS)
+    allowed.update(_NETWORK)
+    found: dict[str, Rule] = {name: ALLOW if name in allowed else _DENY for name in names}
+    checks = _checks(strict=strict, subprocesses=subprocesses, network=network)
+    found.update({name: rule for name, rule in checks.items() if name in allowed})
+    # Their arguments lie in memory, where a filter can't look. Who uses them does without.
+    found.update(clone3=UNKNOWN, openat2=UNKNOWN)
+    return {name: found[name] for name in names}
+
+
+def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rule]:
+    """Tell the rules of those calls that are allowed under conditions."""
+    clone = ALLOW if subprocesses else _THREAD_ONLY
+    found: dict[str, Rule] = {
+        "clone": Check(0, (0,), clone, _DENY, mask=_CLONE_NEW | _CLONE_PARENT),
+        "open": _creating(1),
+        "openat": _creating(2),
+        "creat": Check(1, (0,), ALLOW, _DENY, mask=_SET_ID),
+        "fcntl": Check(1, _FCNTL, _DENY, ALLOW),
+        "ioctl": Check(1, _IOCTL_STRICT, ALLOW, _DENY)
+        if strict
+        else Check(1, _IOCTL, _DENY, ALLOW),
+        "prctl": Check(0, _PRCTL_STRICT, ALLOW, _DENY)
+        if strict
+        else Check(0, _PRCTL, _DENY, ALLOW),
+        "personality": Check(0, (0, 0xFFFF_FFFF), ALLOW, _DENY),
+        # The first argument tells whether the second is about a process, a group or a user.
+        "setpriority": Check(0, (0,), _own(1), _DENY),
+        "ioprio_set": Check(0, (1,), _own(1), _DENY),
+        "socketpair": Check(0, (1,), ALLOW if network else _CONNECTED, _NO_FAMILY),
+    }
+    found.update(dict.fromkeys(_OF_A_PID, _own(0)))
+    if not subprocesses:
+        found.update(dict.fromkeys(_SIGNALS, _own(0)))
+        # Into somebody else's group it could signal all of that by pid 0.
+        found["setpgid"] = _own(1)
+    if network:
+        found["socket"] = Check(0, _FAMILIES, ALLOW, _NO_FAMILY)
+    else:
+        found.update(dict.fromkeys(_NETWORK, _NO_NETWORK))
+    return found
