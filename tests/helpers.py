@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import os
 import re
 import subprocess
 import sys
 import textwrap
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,26 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20) -> Any:
         assert time.monotonic() < end, "it did not come true"
         time.sleep(0.005)
     return value
+
+
+def forked(work: Callable[..., Any], *args: Any) -> tuple[Any, int]:
+    """Run *work* in a bare forked child; return what JSON makes of its result, and its status."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.close(read)
+            os.write(write, json.dumps(work(*args)).encode())
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(77)
+    os.close(write)
+    with open(read, "rb") as pipe:
+        answer = pipe.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return (json.loads(answer) if answer else None), status
 
 
 def python(

@@ -6,10 +6,11 @@ import math
 import os
 from typing import Any
 
+from .hierarchies import above, place_of, places, read
+
 __all__ = ["available"]
 
 _os: Any = os  # not every platform has all of it
-_CGROUP = "/sys/fs/cgroup"
 
 
 def available() -> int:
@@ -24,41 +25,27 @@ def available() -> int:
 
 def _quota() -> float | None:
     """Return the CPUs that the cgroups of this process allow, or None: no limit."""
-    quotas = []
-    try:
-        with open("/proc/self/cgroup") as file:
-            paths = [line.rstrip("\n").split(":", 2) for line in file]
-    except OSError:
+    place = place_of("cpu", places())
+    if place is None:
         return None
-    for _, controllers, path in paths:
-        if controllers == "":
-            # Every group on the way up may have a limit of its own.
-            while True:
-                quotas.append(_read_v2(f"{_CGROUP}{path}/cpu.max"))
-                if path in ("", "/"):
-                    break
-                path = path.rpartition("/")[0]  # noqa: PLW2901 - the parent group
-        elif "cpu" in controllers.split(","):
-            quotas.append(_read_v1(f"{_CGROUP}/{controllers}{path.rstrip('/')}"))
-    limits = [quota for quota in quotas if quota is not None]
+    get = _read_v1 if place.version == 1 else _read_v2
+    # Every group on the way up may have a limit of its own.
+    limits = [quota for quota in map(get, above(place)) if quota is not None]
     return min(limits, default=None)
 
 
-def _read_v2(name: str) -> float | None:
+def _read_v2(directory: str) -> float | None:
     try:
-        with open(name) as file:
-            quota, period = file.read().split()
+        quota, period = (read(directory, "cpu.max") or "").split()
         return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
+    except ValueError:
         return None
 
 
 def _read_v1(directory: str) -> float | None:
     try:
-        with open(f"{directory}/cpu.cfs_quota_us") as file:
-            quota = int(file.read())
-        with open(f"{directory}/cpu.cfs_period_us") as file:
-            period = int(file.read())
-    except (OSError, ValueError):
+        quota = int(read(directory, "cpu.cfs_quota_us") or "")
+        period = int(read(directory, "cpu.cfs_period_us") or "")
+    except ValueError:
         return None
     return None if quota <= 0 else quota / period

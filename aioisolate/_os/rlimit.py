@@ -1,0 +1,86 @@
+"""Resource limits of a process: what they may be set to, and setting them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = [
+    "INFINITY",
+    "NUMBERS",
+    "address_space",
+    "apply",
+    "nproc_is_per_namespace",
+    "settable",
+]
+
+INFINITY = resource.RLIM_INFINITY
+
+_resource: Any = resource
+# By the name of the option; not every platform has all of them.
+NUMBERS: dict[str, int] = {
+    option: getattr(_resource, name)
+    for option, name in {
+        "address_space": "RLIMIT_AS",
+        "cpu_time": "RLIMIT_CPU",
+        "open_files": "RLIMIT_NOFILE",
+        "file_size": "RLIMIT_FSIZE",
+        "processes": "RLIMIT_NPROC",
+        "core_size": "RLIMIT_CORE",
+    }.items()
+    if hasattr(_resource, name)
+}
+
+
+def address_space() -> int:
+    """Return how many bytes of addresses this process has in use; 0 where nothing tells.
+
+    RLIMIT_AS counts them, those included that a child inherits: a limit has to come on top.
+    """
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split(None, 1)[0]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def settable(number: int, value: int) -> bool:
+    """Tell whether anybody, privileged or not, may set the limit *number* to *value* here."""
+    hard = resource.getrlimit(number)[1]
+    return hard == INFINITY or (value != INFINITY and value <= hard)
+
+
+def apply(limits: Sequence[tuple[int, int, int]]) -> None:
+    """Set limits, each given as its number, the soft and the hard value.
+
+    Raises OSError if one can't be set, by which time those before it are.
+    """
+    for number, soft, hard in limits:
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except ValueError as exc:  # Python's word for EINVAL (soft above hard) and EPERM
+            code = errno.EINVAL if "exceeds" in str(exc) else errno.EPERM
+            raise OSError(code, f"{exc}: {soft}, {hard}", _name(number)) from None
+
+
+def _name(number: int) -> str:
+    return next((name for name, known in NUMBERS.items() if known == number), str(number))
+
+
+def nproc_is_per_namespace() -> bool:
+    """Tell whether RLIMIT_NPROC counts a user's processes in each user namespace by themselves.
+
+    If not, or without a namespace of its own, a child shares the count with everything else that
+    runs as the same user. Either way the limit does not hold for root of the first namespace.
+    """
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (
+        sys.platform == "linux"
+        and release is not None
+        and (int(release[1]), int(release[2])) >= (5, 14)
+    )
