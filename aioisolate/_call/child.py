@@ -82,7 +82,7 @@ class Child(Protocol):
         ...
 
     def reap_adopted(self) -> bool:
-        """Collect orphans of it that have become this process's; tell if there may be more."""
+        """Collect orphans of it, and whoever is in its group; tell if there may be more."""
         ...
 
     def leave(self) -> bool:

@@ -21,8 +21,8 @@ from .._errors import (
 )
 from .._os import mappings, memfd, threads
 from .._outcome import Outcome, Usage
-from .._wire import codecs, plain
-from .._wire.frames import Kind, Payload, ProtocolError, Region, TooLargeError
+from .._wire import codecs, inert, plain
+from .._wire.frames import Kind, Payload, ProtocolError, Region, TooLarge
 from .._wire.state import Message
 from .._wire.verdict import Answer, Evidence, Verdict, judge
 from .supervise import Supervision
@@ -69,7 +69,7 @@ async def _as_data(
     options = supervision.options
     pieces = Payload.decode(body, plain=True).stream
     if verdict is Answer.RAISED:
-        raised = plain.load_exception(options.codec, pieces)
+        raised = inert.load_exception(pieces)
         return None, _own_exception(supervision, raised)
     if sum(map(len, pieces)) <= _INLINE_MAX:
         return plain.load(options.codec, pieces, options.result_type), None
@@ -78,14 +78,12 @@ async def _as_data(
 
 
 def _check_size(supervision: Supervision, payload: Payload) -> None:
-    """Raise TooLargeError if an answer's buffers are more than they may be."""
+    """Raise TooLarge if an answer's buffers are more than they may be."""
     limits = supervision.options.limits
     if limits is not None and limits.result_size is not None and payload.regions:
         size = sum(region.length for region in payload.regions) + sum(map(len, payload.stream))
         if size > limits.result_size:
-            raise TooLargeError(
-                f"what fn returned has {size} bytes, and may have {limits.result_size}"
-            )
+            raise TooLarge(Kind.VALUE, size, limits.result_size)
 
 
 def outcome_of(supervision: Supervision, value: Any, error: BaseException | None) -> Outcome[Any]:
@@ -195,7 +193,7 @@ async def _in_thread(work: Callable[[], Any]) -> Any:
 
 
 def _as_loss(exc: BaseException, answer: Answer) -> Verdict:
-    if isinstance(exc, TooLargeError):
+    if isinstance(exc, TooLarge):
         return Verdict(CallableExecutedError, Reason.RESULT_TOO_LARGE, str(exc))
     if isinstance(exc, ProtocolError):
         return Verdict(CallableStatusUnknownError, Reason.PROTOCOL, str(exc))
@@ -253,7 +251,7 @@ def _error(
     stack = supervision.stack.text()
     message = verdict.message
     if supervision.options.codec != "pickle":  # both may be a stranger's words
-        stack, message = plain.escape(stack), plain.escape(message)
+        stack, message = inert.escape(stack), inert.escape(message)
     if stack:
         message += f"\n{stack}"
     error = verdict.error(

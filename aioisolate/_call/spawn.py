@@ -32,7 +32,7 @@ from .._os.process import Process, Status, fork, hush_fork_warning
 from .._os.waitset import WaitSet
 from .._wire.frames import NONCE_SIZE, Kind, encode
 from .._wire.state import Conversation
-from . import registry
+from . import groups, registry
 from .child import Members
 from .output import OutputStream, open_streams
 from .plan import Plan
@@ -166,7 +166,7 @@ class ForkedChild:
         if plan.options.limits is not None:
             order.result_size = plan.options.limits.result_size
             if plan.enforcement.group is not None:
-                self.group = cgroups.Group.create(*plan.enforcement.group)
+                self.group = groups.make(*plan.enforcement.group)
                 order.entrances = self.group.entrances
         if policy is not None:
             self.layers = policy.child_layers
@@ -200,6 +200,8 @@ class ForkedChild:
                     self._disown(pid, exc)
             finally:
                 signals.set_mask(mask)
+            if self.group is not None:
+                self.group.close_entrances()
             self.pid = pid
             self.end_fd = process.fileno()
             self.waitset.add(self.end_fd)
@@ -254,7 +256,8 @@ class ForkedChild:
 
     def reap_adopted(self) -> bool:
         """Collect orphans of it that have become this process's; tell if there may be more."""
-        return is_subreaper() and self.process.reap_adopted()
+        more = is_subreaper() and self.process.reap_adopted()
+        return more or not (self.group is None or groups.dissolve(self.group))
 
     def leave(self) -> bool:
         """Stay: nobody but the caller collects it."""
@@ -285,7 +288,7 @@ class ForkedChild:
             self.waitset.close()
         self.fds.close_all()
         if self.group is not None:
-            self.group.dissolve()
+            groups.dissolve(self.group)
 
 
 def draft_order(

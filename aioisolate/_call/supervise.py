@@ -27,7 +27,7 @@ from .._os import messages
 from .._os.fds import Descriptors
 from .._os.process import Status
 from .._outcome import CallEvent, Progress
-from .._wire.frames import Kind, ProtocolError, TooLargeError
+from .._wire.frames import Kind, ProtocolError, TooLarge
 from .._wire.state import Conversation
 from .._wire.verdict import KilledFor
 from .child import Child
@@ -118,8 +118,9 @@ class Supervision:
             self._output_left = limits.output_size
         self.conversation = Conversation(
             child.nonce,
+            None if limits is None else limits.result_size,
+            plain=options.codec != "pickle",
             confined=child.layers is not None,
-            limit=None if limits is None else limits.result_size,
         )
         self._received = Descriptors()
         self.status = Status(None)
@@ -291,11 +292,9 @@ class Supervision:
         started = conversation.started
         try:
             between = conversation.receive(data, fds)
-            if fds and self.options.codec != "pickle":
-                raise ProtocolError("descriptors came with what is to be data only")
         except ProtocolError as exc:
             self._leave_channel()
-            too_large = isinstance(exc, TooLargeError)
+            too_large = isinstance(exc, TooLarge)
             cause = KilledFor.RESULT_TOO_LARGE if too_large else KilledFor.PROTOCOL
             self.kill(cause, str(exc))
             return 0

@@ -165,12 +165,14 @@ def _enter_copy(order: Order, policy: Policy, proc: int) -> list[str]:
 
 def import_ahead(policy: Policy) -> None:
     """Import what answers need: afterwards it may be out of reach."""
-    from .._wire import plain, remote  # noqa: F401, PLC0415 - only for those who are confined
-
     if policy.codec != "pickle":
+        from .._wire import inert, plain  # noqa: PLC0415 - only for those who are confined
+
         # The codec's own library, and whatever exceptions need.
         plain.dump(policy.codec, {})
-        plain.dump_exception(policy.codec, ValueError())
+        inert.dump_exception(ValueError())
+    else:
+        from .._wire import remote  # noqa: F401, PLC0415 - likewise
 
 
 def _set_environment(policy: Policy, engaged: list[str]) -> None:

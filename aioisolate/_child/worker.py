@@ -10,7 +10,7 @@ from types import CoroutineType
 from typing import TextIO, TypeAlias
 
 from .._os import cstdio, memfd
-from .._wire import codecs
+from .._wire import codecs, inert
 from .._wire.frames import INLINE_MAX, Kind, Payload, Region, encode, encode_small_value
 from .._wire.handles import Lent, Packing
 from . import loops, progress
@@ -97,14 +97,12 @@ def _returned(order: Order, value: object) -> _Answer:
 
 
 def _raised(order: Order, exc: BaseException) -> _Answer:
+    inert.trim(exc, _is_ours)
+    if order.codec != "pickle":
+        return _data(order, Kind.RAISED, inert.dump_exception(exc))
     # Imported only now: tblib is needed in few children, and never while all is well.
     from .._wire import remote  # noqa: PLC0415
 
-    remote.trim(exc, _is_ours)
-    if order.codec != "pickle":
-        from .._wire import plain  # noqa: PLC0415 - only where it is asked for
-
-        return _data(order, Kind.RAISED, plain.dump_exception(order.codec, exc))
     try:
         dumped = remote.dump(exc)
     except BaseException as why:  # noqa: BLE001 - loading the copy may raise anything, too

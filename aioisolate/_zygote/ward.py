@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from .._call import loops
+from .._call import groups, loops
 from .._call.causes import why_unconfined
 from .._call.child import Members
 from .._call.output import OutputStream, open_streams
@@ -285,7 +285,7 @@ class WardChild:
         self.streams = ()
         limits, bounds = options.limits, plan.enforcement.bounds
         if plan.enforcement.group is not None:
-            self.group = cgroups.Group.create(*plan.enforcement.group)
+            self.group = groups.make(*plan.enforcement.group)
             self._sent_along += self.group.entrances
         entrances = len(self._sent_along)
         if bounds is not None and (bounds.file_size or MARK_AT) < MARK_AT:
@@ -359,6 +359,8 @@ class WardChild:
             channel.detach()
             for fd in self._sent_along:
                 self._fds.close(fd)
+            if self.group is not None:
+                self.group.close_entrances()
         if self._ward.ended:
             self.waiter.ring()
 
@@ -395,8 +397,8 @@ class WardChild:
         return self._ward.status
 
     def reap_adopted(self) -> bool:
-        """Leave that to the server."""
-        return False
+        """Leave that to the server; but for those in its control group."""
+        return not (self.group is None or groups.dissolve(self.group))
 
     def leave(self) -> bool:
         """Let the server see it off."""
@@ -429,7 +431,7 @@ class WardChild:
             self.waitset.close()
         self._fds.close_all()
         if self.group is not None:
-            self.group.dissolve()
+            groups.dissolve(self.group)
 
 
 def encode_call(plan: Plan, functions: relation.Functions | None) -> codecs.Call:
