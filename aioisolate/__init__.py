@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         ForkSafetyWarning,
         IsolationError,
         Reason,
+        RemoteError,
     )
     from ._isolator import Isolator
     from ._memory.access import Access, Advice, page_size
@@ -44,6 +45,7 @@ __all__ = [
     "Pages",
     "Progress",
     "Reason",
+    "RemoteError",
     "Snapshot",
     "Usage",
     "View",
@@ -65,6 +67,7 @@ _HOMES = {
         "ForkSafetyWarning",
         "IsolationError",
         "Reason",
+        "RemoteError",
     ],
     "_isolator": ["Isolator"],
     "_memory.arrays": ["shared_array"],
