@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         ForkSafetyWarning,
         IsolationError,
         Reason,
+        RemoteError,
         SandboxWarning,
     )
     from ._isolator import Isolator
@@ -48,6 +49,7 @@ __all__ = [
     "Pages",
     "Progress",
     "Reason",
+    "RemoteError",
     "Sandbox",
     "SandboxWarning",
     "Snapshot",
@@ -71,6 +73,7 @@ _HOMES = {
         "ForkSafetyWarning",
         "IsolationError",
         "Reason",
+        "RemoteError",
         "SandboxWarning",
     ],
     "_isolator": ["Isolator"],

@@ -27,6 +27,7 @@ __all__ = [
     "ForkSafetyWarning",
     "IsolationError",
     "Reason",
+    "RemoteError",
     "SandboxWarning",
 ]
 
@@ -146,6 +147,41 @@ class StartTimeoutError(CallableDidNotExecuteError, TimeoutError):
 
 class CallTimeoutError(CallableStatusUnknownError, TimeoutError):
     """The deadline passed while fn was running."""
+
+
+class RemoteError(Exception):
+    r"""What fn raised, in words: its own exception stays in the child.
+
+    It is raised in place of fn's exception where results are plain data, because the code in the
+    child is not trusted. All of it is text that a stranger may have chosen, with control
+    characters, and those that turn the direction of writing, as ``\x1b`` and the like.
+
+    Attributes:
+        type_name: the exception's class, with its module unless it is a builtin.
+        message: what the exception says; its middle is left out above 16 KiB.
+        traceback: where it was raised, as Python prints it; its middle is left out above 44 KiB.
+
+    Example::
+
+        try:
+            await run_isolated(plugin, document, sandbox=Sandbox.untrusted())
+        except RemoteError as error:
+            if error.type_name == "ValueError":
+                log.warning("the plugin refused: %s", error.message)
+    """
+
+    type_name: str
+    message: str
+    traceback: str
+
+    def __init__(self, type_name: str, message: str = "", traceback: str = "") -> None:
+        super().__init__(type_name, message, traceback)
+        self.type_name = type_name
+        self.message = message
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.message}" if self.message else self.type_name
 
 
 class MemoryNotStartedError(CallableDidNotExecuteError, MemoryError):

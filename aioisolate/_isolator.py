@@ -14,16 +14,16 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, TypeVarTuple, Unpack, overload
 
 import anyio
 
 from ._call.plan import make_plan
-from ._call.policy import make_policy
+from ._call.policy import Start, make_policy
 from ._child.order import AsyncBackend
 from ._errors import IsolationError
 from ._limits import Limits
-from ._options import CallOptions, Codec, OnEvent, OnProgress, Output
+from ._options import CallOptions, Codec, IsolatorArgs, JobArgs, Output
 from ._os import features
 from ._outcome import Outcome, Progress
 from ._service.children import Forks, Source, fresh_interpreter, template
@@ -35,31 +35,12 @@ from ._service.statistics import Statistics
 from ._service.stream import Stream
 from .sandbox import Sandbox
 
-__all__ = ["Isolator", "JobArgs"]
+__all__ = ["Isolator"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _STARTS = ("fork", "zygote", "template")
-
-
-class JobArgs(TypedDict, total=False):
-    """The keyword options of one call of an `Isolator`; each overrides the Isolator's own."""
-
-    timeout: float | None
-    grace: float
-    output: Output
-    start_timeout: float | None
-    on_event: OnEvent | None
-    on_progress: OnProgress | None
-    pass_fds: Iterable[int]
-    limits: Limits | None
-    codec: Codec | None
-    result_type: Any
-
-
-class _Defaults(JobArgs, total=False):
-    sandbox: Sandbox | None
 
 
 class Isolator:
@@ -100,7 +81,7 @@ class Isolator:
 
     def __init__(
         self,
-        start: Literal["zygote", "template", "fork"] = "zygote",
+        start: Start = "zygote",
         *,
         preload: Iterable[str] = (),
         warm: int = 0,
@@ -127,8 +108,8 @@ class Isolator:
             _check_count("max_concurrency", max_concurrency, 1)
         if max_queue is not None:
             _check_count("max_queue", max_queue, 0)
-        self._start = start
-        self._defaults: _Defaults = {
+        self._start: Start = start
+        self._defaults: IsolatorArgs = {
             "timeout": timeout,
             "grace": grace,
             "output": output,

@@ -103,7 +103,7 @@ class Limits:
     result_size: int | None
     output_size: int | None
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - in this order they are documented
         self,
         memory: Size | None = None,
         cpu_time: float | None = None,

@@ -11,7 +11,16 @@ from ._limits import Limits
 from ._outcome import CallEvent, Progress
 from .sandbox import Sandbox
 
-__all__ = ["CallOptions", "Codec", "OnEvent", "OnProgress", "OptionArgs", "Output"]
+__all__ = [
+    "CallOptions",
+    "Codec",
+    "IsolatorArgs",
+    "JobArgs",
+    "OnEvent",
+    "OnProgress",
+    "OptionArgs",
+    "Output",
+]
 
 OnLine: TypeAlias = Callable[[str, str], object]
 OnProgress: TypeAlias = Callable[[Progress], object]
@@ -19,6 +28,27 @@ OnEvent: TypeAlias = Callable[[CallEvent], object]
 Output: TypeAlias = Literal["inherit", "capture", "null"] | OnLine
 Start: TypeAlias = Literal["fork"]
 Codec: TypeAlias = Literal["pickle", "msgspec", "json"]
+
+
+class JobArgs(TypedDict, total=False):
+    """The keyword options of one call of an `Isolator`; each overrides the Isolator's own."""
+
+    timeout: float | None
+    grace: float
+    output: Output
+    start_timeout: float | None
+    on_event: OnEvent | None
+    on_progress: OnProgress | None
+    pass_fds: Iterable[int]
+    limits: Limits | None
+    codec: Codec | None
+    result_type: Any
+
+
+class IsolatorArgs(JobArgs, total=False):
+    """Those that an `Isolator` has for all its calls."""
+
+    sandbox: Sandbox | None
 
 
 class OptionArgs(TypedDict, total=False):
@@ -96,20 +126,8 @@ class CallOptions:
         if on_progress is not None and not callable(on_progress):
             raise TypeError(f"on_progress must be callable, not {on_progress!r}")
         self.codec: Codec = "pickle"
-        if sandbox is not None or codec is not None:
-            self.codec = _chosen_codec(sandbox, codec)
-        if sandbox is not None:
-            limits = sandbox.limits if limits is None else _checked_limits(limits, sandbox.limits)
-            # What a stranger writes is not for this process's terminal or log.
-            if output == "inherit" and sandbox.codec != "pickle":
-                output = "null"
-        elif limits is not None:
-            limits = _checked_limits(limits, None)
-        if limits is not None and limits.output_size is not None and output == "inherit":
-            raise ValueError(
-                "limits.output_size is for output that passes through here: output='capture' or "
-                "a callable, not 'inherit'"
-            )
+        if sandbox is not None or limits is not None or codec is not None:
+            self.codec, limits, output = _contained(sandbox, limits, codec, output)
         if result_type is not None and self.codec == "pickle":
             raise ValueError("result_type is for codec='msgspec' and 'json'; a pickle has its own")
         self.limits = limits
@@ -122,6 +140,26 @@ class CallOptions:
         self.on_event = on_event
         self.on_progress = on_progress
         self.pass_fds = _checked_fds(pass_fds) if pass_fds else _NO_FDS
+
+
+def _contained(
+    sandbox: Sandbox | None, limits: Limits | None, codec: Codec | None, output: Output
+) -> tuple[Codec, Limits | None, Output]:
+    """Work out what a sandbox means for the other options."""
+    chosen: Codec = "pickle"
+    if sandbox is not None or codec is not None:
+        chosen = _chosen_codec(sandbox, codec)
+    theirs = None if sandbox is None else sandbox.limits
+    limits = theirs if limits is None else _checked_limits(limits, theirs)
+    # What a stranger writes is not for this process's terminal or log.
+    if sandbox is not None and sandbox.codec != "pickle" and output == "inherit":
+        output = "null"
+    if limits is not None and limits.output_size is not None and output == "inherit":
+        raise ValueError(
+            "limits.output_size is for output that passes through here: output='capture' or a "
+            "callable, not 'inherit'"
+        )
+    return chosen, limits, output
 
 
 def _chosen_codec(sandbox: object, codec: object) -> Codec:

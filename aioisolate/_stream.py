@@ -8,8 +8,7 @@ from typing import Any, Unpack
 from ._call.child import Child
 from ._call.plan import make_plan
 from ._call.waiter import running_backend
-from ._isolator import JobArgs
-from ._options import CallOptions
+from ._options import CallOptions, JobArgs
 from ._os import features
 from ._service.children import Forks
 from ._service.job import Job

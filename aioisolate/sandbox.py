@@ -107,7 +107,7 @@ class Sandbox:
     fresh: bool
     missing: Literal["refuse", "warn"]
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - in this order they are documented
         self,
         read: Paths = (PYTHON,),
         write: Paths = (),
@@ -118,7 +118,7 @@ class Sandbox:
         syscalls: Literal["default", "strict", "off"] = "default",
         user: Literal["auto", "keep"] | int = "auto",
         cgroup: Literal["auto", "require", "off"] = "auto",
-        env: Mapping[str, str] | None = {},  # noqa: B006 - copied, and it reads best
+        env: Mapping[str, str] | None = {},
         codec: Literal["pickle", "msgspec", "json"] = "msgspec",
         *,
         limits: Limits | None = None,
@@ -226,8 +226,9 @@ class Sandbox:
                 "Sandbox.untrusted() is for children of a fresh interpreter: a copy of this "
                 "process holds every secret that this process holds"
             )
-        defaults = {"codec": _data_codec(), "fresh": True}
-        return cls(**(defaults | changes | {"limits": limits}))
+        defaults: dict[str, Any] = {"codec": _data_codec(), "fresh": True}
+        merged: dict[str, Any] = defaults | changes | {"limits": limits}
+        return cls(**merged)
 
     @property
     def confines_files(self) -> bool:

@@ -1,4 +1,4 @@
-"""Control groups: where we are, and where others can be made. With trees that only look like some."""
+"""Control groups: where we are, and where others can be made. On trees that look like some."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def test_what_may_be_imported_from_elsewhere(path):
     allowed = {
         "_errors": set(),
         "_os": set(),
-        "_wire": {"cloudpickle", "tblib"},
+        "_wire": {"cloudpickle", "msgspec", "tblib"},
         "_memory": {"numpy"},  # inside functions only: arrays are for those who have it
         "_child": {"anyio"},  # in loops.run only, when fn is a coroutine function
         "_call": {"anyio"},

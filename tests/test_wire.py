@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aioisolate._wire import codecs, kinship
+from aioisolate._wire import codecs, inert, kinship
 from aioisolate._wire.frames import (
     FrameDecoder,
     Kind,
@@ -198,16 +198,17 @@ ALLOWED = {
 def test_every_frame_in_every_state(state, kind):
     conversation = Conversation(NONCE)
     lead = {State.BORN: [], State.RUNNING: [Kind.STARTED], State.DONE: [Kind.FAILED]}[state]
+    body = inert.dump_progress(1, None, "") if kind is Kind.PROGRESS else b""
     for earlier in lead:
         conversation.receive(encode(NONCE, earlier))
     assert conversation.state is state
     before = conversation.answer
     if state is State.DONE:  # nothing counts any more
-        conversation.receive(encode(NONCE, kind))
+        conversation.receive(encode(NONCE, kind, body))
         conversation.receive(b"garbage")
         assert conversation.answer is before
     elif (state, kind) in ALLOWED:
-        between = conversation.receive(encode(NONCE, kind))
+        between = conversation.receive(encode(NONCE, kind, body))
         assert [frame[0] for frame in between] == [kind] * (kind in (Kind.ITEM, Kind.PROGRESS))
         assert conversation.state is ALLOWED[state, kind]
         assert conversation.started is (kind is not Kind.FAILED)

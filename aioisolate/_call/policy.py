@@ -67,21 +67,8 @@ def make_policy(sandbox: Sandbox, here: Containment, start: Start) -> Policy:
             "holds in memory"
         )
     lacking: list[str] = []
-    confines = sandbox.confines_files
-    if (confines or sandbox.network == "none") and here.platform != "linux":
-        lacking.append(f"files and the network can't be closed off on {here.platform}")
-    landlock = here.landlock if confines else 0
-    if confines and not landlock and here.platform == "linux":
-        lacking.append("this kernel has no Landlock, which confines files")
-    filtering = sandbox.syscalls != "off"
-    if filtering and not here.seccomp:
-        lacking.append("system calls can't be filtered here (seccomp)")
-        filtering = False
-    if sandbox.network == "none" and not filtering:
-        lacking.append("without a system call filter no socket is denied (syscalls='off')")
+    landlock, filtering = _restrictions(sandbox, here, lacking)
     unshare, init = _namespaces(sandbox, here, lacking)
-    if sandbox.scratch and not unshare:
-        lacking.append("a scratch directory needs a mount namespace")
     if isinstance(sandbox.user, int) and not here.becomes:
         lacking.append(f"this process may not become the user {sandbox.user}")
     if lacking:
@@ -118,11 +105,29 @@ def make_policy(sandbox: Sandbox, here: Containment, start: Start) -> Policy:
     )
 
 
+def _restrictions(sandbox: Sandbox, here: Containment, lacking: list[str]) -> tuple[int, bool]:
+    """Return the version of Landlock to use, and whether to filter system calls."""
+    landlock = here.landlock if sandbox.confines_files else 0
+    filtering = sandbox.syscalls != "off" and here.seccomp
+    if here.platform != "linux":
+        if sandbox.confines_files or sandbox.network == "none":
+            lacking.append(f"files and the network can't be closed off on {here.platform}")
+    elif sandbox.confines_files and not landlock:
+        lacking.append("this kernel has no Landlock, which confines files")
+    if sandbox.syscalls != "off" and not here.seccomp:
+        lacking.append("system calls can't be filtered here (seccomp)")
+    if sandbox.network == "none" and sandbox.syscalls == "off":
+        raise ValueError("sandbox.network='none' needs a system call filter, and syscalls='off'")
+    return landlock, filtering
+
+
 def _namespaces(sandbox: Sandbox, here: Containment, lacking: list[str]) -> tuple[int, bool]:
     """Return the namespaces to leave, and whether to have an init."""
     if sandbox.namespaces == "off":
         return 0, False
     if not here.namespaces:
+        if sandbox.scratch:
+            lacking.append("a scratch directory needs a mount namespace")
         if sandbox.namespaces == "require":
             why = here.why_no_namespaces or f"there are none on {here.platform}"
             lacking.append(f"namespaces can't be had ({why})")
@@ -246,33 +251,7 @@ def plan_limits(
             f"limits.memory can't be enforced on {here.platform}, where the size of a process "
             "can't be limited above what it starts with"
         )
-    setting = "off" if sandbox is None else sandbox.cgroup
-    processes = limits.processes
-    own_count = policy is not None and (
-        policy.uid >= 0 or (policy.as_user and here.processes_by_namespace)
-    )
-    group_memory = group_processes = None
-    if processes is not None and not own_count:
-        if "pids" not in here.groups or (sandbox is not None and setting == "off"):
-            raise _refuse(
-                "limits.processes can't be enforced here: a user's processes are counted all "
-                "together (and root's not at all), this call has no user id or user namespace of "
-                "its own, and no control group with the pids controller can be made for it"
-            )
-        group_processes, processes = processes, None
-    if limits.memory is not None and setting != "off" and sandbox is not None:
-        if sandbox.subprocesses:
-            if "memory" in here.groups:
-                group_memory = limits.memory
-            elif setting == "require" or sandbox.codec != "pickle":
-                raise _refuse(
-                    "limits.memory can't be enforced here for all processes of a call together: "
-                    "no control group with the memory controller can be made for it"
-                )
-        elif setting == "require" and "memory" in here.groups:
-            group_memory = limits.memory
-    if setting == "require" and not here.groups:
-        raise _refuse("this process may not make control groups (sandbox.cgroup='require')")
+    group, processes = _group(limits, sandbox, policy, here)
     bounds = Bounds(
         limits.memory,
         limits.address_space,
@@ -283,7 +262,41 @@ def plan_limits(
         limits.core_size,
         strict=sandbox is not None and sandbox.codec != "pickle",
     )
-    group = None
-    if group_memory is not None or group_processes is not None:
-        group = Group(group_memory, group_processes)
     return Enforcement(bounds, group)
+
+
+def _group(
+    limits: Limits, sandbox: Sandbox | None, policy: Policy | None, here: Containment
+) -> tuple[Group | None, int | None]:
+    """Decide what a control group is needed for; return it, and the processes left to RLIMIT."""
+    setting = "off" if sandbox is None else sandbox.cgroup
+    if setting == "require" and not here.groups:
+        raise _refuse("this process may not make control groups (sandbox.cgroup='require')")
+    memory = counted = None
+    processes = limits.processes
+    if processes is not None and not _counts_alone(policy, here):
+        if "pids" not in here.groups or (sandbox is not None and setting == "off"):
+            raise _refuse(
+                "limits.processes can't be enforced here: a user's processes are counted all "
+                "together (and root's not at all), this call has no user id or user namespace of "
+                "its own, and no control group with the pids controller can be made for it"
+            )
+        counted, processes = processes, None
+    if limits.memory is not None and sandbox is not None and setting != "off":
+        if "memory" in here.groups and (sandbox.subprocesses or setting == "require"):
+            memory = limits.memory
+        elif sandbox.subprocesses and (setting == "require" or sandbox.codec != "pickle"):
+            raise _refuse(
+                "limits.memory can't be enforced here for all processes of a call together: no "
+                "control group with the memory controller can be made for it"
+            )
+    if memory is None and counted is None:
+        return None, processes
+    return Group(memory, counted), processes
+
+
+def _counts_alone(policy: Policy | None, here: Containment) -> bool:
+    """Tell whether the processes of a call are the only ones that are counted for its user."""
+    return policy is not None and (
+        policy.uid >= 0 or (policy.as_user and here.processes_by_namespace)
+    )

@@ -213,12 +213,11 @@ def _own_exception(supervision: Supervision, raised: Any) -> BaseException:
         text = f"fn was refused memory by the allocator; its limit is {size} bytes: {raised}"
         verdict = Verdict(MemoryLimitError, Reason.MEMORY_LIMIT, text)
         return _error(supervision, verdict, cause=raised)
-    is_remote = isinstance(raised, RemoteError)
-    if isinstance(raised, Exception) and not (is_remote and raised.type_name in _TEARING):
+    name = raised.type_name if isinstance(raised, RemoteError) else type(raised).__name__
+    if isinstance(raised, Exception) and name not in _TEARING:
         return raised
     # SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError... mean something to whoever
     # runs the caller; fn's are not allowed to say it.
-    name = raised.type_name if is_remote else type(raised).__name__
     reason = Reason.EXIT if name == "SystemExit" else Reason.BASE_EXCEPTION
     text = f"fn raised {name}({', '.join(map(repr, raised.args))})"
     verdict = Verdict(CallableStatusUnknownError, reason, text)

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 
+from .._os import rlimit
 from .policy import Bounds
 
 __all__ = ["apply", "ease", "open_statm"]
@@ -20,7 +21,6 @@ __all__ = ["apply", "ease", "open_statm"]
 _ROOM = 64 << 20
 _DESCRIPTORS_ROOM = 32
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_UNLIMITED = resource.RLIM_INFINITY
 
 _eased: list[int] = []
 
@@ -44,24 +44,19 @@ def apply(bounds: Bounds, statm: int, scratch: int) -> None:
     """
     _eased.clear()
     if bounds.core_size is not None:
-        _set("core_size", resource.RLIMIT_CORE, bounds.core_size)
+        _set("core_size", bounds.core_size)
     if bounds.file_size is not None:
         # Its own results may be larger, and go through a file.
-        room = 0 if bounds.strict else _UNLIMITED
-        _set("file_size", resource.RLIMIT_FSIZE, bounds.file_size, room)
+        room = 0 if bounds.strict else rlimit.INFINITY
+        _set("file_size", bounds.file_size, room)
     if bounds.processes is not None:
-        _set("processes", resource.RLIMIT_NPROC, bounds.processes)
+        _set("processes", bounds.processes)
     if bounds.cpu_time is not None:
         # A second later it is killed, whatever it does about the signal.
-        _set("cpu_time", resource.RLIMIT_CPU, bounds.cpu_time, 1)
+        _set("cpu_time", bounds.cpu_time, 1)
         faulthandler.register(signal.SIGXCPU, scratch, chain=True)
     if bounds.open_files is not None:
-        _set(
-            "open_files",
-            resource.RLIMIT_NOFILE,
-            _number_after(bounds.open_files),
-            _DESCRIPTORS_ROOM,
-        )
+        _set("open_files", _number_after(bounds.open_files), _DESCRIPTORS_ROOM)
     # Last, so that none of the above is short of memory.
     space = bounds.address_space
     if bounds.memory is not None:
@@ -70,7 +65,7 @@ def apply(bounds: Bounds, statm: int, scratch: int) -> None:
     if statm >= 0:
         os.close(statm)
     if space is not None:
-        _set("memory", resource.RLIMIT_AS, space, _ROOM)
+        _set("memory", space, _ROOM)
 
 
 def ease() -> None:
@@ -78,21 +73,18 @@ def ease() -> None:
     while _eased:
         which = _eased.pop()
         _, hard = resource.getrlimit(which)
-        resource.setrlimit(which, (hard, hard))
+        rlimit.apply([(which, hard, hard)])
 
 
-def _set(name: str, which: int, soft: int, room: int = 0) -> None:
+def _set(name: str, soft: int, room: int = 0) -> None:
+    which = rlimit.NUMBERS["address_space" if name == "memory" else name]
     _, hard = resource.getrlimit(which)
-    ceiling = _UNLIMITED if room == _UNLIMITED else soft + room
-    if hard != _UNLIMITED:  # where less is allowed anyway, it stays so
-        ceiling = hard if ceiling == _UNLIMITED else min(ceiling, hard)
+    ceiling = rlimit.INFINITY if room == rlimit.INFINITY else soft + room
+    if hard != rlimit.INFINITY:  # where less is allowed anyway, it stays so
+        ceiling = hard if ceiling == rlimit.INFINITY else min(ceiling, hard)
         soft = min(soft, hard)
-    try:
-        resource.setrlimit(which, (soft, ceiling))
-    except (OSError, ValueError) as exc:
-        number = getattr(exc, "errno", None) or errno.EINVAL
-        raise OSError(number, os.strerror(number), f"limits.{name}") from exc
-    if room and which != resource.RLIMIT_CPU:
+    rlimit.apply([(which, soft, ceiling)])
+    if room and name != "cpu_time":
         _eased.append(which)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from .._os import landlock, namespaces, seccomp, users
 from .._os.prctl import set_dumpable, set_no_new_privs, set_parent_death_signal
@@ -27,6 +28,7 @@ SCRATCH = "/work/scratch"
 _OLD_ROOT = "/.old"
 _STAGE = "/tmp"  # noqa: S108 - any directory: it is covered, in a mount namespace of our own
 _KILL = 9
+_os: Any = os  # not every platform has all of it
 
 
 class LayerError(OSError):
@@ -49,11 +51,15 @@ class Ground:
 
     def __init__(self) -> None:
         self.rules = -1
-        self.proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.proc = _open_proc()
 
     def fds(self) -> list[int]:
         """Return its descriptors."""
         return [fd for fd in (self.rules, self.proc) if fd >= 0]
+
+
+def _open_proc() -> int:
+    return os.open("/proc", _os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 @contextmanager
@@ -127,7 +133,7 @@ def confine(order: Order) -> str:
     if policy is None:
         order.statm = bounds.open_statm()
     else:
-        proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        proc = _open_proc()
         engaged = _enter_copy(order, policy, proc)
         os.close(proc)
         body = ",".join(engaged).encode()
@@ -287,9 +293,7 @@ def _own(policy: Policy, uid: int, gid: int, parent: int, engaged: list[str]) ->
 
 def _mount_scratch(size: int, uid: int, gid: int) -> None:
     files = max(64, size // 4096)
-    namespaces.mount_tmpfs(
-        SCRATCH, f"size={size},nr_inodes={files},mode=700,uid={uid},gid={gid}"
-    )
+    namespaces.mount_tmpfs(SCRATCH, f"size={size},nr_inodes={files},mode=700,uid={uid},gid={gid}")
 
 
 def _make_rules(policy: Policy) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import pickle
 from _thread import allocate_lock
 from collections.abc import Sequence
 
 from .._os import messages
+from .._wire import inert
 from .._wire.frames import Kind, encode
 from .order import Order
 
@@ -36,7 +36,7 @@ def report_progress(done: float, total: float | None = None, message: str = "") 
     Args:
         done: how much is done, a number.
         total: how much there is to do, in the same unit; None if that is not known.
-        message: what is being done.
+        message: what is being done; its middle is left out above 32 KiB.
 
     Raises:
         TypeError: the arguments are of other types.
@@ -51,7 +51,7 @@ def report_progress(done: float, total: float | None = None, message: str = "") 
     _check("total", total, int, float, type(None))
     _check("message", message, str)
     if _order is not None and _pid == os.getpid():
-        body = pickle.dumps((done, total, message), 5)
+        body = inert.dump_progress(done, total, message)
         send(_order.channel, encode(_order.nonce, Kind.PROGRESS, body))
 
 

@@ -34,7 +34,11 @@ _FD_MAX = 1 << 20
 
 
 def serve(
-    order: Order, sever: Iterable[int], loose: Iterable[int], ahead: bool, ground: Ground | None = None
+    order: Order,
+    sever: Iterable[int],
+    loose: Iterable[int],
+    ahead: bool,
+    ground: Ground | None = None,
 ) -> NoReturn:
     """Wait for one request, do what it says, and end the process.
 
@@ -206,7 +210,9 @@ def _load(
     return loaded
 
 
-def _take_over(order: Order, request: Request, descriptors: list[int]) -> tuple[bytes, list[int]]:
+def _take_over(  # noqa: C901 - one loop for each kind
+    order: Order, request: Request, descriptors: list[int]
+) -> tuple[bytes, list[int]]:
     """Put the descriptors that came along where they belong.
 
     Returns the call's pickle and the descriptors that belong to it.
@@ -214,8 +220,8 @@ def _take_over(order: Order, request: Request, descriptors: list[int]) -> tuple[
     call = request.call
     if len(descriptors) < request.descriptors:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-    for _ in range(request.entrances):
-        entrance = descriptors.pop(0)
+    entrances = [descriptors.pop(0) for _ in range(request.entrances)]
+    for entrance in entrances:
         os.write(entrance, b"0")
         os.close(entrance)
     if request.in_file:

@@ -27,7 +27,7 @@ STARTED = b"\1"
 _HERE = os.path.dirname(__file__)
 
 
-def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901 - the way of a call
+def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901, PLR0912 - the way of a call
     """Call fn, send the answer, return the exit code."""
     pid = os.getpid()
     code = 0

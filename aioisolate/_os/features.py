@@ -7,7 +7,7 @@ import os
 import sys
 from typing import NamedTuple
 
-from . import cgroups, landlock, memfd, namespaces, rlimit, seccomp, users
+from . import delegation, landlock, memfd, namespaces, rlimit, seccomp, users
 from .process import fork, hush_fork_warning
 
 __all__ = ["Containment", "Features", "containment", "current"]
@@ -79,7 +79,9 @@ def containment() -> Containment:
         why_no_namespaces=why,
         landlock=landlock.abi(),
         seccomp=seccomp.available(),
-        groups=frozenset(cgroups.delegated().controllers),
+        groups=frozenset(
+            name for name, home in delegation.delegated()._asdict().items() if home is not None
+        ),
         processes_by_namespace=rlimit.nproc_is_per_namespace(),
     )
 

@@ -20,8 +20,8 @@ __all__ = [
     "map_user",
     "mount_tmpfs",
     "pivot",
-    "seclude_mounts",
     "seal_root",
+    "seclude_mounts",
     "unshare",
 ]
 

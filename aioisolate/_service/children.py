@@ -16,12 +16,13 @@ from .._call.spawn import ForkedChild, let_imports_finish
 from .._child.order import AsyncBackend
 from .._child.policy import Policy
 from .._os import threads
-from .._wire import codecs, relation
+from .._wire import codecs, plain, relation
 from .._zygote import control
-from .._zygote.client import launch_interpreter
+from .._zygote.errand import WardChild, encode_call
+from .._zygote.launch import launch_interpreter
 from .._zygote.pool import Pool
 from .._zygote.template import launch_copy
-from .._zygote.ward import Ward, WardChild, encode_call
+from .._zygote.ward import Ward
 
 __all__ = ["Forks", "Served", "Source", "fresh_interpreter", "template"]
 
@@ -175,25 +176,23 @@ class Served:
 
     def _encode(self, plan: Plan) -> codecs.Call:
         call = encode_call(plan, self._functions)
+        if plan.options.codec != "pickle":
+            self._pool.learn("aioisolate._wire.plain")
+            self._pool.learn(plain.library(plan.options.codec))
         if plan.enforcement.bounds is not None:
-            self._learn("aioisolate._child.bounds")
+            self._pool.learn("aioisolate._child.bounds")
         if self._functions is not None:
             return call
         if call.by_cloudpickle:
-            self._learn("cloudpickle")
+            self._pool.learn("cloudpickle")
         if call.luggage.fds:
-            self._learn("aioisolate._memory.crossing")
+            self._pool.learn("aioisolate._memory.crossing")
         module = getattr(plan.fn, "__module__", None) or "builtins"
         if module not in self._told and module != "__main__":
             self._told.add(module)
             if not self._pool.has_imported(module):
                 _log.debug("each child imports %s for itself: name it in preload", module)
         return call
-
-    def _learn(self, module: str) -> None:
-        """Have the server import what its children turned out to need, if it still can."""
-        if self._layers is None:
-            self._pool.learn(module)
 
     def after_call(self) -> None:
         """Have another child forked in its place."""

@@ -52,7 +52,7 @@ class Core:
         self._limit = limit
         self._max_queue = max_queue
         self._defaults = defaults
-        self._start = start
+        self._start: Start = start
         self._figures = Figures()
         self._jobs: dict[int, Job[Any]] = {}
         self._queued = 0

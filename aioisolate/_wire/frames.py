@@ -21,6 +21,7 @@ __all__ = [
     "Payload",
     "ProtocolError",
     "Region",
+    "TooLarge",
     "encode",
     "encode_failure",
     "encode_small_value",
@@ -38,6 +39,10 @@ _NO_TABLE = _TABLE.pack(False, 0)
 INLINE_MAX = 32 * 1024
 _MAX_REGIONS = 4096
 _MAX_LENGTH = 1 << 40
+# What is not a result is words; with a limit on results these have one of their own.
+_WORDS_MAX = 128 * 1024
+# Pieces shorter than this are joined: each costs memory of its own.
+_JOINED_MAX = 32 * 1024
 
 
 class Kind(enum.IntEnum):
@@ -49,7 +54,7 @@ class Kind(enum.IntEnum):
     LOST = 4  # fn ended; its result can't be sent: reason's name, newline, text
     FAILED = 5  # the child failed before fn: step, newline, text
     ITEM = 6  # what a generator yielded, a pickle
-    PROGRESS = 7  # how far fn has got, a pickle
+    PROGRESS = 7  # how far fn has got, see `inert`
     READY = 8  # the layers that the child has engaged: their names, with commas
 
 
@@ -59,6 +64,22 @@ _KINDS = {int(kind): kind for kind in Kind}
 
 class ProtocolError(Exception):
     """The bytes on the channel are not what a child of this call writes."""
+
+
+class TooLarge(ProtocolError):  # noqa: N818 - what it says is what is wrong
+    """A frame announces more than is allowed.
+
+    Attributes:
+        size: how many bytes it announces.
+        limit: how many are allowed.
+    """
+
+    def __init__(self, kind: Kind, size: int, limit: int) -> None:
+        super().__init__(
+            f"the channel carries a {kind.name} frame of {size:,} bytes; {limit:,} are allowed"
+        )
+        self.size = size
+        self.limit = limit
 
 
 def encode(nonce: bytes, kind: Kind, body: bytes = b"", luggage: int = 0) -> bytes:
@@ -83,12 +104,18 @@ Frame: TypeAlias = tuple[Kind, Sequence[bytes], int]
 
 
 class FrameDecoder:
-    """Turns the bytes of a channel, in whatever pieces they come, into frames."""
+    """Turns the bytes of a channel, in whatever pieces they come, into frames.
 
-    __slots__ = ("_body", "_head", "_kind", "_luggage", "_missing", "_nonce")
+    Args:
+        nonce: what its frames begin with.
+        limit: how many bytes a result or an item may have, or None.
+    """
 
-    def __init__(self, nonce: bytes) -> None:
+    __slots__ = ("_body", "_head", "_kind", "_limit", "_luggage", "_missing", "_nonce")
+
+    def __init__(self, nonce: bytes, limit: int | None = None) -> None:
         self._nonce = nonce
+        self._limit = limit
         self._head = b""
         self._kind: Kind | None = None
         self._missing = 0
@@ -114,11 +141,19 @@ class FrameDecoder:
                 at += len(piece)
                 self._missing -= len(piece)
                 if piece:
-                    self._body.append(piece)
+                    self._add(piece)
             if not self._missing:
                 body, self._body = self._body, []
                 self._kind = None
                 yield kind, body, self._luggage
+
+    def _add(self, piece: bytes) -> None:
+        body = self._body
+        # Equals with equals, as in a binary number: so a byte is copied a few times at most, and a
+        # child that sends one byte at a time does not cost an object for each.
+        while body and len(body[-1]) <= len(piece) < _JOINED_MAX:
+            piece = body.pop() + piece
+        body.append(piece)
 
     def _check_start(self, head: bytes) -> None:
         # A few stray bytes must not pass for a header that is merely slow.
@@ -134,7 +169,19 @@ class FrameDecoder:
             raise ProtocolError(f"the channel carries a frame of unknown kind {number}")
         if length > _MAX_LENGTH or ((length or luggage) and kind is Kind.STARTED):
             raise ProtocolError(f"the channel carries a {kind.name} frame of {length} bytes")
+        if self._limit is not None:
+            self._check_length(kind, length, self._limit)
         return kind, luggage, length
+
+    def _check_length(self, kind: Kind, length: int, limit: int) -> None:
+        if kind is Kind.ITEM:
+            allowed = limit
+        elif kind is Kind.VALUE:
+            allowed = limit + _TABLE.size
+        else:
+            allowed = max(limit, _WORDS_MAX) if kind is Kind.RAISED else _WORDS_MAX
+        if length > allowed:
+            raise TooLarge(kind, length, allowed)
 
 
 class Region(NamedTuple):
@@ -172,12 +219,19 @@ class Payload(NamedTuple):
         return b"".join((head, table, *self.stream))
 
     @classmethod
-    def decode(cls, body: Sequence[bytes]) -> Payload:
-        """Read the body of a frame without joining its pieces. Raises ProtocolError."""
+    def decode(cls, body: Sequence[bytes], *, plain: bool = False) -> Payload:
+        """Read the body of a frame without joining its pieces.
+
+        If it is to be *plain* it may be nothing but a stream.
+
+        Raises ProtocolError.
+        """
         if body and body[0].startswith(_NO_TABLE):  # just a stream, as most results are
             return cls((body[0][_TABLE.size :], *body[1:]))
         pieces = list(body)
         head = _take(pieces, _TABLE.size)
+        if plain and head != _NO_TABLE:
+            raise ProtocolError("a result that is to be plain data comes with buffers")
         in_scratch, count = _TABLE.unpack(head)
         if in_scratch > 1 or count > _MAX_REGIONS or (in_scratch and not count):
             raise ProtocolError("a result's table of buffers is damaged")

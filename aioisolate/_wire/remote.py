@@ -9,13 +9,13 @@ by tblib.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from tblib.pickling_support import pickle_traceback
 
 from . import codecs
+from .inert import trim
 from .kinship import KinPickler
 
 __all__ = ["describe", "dump", "trim"]
@@ -72,16 +72,6 @@ def _complete(exc: BaseException, state: tuple[Any, tuple[Any, ...]]) -> None:
     for name, value in own.items():
         # Not by its own __setattr__: that of a frozen dataclass refuses.
         object.__setattr__(exc, name, value)
-
-
-def trim(exc: BaseException, is_ours: Callable[[str], bool]) -> None:
-    """Cut off the outer frames of *exc* that belong to the machinery and not to fn."""
-    rest = tb = exc.__traceback__
-    while tb is not None:
-        if is_ours(tb.tb_frame.f_code.co_filename):
-            rest = tb.tb_next
-        tb = tb.tb_next
-    exc.with_traceback(rest)  # which an assignment would not do for a frozen dataclass
 
 
 def dump(exc: BaseException) -> codecs.Dumped:

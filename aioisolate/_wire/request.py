@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import marshal
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 __all__ = ["HEADER", "Request"]
 
@@ -50,7 +50,7 @@ class Request(NamedTuple):
     luggage: int = 0
     codec: str = "pickle"
     result_size: int | None = None
-    bounds: tuple[int | bool | None, ...] | None = None
+    bounds: tuple[Any, ...] | None = None
     entrances: int = 0
 
     @property

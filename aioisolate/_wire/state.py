@@ -17,6 +17,7 @@ import enum
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from . import inert
 from .frames import FrameDecoder, Kind, ProtocolError
 
 __all__ = ["Conversation", "Message", "State"]
@@ -53,16 +54,30 @@ _TRANSITIONS = {
 class Conversation:
     """What one child has said so far.
 
+    Args:
+        nonce: what its frames begin with.
+        limit: how many bytes a result or an item may have, or None.
+        plain: nothing but plain data may come, so no descriptors.
+        confined: the child is to tell what confines it, first of all.
+
     Attributes:
         state: how far it has got.
         started: fn was about to be called.
         answer: the frame that ended the conversation, or None.
     """
 
-    __slots__ = ("_decoder", "_unclaimed", "answer", "started", "state")
+    __slots__ = ("_decoder", "_plain", "_unclaimed", "answer", "started", "state")
 
-    def __init__(self, nonce: bytes, *, confined: bool = False) -> None:
-        self._decoder = FrameDecoder(nonce)
+    def __init__(
+        self,
+        nonce: bytes,
+        limit: int | None = None,
+        *,
+        plain: bool = False,
+        confined: bool = False,
+    ) -> None:
+        self._decoder = FrameDecoder(nonce, limit)
+        self._plain = plain
         self.state = State.UNPROVEN if confined else State.BORN
         self.started = False
         self.answer: Message | None = None
@@ -71,12 +86,16 @@ class Conversation:
     def receive(self, data: bytes, fds: Sequence[int] = ()) -> Sequence[Message]:
         """Take more from the channel; return the frames between the first and the last.
 
+        A PROGRESS frame is a report that `inert.load_progress` can read.
+
         Descriptors come no later than the frame that they belong to, and in the same order.
 
         Raises ProtocolError if they make no sense.
         """
         if self.state is State.DONE:
             return ()
+        if fds and self._plain:
+            raise ProtocolError("the channel carries descriptors, and its frames are plain data")
         between: list[Message] = []
         self._unclaimed += fds
         if len(self._unclaimed) > _UNCLAIMED_MAX:
@@ -93,6 +112,8 @@ class Conversation:
                 )
             message = kind, body, self._unclaimed[:luggage]
             del self._unclaimed[:luggage]
+            if kind is Kind.PROGRESS:
+                inert.load_progress(body)  # such that whoever takes it finds nothing wrong with it
             if kind is Kind.STARTED:
                 self.started = True
             elif after is State.DONE:

@@ -122,7 +122,7 @@ _LOSSES = frozenset(
 )
 
 
-def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:
+def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:  # noqa: PLR0911 - likewise
     started = evidence.started
     error: type[IsolationError]
     match cause:
@@ -144,7 +144,9 @@ def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:
             return Verdict(CallableStatusUnknownError, Reason[cause.name], message)
         case KilledFor.RESULT_TOO_LARGE:
             error = CallableExecutedError if started else CallableStatusUnknownError
-            return Verdict(error, Reason.RESULT_TOO_LARGE, f"the child was killed: {evidence.detail}")
+            return Verdict(
+                error, Reason.RESULT_TOO_LARGE, f"the child was killed: {evidence.detail}"
+            )
         case KilledFor.OUTPUT_LIMIT:
             error = CallableStatusUnknownError if started else CallableDidNotExecuteError
             size = evidence.limits.output_size if evidence.limits else None

@@ -7,11 +7,10 @@ import errno
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import anyio
@@ -27,48 +26,18 @@ from .._os.prctl import is_subreaper
 from .._os.process import Process, Status, children_of_session
 from .._outcome import Exit
 from . import control
+from .launch import Launch
 from .ward import Ward
 
-__all__ = ["Launch", "Zygote", "launch_interpreter"]
+__all__ = ["Zygote"]
 
 _log = logging.getLogger("aioisolate.zygote")
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 # What the server hears when it is at its limit of descriptors, or was put below what it has.
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.EBADF, errno.EINVAL})
 # A child that has answered gets so long to end by itself.
 _LINGER = 1.0
-
-# Starts the server's process with one end of a socket pair, and returns its pid.
-Launch = Callable[[int], int]
-
-
-def launch_interpreter(environment: Mapping[str, str] | None) -> Launch:
-    """Make a launcher of fresh interpreters like this one."""
-
-    def launch(fd: int) -> int:
-        source = (
-            f"import sys; sys.path.insert(0, {_ROOT!r}); "
-            f"from aioisolate._zygote.server import main; main({fd if fd != 3 else 4})"
-        )
-        flags: Any = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-        return os.posix_spawn(
-            sys.executable,
-            [sys.executable, *flags, "-c", source],
-            # What the dynamic linker resolves only when it is called first, each child would have
-            # to resolve anew.
-            {"LD_BIND_NOW": "1", **(os.environ if environment is None else environment)},
-            # Under its own number it would be closed on exec.
-            file_actions=[(os.POSIX_SPAWN_DUP2, fd, 3), (os.POSIX_SPAWN_DUP2, 3, fd)]
-            if fd != 3
-            else [(os.POSIX_SPAWN_DUP2, fd, 4)],
-            setsid=True,
-            setsigmask=(),
-            setsigdef=set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP},
-        )
-
-    return launch
 
 
 class Zygote:

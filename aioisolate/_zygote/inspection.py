@@ -37,13 +37,10 @@ class Inspection:
 
     def threads(self) -> list[str]:
         """Name the threads."""
-        names = []
         try:
-            for task in os.listdir(self._tasks):
-                names.append(self._read(f"{task}/comm"))
+            return [self._read(f"{task}/comm") for task in os.listdir(self._tasks)]
         except OSError:
-            pass  # one has just ended
-        return names
+            return ["?", "?"]  # one has just ended
 
     def _read(self, name: str) -> str:
         at = self._tasks

@@ -21,7 +21,8 @@ from .._call import loops
 from .._child.order import AsyncBackend
 from .._errors import CallableDidNotExecuteError
 from . import control
-from .client import Launch, Zygote
+from .client import Zygote
+from .launch import Launch
 from .ward import Ward
 
 __all__ = ["Pool"]

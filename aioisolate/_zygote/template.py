@@ -13,7 +13,7 @@ from .._os import memfd, signals
 from .._os.fds import Descriptors
 from .._os.process import fork, hush_fork_warning
 from .._wire import relation
-from .client import Launch
+from .launch import Launch
 from .server import serve_copy
 
 __all__ = ["launch_copy"]

@@ -1,0 +1,148 @@
+"""How much an encoded value may be: looked at before anything is decoded.
+
+A decoder believes its input: sixteen megabytes of one-byte lists become a gigabyte of objects, a
+deep value can't be printed or compared afterwards, and keys that are chosen well turn a dict into
+a list that is searched from its head. So what a stranger has encoded is walked over first, without
+making an object of any of it.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["DEPTH_MAX", "KEYS_MAX", "VALUES_MAX", "check_json", "check_msgpack"]
+
+# Deeper than data is; far less than what the interpreter's own recursion stands.
+DEPTH_MAX = 64
+# Values of all kinds, keys included. The largest for their size, empty dicts, are 72 bytes each.
+VALUES_MAX = 1_000_000
+# Text and bytes are hashed with a secret of the process; for numbers anyone can work out which
+# ones collide. Within this, searching them one by one takes about a millisecond.
+KEYS_MAX = 1000
+
+# Length of each token in msgpack by its first byte; 0: what follows it tells.
+_SIZES = bytearray(256)
+_SIZES[0x00:0x80] = b"\1" * 128
+_SIZES[0xA0:0xC0] = range(1, 33)
+_SIZES[0xE0:0x100] = b"\1" * 32
+for _codes, _size in ((b"\xc0\xc2\xc3", 1), (b"\xcc\xd0", 2), (b"\xcd\xd1", 3)):
+    for _code in _codes:
+        _SIZES[_code] = _size
+for _codes, _size in ((b"\xca\xce\xd2", 5), (b"\xcb\xcf\xd3", 9)):
+    for _code in _codes:
+        _SIZES[_code] = _size
+# Text and bytes whose length comes in so many bytes.
+_LONG = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+_TEXT = frozenset({*range(0xA0, 0xC0), *_LONG})
+# Extensions are timestamps, or nothing.
+_STAMPS = {b"\xd6\xff": 6, b"\xd7\xff": 10, b"\xc7\x0c\xff": 15}
+
+# Numbers, True, False, None; so many at once.
+_RUN = 64
+_run = re.compile(
+    rb"(?s:[\x00-\x7f\xc0\xc2\xc3\xe0-\xff]|\xcb.{8}|[\xcc\xd0].|[\xcd\xd1]..|[\xca\xce\xd2].{4}"
+    rb"|[\xcf\xd3].{8}){%d}" % _RUN
+).match
+
+
+def check_msgpack(data: bytes, values: int = VALUES_MAX) -> None:  # noqa: C901, PLR0912 - by token
+    """Refuse what is too deep, of too many values, or made to be slow.
+
+    Whether it is MessagePack at all is for the decoder to tell, but for what ends too early.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    at, end = 0, len(data)
+    # The innermost list or dict: how many values it still lacks, and how many keys it has (-1: it
+    # is a list). The keys of a dict are where an even number of values is missing.
+    missing, keys = 1, -1
+    outer: list[tuple[int, int]] = []
+    left = values
+    while True:
+        while not missing:
+            if not outer:
+                return
+            missing, keys = outer.pop()
+        if at >= end:
+            raise ValueError("the data ends too early")
+        left -= 1
+        if left < 0:
+            raise ValueError(f"the data has more than {values:,} values")
+        code = data[at]
+        if keys >= 0 and not missing & 1 and code not in _TEXT:
+            _check_key(code, keys)
+        missing -= 1
+        size = _SIZES[code]
+        if size:
+            at += size
+            continue
+        if width := _LONG.get(code):
+            at += 1 + width + int.from_bytes(data[at + 1 : at + 1 + width], "big")
+            continue
+        if code <= 0x9F:
+            count, at = code & 15, at + 1
+        elif 0xDC <= code <= 0xDF:
+            width = 2 + 2 * (code & 1)
+            count = int.from_bytes(data[at + 1 : at + 1 + width], "big")
+            at += 1 + width
+        else:
+            at += _stamp_size(data, at)
+            continue
+        if len(outer) >= DEPTH_MAX:
+            raise ValueError(f"the data is nested deeper than {DEPTH_MAX} levels")
+        if not count:
+            continue
+        outer.append((missing, keys))
+        missing, keys = (2 * count, count) if code < 0x90 or code >= 0xDE else (count, -1)
+        # Long rows of numbers, faster.
+        while missing >= _RUN and keys < 0 and left >= _RUN and (run := _run(data, at)):
+            at = run.end()
+            missing -= _RUN
+            left -= _RUN
+
+
+def _check_key(code: int, keys: int) -> None:
+    if not _SIZES[code]:
+        raise ValueError("the data has a dict with a key that is neither text, bytes nor a number")
+    if keys > KEYS_MAX:
+        raise ValueError(
+            f"the data has a dict of {keys:,} keys that are not all text or bytes; "
+            f"of others it may have {KEYS_MAX:,}"
+        )
+
+
+def _stamp_size(data: bytes, at: int) -> int:
+    for head, size in _STAMPS.items():
+        if data.startswith(head, at):
+            return size
+    raise ValueError(f"the data has something of a type that is not plain (code {data[at]:#x})")
+
+
+# Up to the end of the data if it is never closed, so that no part is looked at twice.
+_STRING = re.compile(rb'"[^"\\]*+(?s:\\.[^"\\]*+)*+(?:"|\\?\Z)')
+_OTHERS = bytes(set(range(256)) - set(b"[]{}"))
+_AS_LISTS = bytes.maketrans(b"{}", b"[]")
+_TOO_DEEP = b"[" * (DEPTH_MAX + 1)
+
+
+def check_json(data: bytes, values: int = VALUES_MAX) -> None:
+    """Refuse what is too deep or of too many values, as `check_msgpack` does."""
+    # Text is counted along at first: most data is far below the limits even so.
+    opened = data.count(b"[") + data.count(b"{")
+    if opened <= DEPTH_MAX and opened + data.count(b",") + data.count(b":") < values:
+        return
+    # Each text has two quotes, and one of them at most looks like one that is part of it.
+    if data.count(b'"') - data.count(b'\\"') > 2 * values:
+        raise ValueError(f"the data has more than {values:,} values")
+    bare = _STRING.sub(b"", data)
+    opened = bare.count(b"[") + bare.count(b"{")
+    if opened + bare.count(b",") + bare.count(b":") >= values:
+        raise ValueError(f"the data has more than {values:,} values")
+    lists = bare.translate(_AS_LISTS, _OTHERS)
+    for _ in range(DEPTH_MAX):
+        if not lists or _TOO_DEEP in lists:
+            break
+        lists = lists.replace(b"[]", b"")
+    if lists:
+        raise ValueError(f"the data is nested deeper than {DEPTH_MAX} levels, or does not close")

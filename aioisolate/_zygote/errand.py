@@ -1,0 +1,296 @@
+"""A call that is sent to a fork server's child."""
+
+from __future__ import annotations
+
+import _socket
+import os
+import time
+from collections.abc import Sequence
+
+from .._call import groups, loops
+from .._call.child import Members
+from .._call.output import OutputStream, open_streams
+from .._call.plan import Plan
+from .._call.waiter import AnyioWaiter, AsyncioWaiter, Waiter
+from .._child.order import AsyncBackend
+from .._child.worker import MARK_AT
+from .._errors import CallableDidNotExecuteError, Reason
+from .._os import cgroups, memfd, messages
+from .._os.fds import Descriptors
+from .._os.process import Status
+from .._os.waitset import WaitSet
+from .._wire import codecs, relation
+from .._wire.frames import NONCE_SIZE
+from .._wire.request import Request
+from .ward import Ward
+
+__all__ = ["WardChild", "encode_call"]
+
+# So much goes through the socket at once, whatever its buffer holds; more goes through a file.
+_CALL_INLINE_MAX = 64 * 1024
+
+
+class _Sole:
+    """A set of one descriptor, which the loop watches itself."""
+
+    __slots__ = ("_fd",)
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._fd
+
+    def close(self) -> None:
+        """Do nothing: the descriptor belongs to somebody else."""
+
+    def add(self, fd: int) -> None:
+        """Read it again."""
+        self._fd = fd
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def poll(self, seconds: float = 0, /) -> list[int]:
+        """Name it: reading it without blocking shows whether anything is there."""
+        del seconds
+        return [self._fd] if self._fd >= 0 else []
+
+    def remove(self, fd: int) -> None:
+        """Do not read it any more."""
+        if fd == self._fd:
+            self._fd = -1
+
+
+class WardChild:
+    """A `Child` that has been forked before its call, and is sent it."""
+
+    __slots__ = (
+        "_backend",
+        "_fds",
+        "_left",
+        "_luggage",
+        "_request",
+        "_sent_along",
+        "_ward",
+        "channel",
+        "end_fd",
+        "fork_seconds",
+        "forked_at",
+        "group",
+        "nonce",
+        "pid",
+        "scratch",
+        "streams",
+        "waiter",
+        "waitset",
+    )
+
+    talks = True
+    # It has been heard by the time that it is given a call.
+    layers: Sequence[str] | None = None
+    waiter: Waiter
+    waitset: Members
+    streams: tuple[OutputStream, ...]
+
+    def __init__(
+        self, ward: Ward, plan: Plan, call: codecs.Call, backend: AsyncBackend, *, quiet: bool
+    ) -> None:
+        """Prepare to send *call* to *ward*; on failure the ward is discarded.
+
+        Raises CallableDidNotExecuteError if a descriptor can't be had.
+        """
+        self._ward = ward
+        self._backend = backend
+        self._left = False
+        self.group: cgroups.Group | None = None
+        self._fds = Descriptors()
+        self.pid = ward.pid
+        self.end_fd = -1
+        self.channel = ward.channel
+        self.scratch = ward.scratch
+        self.nonce = os.urandom(NONCE_SIZE)
+        self.forked_at = time.monotonic()
+        self.fork_seconds = 0.0
+        try:
+            self._prepare(plan, call, backend, quiet)
+        except BaseException as exc:
+            self.put_down()
+            self._close()
+            if isinstance(exc, OSError):
+                raise CallableDidNotExecuteError(
+                    f"{Reason.PIPE_CREATION.value}: {exc.strerror}", reason=Reason.PIPE_CREATION
+                ) from exc
+            raise
+
+    def _prepare(self, plan: Plan, call: codecs.Call, backend: AsyncBackend, quiet: bool) -> None:
+        options, fds, stream = plan.options, self._fds, call.stream
+        self._sent_along: list[int] = []
+        self.streams = ()
+        limits, bounds = options.limits, plan.enforcement.bounds
+        if plan.enforcement.group is not None:
+            self.group = groups.make(*plan.enforcement.group)
+            self._sent_along += self.group.entrances
+        entrances = len(self._sent_along)
+        if bounds is not None and (bounds.file_size or MARK_AT) < MARK_AT:
+            quiet = False  # the mark could not be written there
+        in_file = len(stream) > _CALL_INLINE_MAX
+        if in_file:
+            file = memfd.create(fds)
+            view = memoryview(stream)
+            while view:
+                view = view[os.write(file, view) :]
+            os.lseek(file, 0, os.SEEK_SET)
+            self._sent_along.append(file)
+        output = options.output != "inherit"
+        if output:
+            null = fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+            self.streams, stdout, stderr = open_streams(options.output, null, fds)
+            self._sent_along += (stdout, stderr)
+        numbers = tuple(options.pass_fds)
+        self._sent_along += numbers
+        self._luggage = call.luggage  # open until it is sent
+        self._sent_along += call.luggage.fds
+        self._request = Request(
+            self.nonce,
+            len(stream) if in_file else stream,
+            in_file,
+            quiet,
+            plan.streaming,
+            options.on_progress is not None,
+            backend.name,
+            backend.uvloop,
+            output,
+            numbers,
+            tuple((lent.which, *lent[1:]) for lent in call.lent),
+            len(call.luggage.fds),
+            options.codec,
+            None if limits is None else limits.result_size,
+            None if bounds is None else tuple(bounds),
+            entrances,
+        ).encode()
+        if plan.streaming or self.streams:
+            self.waitset = WaitSet()
+            self.waitset.add(self.channel)
+            for output_stream in self.streams:
+                self.waitset.add(output_stream.fd)
+        else:
+            self.waitset = _Sole(self.channel)
+        fd = self.waitset.fileno()
+        if backend.loop is not None:
+            self.waiter = AsyncioWaiter(backend.loop, fd, self.put_down)
+        else:
+            self.waiter = AnyioWaiter(fd)
+        self._ward.on_end = self.waiter.ring
+
+    def launch(self) -> None:
+        """Send the call. If the child is dead, its end will show that it has not begun.
+
+        Raises CallableDidNotExecuteError if it can't be sent: the child would wait for ever.
+        """
+        self.forked_at = time.monotonic()
+        channel = _socket.socket(fileno=self.channel)
+        try:
+            sent = messages.send(channel, self._request, self._sent_along)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # as said
+        except OSError as exc:  # more descriptors than one message carries, say
+            raise self._unsendable(exc.strerror or str(exc)) from exc
+        else:
+            if sent < len(self._request):
+                raise self._unsendable("the socket's buffer is too small")
+        finally:
+            channel.detach()
+            for fd in self._sent_along:
+                self._fds.close(fd)
+            if self.group is not None:
+                self.group.close_entrances()
+        if self._ward.ended:
+            self.waiter.ring()
+
+    def _unsendable(self, why: str) -> CallableDidNotExecuteError:
+        self.put_down()
+        return CallableDidNotExecuteError(
+            f"the call could not be sent to its child: {why}",
+            reason=Reason.ARGUMENT_ENCODING,
+            pid=self.pid,
+        )
+
+    @property
+    def lost(self) -> bool:
+        """Its fork server died."""
+        return self._ward.lost
+
+    def go(self) -> None:
+        """Do nothing: its call is what it waits for."""
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it has not ended."""
+        self._ward.signal(number)
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to its process group."""
+        self._ward.signal(number, group=True)
+
+    def has_ended(self) -> bool:
+        """Tell whether its server has reported its end."""
+        return self._ward.ended
+
+    def reap(self) -> Status:
+        """Return how it ended."""
+        return self._ward.status
+
+    def reap_adopted(self) -> bool:
+        """Leave that to the server; but for those in its control group."""
+        return not (self.group is None or groups.dissolve(self.group))
+
+    def leave(self) -> bool:
+        """Let the server see it off."""
+        self._ward.keeper.see_off(self._ward)
+        self._left = True
+        return True
+
+    def put_down(self) -> None:
+        """Have it killed."""
+        self._ward.keeper.discard(self._ward)
+
+    give_up = put_down
+
+    def release(self) -> None:
+        """Close everything that belonged to the call, a little later if nobody waits for that."""
+        self._ward.on_end = None
+        if self._left:
+            loops.soon(self._backend, self._close_all)
+        else:
+            self._close_all()
+
+    def _close_all(self) -> None:
+        self._close()
+        self._ward.close()
+
+    def _close(self) -> None:
+        if hasattr(self, "waiter"):
+            self.waiter.close()
+        if hasattr(self, "waitset"):
+            self.waitset.close()
+        self._fds.close_all()
+        if self.group is not None:
+            groups.dissolve(self.group)
+
+
+def encode_call(plan: Plan, functions: relation.Functions | None) -> codecs.Call:
+    """Pickle a call for a fork server's child.
+
+    *functions* are those that the server has because it is a copy of this process.
+    Raises CallableDidNotExecuteError if it can't be pickled.
+    """
+    try:
+        if functions is not None:
+            return codecs.dump_call_to_copy(plan.fn, plan.args, functions)
+        return codecs.dump_call(plan.fn, plan.args)
+    except KeyboardInterrupt:
+        raise  # the user's
+    except BaseException as exc:  # a SystemExit of some __reduce__ would end the event loop
+        raise CallableDidNotExecuteError(
+            f"fn or its arguments could not be pickled for a fork server's child: "
+            f"{type(exc).__name__}: {exc} (start='fork' needs no pickling)",
+            reason=Reason.ARGUMENT_ENCODING,
+        ) from exc
