@@ -258,7 +258,7 @@ class Isolator:
         merged = self._defaults | options
         limits = options.get("limits")
         if isinstance(limits, Limits):
-            merged["limits"] = limits.over(self._defaults["limits"])
+            merged["limits"] = limits.over(self._defaults.get("limits"))
         return CallOptions(**merged)
 
     def stream(

@@ -1,4 +1,4 @@
-"""Control groups: where we are, and where others can be made. On trees that look like some."""
+"""Where our control groups are, and where others can be made; with trees that only look so."""
 
 from __future__ import annotations
 

@@ -46,7 +46,10 @@ class Events(NamedTuple):
 
 
 def enter(entrances: Iterable[int]) -> None:
-    """Move this process into the group that these are the entrances of."""
+    """Move this process into the group that these are the entrances of.
+
+    For a freshly forked child, which has one thread: in version 1 others would not come along.
+    """
     for fd in entrances:
         os.write(fd, b"0")
 
@@ -89,8 +92,13 @@ class Group:
         try:
             for controller, home, limit in wanted:
                 group._limit(controller, home, limit, name)
-            for made in group.homes:
-                fd = os.open(f"{made.directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            for version, directory, _ in group.homes:
+                # Moving a process by "cgroup.procs" shuts out every fork and exit on the machine
+                # and so waits for an RCU grace period, 10 to 20 ms unless somebody else has just
+                # done so. One thread that moves itself does not have to (Linux 5.16). Version 2
+                # doesn't allow that between groups like these.
+                entrance = "tasks" if version == 1 else "cgroup.procs"
+                fd = os.open(f"{directory}/{entrance}", os.O_WRONLY | os.O_CLOEXEC)
                 lift(group._fds.own(fd), group._fds)
         except BaseException:
             group.remove()
@@ -220,6 +228,8 @@ def _remove(directory: str) -> bool:
 def _below(directory: str) -> Iterator[str]:
     """Yield the groups that have been made right below one."""
     try:
+        if os.stat(directory).st_nlink == 2:
+            return  # each one below has a link to it: there are none, the usual case
         with os.scandir(directory) as entries:
             found = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
