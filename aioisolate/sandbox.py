@@ -156,6 +156,8 @@ class Sandbox:
             scratch = as_bytes("sandbox.scratch", scratch, least=4096)
             if namespaces == "off":
                 raise ValueError("sandbox.scratch needs namespaces, which are off")
+            if read is None:
+                raise ValueError("sandbox.scratch is for who may not write elsewhere: give read")
         put(self, "scratch", scratch)
         put(self, "user", _checked_user(user))
         put(self, "env", _checked_env(env))

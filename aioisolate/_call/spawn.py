@@ -171,7 +171,10 @@ class ForkedChild:
         if policy is not None:
             self.layers = policy.child_layers
         if policy is not None or order.bounds is not None:
-            from .._child import confine  # noqa: F401, PLC0415 - ahead, for the child
+            from .._child import confine  # noqa: PLC0415 - ahead, for the child
+
+            if policy is not None:
+                confine.import_ahead(policy)
 
     def go(self) -> None:
         """Let it call fn: its layers are what they should be."""

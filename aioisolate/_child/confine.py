@@ -148,7 +148,6 @@ def confine(order: Order) -> str:
 def _enter_copy(order: Order, policy: Policy, proc: int) -> list[str]:
     engaged: list[str] = []
     parent = os.getppid()
-    import_ahead(policy)
     _set_environment(policy, engaged)
     uid, gid = _ids(policy)
     if policy.unshare:
