@@ -409,3 +409,18 @@ def test_programs_that_are_too_long_for_short_jumps(choices, number, argument):
         rule = rule.then if argument & rule.mask in rule.values else rule.otherwise
     wanted = ALLOW if rule == bpf.ALLOW else rule & 0xFFFF
     assert run(code, number, [argument] * 6) == wanted
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_program_of_thousands_of_rules(machine):
+    rules = {
+        n: bpf.Check(n % 6, (n % 3,), bpf.ALLOW, bpf.errno_rule(n % 90), mask=n + 3)
+        for n in range(1000)
+    }
+    code = bpf.assemble(rules, bpf.errno_rule(38), ARCHITECTURE[machine])
+    for n, rule in rules.items():
+        for argument in (0, 1, 2, n):
+            yes = argument & rule.mask in rule.values
+            wanted = ALLOW if yes else n % 90
+            assert run(code, n, [argument] * 6, ARCHITECTURE[machine]) == wanted
+    assert run(code, 1000, (), ARCHITECTURE[machine]) == 38
