@@ -398,6 +398,17 @@ def test_a_filter_needs_no_new_privs():
     assert in_child(lambda: seccomp.install(b""), prctl.set_no_new_privs) == "EINVAL"
 
 
+def test_a_filter_laid_out_ahead():
+    program = seccomp.compile_filter("default", "final", subprocesses=False, network=False)
+    prepared = seccomp.Prepared(program, of_a_pid=True)
+    install = [prctl.set_no_new_privs, lambda: prepared.install(os.getpid())]
+    for _ in range(2):  # each child has a pid of its own
+        assert in_child(lambda: os.kill(os.getpid(), 0), *install) == "ok"
+        assert in_child(lambda: os.kill(PARENT, 0), *install) == "EPERM"
+    with pytest.raises(ValueError, match="no place"):
+        seccomp.Prepared(seccomp.bind_pid(program, 1), of_a_pid=True)
+
+
 def test_where_there_is_none(monkeypatch):
     monkeypatch.setattr(syscalls, "machine", lambda: None)
     assert not seccomp.available.__wrapped__()
