@@ -34,13 +34,13 @@ def outcome(act: Callable[[], Any]) -> str:
         return errno.errorcode.get(exc.errno or 0, repr(exc))
     except BaseException as exc:
         return repr(exc)
-    return "ok" if result is None or isinstance(result, (int, list)) else str(result)
+    return "ok" if result is None or isinstance(result, (int, list, tuple)) else str(result)
 
 
 def in_child(act: Callable[[], Any], *layers: Callable[[], Any]) -> str:
     """Fork, put the *layers* on in the child, do *act* there and tell what came of it.
 
-    "SIGSYS" and the like, if a signal ended the child before it could tell.
+    "SIGSYS" and the like, if a signal ended the child before it could tell; "ended" if it just did.
     """
     read, write = os.pipe()
     pid = fork()
@@ -58,4 +58,4 @@ def in_child(act: Callable[[], Any], *layers: Callable[[], Any]) -> str:
     with open(read, "rb") as file:
         text = file.read().decode()
     _, status = os.waitpid(pid, 0)
-    return text or signal.Signals(os.WTERMSIG(status)).name
+    return text or (signal.Signals(os.WTERMSIG(status)).name if status else "ended")

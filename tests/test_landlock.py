@@ -366,6 +366,15 @@ def test_all_64_bits_of_an_argument_arrive(tmp_path):
         assert os.fstat(file.fileno()).st_size == (1 << 32) + 5
 
 
+def test_a_call_of_six_arguments(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    with open(tmp_path / "file", "rb") as file, open(tmp_path / "copy", "wb") as copy:
+        number = {"x86_64": 326, "aarch64": 285}[syscalls.machine()]  # copy_file_range
+        assert syscalls.syscall(number, file.fileno(), 0, copy.fileno(), 0, 3, 0) == 3
+        with pytest.raises(OSError, match="Invalid argument"):
+            syscalls.syscall(number, file.fileno(), 0, copy.fileno(), 0, 3, -1)
+
+
 def test_no_new_privs():
     def status():
         return Path("/proc/self/status").read_text().partition("NoNewPrivs:")[2].split()[0]

@@ -17,7 +17,7 @@ from . import syscalls
 from .bpf import INSTRUCTION, assemble
 from .syscalls import ARCHITECTURE, syscall
 
-__all__ = ["available", "bind_pid", "compile_filter", "install"]
+__all__ = ["Prepared", "available", "bind_pid", "compile_filter", "install"]
 
 _NUMBER = {"x86_64": 317, "aarch64": 277}  # of seccomp itself
 _SET_MODE_FILTER, _GET_ACTION_AVAIL = 1, 2
@@ -27,12 +27,6 @@ _KILL_PROCESS = struct.pack("=I", 0x80000000)
 # a filter; a child that just installs one need not have them.)
 _OWN_PID = struct.pack("=I", 0xA105_01A7)
 _OFFSET = 4
-
-
-class _Program(ctypes.Structure):
-    """struct sock_fprog."""
-
-    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
 
 @functools.cache
@@ -91,10 +85,44 @@ def bind_pid(program: bytes, pid: int) -> bytes:
 
     Raises ValueError if the filter has no place for a pid, as a base has none, or more than one.
     """
+    at = _place(program)
+    return program[:at] + struct.pack("=I", pid) + program[at + 4 :]
+
+
+def _place(program: bytes) -> int:
+    """Tell where the pid goes."""
     at = program.find(_OWN_PID)
     if program.count(_OWN_PID) != 1 or at % INSTRUCTION.size != _OFFSET:
         raise ValueError("this filter has no place for a pid, or is bound already")
-    return program[:at] + struct.pack("=I", pid) + program[at + 4 :]
+    return at
+
+
+class Prepared:
+    """A filter with all laid out that it takes to install it, so that children have little to do.
+
+    Made by a parent for its children: what it takes to make one costs a fresh child, which copies
+    each page that it touches, as much as the kernel's work.
+    """
+
+    __slots__ = ("_argument", "_code", "_number", "_pid")
+
+    def __init__(self, program: bytes, *, of_a_pid: bool = False) -> None:
+        """Lay out *program*; *of_a_pid*: it has a place for a pid, which `install` fills in."""
+        machine = syscalls.machine()
+        if machine is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        self._number = _NUMBER[machine]
+        self._code = ctypes.create_string_buffer(program, len(program))
+        # struct sock_fprog: how many instructions, and where.
+        count, address = len(program) // INSTRUCTION.size, ctypes.addressof(self._code)
+        self._argument = struct.pack("=H6xQ", count, address)
+        self._pid = ctypes.c_uint32.from_buffer(self._code, _place(program)) if of_a_pid else None
+
+    def install(self, pid: int = 0) -> None:
+        """Do what `install` does; for the process *pid*, if the filter has a place for one."""
+        if self._pid is not None:
+            self._pid.value = pid
+        syscall(self._number, _SET_MODE_FILTER, 0, self._argument)
 
 
 def install(program: bytes) -> None:
@@ -102,8 +130,4 @@ def install(program: bytes) -> None:
 
     Needs no_new_privs (or the right to administrate the system), otherwise OSError (EACCES).
     """
-    machine = syscalls.machine()
-    if machine is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    argument = _Program(len(program) // INSTRUCTION.size, program)
-    syscall(_NUMBER[machine], _SET_MODE_FILTER, 0, ctypes.byref(argument))
+    Prepared(program).install()

@@ -36,7 +36,8 @@ settimeofday clock_settime adjtimex clock_adjtime
 syslog iopl ioperm modify_ldt vhangup sethostname setdomainname
 lookup_dcookie nfsservctl sysfs _sysctl uselib ustat
 vserver security tuxcall afs_syscall getpmsg putpmsg
-name_to_handle_at open_by_handle_at fanotify_init fanotify_mark
+name_to_handle_at open_by_handle_at
+fanotify_init fanotify_mark inotify_init inotify_init1 inotify_add_watch
 chmod fchmod fchmodat fchmodat2 chown lchown fchown fchownat
 utime utimes futimesat utimensat file_setattr
 setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr removexattrat
@@ -56,8 +57,8 @@ stat fstat lstat newfstatat statx statfs fstatfs access faccessat faccessat2
 readlink readlinkat getdents getdents64 getcwd chdir fchdir umask
 mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat
 truncate ftruncate fallocate fsync fdatasync sync_file_range fadvise64 readahead
-getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr
-mmap munmap mprotect mremap madvise brk msync mincore mlock mlock2 munlock map_shadow_stack
+getxattr lgetxattr fgetxattr getxattrat listxattr llistxattr flistxattr listxattrat
+mmap munmap mprotect mremap madvise brk msync mincore mlock mlock2 munlock mseal map_shadow_stack
 clone futex futex_waitv futex_wake futex_wait futex_requeue set_robust_list get_robust_list
 set_tid_address rseq membarrier arch_prctl exit exit_group restart_syscall uretprobe
 sched_yield sched_getaffinity sched_setaffinity sched_getparam sched_setparam
