@@ -129,7 +129,7 @@ def without_msgspec():
 
     from aioisolate._wire import plain
 
-    return mock.patch.object(plain, "_module", lambda _codec: None)
+    return mock.patch.object(plain, "_module", return_value=None)
 
 
 @given(st.binary(max_size=500))
