@@ -362,7 +362,7 @@ HOSTILE_MSGPACK = {
 HOSTILE_JSON = {
     "empty lists": (b"[" + b"[]," * (M // 3) + b"0]", "values"),
     "numbers": (b"[" + b"0," * (M // 2) + b"0]", "values"),
-    "quotes": (b"[" * 70 + b'"' * M, "values"),
+    "quotes": (b"[" * 70 + b'"' * M, "more texts than values"),
     "open text": (b"[" * 70 + b'"' + b'\\"' * (M // 2), "deeper"),
     "100,000 levels": (b"[" * 100_000 + b"]" * 100_000, "deeper"),
     "100,000 levels of dicts": (b'{"":' * 100_000 + b"0" + b"}" * 100_000, "deeper"),
