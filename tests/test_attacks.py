@@ -1,0 +1,181 @@
+"""What a stranger's code may try: without a sandbox it succeeds, and in one it does not.
+
+That it succeeds without one is what proves that it would be seen if it did with one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import os
+import signal
+import socket
+import sys
+import time
+
+import anyio
+import pytest
+
+import aioisolate
+from aioisolate import IsolationError, Isolator
+from tests.attacks import ATTACKS, Attack, Scene, be_a_sibling
+from tests.helpers import Stages, python
+
+every_attack = pytest.mark.parametrize(
+    "attack", ATTACKS, ids=[f"{attack.group}-{attack.name}" for attack in ATTACKS]
+)
+has_sandbox = pytest.mark.skipif(
+    not hasattr(aioisolate, "Sandbox"), reason="there is no sandbox yet"
+)
+pytestmark = [
+    pytest.mark.one_loop,
+    pytest.mark.skipif(sys.platform != "linux", reason="these are attacks on Linux"),
+    # What is forked here is what a test wants to be forked here.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::aioisolate.ForkSafetyWarning"),
+]
+
+
+def test_names_are_unique():
+    names = [(attack.group, attack.name) for attack in ATTACKS]
+    assert len(set(names)) == len(names)
+
+
+async def carry_out(attack: Attack, scene: Scene, iso: Isolator, **options) -> None:
+    """Run an attack's function in a child, beside a sibling if it wants one."""
+    if not attack.sibling:
+        await _call(attack, scene, iso, options)
+        return
+    stages = Stages()
+    async with iso.open_job(be_a_sibling, scene.marker.hex(), on_event=stages) as job:
+        scene.sibling_pid = await stages.reached("started")
+        await anyio.sleep(0.1)
+        await _call(attack, scene, iso, options)
+        # As long as the sibling is there.
+        scene.notes["succeeded"] = succeeded(attack, scene)
+        job.cancel()
+
+
+async def _call(attack: Attack, scene: Scene, iso: Isolator, options) -> None:
+    arguments = attack.arrange(scene)
+    options = {"output": "null"} | attack.options(scene) | options
+    if "limits" not in options:
+        options |= attack.off_options(scene)
+    began = time.monotonic()
+    scene.outcome = await iso.capture(attack.run, *arguments, timeout=attack.timeout, **options)
+    scene.wall = time.monotonic() - began
+
+
+def succeeded(attack: Attack, scene: Scene) -> bool:
+    if "succeeded" in scene.notes:
+        return scene.notes["succeeded"]
+    try:
+        return bool(attack.succeeded(scene.outcome.value, scene))
+    except OSError as exc:
+        scene.notes["unseen"] = exc
+        return False
+
+
+def verdict(error: BaseException | None) -> str:
+    """Give the one word for how a call ended."""
+    if error is None:
+        return "value"
+    if isinstance(error, IsolationError) and hasattr(error, "reason"):
+        return error.reason.name
+    name = getattr(error, "type_name", None) or type(error).__qualname__
+    name = name.rpartition(".")[2]
+    kind = getattr(builtins, name, None)
+    if name == "gaierror" or (isinstance(kind, type) and issubclass(kind, OSError)):
+        return "denied"
+    for kinds, word in (
+        ((LookupError,), "nothing"),
+        ((MemoryError,), "memory"),
+        ((RuntimeError,), "threads"),
+    ):
+        if isinstance(kind, type) and issubclass(kind, kinds):
+            return word
+    return name
+
+
+@every_attack
+async def test_without_the_sandbox_it_succeeds(attack):
+    if attack.needs_root and os.geteuid() != 0:
+        pytest.skip("only root can do that anyway")
+    if why := attack.needs():
+        pytest.skip(why)
+    with Scene() as scene:
+        more = {} if attack.off_start == "fork" else {"preload": ["tests.attacks"]}
+        async with Isolator(start=attack.off_start, max_concurrency=4, **more) as iso:
+            await carry_out(attack, scene, iso)
+        worked = succeeded(attack, scene)
+        seen = (worked, verdict(scene.outcome.error), scene.outcome, scene.notes.get("unseen"))
+        if attack.off == "success":
+            assert worked, seen
+        else:
+            assert not worked, seen
+            assert verdict(scene.outcome.error) == attack.off, seen
+
+
+@has_sandbox
+@every_attack
+async def test_untrusted_stops_it(attack):
+    with Scene() as scene:
+        async with Isolator(
+            start="zygote",
+            sandbox=aioisolate.Sandbox.untrusted(),
+            preload=["tests.attacks"],
+            max_concurrency=4,
+        ) as iso:
+            await carry_out(attack, scene, iso, limits=aioisolate.Limits(**attack.limits))
+        seen = (verdict(scene.outcome.error), scene.outcome)
+        assert not succeeded(attack, scene), seen
+        assert verdict(scene.outcome.error) in attack.expect.split("|"), seen
+
+
+# What is left when the parent is killed
+
+_PARENT = """
+import asyncio, os, signal, sys, time
+import aioisolate
+from aioisolate import Isolator
+from tests.attacks.resources import {attack}
+
+async def main():
+    line = int(sys.argv[1])
+    more = {more}
+    async with Isolator(preload=["tests.attacks"], **more) as iso:
+        def kill(event):
+            if event.name == "started":
+                asyncio.get_running_loop().call_later(
+                    0.5, os.kill, os.getpid(), signal.SIGKILL
+                )
+        await iso.run({attack}, *([line] if {wants}else []), pass_fds=[line], on_event=kill)
+
+asyncio.run(main())
+"""
+
+
+def killed_parent(attack: str, wants: bool, more: str) -> bool:
+    """Kill a parent while an attack runs; tell whether somebody is left of it."""
+    with Scene() as scene:
+        fd = scene.line()
+        source = _PARENT.format(attack=attack, wants=f"{wants} ", more=more)
+        done = python(source, str(fd), pass_fds=[fd])
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        return scene.held()
+
+
+def test_a_killed_parent_leaves_a_daemon_without_the_sandbox():
+    assert killed_parent("leave_behind_and_hang", True, "{}")
+
+
+def test_a_killed_parent_leaves_none_that_is_an_ordinary_child():
+    assert not killed_parent("ignore_everything", False, "{}")
+
+
+@has_sandbox
+@pytest.mark.parametrize(
+    ("attack", "wants"), [("leave_behind_and_hang", True), ("ignore_everything", False)]
+)
+def test_a_killed_parent_leaves_none_with_the_sandbox(attack, wants):
+    assert not killed_parent(attack, wants, '{"sandbox": aioisolate.Sandbox.untrusted()}')
