@@ -215,7 +215,7 @@ def _file_size() -> str:
 
 def _children(most: int) -> int:
     """Count how many children can be forked, *most* at most."""
-    pids = []
+    pids: list[int] = []
     try:
         while len(pids) < most:
             pid = os.fork()
@@ -266,7 +266,7 @@ def _processes_by_group() -> str:
     found = os.waitstatus_to_exitcode(status)
     if found != 2:
         raise _UnfulfilledError(f"with a limit of 3 there could be {found} children")
-    return f"a control group, version {cgroups.delegated().pids.version}"  # type: ignore[union-attr]
+    return "a control group"
 
 
 def _memory_by_group() -> str:

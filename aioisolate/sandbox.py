@@ -152,13 +152,7 @@ class Sandbox:
         put(self, "write", _checked_paths("write", write))
         if (read is None) != (write is None):
             raise ValueError("sandbox.read and sandbox.write are both None or both paths")
-        if scratch is not None:
-            scratch = as_bytes("sandbox.scratch", scratch, least=4096)
-            if namespaces == "off":
-                raise ValueError("sandbox.scratch needs namespaces, which are off")
-            if read is None:
-                raise ValueError("sandbox.scratch is for who may not write elsewhere: give read")
-        put(self, "scratch", scratch)
+        put(self, "scratch", _checked_scratch(scratch, namespaces, read))
         put(self, "user", _checked_user(user))
         put(self, "env", _checked_env(env))
 
@@ -282,6 +276,16 @@ def _checked_paths(name: str, paths: Paths) -> tuple[str, ...] | None:
     if name == "write" and PYTHON in checked:
         raise ValueError("sandbox.write can't hold PYTHON: it is there to be read")
     return tuple(checked)
+
+
+def _checked_scratch(size: Size | None, namespaces: str, read: Paths) -> int | None:
+    if size is None:
+        return None
+    if namespaces == "off":
+        raise ValueError("sandbox.scratch needs namespaces, which are off")
+    if read is None:
+        raise ValueError("sandbox.scratch is for who may not write anywhere else: give read")
+    return as_bytes("sandbox.scratch", size, least=4096)
 
 
 def _checked_user(user: object) -> Any:

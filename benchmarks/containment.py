@@ -129,9 +129,8 @@ async def alone(rounds: int) -> None:
     """Compare direct forks, and programs that confine others."""
     calls: dict[str, Call] = {"plain": lambda: run_isolated(payloads.double, 2)}
     for name in ("crash_guard()", "Sandbox()"):
-        calls[name] = lambda sandbox=sandbox_of(name): run_isolated(
-            payloads.double, 2, sandbox=sandbox
-        )
+        sandbox = sandbox_of(name)
+        calls[name] = lambda sandbox=sandbox: run_isolated(payloads.double, 2, sandbox=sandbox)
     async with Isolator(sandbox=Sandbox.untrusted(), preload=["tests.payloads"]) as iso:
         calls["untrusted(), cold"] = lambda: iso.run(payloads.double, 2)
         calls["python -I -c pass"] = lambda: program(sys.executable, "-I", "-c", "pass")

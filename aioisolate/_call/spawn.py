@@ -174,7 +174,7 @@ class ForkedChild:
             from .._child import confine  # noqa: PLC0415 - ahead, for the child
 
             if policy is not None:
-                confine.import_ahead(policy)
+                confine.get_ready(policy)
 
     def go(self) -> None:
         """Let it call fn: its layers are what they should be."""

@@ -7,6 +7,7 @@ either does what it says or raises `LayerError`; nothing is skipped here.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from . import bounds, init
 from .order import GO, Order
 from .policy import Layer, Policy
 
-__all__ = ["Ground", "LayerError", "confine", "enter_child", "enter_server", "import_ahead"]
+__all__ = ["Ground", "LayerError", "confine", "enter_child", "enter_server", "get_ready"]
 
 # The scratch directory, and the one in which it is: a rule on a directory that something is mounted
 # on is hidden by that mount, so the rule is one for its parent.
@@ -44,13 +45,15 @@ class Ground:
 
     Attributes:
         rules: the descriptor of the Landlock rules, or -1.
+        filter: the system call filter of each child, or None.
         proc: a descriptor of /proc, which the children's view lacks, or -1.
     """
 
-    __slots__ = ("proc", "rules")
+    __slots__ = ("filter", "proc", "rules")
 
     def __init__(self) -> None:
         self.rules = -1
+        self.filter: seccomp.Prepared | None = None
         self.proc = _open_proc()
 
     def fds(self) -> list[int]:
@@ -95,8 +98,9 @@ def enter_server(policy: Policy, ground: Ground) -> list[str]:
     with _layer(Layer.PRIVILEGES, engaged):
         set_no_new_privs()
     if policy.server_filter:
+        ground.filter = seccomp.Prepared(policy.child_filter, of_a_pid=True)
         with _layer(Layer.SECCOMP, engaged):
-            seccomp.install(policy.server_filter)
+            seccomp.Prepared(policy.server_filter).install()
     return engaged
 
 
@@ -119,9 +123,9 @@ def enter_child(order: Order, policy: Policy, ground: Ground) -> list[str]:
     if policy.landlock:
         with _layer(Layer.LANDLOCK, engaged):
             landlock.restrict(ground.rules)
-    if policy.child_filter:
+    if ground.filter is not None:
         with _layer(Layer.SECCOMP, engaged):
-            seccomp.install(seccomp.bind_pid(policy.child_filter, os.getpid()))
+            ground.filter.install(os.getpid())
     for fd in ground.fds():
         os.close(fd)
     return engaged
@@ -164,12 +168,22 @@ def _enter_copy(order: Order, policy: Policy, proc: int) -> list[str]:
             os.close(rules)
     if policy.whole_filter:
         with _layer(Layer.SECCOMP, engaged):
-            seccomp.install(seccomp.bind_pid(policy.whole_filter, os.getpid()))
+            _whole_filter(policy.whole_filter).install(os.getpid())
     return engaged
 
 
-def import_ahead(policy: Policy) -> None:
-    """Import what answers need: afterwards it may be out of reach."""
+@functools.lru_cache(8)
+def _whole_filter(program: bytes) -> seccomp.Prepared:
+    return seccomp.Prepared(program, of_a_pid=True)
+
+
+def get_ready(policy: Policy) -> None:
+    """Do in the parent what children need not: import, lay out.
+
+    What answers need may be out of reach, once a child is confined.
+    """
+    if policy.whole_filter:
+        _whole_filter(policy.whole_filter)
     if policy.codec != "pickle":
         from .._wire import inert, plain  # noqa: PLC0415 - only for those who are confined
 

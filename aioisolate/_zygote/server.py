@@ -173,7 +173,7 @@ class Server:
     def _confine(self, policy: Policy) -> None:
         from .._child import bounds, confine  # noqa: F401, PLC0415 - only then
 
-        confine.import_ahead(policy)
+        confine.get_ready(policy)
         self._order.policy = policy
         self._order.codec = policy.codec
         self._ground = confine.Ground()
