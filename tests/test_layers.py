@@ -22,7 +22,7 @@ LAYERS = [
     ["_call"],
     ["_zygote"],
     ["_service"],
-    ["_run", "_isolator", "_stream", "features"],
+    ["_run", "_isolator", "_stream", "_attempts", "features"],
     ["__init__"],
     ["integrations"],
 ]

@@ -28,8 +28,12 @@ TABLE = list(
 )
 
 
+# What it has sent may be fn's own doing, whatever marks are missing.
+_ITS_OWN_WORD = (KilledFor.PROTOCOL, KilledFor.CHANNEL_READ, KilledFor.RESULT_TOO_LARGE)
+
+
 def evidence(started, answer, killed_for, exit_):
-    detail = {Kind.LOST: "RESULT_ENCODING\nwhy", Kind.FAILED: "descriptors\nOSError: why"}
+    detail = {Kind.LOST: "RESULT_ENCODING\nwhy", Kind.FAILED: "descriptors\n0\nOSError: why"}
     return Evidence(
         started, answer, detail.get(answer, "nonsense arrived"), killed_for, exit_, seconds=1.5
     )
@@ -52,9 +56,11 @@ def test_the_table(row):
         assert issubclass(error, CallableExecutedError)
     elif answer is Kind.FAILED:
         assert issubclass(error, CallableDidNotExecuteError)
-    elif started or killed_for in (KilledFor.PROTOCOL, KilledFor.CHANNEL_READ):
+    elif started and killed_for is KilledFor.RESULT_TOO_LARGE:
+        assert issubclass(error, CallableExecutedError)
+    elif killed_for is not KilledFor.UNCONFINED and (started or killed_for in _ITS_OWN_WORD):
         assert issubclass(error, CallableStatusUnknownError)
-    else:
+    else:  # one that is not confined was never let go
         assert issubclass(error, CallableDidNotExecuteError)
 
     # A deadline is a TimeoutError; nothing else is.

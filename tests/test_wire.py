@@ -183,6 +183,8 @@ def test_damaged_payloads(body):
 # The order of frames
 
 ALLOWED = {
+    (State.UNPROVEN, Kind.READY): State.BORN,
+    (State.UNPROVEN, Kind.FAILED): State.DONE,
     (State.BORN, Kind.STARTED): State.RUNNING,
     (State.BORN, Kind.FAILED): State.DONE,
     (State.RUNNING, Kind.VALUE): State.DONE,
@@ -193,11 +195,14 @@ ALLOWED = {
 }
 
 
+_BETWEEN = (Kind.ITEM, Kind.PROGRESS, Kind.READY)
+
+
 @pytest.mark.parametrize("kind", Kind)
 @pytest.mark.parametrize("state", State)
 def test_every_frame_in_every_state(state, kind):
-    conversation = Conversation(NONCE)
-    lead = {State.BORN: [], State.RUNNING: [Kind.STARTED], State.DONE: [Kind.FAILED]}[state]
+    conversation = Conversation(NONCE, confined=state is State.UNPROVEN)
+    lead = {State.RUNNING: [Kind.STARTED], State.DONE: [Kind.FAILED]}.get(state, [])
     body = inert.dump_progress(1, None, "") if kind is Kind.PROGRESS else b""
     for earlier in lead:
         conversation.receive(encode(NONCE, earlier))
@@ -209,9 +214,9 @@ def test_every_frame_in_every_state(state, kind):
         assert conversation.answer is before
     elif (state, kind) in ALLOWED:
         between = conversation.receive(encode(NONCE, kind, body))
-        assert [frame[0] for frame in between] == [kind] * (kind in (Kind.ITEM, Kind.PROGRESS))
+        assert [frame[0] for frame in between] == [kind] * (kind in _BETWEEN)
         assert conversation.state is ALLOWED[state, kind]
-        assert conversation.started is (kind is not Kind.FAILED)
+        assert conversation.started is (kind not in (Kind.FAILED, Kind.READY))
         assert (conversation.answer is not None) is (conversation.state is State.DONE)
     else:
         with pytest.raises(ProtocolError, match=kind.name):

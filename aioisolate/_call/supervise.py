@@ -332,7 +332,8 @@ class Supervision:
     def _report(self, body: Sequence[bytes]) -> None:
         on_progress = self.options.on_progress
         if on_progress is not None:
-            on_progress(Progress(*inert.load_progress(body)))
+            escaped = self.options.codec != "pickle"
+            on_progress(Progress(*inert.load_progress(body, escaped=escaped)))
 
     def _read_output(self, stream: OutputStream) -> int:
         try:
