@@ -130,6 +130,13 @@ def send_bomb(kind, path):
     os._exit(0)
 
 
+def send_none(kind):
+    """Send nothing where something of a certain kind belongs."""
+    stream = pickle.dumps(None)
+    answer(kind, stream if kind == _PROGRESS else _NO_TABLE + stream)
+    os._exit(0)
+
+
 def send_bomb_as_text(path):
     """Have the bomb where the library expects a text."""
     answer(_LOST, b"RESULT_ENCODING\n" + pickle.dumps(_Bomb(path)))
@@ -448,7 +455,7 @@ def _long(result, scene):
 
 
 def _printed(result, scene):
-    return len(scene.outcome.stdout or "") > _LONG // 2
+    return result is True
 
 
 def _leaks(result, scene):
@@ -521,6 +528,10 @@ ATTACKS = [
     _bomb_of("pickle-bomb-progress", _PROGRESS, options=_with_progress,
              expect=_no_pickle + "|NO_RESULT"),
     _bomb_of("pickle-bomb-item", _ITEM, off="NO_RESULT", expect=_no_pickle + "|NO_RESULT"),
+    _channel("raised-none", send_none, _given(_RAISED),
+             off="AttributeError|PROTOCOL|RESULT_DECODING", expect=_no_pickle),
+    _channel("progress-none", send_none, _given(_PROGRESS), options=_with_progress,
+             off="TypeError|PROTOCOL|NO_RESULT", expect=_no_pickle + "|NO_RESULT"),
     _channel("pickle-bomb-text", send_bomb_as_text, _bomb, _made, off="RESULT_ENCODING",
              expect="RESULT_ENCODING|PROTOCOL"),
     _channel("pickle-bomb-scratch", send_bomb_in_scratch, _bomb, _made, expect=_no_pickle),
@@ -528,7 +539,7 @@ ATTACKS = [
     _channel("pickle-bomb-exception", raise_bomb, _bomb, _made, expect="BombError|denied"),
     _channel("pickle-swells", send_swelling_pickle, _watch(), _swells, expect=_no_pickle),
     _channel("frame-endless", send_endless_frame, _watch(), _swells,
-             expect="RESULT_TOO_LARGE|PROTOCOL", timeout=5.0, **_data),
+             expect="RESULT_TOO_LARGE|PROTOCOL", timeout=2.0, **_data),
     _channel("frame-flood-items", flood_with_frames, _watch(_ITEM), _swells, off="TIMEOUT",
              expect="TIMEOUT|PROTOCOL|OUTPUT_LIMIT", timeout=1.0),
     _channel("frame-flood-progress", flood_with_frames, _watch(_PROGRESS), _swells,

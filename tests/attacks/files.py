@@ -257,9 +257,9 @@ def _new(name, run, **more):
     return Attack(name, "files", run, arrange, _exists("new"), **more)
 
 
-def _two(name, run, succeeded=_exists("new")):
+def _two(name, run):
     arrange = lambda scene: (scene.file(), scene.path("new"))
-    return Attack(name, "files", run, arrange, succeeded)
+    return Attack(name, "files", run, arrange, _exists("new"))
 
 
 _touched = lambda result, scene: scene.touched()

@@ -91,7 +91,7 @@ def mount_the_new_way():
 def copy_mounts():
     """Get a tree of mounts of one's own, without what has been mounted over it."""
     _own_mounts()
-    return call("open_tree", -100, b"/", 1)
+    return call("open_tree", -100, b"/", 1 | 0x8000)
 
 
 def change_root(path):

@@ -192,10 +192,18 @@ def hold_back(pid):
     return True
 
 
-def hold_back_user():
-    """Give all processes of this user a lower priority: no number of a process is needed."""
-    os.setpriority(os.PRIO_PGRP, os.getpgid(os.getppid()), 7)
-    return True
+def hold_back_the_forking_process():
+    """Give whoever forks the next children a lower priority, and so them."""
+    os.setpriority(os.PRIO_PROCESS, os.getppid(), 7)
+    return os.getppid()
+
+
+def limit_the_forking_process():
+    """Have whoever forks the next children be able to open fewer files."""
+    parent = os.getppid()
+    hard = resource.prlimit(parent, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(parent, resource.RLIMIT_NOFILE, (_SOFT, hard))
+    return parent
 
 
 def tie_down(pid, cpu):
@@ -297,6 +305,20 @@ def _ordered(result, scene):
     return call("ioprio_get", 1, _pid(scene)) == 3 << 13
 
 
+def _watch(scene):
+    """Have it noted what has become of the fork server when the attack is over."""
+
+    def watch(event):
+        if event.name == "spawn":
+            with open(f"/proc/{event.pid}/stat") as file:
+                scene.notes["server"] = int(file.read().rpartition(")")[2].split()[1])
+        elif event.name == "reaped" and (pid := scene.notes.get("server")):
+            limited = soft_limit(pid, resource.RLIMIT_NOFILE) == _SOFT
+            scene.notes["fork server"] = os.getpriority(os.PRIO_PROCESS, pid), limited
+
+    return watch
+
+
 def _secret_found(result, scene):
     return isinstance(result, str) and scene.secret in result
 
@@ -372,6 +394,16 @@ ATTACKS = [
     ),
     Attack(
         "kill-fork-server", "processes", kill_the_forking_process, off="SERVER_DIED",
+    ),
+    Attack(
+        "priority-fork-server", "processes", hold_back_the_forking_process,
+        succeeded=lambda result, scene: scene.notes.get("fork server") == (7, False),
+        options=lambda scene: {"on_event": _watch(scene)},
+    ),
+    Attack(
+        "prlimit-fork-server", "processes", limit_the_forking_process,
+        succeeded=lambda result, scene: scene.notes.get("fork server") == (0, True),
+        options=lambda scene: {"on_event": _watch(scene)},
     ),
     Attack(
         "oom-score-own", "processes", spare_oneself,

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from .system import find_in, read_memory
 
@@ -56,7 +56,7 @@ class Attack:
         expect: what may be seen under `Sandbox.untrusted()`, names joined by ``|``: "denied" (it
             raised OSError), "memory" (MemoryError), "nothing" (LookupError: there is nothing to
             be found), "threads" (RuntimeError), "value" (it returned, in vain), or a `Reason`.
-        off: what must be seen without a sandbox: "success", or one of these where the library
+        off: what must be seen without a sandbox: "success", or some of these where the library
             alone withstands it, and never has it succeed.
         off_start: how the child is started without a sandbox.
         needs_root: only root can do that anyway.
@@ -122,7 +122,7 @@ class Scene:
         self._stack.callback(shutil.rmtree, path, ignore_errors=True)
         return path
 
-    def __enter__(self) -> Scene:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -59,7 +59,8 @@ def transfer(name: str, pid: int, address: int, buffer: ctypes.Array) -> int:
 
 def read_memory(pid: int, address: int, size: int) -> bytes:
     buffer = (ctypes.c_char * size)()
-    return buffer.raw[: transfer("process_vm_readv", pid, address, buffer)]
+    done = transfer("process_vm_readv", pid, address, buffer)
+    return buffer.raw[:done]
 
 
 def regions(pid: int | str) -> list[tuple[int, int]]:
