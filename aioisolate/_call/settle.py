@@ -239,8 +239,11 @@ def _os_error(answer: Message | None) -> OSError | None:
     """Return what the kernel said to a child that failed before fn, if it did."""
     if answer is None or answer[0] is not Kind.FAILED:
         return None
-    _, number, text = b"".join(answer[1]).decode(errors="replace").split("\n", 2)
-    return OSError(int(number), text) if number != "0" else None
+    _, _, rest = b"".join(answer[1]).decode(errors="replace").partition("\n")
+    number, _, text = rest.partition("\n")
+    if not (number.isascii() and number.isdigit()) or len(number) > 4 or number == "0":
+        return None
+    return OSError(int(number), text)
 
 
 def _error(

@@ -20,9 +20,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from .._child.bootstrap import STACK_SIGNAL
-from .._child.worker import MARK_AT, STARTED
+from .._child.worker import MARK_AT
 from .._options import CallOptions
-from .._os import messages
+from .._os import memfd, messages
 from .._os.fds import Descriptors
 from .._os.process import Status
 from .._outcome import CallEvent, Progress
@@ -252,7 +252,7 @@ class Supervision:
     def has_started(self) -> bool:
         """Tell whether fn was about to be called, looking for the mark of a quiet start."""
         if not (self.conversation.started or self._marked) and self.child.talks:
-            self._marked = os.pread(self.child.scratch, 1, MARK_AT) == STARTED
+            self._marked = memfd.is_marked(self.child.scratch, MARK_AT)
         return self.conversation.started or self._marked
 
     def _watch_channel(self) -> None:

@@ -63,7 +63,7 @@ class Order:
         deadline_stack: be ready to dump the stack when the parent's deadline passes.
         started_mark: the encoded frame that says that fn is called next.
         quiet: nobody waits for that frame: leave a mark in the scratch file, send it at the end.
-        mark: that mark; in a rehearsal it means nothing.
+        rehearsing: this is no call; nothing is to be marked or limited.
         streaming: fn returns an iterator, whose items are to be sent one by one.
         progress: somebody wants to know how far fn has got.
         floor: close everything from this number on.
@@ -91,7 +91,6 @@ class Order:
         "forget_loop",
         "inherited",
         "keep",
-        "mark",
         "nonce",
         "null",
         "parent_pid",
@@ -99,6 +98,7 @@ class Order:
         "progress",
         "purge_c_stdout",
         "quiet",
+        "rehearsing",
         "reseed",
         "result_size",
         "scratch",
@@ -138,7 +138,7 @@ class Order:
     deadline_stack: bool
     started_mark: bytes
     quiet: bool
-    mark: bytes
+    rehearsing: bool
     streaming: bool
     progress: bool
     floor: int

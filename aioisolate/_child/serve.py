@@ -65,7 +65,7 @@ def serve(
         os.closerange(order.floor, _FD_MAX)
         if order.reseed is not None:
             order.reseed()
-        order.mark = worker.STARTED
+        order.rehearsing = False
         engaged: list[str] | None = None
         if ground is not None:
             engaged = _confine(order, ground)
@@ -102,7 +102,7 @@ def _rehearse(order: Order) -> None:
     here, there = _socket.socketpair()
     channel = order.channel
     order.channel = here.fileno()
-    order.mark = b"\0"
+    order.rehearsing = True
     if order.policy is not None:
         there.send(_rehearsal_confined(order.codec))
     elif handles.find is None or not memfd.sealable():
@@ -110,7 +110,7 @@ def _rehearse(order: Order) -> None:
     else:
         _send_snapshot(there)
     _serve_one(order, here)
-    order.mark = worker.STARTED
+    order.rehearsing = False
     order.channel = channel
     here.close()
     there.close()
@@ -174,7 +174,7 @@ def _bind(order: Order, limits: Bounds) -> None:
     from . import bounds  # noqa: PLC0415 - only where there are some
 
     order.bounds = limits
-    if order.nonce == _NOTHING:  # a rehearsal, which leaves all as it is
+    if order.rehearsing:
         bounds.apply(limits, -1, order.scratch)
         return
     statm = order.statm if order.policy is not None else bounds.open_statm()

@@ -16,13 +16,12 @@ from .._wire.handles import Lent, Packing
 from . import loops, progress
 from .order import Order
 
-__all__ = ["MARK_AT", "SCRATCH_START", "STARTED", "work"]
+__all__ = ["MARK_AT", "SCRATCH_START", "work"]
 
 # The scratch file begins with room for the text of a crash; then comes the mark of a quiet start,
-# one byte; then results.
+# where it is a byte and no seal; then results.
 SCRATCH_START = 1 << 20
 MARK_AT = SCRATCH_START - 1
-STARTED = b"\1"
 
 _HERE = os.path.dirname(__file__)
 
@@ -32,7 +31,8 @@ def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901, PLR0912
     pid = os.getpid()
     code = 0
     if order.quiet:
-        os.pwrite(order.scratch, order.mark, MARK_AT)
+        leave_mark = memfd.is_marked if order.rehearsing else memfd.mark
+        leave_mark(order.scratch, MARK_AT)
     else:
         os.write(order.channel, order.started_mark)
     if order.progress:

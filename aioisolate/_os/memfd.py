@@ -10,7 +10,16 @@ from typing import Any
 
 from .fds import Descriptors, lift
 
-__all__ = ["create", "fix_size", "has_fixed_size", "is_sealed", "seal", "sealable"]
+__all__ = [
+    "create",
+    "fix_size",
+    "has_fixed_size",
+    "is_marked",
+    "is_sealed",
+    "mark",
+    "seal",
+    "sealable",
+]
 
 # Not every platform has what is used of these; `sealable` is asked first.
 _fcntl: Any = fcntl
@@ -23,6 +32,7 @@ _SEALS: int = (
     else 0
 )
 _SIZE_SEALS: int = _fcntl.F_SEAL_SHRINK | _fcntl.F_SEAL_GROW if sys.platform == "linux" else 0
+_MARK: int = _fcntl.F_SEAL_SHRINK if sys.platform == "linux" else 0
 _old_kernel = False
 
 
@@ -75,6 +85,24 @@ def fix_size(fd: int) -> None:
 def has_fixed_size(fd: int) -> bool:
     """Tell whether nobody can change the file's length any more."""
     return sealable() and _seals(fd) & _SIZE_SEALS == _SIZE_SEALS
+
+
+def mark(fd: int, at: int) -> None:
+    """Leave a mark on the file, which nobody can take back: a seal (against shrinking).
+
+    Where there are no seals it is a byte of the file, the one *at* that place.
+    """
+    if sealable():
+        fcntl.fcntl(fd, _fcntl.F_ADD_SEALS, _MARK)
+    else:
+        os.pwrite(fd, b"\1", at)
+
+
+def is_marked(fd: int, at: int) -> bool:
+    """Tell whether somebody has left a mark on the file."""
+    if sealable():
+        return bool(_seals(fd) & _MARK)
+    return os.pread(fd, 1, at) == b"\1"
 
 
 def _seals(fd: int) -> int:

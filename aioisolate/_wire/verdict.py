@@ -101,6 +101,9 @@ def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: PLR0911 - one for ea
                 return Verdict(MemoryLostError, Reason.MEMORY_LIMIT, text)
             reason = Reason[name] if name in _LOSSES else Reason.RESULT_WRITE
             return Verdict(CallableExecutedError, reason, text)
+        case Kind.FAILED if evidence.started:
+            message = "the child says that it has not called fn, and it has"
+            return Verdict(CallableStatusUnknownError, Reason.PROTOCOL, message)
         case Kind.FAILED:
             step, _, rest = evidence.detail.partition("\n")
             text = rest.partition("\n")[2]

@@ -13,7 +13,6 @@ from .._call.output import OutputStream, open_streams
 from .._call.plan import Plan
 from .._call.waiter import AnyioWaiter, AsyncioWaiter, Waiter
 from .._child.order import AsyncBackend
-from .._child.worker import MARK_AT
 from .._errors import CallableDidNotExecuteError, Reason
 from .._os import cgroups, memfd, messages
 from .._os.fds import Descriptors
@@ -130,8 +129,6 @@ class WardChild:
             self.group = groups.make(*plan.enforcement.group)
             self._sent_along += self.group.entrances
         entrances = len(self._sent_along)
-        if bounds is not None and (bounds.file_size or MARK_AT) < MARK_AT:
-            quiet = False  # the mark could not be written there
         in_file = len(stream) > _CALL_INLINE_MAX
         if in_file:
             file = memfd.create(fds)

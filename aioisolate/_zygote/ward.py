@@ -16,7 +16,7 @@ from .._os import memfd
 from .._os.fds import Descriptors
 from .._os.process import Status
 from .._wire.frames import NONCE_SIZE, ProtocolError
-from .._wire.state import Conversation
+from .._wire.state import Conversation, Message
 
 __all__ = ["Keeper", "Ward"]
 
@@ -130,21 +130,19 @@ class Ward:
         except (ProtocolError, ConnectionResetError) as exc:
             raise self._unconfined(str(exc)) from exc
         if not heard:
-            failure = conversation.answer
-            _, number, text = _failure(b"".join(failure[1]) if failure else b"")
-            raise self._unconfined(text) from (OSError(number, text) if number else None)
+            raise self._unconfined(*_failure(conversation.answer))
         wrong = why_unconfined(layers, b"".join(heard[0][1]))
         if wrong:
             raise self._unconfined(wrong)
         self.proved = True
         return True
 
-    def _unconfined(self, why: str) -> CallableDidNotExecuteError:
-        return CallableDidNotExecuteError(
-            f"the child could not be confined: {why}",
-            reason=Reason.CHILD_SETUP,
-            pid=self.pid,
+    def _unconfined(self, why: str, number: int = 0) -> CallableDidNotExecuteError:
+        error = CallableDidNotExecuteError(
+            f"the child could not be confined: {why}", reason=Reason.CHILD_SETUP, pid=self.pid
         )
+        error.__cause__ = OSError(number, why) if number else None
+        return error
 
     def signal(self, number: int, *, group: bool = False) -> None:
         """Send a signal to it or to its process group, if it has not ended."""
@@ -168,9 +166,10 @@ class Ward:
         self._fds.close_all()
 
 
-def _failure(body: bytes) -> tuple[str, int, str]:
-    """Take a FAILED frame's body apart: step, errno or 0, text."""
-    if not body:
-        return "", 0, "it ended without a word"
-    step, number, text = body.decode(errors="replace").split("\n", 2)
-    return step, int(number), text
+def _failure(answer: Message | None) -> tuple[str, int]:
+    """Tell from a FAILED frame what has failed, and the errno or 0."""
+    if answer is None:
+        return "it ended without a word", 0
+    # Nobody's code but ours has run in it.
+    _, number, text = b"".join(answer[1]).decode(errors="replace").split("\n", 2)
+    return text, int(number)
