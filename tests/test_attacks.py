@@ -18,7 +18,7 @@ import pytest
 
 import aioisolate
 from aioisolate import IsolationError, Isolator
-from tests.attacks import ATTACKS, Attack, Scene, be_a_sibling
+from tests.attacks import ATTACKS, Attack, Scene, be_a_sibling, without_imports
 from tests.helpers import ROOT, Stages, python
 
 every_attack = pytest.mark.parametrize(
@@ -59,11 +59,13 @@ async def carry_out(attack: Attack, scene: Scene, iso: Isolator, **options) -> N
 async def _call(attack: Attack, scene: Scene, iso: Isolator, options) -> None:
     arguments = attack.arrange(scene)
     options = {"output": "null"} | attack.options(scene) | options
+    call = [attack.run, *arguments]
     if "limits" not in options:
         options |= attack.off_options(scene)
+        call.insert(0, without_imports)
     began = time.monotonic()
     try:
-        scene.outcome = await iso.capture(attack.run, *arguments, timeout=attack.timeout, **options)
+        scene.outcome = await iso.capture(*call, timeout=attack.timeout, **options)
     except Exception as exc:
         # `capture` never raises for a call's fate; a forged answer may have made it do so.
         scene.notes["escaped"] = exc

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from . import channel, files, inheritance, kernel, network, processes, resources
 from .processes import be_a_sibling
-from .scene import Attack, Scene
+from .scene import Attack, Scene, without_imports
 
-__all__ = ["ATTACKS", "Attack", "Scene", "be_a_sibling"]
+__all__ = ["ATTACKS", "Attack", "Scene", "be_a_sibling", "without_imports"]
 
 ATTACKS: list[Attack] = [
     attack

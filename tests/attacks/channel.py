@@ -8,6 +8,8 @@ more, since a forger is not bound to what the library would make.
 from __future__ import annotations
 
 import array
+import builtins
+import ctypes
 import fcntl
 import os
 import pickle
@@ -58,8 +60,6 @@ def find_line():
 
 def _search_nonce():
     """Find the number in the bytes of a frame, wherever they are."""
-    import ctypes
-
     pattern = re.compile(re.escape(_MAGIC) + rb"(.{8})\x01\0{9}", re.DOTALL)
     with open("/proc/self/maps") as file:
         lines = file.readlines()
@@ -301,8 +301,6 @@ def answer_and_stay(body):
 
 def forge_exception(name):
     """Have something raised in the parent that would end it, or that lies about the call."""
-    import builtins
-
     answer(_RAISED, _NO_TABLE + pickle.dumps(_Raiser(getattr(builtins, name))))
     os._exit(0)
 

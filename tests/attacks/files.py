@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import struct
 
 from .scene import Attack, Scene
@@ -52,8 +53,6 @@ def make_directory(path):
 
 
 def make_unix_socket(path):
-    import socket
-
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path)
     return True

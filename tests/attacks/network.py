@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.idna  # getaddrinfo wants it
 import errno
 import os
 import socket

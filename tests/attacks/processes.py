@@ -238,18 +238,23 @@ def spare_oneself():
 
 def leave_behind_by_clone(line):
     """Fork a process that is a child of one's own parent and in a session of its own."""
+    told, tell = os.pipe()
     pid = call("clone", 0x8000 | signal.SIGCHLD, 0, 0, 0, 0)
     if pid == 0:
-        _hold(line)
+        _hold(line, tell)
+    # Not before it has left the group that is killed with this process.
+    os.close(tell)
+    os.read(told, 1)
     return pid
 
 
-def _hold(line):
+def _hold(line, tell):
     """Keep the line until its other side is closed, but not for ever; then end."""
     try:
         os.setsid()
         signal.alarm(8)
         libc.prctl(1, 0, 0, 0, 0)
+        os.write(tell, b"x")
         os.read(line, 1)
     finally:
         os._exit(0)

@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from .system import find_in, read_memory
 
-__all__ = ["ENVIRONMENT", "Attack", "Scene"]
+__all__ = ["ENVIRONMENT", "Attack", "Scene", "without_imports"]
 
 ENVIRONMENT = "AIOISOLATE_ATTACK_SECRET"
 
@@ -289,6 +289,22 @@ class Scene:
     def swollen(self) -> int:
         """Return how many MiB the parent has had more, at most."""
         return (_status("VmHWM") - self.notes["memory"]) >> 20
+
+
+class _Refusal:
+    @staticmethod
+    def find_spec(name: str, _path: object = None, _target: object = None) -> None:
+        raise PermissionError(f"the attack imports {name}, and may be stopped by that alone")
+
+
+def without_imports(run: Callable[..., Any], *args: Any) -> Any:
+    """Run an attack as where no module can be read any more: it has to do without more of them."""
+    refusal = _Refusal()
+    sys.meta_path.insert(0, refusal)
+    try:
+        return run(*args)
+    finally:
+        sys.meta_path.remove(refusal)
 
 
 def _status(name: str) -> int:
