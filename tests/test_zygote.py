@@ -358,7 +358,7 @@ async def test_a_server_that_dies_is_replaced():
             server = pool_of(iso).pid
             os.kill(server, signal.SIGSTOP)  # so that the next one has to wait
             while pool_of(iso).idle:
-                pool_of(iso)._let_go(pool_of(iso)._idle.popleft())
+                pool_of(iso).let_go(pool_of(iso)._idle.popleft())
             group.start_soon(queued)
             await anyio.sleep(0.05)
             os.kill(server, signal.SIGKILL)
