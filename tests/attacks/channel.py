@@ -307,9 +307,10 @@ def forge_exception(name):
 
 def forge_refusal():
     """Raise the library's own word for: nothing has happened, try again."""
+    text = b"the process could not be forked"
     stream = (
         b"\x80\x04caioisolate._errors\nCallableDidNotExecuteError\n)\x81}("
-        b"\x8c\x06reasoncaioisolate._errors\nReason\n\x8c\x02no\x85Rub."
+        b"\x8c\x06reasoncaioisolate._errors\nReason\n\x8c" + bytes([len(text)]) + text + b"\x85Rub."
     )
     answer(_RAISED, _NO_TABLE + stream)
     os._exit(0)
@@ -587,7 +588,7 @@ ATTACKS = [
     _channel("exception-interrupt", forge_exception, _given("KeyboardInterrupt"),
              _forged_ending, off="BASE_EXCEPTION", expect=_no_pickle + "|BASE_EXCEPTION"),
     _channel("exception-refusal", forge_refusal, _given(), _lies,
-             off="RESULT_DECODING", expect=_no_pickle),
+             off="FORK", expect=_no_pickle),
     _channel("claim-never-begun", claim_never_to_have_begun, _given(), _lies,
              expect="PROTOCOL|NO_RESULT"),
     _channel("wipe-mark", wipe_mark, _given(), _lies, expect="PROTOCOL|NO_RESULT"),
