@@ -17,15 +17,12 @@ import anyio
 import pytest
 
 import aioisolate
-from aioisolate import IsolationError, Isolator
+from aioisolate import IsolationError, Isolator, Limits, Sandbox
 from tests.attacks import ATTACKS, Attack, Scene, be_a_sibling, without_imports
 from tests.helpers import ROOT, Stages, python
 
 every_attack = pytest.mark.parametrize(
     "attack", ATTACKS, ids=[f"{attack.group}-{attack.name}" for attack in ATTACKS]
-)
-has_sandbox = pytest.mark.skipif(
-    not hasattr(aioisolate, "Sandbox"), reason="there is no sandbox yet"
 )
 pytestmark = [
     pytest.mark.one_loop,
@@ -123,17 +120,16 @@ async def test_without_the_sandbox_it_succeeds(attack):
             assert verdict(scene.outcome.error) in attack.off.split("|"), seen
 
 
-@has_sandbox
 @every_attack
 async def test_untrusted_stops_it(attack):
     with Scene() as scene:
         async with Isolator(
             start="zygote",
-            sandbox=aioisolate.Sandbox.untrusted(),
+            sandbox=Sandbox.untrusted(),
             preload=["tests.attacks"],
             max_concurrency=4,
         ) as iso:
-            await carry_out(attack, scene, iso, limits=aioisolate.Limits(**attack.limits))
+            await carry_out(attack, scene, iso, limits=Limits(**attack.limits))
         seen = (verdict(scene.outcome.error), scene.outcome)
         assert not succeeded(attack, scene), seen
         assert "escaped" not in scene.notes, seen
@@ -183,9 +179,28 @@ def test_a_killed_parent_leaves_none_that_is_an_ordinary_child():
     assert not killed_parent("ignore_everything", False, "{}")
 
 
-@has_sandbox
 @pytest.mark.parametrize(
     ("attack", "wants"), [("leave_behind_and_hang", True), ("ignore_everything", False)]
 )
 def test_a_killed_parent_leaves_none_with_the_sandbox(attack, wants):
-    assert not killed_parent(attack, wants, '{"sandbox": aioisolate.Sandbox.untrusted()}')
+    sandbox = "aioisolate.Sandbox(subprocesses=True)"
+    assert not killed_parent(attack, wants, f'{{"sandbox": {sandbox}}}')
+
+
+# Who may start processes
+
+_daemons = [attack for attack in ATTACKS if attack.name.startswith("daemon")]
+
+
+@pytest.mark.parametrize("attack", _daemons, ids=lambda attack: attack.name)
+@pytest.mark.parametrize("warm", [0, 1])
+async def test_daemons_end_with_their_call(attack, warm):
+    with Scene() as scene:
+        async with Isolator(
+            sandbox=Sandbox(subprocesses=True), preload=["tests.attacks"], warm=warm
+        ) as iso:
+            await carry_out(attack, scene, iso)
+            seen = (verdict(scene.outcome.error), scene.outcome)
+            assert not succeeded(attack, scene), seen
+            assert verdict(scene.outcome.error) in attack.expect.split("|"), seen
+            assert attack.name == "daemon-by-clone" or "denied" not in seen
