@@ -1,0 +1,111 @@
+"""Which layer alone stops which attack: the table of docs/security.md, found by trying.
+
+python -m tests.attack_table            print it
+python -m tests.attack_table --write    put it into docs/security.md
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from aioisolate import ForkSafetyWarning, Isolator, Limits, Sandbox, SandboxWarning
+from aioisolate._os import features
+from aioisolate.sandbox import PYTHON
+from tests.attacks import ATTACKS, Attack, Scene
+from tests.helpers import ROOT
+
+PATH = ROOT / "docs" / "security.md"
+BEGIN, END = "<!-- attacks: begin -->", "<!-- attacks: end -->"
+
+_OFF: dict[str, Any] = {
+    "read": None,
+    "write": None,
+    "network": "inherit",
+    "subprocesses": True,
+    "namespaces": "off",
+    "syscalls": "off",
+    "user": "keep",
+    "cgroup": "off",
+    "env": None,
+    "codec": "pickle",
+}
+_CLOSED: dict[str, Any] = {
+    "read": (PYTHON,),
+    "write": (),
+    "network": "none",
+    "syscalls": "default",
+    "missing": "warn",
+}
+# Each by itself: what the sandbox is asked for, and what this machine is made to lack.
+LAYERS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
+    "fresh": (None, {}),
+    "user": ({"user": "auto"}, {}),
+    "landlock": (_CLOSED, {"seccomp": False}),
+    "seccomp": ({"syscalls": "default", "network": "none", "subprocesses": False}, {}),
+    "namespaces": (_CLOSED | {"namespaces": "require"}, {"seccomp": False, "landlock": 0}),
+    "limits": ({"limits": Sandbox.untrusted().limits, "cgroup": "auto"}, {}),
+    "codec": ({"codec": "msgspec", "limits": Limits(result_size="16 MiB")}, {}),
+}
+
+
+async def stopped(attack: Attack, layer: str) -> bool:
+    """Tell whether an attack fails where this layer alone is engaged."""
+    from tests.test_attacks import carry_out, succeeded
+
+    asked, lacking = LAYERS[layer]
+    sandbox = None if asked is None else Sandbox(**(_OFF | asked))
+    here = features.containment()
+    more = {"limits": Limits(**attack.limits)} if layer == "limits" else {}
+    with pytest.MonkeyPatch.context() as patch, Scene() as scene:
+        patch.setattr(features, "containment", lambda: here._replace(**lacking))
+        async with Isolator(
+            sandbox=sandbox, preload=["tests.attacks"], max_concurrency=4, output="null"
+        ) as iso:
+            await carry_out(attack, scene, iso, **more)
+        return not succeeded(attack, scene)
+
+
+def rows() -> Iterator[tuple[Attack, dict[str, bool]]]:
+    for attack in ATTACKS:
+        if attack.off != "success" or attack.needs() or (attack.needs_root and os.geteuid()):
+            continue
+        yield attack, {layer: asyncio.run(stopped(attack, layer)) for layer in LAYERS}
+
+
+def table() -> str:
+    """Make the table, of those attacks that succeed here without a sandbox."""
+    names = list(LAYERS)
+    lines = ["| attack | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    group = ""
+    for attack, results in rows():
+        if attack.group != group:
+            group = attack.group
+            lines.append(f"| **{group}** |" + " |" * len(names))
+        marks = " | ".join("●" if results[name] else "" for name in names)
+        lines.append(f"| {attack.name} | {marks} |")
+        print(lines[-1], file=sys.stderr)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    for kind in (ForkSafetyWarning, SandboxWarning, DeprecationWarning):
+        warnings.simplefilter("ignore", kind)
+    text = table()
+    if "--write" not in sys.argv:
+        sys.stdout.write(text + "\n")
+        return
+    page = PATH.read_text()
+    head, _, rest = page.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    PATH.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}")
+
+
+if __name__ == "__main__":
+    main()
