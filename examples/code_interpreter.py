@@ -52,7 +52,7 @@ from aioisolate import (
 from aioisolate.integrations.starlette import cancel_on_disconnect
 
 CODE_MAX = 50_000  # characters
-BODY_MAX = 400_000  # bytes: JSON may need six of them for a character
+BODY_MAX = 12 * CODE_MAX + 1000  # bytes: in JSON an emoji may be two \uXXXX
 BODY_SECONDS = 10.0
 TIMEOUT, TIMEOUT_MAX = 5.0, 10.0
 MEMORY, MEMORY_MAX = "128 MiB", 256 << 20
@@ -81,13 +81,13 @@ STATUS = {
 
 async def post_run(request: Request) -> Response:
     """Run a piece of code and tell what became of it."""
-    code, timeout, memory = checked(await read_json(request))
-    with one_more_of(request):
-        work = functools.partial(carry_out, request.app.state.isolator, code, timeout, memory)
-        try:
+    try:
+        code, timeout, memory = checked(await read_json(request))
+        with one_more_of(request):
+            work = functools.partial(carry_out, request.app.state.isolator, code, timeout, memory)
             answer = await cancel_on_disconnect(request, work)
-        except ClientDisconnect:
-            return Response(status_code=499)  # nobody reads it
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody reads it
     if answer["status"] == "refused":
         return JSONResponse(answer, status_code=503, headers={"Retry-After": "1"})
     return JSONResponse(answer)

@@ -17,6 +17,8 @@ from typing import Literal, TypedDict
 CELL = "<cell>"
 VALUE_MAX = 20_000
 TRACEBACK_MAX = 20_000
+# What a cell is run by: the first frames of its tracebacks.
+OURS = {__file__, ast.__file__}
 
 
 class Answer(TypedDict):
@@ -61,12 +63,17 @@ def run(source: str, namespace: dict[str, object]) -> object:
 
 
 def explain(error: BaseException) -> str:
-    """Format an exception as Python does, beginning in the cell: no frames of ours."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename != CELL:
-        trace = trace.tb_next
-    lines = traceback.format_exception(type(error), error, trace)
-    return shorten("".join(lines), TRACEBACK_MAX)
+    """Format an exception as Python does, with all that led to it, but without frames of ours."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        trace = link.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename in OURS:
+            trace = trace.tb_next
+        link.__traceback__ = trace
+        seen.add(id(link))
+        link = link.__context__
+    return shorten("".join(traceback.format_exception(error)), TRACEBACK_MAX)
 
 
 def shorten(text: str, size: int) -> str:
