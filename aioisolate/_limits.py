@@ -36,7 +36,8 @@ def as_bytes(name: str, size: object, *, least: int = 0) -> int:
                 f"not {size!r}"
             )
         exact = float(found[1]) * unit if "." in found[1] else int(found[1]) * unit
-        size = int(exact)
+        # One of very many digits is infinite.
+        size = int(min(exact, _SIZE_MAX + 1))
     if isinstance(size, bool) or not isinstance(size, int):
         raise TypeError(
             f"{name} must be a number of bytes or a size such as '512 MiB', not {size!r}"

@@ -113,11 +113,11 @@ def python(
 
 
 @contextlib.contextmanager
-def service(name: str = "image_service") -> Iterator[tuple[str, int]]:
+def service(name: str = "image_service", *args: str, **env: str) -> Iterator[tuple[str, int]]:
     """Run an example that is a server; give its address and process id."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **env}
     process = subprocess.Popen(
-        [sys.executable, f"examples/{name}.py", "--port", "0"],
+        [sys.executable, f"examples/{name}.py", "--port", "0", *args],
         stderr=subprocess.PIPE,
         text=True,
         env=environment,

@@ -46,6 +46,8 @@ EXPECTED = {
     "leaky_extension": [],
     "image_service": [],
     "report_service": [],
+    "code_interpreter": [],  # tests/test_code_interpreter.py
+    "code_interpreter_cell": [],
     "batch": [],
     "dataset": [],
 }
