@@ -79,6 +79,7 @@ class CallOptions:
 
     # Not a dataclass, like everything else that is made for each call: those take long to import.
     __slots__ = (
+        "_confinement",
         "codec",
         "grace",
         "limits",
@@ -130,6 +131,8 @@ class CallOptions:
             self.codec, limits, output = _contained(sandbox, limits, codec, output)
         if result_type is not None and self.codec == "pickle":
             raise ValueError("result_type is for codec='msgspec' and 'json'; a pickle has its own")
+        # What `make_plan` has worked out of these for the calls that share them.
+        self._confinement: Any = None
         self.limits = limits
         self.sandbox = sandbox
         self.result_type = result_type

@@ -154,7 +154,9 @@ def test_tracebacks():
         assert "surrogates" in server.traceback("'\ud800'")
         assert "SyntaxError" in server.traceback("return 5")
 
-        text = server.traceback("try:\n    1/0\nexcept Exception as e:\n    raise KeyError(1) from e")
+        text = server.traceback(
+            "try:\n    1/0\nexcept Exception as e:\n    raise KeyError(1) from e"
+        )
         assert "direct cause" in text
         assert "line 2, in <module>" in text
         assert "+-+---------------- 1" in server.traceback(
@@ -319,11 +321,15 @@ def test_bad_requests():
         refused(415, "Content-Type", raw(b'{"code": "1"}', "text/plain"))
         refused(415, "Content-Type", raw(b'{"code": "1"}', "application/jsonp"))
         refused(413, "at most", raw(bytes(700_000)))
-        refused(413, "at most", server.client.post(
-            "/run",
-            content=(bytes(9999) for _ in range(99)),
-            headers={"Content-Type": "application/json"},
-        ))
+        refused(
+            413,
+            "at most",
+            server.client.post(
+                "/run",
+                content=(bytes(9999) for _ in range(99)),
+                headers={"Content-Type": "application/json"},
+            ),
+        )
         refused(400, "code must be a string", raw(b"{}"))
         for code in (None, 5, ["1"], {}):
             refused(400, "code must be a string", server.post(code))
@@ -343,9 +349,13 @@ def test_bad_requests():
         assert server.client.get("/run").status_code == 405
         assert server.client.get("/etc/passwd").status_code == 404
         assert server.client.get("/..%2f..%2fetc/passwd").status_code == 404
-        with socket.create_connection((server.client.base_url.host, server.client.base_url.port)) as s:
-            s.sendall(b"POST /run HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                      b"Content-Length: 100\r\n\r\n{")
+        with socket.create_connection(
+            (server.client.base_url.host, server.client.base_url.port)
+        ) as s:
+            s.sendall(
+                b"POST /run HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 100\r\n\r\n{"
+            )
         assert server.value("1 + 1") == "2"
 
 
@@ -407,7 +417,8 @@ while todo:
         elif id(o) not in seen:
             seen.add(id(o)); todo.append(o)
 found""",
-    "secrets in its memory": LIBC + """
+    "secrets in its memory": LIBC
+    + """
 import re
 r, w = os.pipe()
 found, last = set(), b""
@@ -452,7 +463,8 @@ got""",
     "p = m.get_context('fork').Process(target=print)\np.start()\np.pid",
     "ptrace the server": LIBC + "libc.ptrace(0x4206, SERVER, 0, 0) == 0",
     "ptrace the parent": LIBC + "libc.ptrace(0x4206, os.getppid(), 0, 0) == 0",
-    "read the parent's memory": LIBC + """
+    "read the parent's memory": LIBC
+    + """
 buffer = ctypes.create_string_buffer(64)
 class V(ctypes.Structure):
     _fields_ = [("base", ctypes.c_void_p), ("size", ctypes.c_size_t)]
@@ -526,7 +538,8 @@ n >= 50_000""",
     "two answers": FRAMES + "send(2, VALUE + b'\\xc0')\nsend(2, VALUE + b'\\xc0')\n0",
     "noise": FRAMES + "while True: os.write(order.channel, os.urandom(9999))",
     "a flood of progress": FRAMES + "while True: send(7, b'\\x93' + b'\\x01' * 3)",
-    "many descriptors": FRAMES + """
+    "many descriptors": FRAMES
+    + """
 channel = socket.socket(fileno=order.channel)
 for _ in range(50):
     fds = [os.dup(0) for _ in range(20)]
@@ -537,7 +550,8 @@ for _ in range(50):
     finally:
         for fd in fds: os.close(fd)
 os._exit(0)""",
-    "one byte a second": FRAMES + "import time\nwhile True:\n    os.write(order.channel, b'\\x89')\n"
+    "one byte a second": FRAMES
+    + "import time\nwhile True:\n    os.write(order.channel, b'\\x89')\n"
     "    time.sleep(0.1)",
     "a changed cell": "import code_interpreter_cell as c\nc.shorten = lambda *a: {'a': [1]}\n5",
     "a broken cell": "import code_interpreter_cell as c\nc.explain = None\n1/0",

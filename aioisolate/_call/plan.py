@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 from .._child.policy import Policy
@@ -59,15 +60,24 @@ def make_plan(
         )
     if options.timeout == 0:
         raise StartTimeoutError("the timeout of 0 s left no time to begin", reason=Reason.TIMEOUT)
-    sandbox, limits = options.sandbox, options.limits
+    if options.codec == "pickle" and options.sandbox is None and options.limits is None:
+        return Plan(fn, args, options, streaming)
+    if options._confinement is None:
+        options._confinement = _confine(options, start)
+    return Plan(fn, args, options, streaming, *options._confinement)
+
+
+def _confine(options: CallOptions, start: Start) -> tuple[Policy | None, Enforcement]:
+    """Decide how a call is confined; raises if that can't be."""
+    sandbox = options.sandbox
     if options.codec != "pickle":
         _check_codec(options)
-    if sandbox is None and limits is None:
-        return Plan(fn, args, options, streaming)
     here = _features.containment()
     policy = None if sandbox is None else make_policy(sandbox, here, start)
-    enforcement = plan_limits(limits, sandbox, policy, here)
-    return Plan(fn, args, options, streaming, policy, enforcement)
+    return policy, plan_limits(options.limits, sandbox, policy, here)
+
+
+_check_type = functools.lru_cache(256)(plain.check_result_type)
 
 
 def _check_codec(options: CallOptions) -> None:
@@ -77,8 +87,10 @@ def _check_codec(options: CallOptions) -> None:
             "pip install 'aioisolate[msgspec]', or codec='json'",
             reason=Reason.FEATURE_UNAVAILABLE,
         )
-    if options.result_type is not None:
-        plain.check_result_type(options.codec, options.result_type)
+    kind = options.result_type
+    if kind is not None:
+        check = _check_type if isinstance(kind, Hashable) else plain.check_result_type
+        check(options.codec, kind)
 
 
 def check_callable(fn: object) -> None:
