@@ -66,7 +66,7 @@ def make_plan(
         return Plan(fn, args, options, streaming)
     here = _features.containment()
     policy = None if sandbox is None else make_policy(sandbox, here, start)
-    enforcement = plan_limits(limits, sandbox, policy, here)
+    enforcement = plan_limits(limits, sandbox, policy, here, start)
     return Plan(fn, args, options, streaming, policy, enforcement)
 
 
