@@ -14,7 +14,7 @@ from tests.helpers import ROOT, python
 PACKAGE = ROOT / "aioisolate"
 # From the bottom up. A module may import from its own layer, without circles, and from those below.
 LAYERS = [
-    ["_errors", "_outcome", "_options"],
+    ["_errors", "_limits", "_outcome", "sandbox", "_options"],
     ["_os"],
     ["_wire"],
     ["_memory"],
