@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any, TypeAlias
 
@@ -20,6 +19,7 @@ _SIZES = ("memory", "address_space", "file_size", "core_size", "result_size", "o
 _COUNTS = ("open_files", "processes")
 # The kernel and the frames count no further.
 _SIZE_MAX = 1 << 62
+_COUNT_MAX = 1 << 31
 
 
 def as_bytes(name: str, size: object, *, least: int = 0) -> int:
@@ -35,15 +35,15 @@ def as_bytes(name: str, size: object, *, least: int = 0) -> int:
                 f"{name} must be a number of bytes or a size such as '512 MiB' or '2 GB', "
                 f"not {size!r}"
             )
-        exact = float(found[1]) * unit if "." in found[1] else int(found[1]) * unit
-        # One of very many digits is infinite.
-        size = int(min(exact, _SIZE_MAX + 1))
+        # Nothing that could be meant has more digits, and there are limits to what can be read.
+        number = found[1] if len(found[1]) < 40 else "1" + "0" * 40
+        size = int(float(number) * unit) if "." in number else int(number) * unit
     if isinstance(size, bool) or not isinstance(size, int):
         raise TypeError(
             f"{name} must be a number of bytes or a size such as '512 MiB', not {size!r}"
         )
     if not least <= size <= _SIZE_MAX:
-        raise ValueError(f"{name} must be at least {least} bytes, not {size!r}")
+        raise ValueError(f"{name} must be {least} to {_SIZE_MAX} bytes, not {_shown(size)}")
     return size
 
 
@@ -181,14 +181,20 @@ def _rebuild(fields: dict[str, Any]) -> Limits:
 def _as_count(name: str, value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
-    if not least <= value <= 1 << 31:
-        raise ValueError(f"{name} must be at least {least}, not {value!r}")
+    if not least <= value <= _COUNT_MAX:
+        raise ValueError(f"{name} must be {least} to {_COUNT_MAX}, not {_shown(value)}")
     return value
 
 
 def _as_seconds(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be above 0 and finite, not {value!r}")
+    if not 0 < value <= _COUNT_MAX:
+        raise ValueError(f"{name} must be above 0 and at most {_COUNT_MAX}, not {_shown(value)}")
     return value
+
+
+def _shown(value: object) -> str:
+    # It may have more digits than Python is willing to write.
+    large = isinstance(value, int) and abs(value) >= 1 << 200
+    return "so many" if large else repr(value)

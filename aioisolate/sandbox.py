@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final, Literal, Self
 
 from ._limits import Limits, Size, as_bytes
@@ -40,7 +41,8 @@ class Sandbox:
             stands for what the interpreter needs. None: whatever this user may.
         write: files and directories that may be written and read. None: whatever this user may.
         scratch: the size of an empty directory of its own, in memory, which is its HOME, TMPDIR
-            and working directory and goes with it. Needs namespaces. None: it has none.
+            and working directory and goes with it. Needs namespaces, and paths in *read*.
+            None: it has none.
         network: ``"none"``: no sockets but pairs of Unix sockets, and a network namespace without
             interfaces. ``"inherit"``: as this process.
         subprocesses: it may start processes and programs. They end with it, whatever they do.
@@ -107,7 +109,7 @@ class Sandbox:
     fresh: bool
     missing: Literal["refuse", "warn"]
 
-    def __init__(  # noqa: PLR0917 - in this order they are documented
+    def __init__(  # noqa: C901, PLR0917 - in this order they are documented
         self,
         read: Paths = (PYTHON,),
         write: Paths = (),
@@ -212,6 +214,8 @@ class Sandbox:
         given = changes.get("limits")
         if isinstance(given, Limits):
             limits = given.over(limits)
+        elif given is not None:
+            raise TypeError(f"sandbox.limits must be Limits, not {given!r}")
         if changes.get("codec") == "pickle":
             raise ValueError(
                 "what a stranger's code returns is never unpickled: that would run code of theirs "
@@ -253,6 +257,15 @@ class Sandbox:
         fields.append(f"env={'None' if self.env is None else sorted(self.env)}")
         return f"Sandbox({', '.join(fields)})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        fields["env"] = None if self.env is None else dict(self.env)
+        return _rebuild, (type(self), fields)
+
+
+def _rebuild(cls: type[Sandbox], fields: dict[str, Any]) -> Sandbox:
+    return cls(**fields)
+
 
 def _data_codec() -> str:
     from importlib.util import find_spec  # noqa: PLC0415 - only for this preset
@@ -267,7 +280,7 @@ def _checked_paths(name: str, paths: Paths) -> tuple[str, ...] | None:
         raise TypeError(f"sandbox.{name} must be a list of paths, not the one path {paths!r}")
     checked = []
     for path in paths:
-        text = os.fspath(path)
+        text = os.fspath(path) if isinstance(path, os.PathLike) else path
         if not isinstance(text, str):
             raise TypeError(f"sandbox.{name} must hold paths, not {path!r}")
         if text != PYTHON and not os.path.isabs(text):
@@ -284,7 +297,7 @@ def _checked_scratch(size: Size | None, namespaces: str, read: Paths) -> int | N
     if namespaces == "off":
         raise ValueError("sandbox.scratch needs namespaces, which are off")
     if read is None:
-        raise ValueError("sandbox.scratch is for who may not write anywhere else: give read")
+        raise ValueError("sandbox.scratch needs paths in sandbox.read and sandbox.write")
     return as_bytes("sandbox.scratch", size, least=4096)
 
 
@@ -308,4 +321,4 @@ def _checked_env(env: object) -> Mapping[str, str] | None:
             raise TypeError(f"sandbox.env must map strings to strings, not {name!r}")
         if not name or "=" in name or "\0" in name + value:
             raise ValueError(f"sandbox.env can't have a variable {name!r}")
-    return dict(env)
+    return MappingProxyType(dict(env))

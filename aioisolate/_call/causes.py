@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 
 from .._os import oom
@@ -9,7 +11,10 @@ from .._os.cgroups import Group
 
 __all__ = ["memory_killer", "note_memory", "why_unconfined"]
 
-_before: oom.Kills | None = None
+# The last count, and when that was; counting before every call would cost too much.
+_latest: oom.Kills | None = None
+_noted_at = -math.inf
+_NOTED_FOR = 1.0
 
 
 def why_unconfined(wanted: Sequence[str], engaged: bytes) -> str:
@@ -21,17 +26,21 @@ def why_unconfined(wanted: Sequence[str], engaged: bytes) -> str:
     return f"layers missing: {', '.join(missing) or 'none'}; engaged: {', '.join(told) or 'none'}"
 
 
-def note_memory() -> None:
-    """Note how many processes have been killed for want of memory, to know of later ones."""
-    global _before
-    if _before is None:
-        _before = oom.kills()
+def note_memory() -> oom.Kills:
+    """Tell how many processes had been killed for want of memory a second ago at most."""
+    global _latest, _noted_at
+    now = time.monotonic()
+    if _latest is None or now - _noted_at > _NOTED_FOR:
+        _latest = oom.kills()
+        _noted_at = now
+    return _latest
 
 
-def memory_killer(group: Group | None) -> str:
-    """Say who killed a process for want of memory, if somebody seems to have."""
-    global _before
+def memory_killer(group: Group | None, before: oom.Kills) -> str:
+    """Say who killed a process for want of memory, if somebody seems to have.
+
+    *before* is what `note_memory` told when the process was started.
+    """
     if group is not None and group.events().oom_kills:
         return "the limit of all its processes together, a control group's"
-    before, _before = _before, oom.kills()
-    return "" if before is None else oom.since(before)
+    return oom.since(before)

@@ -41,6 +41,7 @@ class Child(Protocol):
             beginning; and it leaves a mark in the scratch file when it starts.
         lost: it died because its fork server did, and how is not known.
         group: the control group that it is in, or None.
+        has_init: it is in a process namespace of its own, which ends with it.
         layers: what confines it, if it is to tell and then to wait for `go`; else None.
     """
 
@@ -56,6 +57,7 @@ class Child(Protocol):
     fork_seconds: float
     talks: bool
     group: Group | None
+    has_init: bool
     layers: Sequence[str] | None
 
     @property

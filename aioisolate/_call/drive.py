@@ -8,8 +8,9 @@ from .supervise import Supervision
 
 __all__ = ["supervise"]
 
-# How often to look, a millisecond apart, for killed grandchildren that this process has adopted.
-_ADOPTED_LOOKS = 500
+# How often to look, a millisecond apart, for others who were killed together with the child, but
+# are not necessarily dead by now; the kernel gives no event.
+_LOOKS = 500
 
 
 async def supervise(supervision: Supervision, grace: float) -> None:
@@ -41,8 +42,7 @@ async def supervise(supervision: Supervision, grace: float) -> None:
             supervision.gone = True
             child.put_down()
         raise
-    # Killed together with the child, but not necessarily dead by now; the kernel gives no event.
-    for _ in range(_ADOPTED_LOOKS):
+    for _ in range(_LOOKS):
         if not child.reap_adopted():
             break
         await anyio.sleep(0.001)
@@ -60,3 +60,10 @@ async def _see_off(supervision: Supervision, grace: float) -> None:
             except waiter.cancelled:
                 continue
             supervision.step()
+        for _ in range(_LOOKS):
+            if not supervision.child.reap_adopted():
+                break
+            try:
+                await anyio.sleep(0.001)
+            except waiter.cancelled:
+                continue

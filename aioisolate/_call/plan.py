@@ -74,7 +74,7 @@ def _confine(options: CallOptions, start: Start) -> tuple[Policy | None, Enforce
         _check_codec(options)
     here = _features.containment()
     policy = None if sandbox is None else make_policy(sandbox, here, start)
-    return policy, plan_limits(options.limits, sandbox, policy, here)
+    return policy, plan_limits(options.limits, sandbox, policy, here, start)
 
 
 _check_type = functools.lru_cache(256)(plain.check_result_type)

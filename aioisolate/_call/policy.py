@@ -47,19 +47,33 @@ class Enforcement(NamedTuple):
 
 
 NOTHING = Enforcement()
+# The init of a process namespace, and who follows it from outside, unless they are of another
+# user's than the call.
+_KEEPERS = 2
 
 
 def _refuse(text: str) -> CallableDidNotExecuteError:
     return CallableDidNotExecuteError(text, reason=Reason.FEATURE_UNAVAILABLE)
 
 
-@functools.lru_cache(32)
 def make_policy(sandbox: Sandbox, here: Containment, start: Start) -> Policy:
     """Decide which layers a sandbox's children engage.
 
     Raises CallableDidNotExecuteError, naming each layer that can't be had here; with
     ``missing="warn"`` it warns instead.
     """
+    policy, lacking = _decide(sandbox, here, start)
+    if lacking:
+        text = "this machine can't hold what the sandbox promises: " + "; ".join(lacking)
+        if sandbox.missing == "refuse":
+            raise _refuse(text)
+        warnings.warn(text, SandboxWarning, stacklevel=3)
+    return policy
+
+
+@functools.lru_cache(32)
+def _decide(sandbox: Sandbox, here: Containment, start: Start) -> tuple[Policy, tuple[str, ...]]:
+    """Return the policy, and what it lacks here."""
     if sandbox.fresh and start != "zygote":
         raise _refuse(
             f"this sandbox is for children of a fresh interpreter, Isolator(start='zygote'): with "
@@ -71,11 +85,6 @@ def make_policy(sandbox: Sandbox, here: Containment, start: Start) -> Policy:
     unshare, init = _namespaces(sandbox, here, lacking)
     if isinstance(sandbox.user, int) and not here.becomes:
         lacking.append(f"this process may not become the user {sandbox.user}")
-    if lacking:
-        text = "this machine can't hold what the sandbox promises: " + "; ".join(lacking)
-        if sandbox.missing == "refuse":
-            raise _refuse(text)
-        warnings.warn(text, SandboxWarning, stacklevel=2)
     as_user = bool(unshare) and here.namespaces == "user"
     uid = -1
     if here.becomes and sandbox.user != "keep":
@@ -100,9 +109,10 @@ def make_policy(sandbox: Sandbox, here: Containment, start: Start) -> Policy:
     )
     if filtering:
         policy = _with_filters(policy, sandbox)
-    return policy._replace(
+    policy = policy._replace(
         server_layers=_server_layers(policy), child_layers=_child_layers(policy, start)
     )
+    return policy, tuple(lacking)
 
 
 def _restrictions(sandbox: Sandbox, here: Containment, lacking: list[str]) -> tuple[int, bool]:
@@ -238,7 +248,11 @@ def python_paths() -> tuple[str, ...]:
 
 
 def plan_limits(
-    limits: Limits | None, sandbox: Sandbox | None, policy: Policy | None, here: Containment
+    limits: Limits | None,
+    sandbox: Sandbox | None,
+    policy: Policy | None,
+    here: Containment,
+    start: Start = "fork",
 ) -> Enforcement:
     """Decide how limits are held.
 
@@ -251,7 +265,7 @@ def plan_limits(
             f"limits.memory can't be enforced on {here.platform}, where the size of a process "
             "can't be limited above what it starts with"
         )
-    group, processes = _group(limits, sandbox, policy, here)
+    group, processes = _group(limits, sandbox, policy, here, start)
     bounds = Bounds(
         limits.memory,
         limits.address_space,
@@ -266,7 +280,11 @@ def plan_limits(
 
 
 def _group(
-    limits: Limits, sandbox: Sandbox | None, policy: Policy | None, here: Containment
+    limits: Limits,
+    sandbox: Sandbox | None,
+    policy: Policy | None,
+    here: Containment,
+    start: Start,
 ) -> tuple[Group | None, int | None]:
     """Decide what a control group is needed for; return it, and the processes left to RLIMIT."""
     setting = "off" if sandbox is None else sandbox.cgroup
@@ -274,7 +292,11 @@ def _group(
         raise _refuse("this process may not make control groups (sandbox.cgroup='require')")
     memory = counted = None
     processes = limits.processes
-    if processes is not None and not _counts_alone(policy, here):
+    alone = _counts_alone(policy, here)
+    # A fork server's child enters a group when it is given its call, and they don't.
+    if policy is not None and policy.init and policy.uid < 0 and (alone or start == "fork"):
+        processes = processes and processes + _KEEPERS
+    if processes is not None and not alone:
         if "pids" not in here.groups or (sandbox is not None and setting == "off"):
             raise _refuse(
                 "limits.processes can't be enforced here: a user's processes are counted all "

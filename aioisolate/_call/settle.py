@@ -24,7 +24,7 @@ from .._outcome import Outcome, Usage
 from .._wire import codecs, inert, plain
 from .._wire.frames import Kind, Payload, ProtocolError, Region, TooLarge
 from .._wire.state import Message
-from .._wire.verdict import Answer, Evidence, Verdict, judge
+from .._wire.verdict import Answer, Evidence, KilledFor, Verdict, judge
 from .supervise import Supervision
 
 __all__ = ["outcome_of", "settle"]
@@ -38,6 +38,7 @@ async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
     answer = supervision.conversation.answer
     # The verdict on a value is that it is one; no evidence has to be put together for that.
     is_value = answer is not None and answer[0] is Kind.VALUE
+    is_value &= supervision.killed_for is not KilledFor.OUTPUT_LIMIT
     verdict = Answer.VALUE if is_value else judge(_evidence(supervision))
     if isinstance(verdict, Verdict) or answer is None:
         assert isinstance(verdict, Verdict)

@@ -36,9 +36,10 @@ from . import groups, registry
 from .child import Members
 from .output import OutputStream, open_streams
 from .plan import Plan
+from .policy import Group
 from .waiter import AnyioWaiter, AsyncioWaiter, Waiter
 
-__all__ = ["ForkedChild", "draft_order", "let_imports_finish", "warn_about"]
+__all__ = ["ForkedChild", "draft_order", "let_imports_finish", "make_group", "warn_about"]
 
 _STREAMS = ("__stdin__", "__stdout__", "__stderr__")
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
@@ -81,6 +82,7 @@ class ForkedChild:
         "fork_seconds",
         "forked_at",
         "group",
+        "has_init",
         "layers",
         "nonce",
         "pid",
@@ -116,6 +118,7 @@ class ForkedChild:
         self.process = Process()
         self.group: cgroups.Group | None = None
         self.layers: Sequence[str] | None = None
+        self.has_init = plan.policy is not None and plan.policy.init
         self.pid = 0
         self.end_fd = -1
         self.forked_at = time.monotonic()
@@ -166,7 +169,7 @@ class ForkedChild:
         if plan.options.limits is not None:
             order.result_size = plan.options.limits.result_size
             if plan.enforcement.group is not None:
-                self.group = groups.make(*plan.enforcement.group)
+                self.group = make_group(plan.enforcement.group)
                 order.entrances = self.group.entrances
         if policy is not None:
             self.layers = policy.child_layers
@@ -178,7 +181,10 @@ class ForkedChild:
 
     def go(self) -> None:
         """Let it call fn: its layers are what they should be."""
-        os.write(self.channel, GO)
+        try:
+            os.write(self.channel, GO)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it is dead, which its end will tell
 
     def launch(self) -> None:
         """Fork this process and let the child carry out its order.
@@ -260,6 +266,8 @@ class ForkedChild:
     def reap_adopted(self) -> bool:
         """Collect orphans of it that have become this process's; tell if there may be more."""
         more = is_subreaper() and self.process.reap_adopted()
+        # An init that was killed takes all others with it, and is the last of its group to go.
+        more |= self.has_init and not self.process.group_is_gone()
         return more or not (self.group is None or groups.dissolve(self.group))
 
     def leave(self) -> bool:
@@ -292,6 +300,17 @@ class ForkedChild:
         self.fds.close_all()
         if self.group is not None:
             groups.dissolve(self.group)
+
+
+def make_group(wanted: Group) -> cgroups.Group:
+    """Make a call's control group. Raises CallableDidNotExecuteError."""
+    try:
+        return groups.make(*wanted)
+    except OSError as exc:
+        raise CallableDidNotExecuteError(
+            f"{Reason.CHILD_SETUP.value}: its control group could not be made: {exc}",
+            reason=Reason.CHILD_SETUP,
+        ) from exc
 
 
 def draft_order(

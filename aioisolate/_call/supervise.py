@@ -30,7 +30,7 @@ from .._wire import inert
 from .._wire.frames import Kind, ProtocolError, TooLarge
 from .._wire.state import Conversation
 from .._wire.verdict import KilledFor
-from .causes import memory_killer, why_unconfined
+from .causes import memory_killer, note_memory, why_unconfined
 from .child import Child
 from .crash import StackText
 from .output import OutputStream
@@ -101,6 +101,7 @@ class Supervision:
         self.detail = ""
         self.seconds = 0.0
         self.out_of_memory = ""
+        self._kills_before = note_memory()
         self._look_due = not child.talks
         self._heard_result = False
         self._phase_ends = math.inf
@@ -129,7 +130,9 @@ class Supervision:
         self.left = False
         self.stack = StackText(child.scratch)
         # Without waiting for its end, nothing is known of that end.
-        self._leaves_early = not (whole or self.listens or child.streams or child.group)
+        self._leaves_early = not (
+            whole or self.listens or child.streams or child.group or child.has_init
+        )
         waits = child.layers is not None  # to be told to go on
         if self._look_due and (self.listens or on_item or options.on_progress or waits):
             self._watch_channel()
@@ -347,6 +350,9 @@ class Supervision:
         if self._output_left < 0:
             data = data[: int(self._output_left)]
             self.kill(KilledFor.OUTPUT_LIMIT)
+            # It may have ended by itself meanwhile; that is chance, and the limit is not.
+            if self.killed_for in (None, KilledFor.LINGERING):
+                self.killed_for = KilledFor.OUTPUT_LIMIT
         stream.feed(data)
         return len(data)
 
@@ -355,7 +361,7 @@ class Supervision:
         self.ended_at = time.monotonic()
         self.status = self.child.reap()
         if self.status.exit == -signal.SIGKILL and self.killed_for is None:
-            self.out_of_memory = memory_killer(self.child.group)
+            self.out_of_memory = memory_killer(self.child.group, self._kills_before)
         if self.child.lost and self.killed_for is None:
             self.killed_for = KilledFor.SERVER_DIED
         self.gone = True

@@ -43,6 +43,11 @@ def apply(bounds: Bounds, statm: int, scratch: int) -> None:
     *statm* is from `open_statm`, and is closed. *scratch* gets the stack when CPU time is up.
     """
     _eased.clear()
+    size = 0
+    if bounds.memory is not None or (bounds.address_space is not None and statm >= 0):
+        size = _address_space(statm)
+    if statm >= 0:
+        os.close(statm)  # before descriptors are counted
     if bounds.core_size is not None:
         _set("core_size", bounds.core_size)
     if bounds.file_size is not None:
@@ -60,12 +65,11 @@ def apply(bounds: Bounds, statm: int, scratch: int) -> None:
     # Last, so that none of the above is short of memory.
     space = bounds.address_space
     if bounds.memory is not None:
-        above = _address_space(statm) + bounds.memory
+        above = size + bounds.memory
         space = above if space is None else min(space, above)
-    if statm >= 0:
-        os.close(statm)
     if space is not None:
-        _set("memory", space, _ROOM)
+        # An answer has room above what there is, even where fn has none at all.
+        _set("memory", space, max(_ROOM, size + _ROOM - space))
 
 
 def ease() -> None:
@@ -91,7 +95,8 @@ def _set(name: str, soft: int, room: int = 0) -> None:
 def _number_after(count: int) -> int:
     """Return the first descriptor number that is too much when *count* more may be opened."""
     number = 0
-    while True:
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    while number != most:  # no more than that in any case
         # One by one: a list of them (/proc) may be out of reach.
         try:
             fcntl.fcntl(number, fcntl.F_GETFD)
@@ -100,6 +105,7 @@ def _number_after(count: int) -> int:
                 return number
             count -= 1
         number += 1
+    return number
 
 
 def _address_space(statm: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from .._os import landlock, namespaces, seccomp, users
 from .._os.prctl import set_dumpable, set_no_new_privs, set_parent_death_signal
 from .._wire.frames import Kind, encode
-from . import bounds, init
+from . import bounds, init, worker
 from .order import GO, Order
 from .policy import Layer, Policy
 
@@ -145,6 +146,7 @@ def confine(order: Order) -> str:
         if os.read(order.channel, 1) != GO:
             os._exit(1)
     if order.bounds is not None:
+        worker.have_last_word(order)
         bounds.apply(order.bounds, order.statm, order.scratch)
     return "call"
 
@@ -157,13 +159,17 @@ def _enter_copy(order: Order, policy: Policy, proc: int) -> list[str]:
     if policy.unshare:
         with _layer(Layer.NAMESPACES, engaged):
             _leave(policy)
+    rules = -1
+    if policy.landlock:
+        # Now: whoever it becomes may not find the paths.
+        with _layer(Layer.LANDLOCK, []):
+            rules = _make_rules(policy)
     _own(policy, uid, gid, parent, engaged)
     order.statm = bounds.open_statm(proc)
     with _layer(Layer.PRIVILEGES, engaged):
         set_no_new_privs()
     if policy.landlock:
         with _layer(Layer.LANDLOCK, engaged):
-            rules = _make_rules(policy)
             landlock.restrict(rules)
             os.close(rules)
     if policy.whole_filter:
@@ -275,13 +281,20 @@ def _resolve(path: str) -> str:
     return resolved
 
 
-def _own(policy: Policy, uid: int, gid: int, parent: int, engaged: list[str]) -> None:
+def _own(  # noqa: C901 - one step after the other
+    policy: Policy, uid: int, gid: int, parent: int, engaged: list[str]
+) -> None:
     """Engage what needs the privilege that is given up at its end."""
     if policy.scratch:
         with _layer(Layer.SCRATCH, engaged):
             _mount_scratch(policy.scratch, uid, gid)
     if policy.init:
         with _layer(Layer.PROCESSES, engaged):
+            if policy.as_user:
+                # A new user namespace has cleared it, for those who stay outside, too.
+                set_parent_death_signal(_KILL)
+                if os.getppid() != parent:
+                    os._exit(1)
             init.live_under_one()
             parent = 0  # it is outside, so it has no number here
     if policy.uid >= 0:
@@ -298,10 +311,17 @@ def _own(policy: Policy, uid: int, gid: int, parent: int, engaged: list[str]) ->
         # Nobody of the same user may look into it, and it leaves no core dump.
         set_dumpable(False)
     if policy.scratch:
-        os.chdir(SCRATCH)
-        os.environ["HOME"] = os.environ["TMPDIR"] = SCRATCH
+        _go_to_scratch()
     elif policy.read is not None:
         os.chdir("/")
+
+
+def _go_to_scratch() -> None:
+    os.chdir(SCRATCH)
+    os.environ["HOME"] = os.environ["TMPDIR"] = SCRATCH
+    if "tempfile" in sys.modules:  # which may have made up its mind
+        tempfile: Any = sys.modules["tempfile"]
+        tempfile.tempdir = None
 
 
 def _mount_scratch(size: int, uid: int, gid: int) -> None:

@@ -4,9 +4,9 @@
       |-- init   process 1 of the namespace: when it ends, the kernel kills every process there
       `-- the process that goes on and calls fn
 
-The follower ends as the last one ends. When it is killed instead, the init sees the pipe between
-them close, and ends. The process that goes on isn't the init itself: that would be deaf to its
-own signals, and have orphans to collect.
+The follower ends as the last one ends, and hands on to it what asks for its stack. When it is
+killed instead, the init sees the pipe between them close, and ends. The process that goes on isn't
+the init itself: that would be deaf to its own signals, and have orphans to collect.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # the C part of signal; it has no stubs
 import os
 import resource
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from .._os import namespaces
@@ -22,6 +23,8 @@ __all__ = ["live_under_one"]
 
 _raw: Any = _signal
 _FD_MAX = 1 << 20
+# `bootstrap.STACK_SIGNAL`.
+_STACK_SIGNAL = int(_raw.SIGURG)
 
 
 def live_under_one() -> None:
@@ -41,9 +44,9 @@ def live_under_one() -> None:
     os.close(write)
 
 
-def _keep_only(fd: int) -> None:
+def _keep_only(fd: int, heard: Iterable[int] = ()) -> None:
     """Close all else, and hear no signal: what is sent to the group is for the others."""
-    _raw.pthread_sigmask(_raw.SIG_SETMASK, _raw.valid_signals())
+    _raw.pthread_sigmask(_raw.SIG_SETMASK, set(_raw.valid_signals()).difference(heard))
     os.closerange(0, fd)
     os.closerange(fd + 1, _FD_MAX)
 
@@ -61,7 +64,11 @@ def _be_init(read: int) -> NoReturn:
 def _follow(init: int, pid: int, write: int) -> NoReturn:
     status = 1 << 8
     try:
-        _keep_only(write)
+        _raw.signal(_STACK_SIGNAL, lambda number, _: os.kill(pid, number))
+        _keep_only(write, [_STACK_SIGNAL])
+        # Looked at first: until it is collected its number is its own.
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        _raw.pthread_sigmask(_raw.SIG_BLOCK, [_STACK_SIGNAL])
         _, status = os.waitpid(pid, 0)
         os.close(write)
         # With it everything is gone that was left.

@@ -89,7 +89,13 @@ def _send_item(order: Order, item: object) -> None:
     except Exception as exc:
         verb = "pickled" if order.codec == "pickle" else f"encoded as {order.codec}"
         raise _UnsendableItemError(f"an item could not be {verb}: {exc}") from exc
+    if order.result_size is not None and len(body) > order.result_size:
+        raise TooLargeItemError(len(body))
     progress.send(order.channel, encode(order.nonce, Kind.ITEM, body, len(fds)), fds)
+
+
+class TooLargeItemError(Exception):
+    """An item has so many bytes, which is more than it may have."""
 
 
 class _UnsendableItemError(TypeError):

@@ -74,6 +74,7 @@ class Order:
         codec: how its answer is encoded; see `Sandbox`.
         result_size: how large its answer may be, or None.
         statm: the descriptor of what tells its size, or -1.
+        last_word: what to say when there is no memory for an answer, where there are limits.
     """
 
     __slots__ = (
@@ -91,6 +92,7 @@ class Order:
         "forget_loop",
         "inherited",
         "keep",
+        "last_word",
         "nonce",
         "null",
         "parent_pid",
@@ -149,3 +151,4 @@ class Order:
     codec: str
     result_size: int | None
     statm: int
+    last_word: bytes

@@ -174,6 +174,7 @@ def _bind(order: Order, limits: Bounds) -> None:
     from . import bounds  # noqa: PLC0415 - only where there are some
 
     order.bounds = limits
+    worker.have_last_word(order)
     if order.rehearsing:
         bounds.apply(limits, -1, order.scratch)
         return

@@ -16,7 +16,7 @@ from .._wire.handles import Lent, Packing
 from . import loops, progress
 from .order import Order
 
-__all__ = ["MARK_AT", "SCRATCH_START", "work"]
+__all__ = ["MARK_AT", "SCRATCH_START", "have_last_word", "work"]
 
 # The scratch file begins with room for the text of a crash; then comes the mark of a quiet start,
 # where it is a byte and no seal; then results.
@@ -26,8 +26,27 @@ MARK_AT = SCRATCH_START - 1
 _HERE = os.path.dirname(__file__)
 
 
-def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901, PLR0912 - the way of a call
+def have_last_word(order: Order) -> None:
+    """Prepare what to say when there is no memory for an answer, while there is some."""
+    text = b"MEMORY_LIMIT\nthere was no memory left to tell what fn returned or raised"
+    order.last_word = order.started_mark if order.quiet else b""
+    order.last_word += encode(order.nonce, Kind.LOST, text)
+
+
+def work(order: Order, streams: Sequence[TextIO]) -> int:
     """Call fn, send the answer, return the exit code."""
+    if order.bounds is None:
+        return _work(order, streams)
+    pid = os.getpid()
+    try:
+        return _work(order, streams)
+    except MemoryError:
+        if os.getpid() == pid:
+            os.write(order.channel, order.last_word)
+        return 1
+
+
+def _work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901, PLR0912 - the way of a call
     pid = os.getpid()
     code = 0
     if order.quiet:
@@ -50,7 +69,10 @@ def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901, PLR0912
             _ease()
         if isinstance(exc, SystemExit):
             code = _exit_code(exc)
-        answer, luggage = _raised(order, exc)
+        if type(exc) is loops.TooLargeItemError:
+            answer, luggage = _too_large(order, exc.args[0])
+        else:
+            answer, luggage = _raised(order, exc)
     else:
         # fn may have forked and come back twice; only the child itself speaks for the call.
         if os.getpid() != pid:

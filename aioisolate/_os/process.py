@@ -22,8 +22,16 @@ from typing import Any, NamedTuple
 from .._outcome import Exit
 from . import threads
 from .fds import Descriptors
+from .prctl import is_subreaper
 
-__all__ = ["Process", "Status", "children_of_session", "fork", "hush_fork_warning"]
+__all__ = [
+    "Process",
+    "Status",
+    "children_of_session",
+    "fork",
+    "group_is_gone",
+    "hush_fork_warning",
+]
 
 # Not every platform has pidfds and waitid; a plan is made only where there is the latter.
 _os: Any = os
@@ -69,6 +77,24 @@ def hush_fork_warning() -> None:
         module = __name__.replace(".", r"\.") + "$"
         warnings.filterwarnings("ignore", "This process", DeprecationWarning, module)
         _filter = warnings.filters[0]
+
+
+def group_is_gone(pid: int, pidfd: int) -> bool:
+    """Tell whether nobody is left of the group that the process *pid* led, which has ended.
+
+    Dead members that have become children of this process are collected. True if nothing tells.
+    """
+    try:
+        _signal.pidfd_send_signal(pidfd, 0, None, _SIGNAL_GROUP)
+        # So there is somebody, and the number is still that group's.
+        while is_subreaper() and _os.waitid(os.P_PGID, pid, os.WEXITED | os.WNOHANG) is not None:
+            pass
+        _signal.pidfd_send_signal(pidfd, 0, None, _SIGNAL_GROUP)
+    except (ChildProcessError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def children_of_session(session: int) -> set[int]:
@@ -250,6 +276,10 @@ class Process:
         except ChildProcessError:
             return False
         return True
+
+    def group_is_gone(self) -> bool:
+        """Tell whether nobody is left of its process group, as far as that can be known."""
+        return not (self.is_owned() and self._is_pidfd) or group_is_gone(self.pid, self._wait_fd)
 
     def close(self) -> None:
         """Forget the process; afterwards nothing done here can reach any process."""

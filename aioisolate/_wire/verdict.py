@@ -90,6 +90,8 @@ class Verdict(NamedTuple):
 
 def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: PLR0911 - one for each verdict
     """Decide what a call comes to: an answer to let through, or an error to raise."""
+    if evidence.killed_for is KilledFor.OUTPUT_LIMIT and evidence.answer is not Kind.FAILED:
+        return _killed(evidence, evidence.killed_for)
     match evidence.answer:
         case Kind.VALUE:
             return Answer.VALUE
@@ -152,8 +154,10 @@ def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:  # noqa: PLR0911 -
             )
         case KilledFor.OUTPUT_LIMIT:
             error = CallableStatusUnknownError if started else CallableDidNotExecuteError
+            if evidence.answer is not None:
+                error = CallableExecutedError
             size = evidence.limits.output_size if evidence.limits else None
-            message = f"the child was killed: it wrote more than {size} bytes of output"
+            message = f"the child wrote more than {size} bytes of output"
             return Verdict(error, Reason.OUTPUT_LIMIT, message)
         case KilledFor.UNCONFINED:
             message = f"the child was not confined as it should be ({evidence.detail})"

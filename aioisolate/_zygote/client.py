@@ -80,6 +80,7 @@ class Zygote:
         self._socket: _socket.socket
         self.wards: dict[int, Ward] = {}
         self.problem = ""
+        self._problem_number = 0
         self.modules: frozenset[str] = frozenset()
 
     @property
@@ -120,12 +121,15 @@ class Zygote:
 
     def error(self) -> CallableDidNotExecuteError:
         """Make the error that says what is wrong with this server."""
-        return CallableDidNotExecuteError(
+        error = CallableDidNotExecuteError(
             f"the fork server can't be used: {self.problem}",
             reason=Reason.CHILD_SETUP,
             pid=self.pid or None,
             crash_traceback=self.problem if "Traceback" in self.problem else "",
         )
+        if self._problem_number:
+            error.__cause__ = OSError(self._problem_number, self.problem.rpartition("\n")[2])
+        return error
 
     def _launch(self, launch: Launch, setup: control.Setup | None) -> None:
         own = self._fds
@@ -264,8 +268,9 @@ class Zygote:
             case ("unfit", text):
                 self._coming.popleft().close()
                 self._on_refusal(CallableDidNotExecuteError(text, reason=Reason.CHILD_SETUP))
-            case ("failed", text):
+            case ("failed", text, number):
                 self.problem = str(text).rstrip()
+                self._problem_number = number
                 self._ready.set()
             case ("ready", modules, engaged):
                 self.modules = frozenset(modules)

@@ -11,6 +11,7 @@ from .._call import groups, loops
 from .._call.child import Members
 from .._call.output import OutputStream, open_streams
 from .._call.plan import Plan
+from .._call.spawn import make_group
 from .._call.waiter import AnyioWaiter, AsyncioWaiter, Waiter
 from .._child.order import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason
@@ -75,6 +76,7 @@ class WardChild:
         "fork_seconds",
         "forked_at",
         "group",
+        "has_init",
         "nonce",
         "pid",
         "scratch",
@@ -102,6 +104,7 @@ class WardChild:
         self._left = False
         self.group: cgroups.Group | None = None
         self._fds = Descriptors()
+        self.has_init = plan.policy is not None and plan.policy.init
         self.pid = ward.pid
         self.end_fd = -1
         self.channel = ward.channel
@@ -113,7 +116,7 @@ class WardChild:
             self._prepare(plan, call, backend, quiet)
         except BaseException as exc:
             self.put_down()
-            self._close()
+            self._close_all()
             if isinstance(exc, OSError):
                 raise CallableDidNotExecuteError(
                     f"{Reason.PIPE_CREATION.value}: {exc.strerror}", reason=Reason.PIPE_CREATION
@@ -126,7 +129,7 @@ class WardChild:
         self.streams = ()
         limits, bounds = options.limits, plan.enforcement.bounds
         if plan.enforcement.group is not None:
-            self.group = groups.make(*plan.enforcement.group)
+            self.group = make_group(plan.enforcement.group)
             self._sent_along += self.group.entrances
         entrances = len(self._sent_along)
         in_file = len(stream) > _CALL_INLINE_MAX
@@ -236,8 +239,9 @@ class WardChild:
         return self._ward.status
 
     def reap_adopted(self) -> bool:
-        """Leave that to the server; but for those in its control group."""
-        return not (self.group is None or groups.dissolve(self.group))
+        """Leave that to the server; but for those in its control group or process namespace."""
+        more = self.has_init and not self._ward.group_is_gone()
+        return more or not (self.group is None or groups.dissolve(self.group))
 
     def leave(self) -> bool:
         """Let the server see it off."""

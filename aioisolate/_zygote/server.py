@@ -61,8 +61,8 @@ def main(fd: int) -> NoReturn:
             # Python's own for SIGINT, and what was installed by an import: not the children's.
             signals.reset(signals.handled())
             server = Server(channel, None if setup.policy is None else Policy(*setup.policy))
-        except BaseException:  # noqa: BLE001 - importing runs anything
-            _tell(channel, ("failed", _traceback()))
+        except BaseException as exc:  # noqa: BLE001 - importing runs anything
+            _tell_failure(channel, exc)
             os._exit(1)
         _run(server, channel)
         status = 0
@@ -77,8 +77,8 @@ def serve_copy(order: Order, streams: Sequence[object]) -> int:
     channel = _socket.socket(fileno=order.channel)
     try:
         server = Server(channel, *order.args)
-    except BaseException:
-        _tell(channel, ("failed", _traceback()))
+    except BaseException as exc:
+        _tell_failure(channel, exc)
         raise
     _run(server, channel)
     return 0
@@ -87,15 +87,16 @@ def serve_copy(order: Order, streams: Sequence[object]) -> int:
 def _run(server: Server, channel: _socket.socket) -> None:
     try:
         server.run()
-    except BaseException:
-        _tell(channel, ("failed", _traceback()))
+    except BaseException as exc:
+        _tell_failure(channel, exc)
         raise
 
 
-def _traceback() -> str:
+def _tell_failure(channel: _socket.socket, exc: BaseException) -> None:
     import traceback  # noqa: PLC0415 - rarely needed, and not small
 
-    return traceback.format_exc()
+    number = exc.errno if isinstance(exc, OSError) else None
+    _tell(channel, ("failed", traceback.format_exc(), number or 0))
 
 
 def _await_setup(channel: _socket.socket) -> control.Setup:
@@ -173,6 +174,8 @@ class Server:
     def _confine(self, policy: Policy) -> None:
         from .._child import bounds, confine  # noqa: F401, PLC0415 - only then
 
+        if policy.read is not None:
+            os.dup2(self._null, 0)  # what is typed here is none of their business
         confine.get_ready(policy)
         self._order.policy = policy
         self._order.codec = policy.codec
@@ -224,7 +227,7 @@ class Server:
             while (problem := self._problem()) and time.monotonic() < until:
                 time.sleep(0.001)
         if problem:
-            _tell(self._channel, ("failed", problem))
+            _tell(self._channel, ("failed", problem, 0))
             return
         self._outbox.append(("ready", sorted(sys.modules), self._engaged))
         control_fd = self._channel.fileno()

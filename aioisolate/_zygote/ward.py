@@ -14,7 +14,7 @@ from .._call.causes import why_unconfined
 from .._errors import CallableDidNotExecuteError, Reason
 from .._os import memfd
 from .._os.fds import Descriptors
-from .._os.process import Status
+from .._os.process import Status, group_is_gone
 from .._wire.frames import NONCE_SIZE, ProtocolError
 from .._wire.state import Conversation, Message
 
@@ -159,6 +159,10 @@ class Ward:
                     raise
         # Only its parent can name it safely by its number.
         self.keeper.kill(self.pid, number, group=group)
+
+    def group_is_gone(self) -> bool:
+        """Tell whether nobody is left of its process group, as far as that can be known."""
+        return self.pidfd < 0 or group_is_gone(self.pid, self.pidfd)
 
     def close(self) -> None:
         """Close what is open of it here."""
