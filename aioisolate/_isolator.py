@@ -19,8 +19,8 @@ from typing import Any, Self, TypeVar, TypeVarTuple, Unpack, overload
 import anyio
 
 from ._call.plan import make_plan
-from ._call.policy import Start, make_policy
 from ._child.order import AsyncBackend
+from ._child.policy import Start
 from ._errors import IsolationError
 from ._limits import Limits
 from ._options import CallOptions, Codec, IsolatorArgs, JobArgs, Output
@@ -66,11 +66,9 @@ class Isolator:
             any number.
         env: the zygote's environment. None: this process's, as it is when entered.
         limits: what each call may consume; a call's own go first, one by one.
-        sandbox: what the children may reach. It is applied once in the fork server, as far as
-            children share it, so that a confined call costs little more than another. *env* is
-            the sandbox's unless it is given.
-        codec: how results come back, by default; see `run_isolated`.
-        timeout, grace, output, start_timeout: defaults for each call; see `run_isolated`.
+        sandbox: what the children may reach; applied once in the fork server, as far as children
+            share it. *env* is the sandbox's unless it is given.
+        codec, timeout, grace, output, start_timeout: defaults for each call; see `run_isolated`.
 
     Raises:
         TypeError, ValueError: an argument makes no sense.
@@ -123,6 +121,8 @@ class Isolator:
         def make_source(backend: AsyncBackend) -> Source:
             policy = None
             if sandbox is not None:
+                from ._call.policy import make_policy  # noqa: PLC0415 - only then
+
                 policy = make_policy(sandbox, features.containment(), start)
             if start == "fork":
                 return Forks(backend)

@@ -109,7 +109,7 @@ class Sandbox:
     fresh: bool
     missing: Literal["refuse", "warn"]
 
-    def __init__(  # noqa: C901, PLR0917 - in this order they are documented
+    def __init__(  # noqa: PLR0917 - in this order they are documented
         self,
         read: Paths = (PYTHON,),
         write: Paths = (),

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from .._os import oom
-from .._os.cgroups import Group
+if TYPE_CHECKING:
+    from .._os.cgroups import Group
+    from .._os.oom import Kills
 
 __all__ = ["memory_killer", "note_memory", "why_unconfined"]
 
 # The last count, and when that was; counting before every call would cost too much.
-_latest: oom.Kills | None = None
+_latest: Kills | None = None
 _noted_at = -math.inf
 _NOTED_FOR = 1.0
 
@@ -26,8 +28,10 @@ def why_unconfined(wanted: Sequence[str], engaged: bytes) -> str:
     return f"layers missing: {', '.join(missing) or 'none'}; engaged: {', '.join(told) or 'none'}"
 
 
-def note_memory() -> oom.Kills:
+def note_memory() -> Kills:
     """Tell how many processes had been killed for want of memory a second ago at most."""
+    from .._os import oom  # noqa: PLC0415 - for calls with limits only
+
     global _latest, _noted_at
     now = time.monotonic()
     if _latest is None or now - _noted_at > _NOTED_FOR:
@@ -36,11 +40,13 @@ def note_memory() -> oom.Kills:
     return _latest
 
 
-def memory_killer(group: Group | None, before: oom.Kills) -> str:
+def memory_killer(group: Group | None, before: Kills | None) -> str:
     """Say who killed a process for want of memory, if somebody seems to have.
 
     *before* is what `note_memory` told when the process was started.
     """
+    from .._os import oom  # noqa: PLC0415 - for calls with limits only
+
     if group is not None and group.events().oom_kills:
         return "the limit of all its processes together, a control group's"
-    return oom.since(before)
+    return "" if before is None else oom.since(before)

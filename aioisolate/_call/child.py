@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from .._os.cgroups import Group
 from .._os.process import Status
 from .output import OutputStream
 from .waiter import Waiter
+
+if TYPE_CHECKING:
+    from .groups import CallGroup
 
 __all__ = ["Child", "Members"]
 
@@ -56,7 +58,7 @@ class Child(Protocol):
     forked_at: float
     fork_seconds: float
     talks: bool
-    group: Group | None
+    group: CallGroup | None
     has_init: bool
     layers: Sequence[str] | None
 

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+from .._child.policy import Group as Wanted
+from .._errors import CallableDidNotExecuteError, Reason
 from .._os.cgroups import Group
 
-__all__ = ["dissolve", "make"]
+__all__ = ["CallGroup", "make"]
 
 # Somebody was still dying in these.
-_left: list[Group] = []
+_left: list[CallGroup] = []
 
 
-def make(memory: int | None, processes: int | None) -> Group:
-    """Make a control group for one call. Raises OSError."""
-    for group in list(_left):
-        if group.remove():
-            _left.remove(group)
-    return Group.create(memory, processes)
+class CallGroup(Group):
+    """The control group of one call."""
+
+    __slots__ = ()
+
+    def dissolve(self) -> bool:
+        """Kill whoever is in it and remove it; False if somebody is still dying: try again later.
+
+        If nobody does, it is tried when the next group is made.
+        """
+        gone = self.kill(0) and self.remove()
+        if self in _left:
+            _left.remove(self)
+        if not gone:
+            _left.append(self)
+        return gone
 
 
-def dissolve(group: Group) -> bool:
-    """Kill whoever is in it and remove it; False if somebody is still dying: try again later."""
-    if group.kill(0) and group.remove():
-        if group in _left:
-            _left.remove(group)
-        return True
-    if group not in _left:
-        _left.append(group)
-    return False
+def make(wanted: Wanted) -> CallGroup:
+    """Make a call's control group. Raises CallableDidNotExecuteError."""
+    for group in _left.copy():
+        group.dissolve()
+    try:
+        return CallGroup.create(*wanted)
+    except OSError as exc:
+        raise CallableDidNotExecuteError(
+            f"{Reason.CHILD_SETUP.value}: its control group could not be made: {exc}",
+            reason=Reason.CHILD_SETUP,
+        ) from exc

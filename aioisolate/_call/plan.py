@@ -7,13 +7,11 @@ import inspect
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
-from .._child.policy import Policy
+from .._child.policy import NOTHING, Enforcement, Policy, Start
 from .._errors import CallableDidNotExecuteError, Reason, StartTimeoutError
 from .._options import CallOptions
 from .._os import features as _features
 from .._os.features import Features
-from .._wire import plain
-from .policy import NOTHING, Enforcement, Start, make_policy, plan_limits
 
 __all__ = ["Plan", "check_callable", "make_plan"]
 
@@ -69,6 +67,9 @@ def make_plan(
 
 def _confine(options: CallOptions, start: Start) -> tuple[Policy | None, Enforcement]:
     """Decide how a call is confined; raises if that can't be."""
+    # Not small, and most calls do without.
+    from .policy import make_policy, plan_limits  # noqa: PLC0415 - as said
+
     sandbox = options.sandbox
     if options.codec != "pickle":
         _check_codec(options)
@@ -77,10 +78,9 @@ def _confine(options: CallOptions, start: Start) -> tuple[Policy | None, Enforce
     return policy, plan_limits(options.limits, sandbox, policy, here, start)
 
 
-_check_type = functools.lru_cache(256)(plain.check_result_type)
-
-
 def _check_codec(options: CallOptions) -> None:
+    from .._wire import plain  # noqa: PLC0415 - as above
+
     if not plain.available(options.codec):
         raise CallableDidNotExecuteError(
             f"codec={options.codec!r} needs msgspec, which is not installed: "
@@ -89,8 +89,16 @@ def _check_codec(options: CallOptions) -> None:
         )
     kind = options.result_type
     if kind is not None:
-        check = _check_type if isinstance(kind, Hashable) else plain.check_result_type
-        check(options.codec, kind)
+        (_check_type if isinstance(kind, Hashable) else _check_new_type)(options.codec, kind)
+
+
+def _check_new_type(codec: str, kind: object) -> None:
+    from .._wire import plain  # noqa: PLC0415 - as above
+
+    plain.check_result_type(codec, kind)
+
+
+_check_type = functools.lru_cache(256)(_check_new_type)
 
 
 def check_callable(fn: object) -> None:

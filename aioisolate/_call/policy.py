@@ -13,40 +13,17 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from .._child.policy import Bounds, Layer, Policy
+from .._child.policy import Bounds, Enforcement, Group, Layer, Policy, Start
 from .._errors import CallableDidNotExecuteError, Reason, SandboxWarning
 from .._limits import Limits
 from .._os import namespaces, seccomp
 from .._os.features import Containment
 from ..sandbox import PYTHON, Sandbox
 
-__all__ = ["NOTHING", "Enforcement", "Group", "Start", "make_policy", "plan_limits", "python_paths"]
+__all__ = ["make_policy", "plan_limits", "python_paths"]
 
-Start = Literal["fork", "zygote", "template"]
-
-
-class Group(NamedTuple):
-    """A control group to be made for one call."""
-
-    memory: int | None
-    processes: int | None
-
-
-class Enforcement(NamedTuple):
-    """How the limits of one call are held.
-
-    Attributes:
-        bounds: what the child sets for itself, or None.
-        group: the control group that it is put into, or None.
-    """
-
-    bounds: Bounds | None = None
-    group: Group | None = None
-
-
-NOTHING = Enforcement()
 # The init of a process namespace, and who follows it from outside, unless they are of another
 # user's than the call.
 _KEEPERS = 2

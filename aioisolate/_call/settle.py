@@ -21,7 +21,7 @@ from .._errors import (
 )
 from .._os import mappings, memfd, threads
 from .._outcome import Outcome, Usage
-from .._wire import codecs, inert, plain
+from .._wire import codecs, inert
 from .._wire.frames import Kind, Payload, ProtocolError, Region, TooLarge
 from .._wire.state import Message
 from .._wire.verdict import Answer, Evidence, KilledFor, Verdict, judge
@@ -67,6 +67,8 @@ async def _as_data(
     supervision: Supervision, verdict: Answer, body: Sequence[bytes]
 ) -> tuple[Any, BaseException | None]:
     """Read an answer that is data and nothing else. It may raise ValueError, ProtocolError."""
+    from .._wire import plain  # noqa: PLC0415 - only for those who ask for it
+
     options = supervision.options
     pieces = Payload.decode(body, plain=True).stream
     if verdict is Answer.RAISED:

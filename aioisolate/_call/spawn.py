@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import anyio
 
@@ -24,7 +24,7 @@ from .._errors import (
     Reason,
     StartTimeoutError,
 )
-from .._os import cgroups, cstdio, imports, memfd, signals
+from .._os import cstdio, imports, memfd, signals
 from .._os import fds as os_fds
 from .._os.fds import Descriptors
 from .._os.prctl import is_subreaper
@@ -32,14 +32,16 @@ from .._os.process import Process, Status, fork, hush_fork_warning
 from .._os.waitset import WaitSet
 from .._wire.frames import NONCE_SIZE, Kind, encode
 from .._wire.state import Conversation
-from . import groups, registry
+from . import registry
 from .child import Members
 from .output import OutputStream, open_streams
 from .plan import Plan
-from .policy import Group
 from .waiter import AnyioWaiter, AsyncioWaiter, Waiter
 
-__all__ = ["ForkedChild", "draft_order", "let_imports_finish", "make_group", "warn_about"]
+if TYPE_CHECKING:
+    from .groups import CallGroup
+
+__all__ = ["ForkedChild", "draft_order", "let_imports_finish", "warn_about"]
 
 _STREAMS = ("__stdin__", "__stdout__", "__stderr__")
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
@@ -116,7 +118,7 @@ class ForkedChild:
         self._threaded = bool(other_threads)
         self.fds = fds = Descriptors()
         self.process = Process()
-        self.group: cgroups.Group | None = None
+        self.group: CallGroup | None = None
         self.layers: Sequence[str] | None = None
         self.has_init = plan.policy is not None and plan.policy.init
         self.pid = 0
@@ -169,7 +171,9 @@ class ForkedChild:
         if plan.options.limits is not None:
             order.result_size = plan.options.limits.result_size
             if plan.enforcement.group is not None:
-                self.group = make_group(plan.enforcement.group)
+                from . import groups  # noqa: PLC0415 - for few
+
+                self.group = groups.make(plan.enforcement.group)
                 order.entrances = self.group.entrances
         if policy is not None:
             self.layers = policy.child_layers
@@ -268,7 +272,7 @@ class ForkedChild:
         more = is_subreaper() and self.process.reap_adopted()
         # An init that was killed takes all others with it, and is the last of its group to go.
         more |= self.has_init and not self.process.group_is_gone()
-        return more or not (self.group is None or groups.dissolve(self.group))
+        return more or not (self.group is None or self.group.dissolve())
 
     def leave(self) -> bool:
         """Stay: nobody but the caller collects it."""
@@ -299,18 +303,7 @@ class ForkedChild:
             self.waitset.close()
         self.fds.close_all()
         if self.group is not None:
-            groups.dissolve(self.group)
-
-
-def make_group(wanted: Group) -> cgroups.Group:
-    """Make a call's control group. Raises CallableDidNotExecuteError."""
-    try:
-        return groups.make(*wanted)
-    except OSError as exc:
-        raise CallableDidNotExecuteError(
-            f"{Reason.CHILD_SETUP.value}: its control group could not be made: {exc}",
-            reason=Reason.CHILD_SETUP,
-        ) from exc
+            self.group.dissolve()
 
 
 def draft_order(

@@ -101,7 +101,7 @@ class Supervision:
         self.detail = ""
         self.seconds = 0.0
         self.out_of_memory = ""
-        self._kills_before = note_memory()
+        self._kills_before = None if options.limits is None else note_memory()
         self._look_due = not child.talks
         self._heard_result = False
         self._phase_ends = math.inf

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-__all__ = ["Bounds", "Layer", "Policy"]
+__all__ = ["NOTHING", "Bounds", "Enforcement", "Group", "Layer", "Policy", "Start"]
+
+Start = Literal["fork", "zygote", "template"]
 
 
 class Layer:
@@ -80,3 +82,25 @@ class Bounds(NamedTuple):
     processes: int | None = None
     core_size: int | None = None
     strict: bool = False
+
+
+class Group(NamedTuple):
+    """A control group to be made for one call."""
+
+    memory: int | None
+    processes: int | None
+
+
+class Enforcement(NamedTuple):
+    """How the limits of one call are held.
+
+    Attributes:
+        bounds: what the child sets for itself, or None.
+        group: the control group that it is put into, or None.
+    """
+
+    bounds: Bounds | None = None
+    group: Group | None = None
+
+
+NOTHING = Enforcement()

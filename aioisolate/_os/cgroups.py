@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from .delegation import Delegation, Home, delegated
 from .fds import Descriptors, lift
@@ -73,7 +73,7 @@ class Group:
     @classmethod
     def create(
         cls, memory: int | None, processes: int | None, within: Delegation | None = None
-    ) -> Group:
+    ) -> Self:
         """Make a group with limits of memory, in bytes, and of processes and threads.
 
         Raises OSError, naming the file, if a part of it can't be done; nothing is left then.

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import NamedTuple
 
-from . import delegation, landlock, memfd, namespaces, rlimit, seccomp, users
+from . import memfd
 from .process import fork, hush_fork_warning
 
 __all__ = ["Containment", "Features", "containment", "current"]
@@ -67,6 +67,9 @@ class Containment(NamedTuple):
 @functools.cache
 def containment() -> Containment:
     """Return what a sandbox can count on here; the first time that takes a throw-away child."""
+    # Not small, and most programs do without.
+    from . import delegation, landlock, rlimit, seccomp, users  # noqa: PLC0415 - as said
+
     held = users.capabilities()
     way, why = "", ""
     if sys.platform == "linux":
@@ -88,6 +91,8 @@ def containment() -> Containment:
 
 def _try_namespaces(way: str) -> str:
     """Leave all namespaces in a throw-away child; return what stands against it, if anything."""
+    from . import namespaces  # noqa: PLC0415 - as above
+
     read, write = os.pipe()
     hush_fork_warning()
     pid = fork()

@@ -16,7 +16,7 @@ from .._call.spawn import ForkedChild, let_imports_finish
 from .._child.order import AsyncBackend
 from .._child.policy import Policy
 from .._os import threads
-from .._wire import codecs, plain, relation
+from .._wire import codecs, relation
 from .._zygote import control
 from .._zygote.errand import WardChild, encode_call
 from .._zygote.launch import launch_interpreter
@@ -177,6 +177,8 @@ class Served:
     def _encode(self, plan: Plan) -> codecs.Call:
         call = encode_call(plan, self._functions)
         if plan.options.codec != "pickle":
+            from .._wire import plain  # noqa: PLC0415 - only for those who ask for it
+
             self._pool.learn("aioisolate._wire.plain")
             self._pool.learn(plain.library(plan.options.codec))
         if plan.enforcement.bounds is not None:

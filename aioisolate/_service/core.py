@@ -13,9 +13,9 @@ import anyio
 
 from .._call.child import Child
 from .._call.plan import Plan, make_plan
-from .._call.policy import Start
 from .._call.waiter import running_backend
 from .._child.order import AsyncBackend
+from .._child.policy import Start
 from .._errors import CallableDidNotExecuteError, Reason
 from .._options import CallOptions
 from .._os import cpus, features

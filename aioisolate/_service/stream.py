@@ -11,7 +11,7 @@ import anyio
 
 from .._call.supervise import OnItem
 from .._os.fds import Descriptors
-from .._wire import codecs, plain
+from .._wire import codecs
 from .job import Job
 
 __all__ = ["Stream"]
@@ -84,6 +84,8 @@ class Stream(Generic[T]):
         try:
             options = self.job.plan.options
             if options.codec != "pickle":
+                from .._wire import plain  # noqa: PLC0415 - only for those who ask for it
+
                 item: T = plain.load(options.codec, pieces, options.result_type)
             else:
                 item = codecs.load(pieces, fds=luggage.listed())

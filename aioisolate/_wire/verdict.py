@@ -88,7 +88,7 @@ class Verdict(NamedTuple):
     message: str
 
 
-def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: PLR0911 - one for each verdict
+def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: C901, PLR0911 - one for each verdict
     """Decide what a call comes to: an answer to let through, or an error to raise."""
     if evidence.killed_for is KilledFor.OUTPUT_LIMIT and evidence.answer is not Kind.FAILED:
         return _killed(evidence, evidence.killed_for)

@@ -6,16 +6,16 @@ import _socket
 import os
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from .._call import groups, loops
+from .._call import loops
 from .._call.child import Members
 from .._call.output import OutputStream, open_streams
 from .._call.plan import Plan
-from .._call.spawn import make_group
 from .._call.waiter import AnyioWaiter, AsyncioWaiter, Waiter
 from .._child.order import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason
-from .._os import cgroups, memfd, messages
+from .._os import memfd, messages
 from .._os.fds import Descriptors
 from .._os.process import Status
 from .._os.waitset import WaitSet
@@ -23,6 +23,9 @@ from .._wire import codecs, relation
 from .._wire.frames import NONCE_SIZE
 from .._wire.request import Request
 from .ward import Ward
+
+if TYPE_CHECKING:
+    from .._call.groups import CallGroup
 
 __all__ = ["WardChild", "encode_call"]
 
@@ -102,7 +105,7 @@ class WardChild:
         self._ward = ward
         self._backend = backend
         self._left = False
-        self.group: cgroups.Group | None = None
+        self.group: CallGroup | None = None
         self._fds = Descriptors()
         self.has_init = plan.policy is not None and plan.policy.init
         self.pid = ward.pid
@@ -129,7 +132,9 @@ class WardChild:
         self.streams = ()
         limits, bounds = options.limits, plan.enforcement.bounds
         if plan.enforcement.group is not None:
-            self.group = make_group(plan.enforcement.group)
+            from .._call import groups  # noqa: PLC0415 - for few
+
+            self.group = groups.make(plan.enforcement.group)
             self._sent_along += self.group.entrances
         entrances = len(self._sent_along)
         in_file = len(stream) > _CALL_INLINE_MAX
@@ -241,7 +246,7 @@ class WardChild:
     def reap_adopted(self) -> bool:
         """Leave that to the server; but for those in its control group or process namespace."""
         more = self.has_init and not self._ward.group_is_gone()
-        return more or not (self.group is None or groups.dissolve(self.group))
+        return more or not (self.group is None or self.group.dissolve())
 
     def leave(self) -> bool:
         """Let the server see it off."""
@@ -274,7 +279,7 @@ class WardChild:
             self.waitset.close()
         self._fds.close_all()
         if self.group is not None:
-            groups.dissolve(self.group)
+            self.group.dissolve()
 
 
 def encode_call(plan: Plan, functions: relation.Functions | None) -> codecs.Call:
