@@ -14,7 +14,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, Self, TypeVar, TypeVarTuple, Unpack, overload
 
 import anyio
 
