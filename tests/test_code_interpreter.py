@@ -133,7 +133,8 @@ def test_values_and_output():
 def test_tracebacks():
     with interpreter() as server:
         text = server.traceback("def f(x):\n    y = x\n    return 1 / y\n\n\nf(0)\n")
-        assert text.splitlines()[:5] == [
+        lines = [line for line in text.splitlines() if line.strip(" ~^")]
+        assert lines[:5] == [
             "Traceback (most recent call last):",
             '  File "<cell>", line 6, in <module>',
             "    f(0)",
@@ -209,7 +210,7 @@ def test_what_is_too_much():
 
         answer = check("memory", "x = []\nwhile True: x.append(bytearray(1 << 20))")
         assert "line 2, in <module>" in answer["traceback"]
-        check("memory", "x = None\nwhile True: x = [x]", memory="16 MiB")
+        check("memory", "x = []\nwhile True: x.append([1])", memory="16 MiB")
         check("memory", "x = 'x' * 10 ** 9")
         assert server.value("len(bytes(60 << 20))") == str(60 << 20)
         check("memory", "len(bytes(60 << 20))", memory="32 MiB")
