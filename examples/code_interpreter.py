@@ -26,6 +26,7 @@ import json
 import math
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -154,17 +155,23 @@ def one_more_of(request: Request) -> Iterator[None]:
 
 async def carry_out(isolator: Isolator, code: str, timeout: float, memory: int) -> dict[str, Any]:
     """Run the code in a child; cancelled, it takes the child along."""
-    limits = Limits(memory=memory)
-    async with isolator.open_job(
-        evaluate, code, timeout=timeout, limits=limits, result_type=Answer
-    ) as job:
-        outcome = await job.outcome()
-        queue = job.age if job.started_at is None else job.started_at - job.created_at
+    waited: list[float] = []
+    begin = time.monotonic()
+    outcome = await isolator.capture(
+        evaluate,
+        code,
+        timeout=timeout,
+        limits=Limits(memory=memory),
+        result_type=Answer,
+        # The first one is that there is a child for it.
+        on_event=lambda _event: waited.append(time.monotonic() - begin),
+    )
+    waited.append(time.monotonic() - begin)
     answer: dict[str, Any] = {"status": "", "value": None, "traceback": None}
     answer |= told(outcome)
     usage = outcome.usage
     timings = {"wall": usage.wall, "user": usage.user, "system": usage.system} if usage else {}
-    timings["queue"] = max(queue, 0.0)
+    timings["queue"] = waited[0]
     return answer | {
         "stdout": outcome.stdout or "",
         "stderr": outcome.stderr or "",

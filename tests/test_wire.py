@@ -223,6 +223,14 @@ def test_every_frame_in_every_state(state, kind):
             conversation.receive(encode(NONCE, kind))
 
 
+@pytest.mark.parametrize("kind", [Kind.ITEM, Kind.PROGRESS])
+def test_what_nobody_has_asked_for(kind):
+    conversation = Conversation(NONCE, unasked=frozenset({kind}))
+    conversation.receive(encode(NONCE, Kind.STARTED))
+    with pytest.raises(ProtocolError, match=kind.name):
+        conversation.receive(encode(NONCE, kind, inert.dump_progress(1, None, "")))
+
+
 def test_the_first_answer_counts():
     conversation = Conversation(NONCE)
     conversation.receive(

@@ -55,6 +55,13 @@ _KILL_PATIENCE = 10.0
 _READ_SIZE = 64 * 1024
 # A pipe holds no more than this, so what is left in one when its child has ended is no more.
 _DRAIN_MAX = 1 << 20
+# What a child has no reason to send, by whether items and reports are wanted.
+_UNASKED = {
+    (False, False): frozenset({Kind.ITEM, Kind.PROGRESS}),
+    (False, True): frozenset({Kind.ITEM}),
+    (True, False): frozenset({Kind.PROGRESS}),
+    (True, True): frozenset[Kind](),
+}
 
 
 class _Phase(enum.Enum):
@@ -122,6 +129,7 @@ class Supervision:
             None if limits is None else limits.result_size,
             plain=options.codec != "pickle",
             confined=child.layers is not None,
+            unasked=_UNASKED[on_item is not None, options.on_progress is not None],
         )
         self._received = Descriptors()
         self.status = Status(None)

@@ -59,6 +59,8 @@ class Conversation:
         limit: how many bytes a result or an item may have, or None.
         plain: nothing but plain data may come, so no descriptors.
         confined: the child is to tell what confines it, first of all.
+        unasked: kinds that this call has no use for. Its child sends none, and whoever else does
+            would keep this process busy with reading them.
 
     Attributes:
         state: how far it has got.
@@ -66,7 +68,7 @@ class Conversation:
         answer: the frame that ended the conversation, or None.
     """
 
-    __slots__ = ("_decoder", "_plain", "_unclaimed", "answer", "started", "state")
+    __slots__ = ("_decoder", "_plain", "_unasked", "_unclaimed", "answer", "started", "state")
 
     def __init__(
         self,
@@ -75,9 +77,11 @@ class Conversation:
         *,
         plain: bool = False,
         confined: bool = False,
+        unasked: frozenset[Kind] = frozenset(),
     ) -> None:
         self._decoder = FrameDecoder(nonce, limit)
         self._plain = plain
+        self._unasked = unasked
         self.state = State.UNPROVEN if confined else State.BORN
         self.started = False
         self.answer: Message | None = None
@@ -102,7 +106,7 @@ class Conversation:
             raise ProtocolError("the channel carries more descriptors than its frames announce")
         for kind, body, luggage in self._decoder.feed(data):
             after = _TRANSITIONS.get((self.state, kind))
-            if after is None:
+            if after is None or kind in self._unasked:
                 raise ProtocolError(f"a {kind.name} frame came when {self.state.value}")
             self.state = after
             if luggage > len(self._unclaimed):
