@@ -281,7 +281,7 @@ def _resolve(path: str) -> str:
     return resolved
 
 
-def _own(  # noqa: C901 - one step after the other
+def _own(
     policy: Policy, uid: int, gid: int, parent: int, engaged: list[str]
 ) -> None:
     """Engage what needs the privilege that is given up at its end."""

@@ -22,6 +22,7 @@ from .._os import namespaces
 __all__ = ["live_under_one"]
 
 _raw: Any = _signal
+_os: Any = os  # not every platform has all of it
 _FD_MAX = 1 << 20
 # `bootstrap.STACK_SIGNAL`.
 _STACK_SIGNAL = int(_raw.SIGURG)
@@ -67,7 +68,7 @@ def _follow(init: int, pid: int, write: int) -> NoReturn:
         _raw.signal(_STACK_SIGNAL, lambda number, _: os.kill(pid, number))
         _keep_only(write, [_STACK_SIGNAL])
         # Looked at first: until it is collected its number is its own.
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        _os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         _raw.pthread_sigmask(_raw.SIG_BLOCK, [_STACK_SIGNAL])
         _, status = os.waitpid(pid, 0)
         os.close(write)

@@ -168,6 +168,7 @@ class Server:
         self._ground: confine.Ground | None = None
         self._engaged: list[str] = []
         if policy is not None:
+            self._end_threads()  # only a single one may enter a user namespace
             self._confine(policy)
         self._settle()
 
@@ -215,17 +216,9 @@ class Server:
     def run(self) -> None:
         """Serve until the parent closes the control socket."""
         problem = self._problem()
-        if problem and len(self._inspection.threads()) > 1:
-            # Thread pools of numerical libraries end when the process is forked, and come back
-            # only when they are used.
-            pid = os.fork()
-            if pid == 0:
-                os._exit(0)
-            os.waitpid(pid, 0)
-            # A thread that has ended, and been joined, is still listed for a moment.
-            until = time.monotonic() + _THREADS_PATIENCE
-            while (problem := self._problem()) and time.monotonic() < until:
-                time.sleep(0.001)
+        if problem:
+            self._end_threads()
+            problem = self._problem()
         if problem:
             _tell(self._channel, ("failed", problem, 0))
             return
@@ -243,6 +236,22 @@ class Server:
                         break
         finally:
             self._reaper.kill_all()
+
+    def _end_threads(self) -> None:
+        """Have thread pools of numerical libraries end.
+
+        They do when the process is forked, and come back only when they are used.
+        """
+        if len(self._inspection.threads()) == 1:
+            return
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        # A thread that has ended, and been joined, is still listed for a moment.
+        until = time.monotonic() + _THREADS_PATIENCE
+        while len(self._inspection.threads()) > 1 and time.monotonic() < until:
+            time.sleep(0.001)
 
     def _obey(self) -> bool:
         """Carry out what the parent wants; False if it wants no more."""
