@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import errno
 import faulthandler
-import fcntl
 import os
 import resource
+import select
 import signal
 
 from .._os import rlimit
 from .policy import Bounds
 
-__all__ = ["apply", "ease", "open_statm"]
+__all__ = ["apply", "ease", "open_statm", "rehearse"]
 
 _ROOM = 64 << 20
 _DESCRIPTORS_ROOM = 32
+# So many numbers are looked at at once, and at most.
+_AT_ONCE = 128
+_NUMBERS_MAX = 1 << 20
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _eased: list[int] = []
+_rehearsing = False
+_EVERYTHING = Bounds(1, 1, 1, 1, 1, 1, 0, strict=True)
 
 
 def open_statm(proc: int | None = None) -> int:
@@ -37,6 +42,14 @@ def open_statm(proc: int | None = None) -> int:
         return -1
 
 
+def rehearse(statm: int, scratch: int) -> None:
+    """Do all that `apply` does, and leave everything as it is."""
+    global _rehearsing
+    _rehearsing = True
+    apply(_EVERYTHING, statm, scratch)
+    _rehearsing = False
+
+
 def apply(bounds: Bounds, statm: int, scratch: int) -> None:
     """Set the limits. Raises OSError naming the one that can't be set.
 
@@ -46,7 +59,7 @@ def apply(bounds: Bounds, statm: int, scratch: int) -> None:
     size = 0
     if bounds.memory is not None or (bounds.address_space is not None and statm >= 0):
         size = _address_space(statm)
-    if statm >= 0:
+    if statm >= 0 and not _rehearsing:
         os.close(statm)  # before descriptors are counted
     if bounds.core_size is not None:
         _set("core_size", bounds.core_size)
@@ -87,6 +100,8 @@ def _set(name: str, soft: int, room: int = 0) -> None:
     if hard != rlimit.INFINITY:  # where less is allowed anyway, it stays so
         ceiling = hard if ceiling == rlimit.INFINITY else min(ceiling, hard)
         soft = min(soft, hard)
+    if _rehearsing:
+        soft, ceiling = resource.getrlimit(which)
     rlimit.apply([(which, soft, ceiling)])
     if room and name != "cpu_time":
         _eased.append(which)
@@ -94,18 +109,22 @@ def _set(name: str, soft: int, room: int = 0) -> None:
 
 def _number_after(count: int) -> int:
     """Return the first descriptor number that is too much when *count* more may be opened."""
-    number = 0
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    while number != most:  # no more than that in any case
-        # One by one: a list of them (/proc) may be out of reach.
-        try:
-            fcntl.fcntl(number, fcntl.F_GETFD)
-        except OSError:
-            if count == 0:
-                return number
-            count -= 1
-        number += 1
-    return number
+    if most == rlimit.INFINITY:
+        most = _NUMBERS_MAX
+    first = 0
+    while first < most:  # no more than that in any case
+        # By what poll says of each, some at once: a list of them (/proc) may be out of reach.
+        poll = select.poll()
+        behind = min(first + _AT_ONCE, most)
+        for number in range(first, behind):
+            poll.register(number, 0)
+        closed = [number for number, event in poll.poll(0) if event & select.POLLNVAL]
+        if count < len(closed):
+            return sorted(closed)[count]
+        count -= len(closed)
+        first = behind
+    return most
 
 
 def _address_space(statm: int) -> int:

@@ -72,7 +72,7 @@ def serve(
         if ahead:
             _rehearse(order)
         if engaged is not None:
-            body = ",".join(engaged).encode()
+            body = ",".join(sorted(engaged)).encode()
             os.write(order.channel, encode(_NOTHING, Kind.READY, body))
         channel = _socket.socket(fileno=order.channel)
         code = _serve_one(order, channel)
@@ -176,7 +176,7 @@ def _bind(order: Order, limits: Bounds) -> None:
     order.bounds = limits
     worker.have_last_word(order)
     if order.rehearsing:
-        bounds.apply(limits, -1, order.scratch)
+        bounds.rehearse(order.statm, order.scratch)
         return
     statm = order.statm if order.policy is not None else bounds.open_statm()
     bounds.apply(limits, statm, order.scratch)
