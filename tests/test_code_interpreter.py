@@ -11,6 +11,7 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
 import time
 
 import anyio
@@ -572,16 +573,15 @@ def is_proof(answer: dict) -> bool:
 
 
 @contextlib.contextmanager
-def targets(path):
+def targets():
     """What attackers aim at, and the names by which their programs know it."""
-    out = path / "out"
-    out.mkdir()
-    (out / "target").write_text("x")
-    for place in (out, *out.parents):
-        if place.owner() == out.owner() and place.is_relative_to(path.parent.parent):
-            place.chmod(0o777)
-    unix = str(out / "socket")
     with contextlib.ExitStack() as stack:
+        # Not in pytest's directory, which is closed to others anyway.
+        out = stack.enter_context(tempfile.TemporaryDirectory())
+        os.chmod(out, 0o777)
+        with open(f"{out}/target", "w") as file:
+            file.write("x")
+        unix = f"{out}/socket"
 
         def bound(family, kind, where):
             sock = stack.enter_context(socket.socket(family, kind))
@@ -596,7 +596,7 @@ def targets(path):
         local = [bound(socket.AF_UNIX, socket.SOCK_STREAM, name) for name in (unix, "\0" + unix)]
         os.chmod(unix, 0o777)
         names = {
-            "OUT": str(out),
+            "OUT": out,
             "UNIX": unix,
             "TCP": tcp.getsockname()[1],
             "UDP": udp.getsockname()[1],
@@ -649,7 +649,7 @@ def test_the_attacks_are_real(tmp_path):
     """
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    with targets(tmp_path) as (names, _):
+    with targets() as (names, _):
         sources = {
             name: prelude(names) + source
             for name, source in ATTACKS.items()
@@ -670,11 +670,11 @@ def test_the_attacks_are_real(tmp_path):
         assert token in answers[name]["value"], name
 
 
-def test_no_attack_succeeds(tmp_path):
+def test_no_attack_succeeds():
     env_token = f"hush-env-{secrets.token_hex(8)}"
     heap_token = f"hush-heap-{secrets.token_hex(8)}"
     with (
-        targets(tmp_path) as (names, listening),
+        targets() as (names, listening),
         interpreter(INTERPRETER_SECRET=env_token) as server,
     ):
         # Another client's program is in the server's memory, and in that of a child of then.
