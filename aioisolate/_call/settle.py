@@ -234,7 +234,7 @@ _TEARING = frozenset({"SystemExit", "KeyboardInterrupt", "GeneratorExit"})
 
 def _ran_out_of_memory(raised: BaseException) -> bool:
     if isinstance(raised, RemoteError):
-        return raised.type_name.endswith("MemoryError")
+        return raised.type_name.rpartition(".")[2] in ("MemoryError", "_ArrayMemoryError")
     return isinstance(raised, MemoryError) or (
         isinstance(raised, OSError) and raised.errno == errno.ENOMEM
     )

@@ -22,17 +22,16 @@ from typing import TypeAlias
 from .._child.bootstrap import STACK_SIGNAL
 from .._child.worker import MARK_AT
 from .._options import CallOptions
-from .._os import memfd, messages
-from .._os.fds import Descriptors
+from .._os import memfd
 from .._os.process import Status
 from .._outcome import CallEvent, Progress
 from .._wire import inert
-from .._wire.frames import Kind, ProtocolError, TooLarge
-from .._wire.state import Conversation
+from .._wire.frames import Kind
 from .._wire.verdict import KilledFor
 from .causes import memory_killer, note_memory, why_unconfined
 from .child import Child
 from .crash import StackText
+from .line import READ_SIZE, FaultError, Line
 from .output import OutputStream
 
 __all__ = ["FIRST_LOOK", "OnItem", "Supervision"]
@@ -51,17 +50,11 @@ _DUMP_PATIENCE = 0.25
 _DUMP_POLL = 0.002
 _LINGER_PATIENCE = 1.0
 _KILL_PATIENCE = 10.0
-# More than this would be memory that malloc maps and unmaps for each read.
-_READ_SIZE = 64 * 1024
+# A child that is not trusted and reports more than this at once is left alone for so long.
+_REPORTS_AT_ONCE = 64
+_REST_FOR_EACH = 50e-6
 # A pipe holds no more than this, so what is left in one when its child has ended is no more.
 _DRAIN_MAX = 1 << 20
-# What a child has no reason to send, by whether items and reports are wanted.
-_UNASKED = {
-    (False, False): frozenset({Kind.ITEM, Kind.PROGRESS}),
-    (False, True): frozenset({Kind.ITEM}),
-    (True, False): frozenset({Kind.PROGRESS}),
-    (True, True): frozenset[Kind](),
-}
 
 
 class _Phase(enum.Enum):
@@ -124,14 +117,8 @@ class Supervision:
         self._output_left = math.inf
         if limits is not None and limits.output_size is not None:
             self._output_left = limits.output_size
-        self.conversation = Conversation(
-            child.nonce,
-            None if limits is None else limits.result_size,
-            plain=options.codec != "pickle",
-            confined=child.layers is not None,
-            unasked=_UNASKED[on_item is not None, options.on_progress is not None],
-        )
-        self._received = Descriptors()
+        self._line = Line(child, options, items=on_item is not None)
+        self.conversation = self._line.conversation
         self.status = Status(None)
         self.ended_at = now
         self.answered_at: float | None = None
@@ -274,40 +261,20 @@ class Supervision:
         self._look_due = False
         self.child.waitset.remove(self.child.channel)
 
-    def _read_channel(self) -> int:  # noqa: C901, PLR0912 - one `if` per thing that may have come
+    def _read_channel(self) -> int:  # noqa: C901 - one `if` per thing that may have come
         """Read once what is there; return how many bytes that was."""
-        try:
-            data, fds, cut = messages.receive_on(self.child.channel, _READ_SIZE)
-        except BlockingIOError:
-            return 0
-        except ConnectionResetError:
-            data, fds, cut = b"", [], False  # it ended without having read what it was sent
-        except OSError as exc:
-            self._leave_channel()
-            self.kill(KilledFor.CHANNEL_READ, f"reading its channel failed: {exc.strerror}")
-            return 0
-        if not data:
-            self._leave_channel()
-            return 0
-        for fd in fds:
-            self._received.own(fd)
-        if cut:
-            self._leave_channel()
-            self.kill(
-                KilledFor.CHANNEL_READ,
-                "this process may not open the descriptors that came with its answer "
-                "(RLIMIT_NOFILE)",
-            )
-            return 0
         conversation = self.conversation
         started = conversation.started
         try:
-            between = conversation.receive(data, fds)
-        except ProtocolError as exc:
+            size, between = self._line.read()
+        except BlockingIOError:
+            return 0
+        except FaultError as exc:
             self._leave_channel()
-            too_large = isinstance(exc, TooLarge)
-            cause = KilledFor.RESULT_TOO_LARGE if too_large else KilledFor.PROTOCOL
-            self.kill(cause, str(exc))
+            self.kill(exc.cause, str(exc))
+            return 0
+        if not size:
+            self._leave_channel()
             return 0
         if conversation.started and not started:
             self._tell("started")
@@ -317,7 +284,7 @@ class Supervision:
             elif kind is Kind.PROGRESS:
                 self._report(body)
             elif self._on_item is not None:
-                self._on_item(body, [self._received.release(fd) for fd in luggage])
+                self._on_item(body, [self._line.received.release(fd) for fd in luggage])
         if conversation.answer is not None and not self._heard_result:
             self._heard_result = True
             self.answered_at = time.monotonic()
@@ -330,7 +297,16 @@ class Supervision:
             if is_value and self._leaves_early and self.child.leave():
                 self.ended_at = time.monotonic()
                 self.gone = self.left = True
-        return len(data)
+        elif len(between) > _REPORTS_AT_ONCE and self.options.codec != "pickle":
+            self._rest(len(between) * _REST_FOR_EACH)
+        return size
+
+    def _rest(self, seconds: float) -> None:
+        """Leave the channel alone for a while: a stranger's reports are not to keep us busy."""
+        if not self._paused:
+            self._leave_channel()
+            self._look_due = True
+            self._first_look = time.monotonic() + seconds
 
     def _check_layers(self, body: Sequence[bytes]) -> None:
         """Let the child call fn if it is confined as it should be."""
@@ -348,7 +324,7 @@ class Supervision:
 
     def _read_output(self, stream: OutputStream) -> int:
         try:
-            data = os.read(stream.fd, _READ_SIZE)
+            data = os.read(stream.fd, READ_SIZE)
         except BlockingIOError:
             return 0
         if not data:
@@ -402,5 +378,5 @@ class Supervision:
 
     def release(self) -> None:
         """Close everything that belonged to the call. The child must be gone."""
-        self._received.close_all()
+        self._line.received.close_all()
         self.child.release()

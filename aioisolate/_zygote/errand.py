@@ -172,7 +172,8 @@ class WardChild:
             None if bounds is None else tuple(bounds),
             entrances,
         ).encode()
-        if plan.streaming or self.streams:
+        # The loop itself can't be told to leave a descriptor alone for a while.
+        if plan.streaming or self.streams or options.on_progress:
             self.waitset = WaitSet()
             self.waitset.add(self.channel)
             for output_stream in self.streams:
