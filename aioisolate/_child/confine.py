@@ -268,9 +268,7 @@ def _resolve(path: str) -> str:
     return resolved
 
 
-def _own(
-    policy: Policy, uid: int, gid: int, parent: int, engaged: list[str]
-) -> None:
+def _own(policy: Policy, uid: int, gid: int, parent: int, engaged: list[str]) -> None:
     """Engage what needs the privilege that is given up at its end."""
     if policy.scratch:
         with _layer(Layer.SCRATCH, engaged):
