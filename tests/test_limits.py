@@ -115,9 +115,9 @@ async def test_memory_on_every_loop(start):
 @one_loop
 async def test_memory_counts_from_what_is_there(start):
     ballast = bytearray(512 * MiB)  # not touched: addresses count
-    async with isolator(start, limits=Limits(memory="48 MiB")) as iso:
-        assert await iso.run(deeds.allocate, 24 * MiB) == 24 * MiB
-        check_memory(await error_of(iso.run(deeds.allocate, 64 * MiB)))
+    async with isolator(start, limits=Limits(memory="192 MiB")) as iso:
+        assert await iso.run(deeds.allocate, 96 * MiB) == 96 * MiB
+        check_memory(await error_of(iso.run(deeds.allocate, 256 * MiB)))
     assert len(ballast) == 512 * MiB
 
 

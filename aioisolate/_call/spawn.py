@@ -185,10 +185,7 @@ class ForkedChild:
 
     def go(self) -> None:
         """Let it call fn: its layers are what they should be."""
-        try:
-            os.write(self.channel, GO)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it is dead, which its end will tell
+        os.write(self.channel, GO)
 
     def launch(self) -> None:
         """Fork this process and let the child carry out its order.
