@@ -163,8 +163,9 @@ class Sandbox:
         """Return the policy for code that is trusted, but leaks, crashes or never ends.
 
         It may reach what this process may. Its memory is limited (1 GiB above what it starts
-        with, all its processes together where a cgroup can be made), it leaves no core dump and
-        gains no privileges by programs that it starts.
+        with, all its processes together where a cgroup can be made, which takes a millisecond in
+        version 1 and ten in version 2: ``cgroup="off"`` if it starts none), it leaves no core dump
+        and gains no privileges by programs that it starts.
 
         *changes* are arguments of `Sandbox`.
 

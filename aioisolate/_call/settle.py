@@ -119,6 +119,7 @@ def _evidence(supervision: Supervision) -> Evidence:
         limits=supervision.options.limits,
         spent=supervision.status.user + supervision.status.system,
         out_of_memory=supervision.out_of_memory,
+        confined=supervision.options.sandbox is not None,
     )
 
 

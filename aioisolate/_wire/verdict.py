@@ -67,6 +67,7 @@ class Evidence(NamedTuple):
         limits: what the call may consume, or None.
         spent: the CPU seconds that the child has used.
         out_of_memory: who killed it for want of memory, if that is known.
+        confined: it was in a sandbox.
     """
 
     started: bool
@@ -78,6 +79,7 @@ class Evidence(NamedTuple):
     limits: Limits | None = None
     spent: float = 0.0
     out_of_memory: str = ""
+    confined: bool = False
 
 
 class Verdict(NamedTuple):
@@ -111,6 +113,11 @@ def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: C901, PLR0911 - one 
             text = rest.partition("\n")[2]
             if step == "request":
                 message = f"fn or its arguments could not be loaded in the child: {text}"
+                if evidence.confined and text.startswith(_OUT_OF_REACH):
+                    message += (
+                        " (a confined child reads only what its sandbox lets it: name fn's module "
+                        "in preload, or where it is in sandbox.read)"
+                    )
                 return Verdict(CallableDidNotExecuteError, Reason.ARGUMENT_DECODING, message)
             if text.startswith("MemoryError") and evidence.limits is not None:
                 message = f"its memory was used up before it called fn, at step {step!r}"
@@ -122,6 +129,7 @@ def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: C901, PLR0911 - one 
     return _died(evidence)
 
 
+_OUT_OF_REACH = ("ModuleNotFoundError", "ImportError", "PermissionError", "FileNotFoundError")
 _LOSSES = frozenset(
     {Reason.RESULT_ENCODING.name, Reason.RESULT_WRITE.name, Reason.RESULT_TOO_LARGE.name}
 )
