@@ -547,6 +547,19 @@ async def test_daemons_end_with_the_call(start, how):
 
 
 @needs_layers
+@one_loop
+async def test_no_return_is_ahead_of_the_end(start):
+    async with isolator(start, sandbox=TREE) as iso:
+        for _ in range(20):
+            with Daemon() as daemon:
+                assert (
+                    await iso.run(deeds.start_daemon, daemon.write, 0, pass_fds=[daemon.write])
+                    == "left"
+                )
+                daemon.check_gone()
+
+
+@needs_layers
 @pytest.mark.parametrize("kind", ["fork", "zygote", "template"])
 def test_daemons_end_with_this_process(kind):
     program = """
