@@ -98,6 +98,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what does not depend on the interpreter where another one has run it."""
+    if os.environ.get("AIOISOLATE_TESTS") == "interpreter":
+        kernel = [item for item in items if item.get_closest_marker("kernel")]
+        config.hook.pytest_deselected(items=kernel)
+        items[:] = [item for item in items if not item.get_closest_marker("kernel")]
+
+
 def pytest_collection_finish() -> None:
     # What is there by now stays; so the collections after each test need not look through it.
     gc.collect()

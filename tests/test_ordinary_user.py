@@ -72,16 +72,24 @@ def place():
     shutil.rmtree(path)
 
 
+PARTS = {
+    "sandbox": (CORE, ["tests/test_sandbox.py", "tests/test_limits.py"]),
+    "attacks": ("test_untrusted or with_the_sandbox or daemons", ["tests/test_attacks.py"]),
+}
+
+
+@pytest.mark.kernel
 @pytest.mark.skipif(not features.containment().becomes, reason="only root can become another user")
 @pytest.mark.timeout(600)
-def test_the_same_for_an_ordinary_user(place):
+@pytest.mark.parametrize("part", PARTS)
+def test_the_same_for_an_ordinary_user(part, place):
+    chosen, tests = PARTS[part]
     stash, base = place / "stash", place / "base"
     stash.mkdir()
     base.mkdir()
     os.chown(base, UID, UID)
-    tests = ["tests/test_sandbox.py", "tests/test_limits.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
-    command += [f"--basetemp={base}/run", "-k", os.environ.get("AIOISOLATE_CORE", CORE), *tests]
+    command += [f"--basetemp={base}/run", "-k", chosen, *tests]
     environment = {
         "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
         "HOME": str(base),

@@ -145,7 +145,8 @@ class WardChild:
                 view = view[os.write(file, view) :]
             os.lseek(file, 0, os.SEEK_SET)
             self._sent_along.append(file)
-        output = options.output != "inherit"
+        silent = plan.policy is not None and plan.policy.codec != "pickle"  # from the beginning
+        output = options.output != "inherit" and not (silent and options.output == "null")
         if output:
             null = fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
             self.streams, stdout, stderr = open_streams(options.output, null, fds)

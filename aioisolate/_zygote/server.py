@@ -177,6 +177,10 @@ class Server:
 
         if policy.read is not None:
             os.dup2(self._null, 0)  # what is typed here is none of their business
+        if policy.codec != "pickle":
+            # Nor is what is read here, unless it is captured.
+            os.dup2(self._null, 1)
+            os.dup2(self._null, 2)
         confine.get_ready(policy)
         self._order.policy = policy
         self._order.codec = policy.codec
