@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -72,7 +71,7 @@ def _must_fail(what: str, act: Callable[[], object], *errors: int) -> None:
 
 def _parent_death() -> str:
     set_parent_death_signal(signal.SIGKILL)
-    if sys.platform != "linux":
+    if os.uname().sysname != "Linux":
         raise _UnfulfilledError("there is no such signal here")
     return "PR_SET_PDEATHSIG"
 

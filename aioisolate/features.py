@@ -2,7 +2,7 @@
 
 Example::
 
-    print(features.probe())
+    log.info("%s", features.probe())
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def probe() -> Report:
 
         from aioisolate import features
 
-        print(features.probe())
+        log.info("%s", features.probe())
     """
     hush_fork_warning()
     read, write = os.pipe()

@@ -39,13 +39,15 @@ class Sandbox:
     Args:
         read: files and directories that may be read, with all below them (Landlock). `PYTHON`
             stands for what the interpreter needs. None: whatever this user may.
-        write: files and directories that may be written and read. None: whatever this user may.
+        write: files and directories that may be written and read, as far as *user* may: as root,
+            that is by default one who owns nothing. None: whatever this user may.
         scratch: the size of an empty directory of its own, in memory, which is its HOME, TMPDIR
             and working directory and goes with it. Needs namespaces, and paths in *read*.
             None: it has none.
         network: ``"none"``: no sockets but pairs of Unix sockets, and a network namespace without
             interfaces. ``"inherit"``: as this process.
-        subprocesses: it may start processes and programs. They end with it, whatever they do.
+        subprocesses: it may start processes and programs. In a process namespace or a control
+            group they end with it, whatever they do; with neither, those of its process group do.
             For programs to be found, *read* must have where they are.
         namespaces: namespaces of its own for the network, interprocess communication, mounts,
             host names; and for processes if it may start some. ``"auto"``: where possible.

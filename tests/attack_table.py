@@ -46,6 +46,7 @@ _CLOSED: dict[str, Any] = {
 # Each by itself: what the sandbox is asked for, and what this machine is made to lack.
 LAYERS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "fresh": (None, {}),
+    "env": ({"env": {}}, {}),
     "user": ({"user": "auto"}, {}),
     "landlock": (_CLOSED, {"seccomp": False}),
     "seccomp": ({"syscalls": "default", "network": "none", "subprocesses": False}, {}),

@@ -905,7 +905,7 @@ SEAMS = {
     Layer.PROCESSES: [(init, "live_under_one")],
     Layer.PRIVILEGES: [(confine, "set_no_new_privs"), (confine, "set_dumpable")],
     Layer.LANDLOCK: [(landlock, "make_ruleset"), (landlock, "restrict")],
-    Layer.SECCOMP: [(seccomp, "install")],
+    Layer.SECCOMP: [(seccomp.Prepared, "install")],
     Layer.SCRATCH: [(confine, "_mount_scratch")],
 }
 ALL = Sandbox(subprocesses=True, scratch="1 MiB")
@@ -968,13 +968,13 @@ async def test_a_layer_that_is_left_out(kind, layer, monkeypatch, tmp_path):
 @one_loop
 async def test_a_fork_server_that_leaves_one_out(warm, field, monkeypatch, tmp_path):
     """Here what it engages is right, and it is too little for what the parent expects."""
-    from aioisolate import _isolator
+    from aioisolate._call import policy as policies
 
     def expecting(*args):
         policy = make_policy(*args)
         return policy._replace(**{field: (*getattr(policy, field), "moat")})
 
-    monkeypatch.setattr(_isolator, "make_policy", expecting)
+    monkeypatch.setattr(policies, "make_policy", expecting)
     box = Sandbox(write=[tmp_path])
     with pytest.raises(CallableDidNotExecuteError, match="layers missing: moat") as caught:
         async with Isolator(sandbox=box, warm=warm, preload=["tests.deeds"]) as iso:
@@ -996,13 +996,13 @@ async def test_a_fork_server_that_leaves_one_out(warm, field, monkeypatch, tmp_p
 @pytest.mark.parametrize("warm", [0, 2])
 @one_loop
 async def test_a_layer_that_fails_in_a_fork_server(change, layer, warm, monkeypatch, tmp_path):
-    from aioisolate import _isolator
+    from aioisolate._call import policy as policies
 
     def wrong(*args):
         policy = make_policy(*args)
         return policy._replace(**change(policy))
 
-    monkeypatch.setattr(_isolator, "make_policy", wrong)
+    monkeypatch.setattr(policies, "make_policy", wrong)
     with pytest.raises(CallableDidNotExecuteError) as caught:
         async with Isolator(sandbox=Sandbox(), warm=warm, preload=["tests.deeds"]) as iso:
             await iso.run(deeds.touch, str(tmp_path / "called"))

@@ -44,7 +44,14 @@ def test_the_table(row):
     started, answer, killed_for, exit_ = row
     verdict = judge(evidence(*row))
 
-    # A whole answer counts, whatever happened to the child afterwards.
+    # A whole answer counts, whatever happened to the child afterwards; but not if it has written
+    # more than it may, which is told whether it had ended by then or not.
+    if answer is not Kind.FAILED and killed_for is KilledFor.OUTPUT_LIMIT:
+        assert not isinstance(verdict, Answer)
+        assert verdict.reason is Reason.OUTPUT_LIMIT
+        executed = CallableStatusUnknownError if started else CallableDidNotExecuteError
+        assert issubclass(verdict.error, CallableExecutedError if answer else executed)
+        return
     if answer in (Kind.VALUE, Kind.RAISED):
         assert verdict is (Answer.VALUE if answer is Kind.VALUE else Answer.RAISED)
         return

@@ -14,7 +14,7 @@ from .._call.child import Child
 from .._call.plan import Plan
 from .._call.spawn import ForkedChild, let_imports_finish
 from .._child.order import AsyncBackend
-from .._child.policy import Policy
+from .._child.policy import Layer, Policy
 from .._os import threads
 from .._wire import codecs, relation
 from .._zygote import control
@@ -218,11 +218,15 @@ def fresh_interpreter(
     policy: Policy | None,
 ) -> Served:
     """Make a source of children of a fresh interpreter."""
-    if environment is None and policy is not None:
-        environment = policy.env
-
+    if policy is not None:
+        if environment is not None:  # and not the sandbox's
+            layers = tuple(sorted({*policy.server_layers, Layer.ENVIRONMENT}))
+            policy = policy._replace(env=dict(environment), server_layers=layers)
+        own = os.environ if policy.env is None else policy.env
+        # Each further arena of malloc's takes 64 MiB of the addresses that a limit leaves.
+        environment = {"MALLOC_ARENA_MAX": "2", **own}
     told = None if policy is None else tuple(policy)
-    layers = None if policy is None else policy.server_layers
+    wanted = None if policy is None else policy.server_layers
 
     def setup() -> control.Setup:
         path = [os.path.abspath(entry) if entry == "" else entry for entry in sys.path]
@@ -231,7 +235,7 @@ def fresh_interpreter(
 
     backend = backend._replace(task=None)
     launch = launch_interpreter(environment)
-    pool = Pool(backend, launch, setup, warm=warm, layers=layers)
+    pool = Pool(backend, launch, setup, warm=warm, layers=wanted)
     return Served(backend, pool, policy=policy)
 
 
