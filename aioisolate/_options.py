@@ -51,21 +51,10 @@ class IsolatorArgs(JobArgs, total=False):
     sandbox: Sandbox | None
 
 
-class OptionArgs(TypedDict, total=False):
+class OptionArgs(IsolatorArgs, total=False):
     """The keyword options of `run_isolated`, for signatures that pass them on."""
 
-    timeout: float | None
-    grace: float
     start: Start
-    output: Output
-    start_timeout: float | None
-    on_event: OnEvent | None
-    on_progress: OnProgress | None
-    pass_fds: Iterable[int]
-    limits: Limits | None
-    sandbox: Sandbox | None
-    codec: Codec | None
-    result_type: Any
 
 
 _NO_FDS: frozenset[int] = frozenset()

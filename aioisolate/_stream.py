@@ -8,7 +8,7 @@ from typing import Any, Unpack
 from ._call.child import Child
 from ._call.plan import make_plan
 from ._call.waiter import running_backend
-from ._options import CallOptions, JobArgs
+from ._options import CallOptions, IsolatorArgs
 from ._os import features
 from ._service.children import Forks
 from ._service.job import Job
@@ -51,7 +51,7 @@ def stream_isolated(
     fn: Callable[..., Iterable[Any] | AsyncIterable[Any]],
     /,
     *args: Any,
-    **options: Unpack[JobArgs],
+    **options: Unpack[IsolatorArgs],
 ) -> Stream[Any]:
     """Run a generator function, sync or async, in a forked child; get its items one by one.
 

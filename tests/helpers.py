@@ -8,19 +8,20 @@ import gc
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from aioisolate import CallEvent
+from aioisolate import CallEvent, IsolationError, Isolator
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -189,3 +190,39 @@ def leaves_nothing(work: Callable[[], Any], rounds: int = 500) -> None:
     assert after[0] - before[0] <= 3
     assert after[1] == before[1]
     assert after[2] - before[2] < 2 << 20
+
+
+def count_forks(limit: int = 20) -> int:
+    """Fork until it is refused, *limit* times at most; return how many there were at once."""
+    forks = []
+    try:
+        for _ in range(limit):
+            pid = os.fork()
+            if not pid:
+                time.sleep(30)
+                os._exit(0)
+            forks.append(pid)
+    except BlockingIOError:
+        pass
+    for pid in forks:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    return len(forks)
+
+
+@contextlib.asynccontextmanager
+async def isolator(start: dict[str, Any], *modules: str, **options: Any) -> AsyncIterator[Isolator]:
+    """Open an Isolator of some kind; *modules* are for a fork server to import."""
+    if start["start"] == "zygote" and modules:
+        options.setdefault("preload", modules)
+    async with Isolator(**start, **options) as iso:
+        yield iso
+
+
+async def error_of(call: Awaitable[Any]) -> IsolationError:
+    """Await it; return what it raises, which is typed."""
+    try:
+        value = await call
+    except IsolationError as error:
+        return error
+    pytest.fail(f"it returned {str(value)[:100]!r}")

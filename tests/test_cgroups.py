@@ -11,7 +11,7 @@ import pytest
 from aioisolate._os import cgroups, delegation, hierarchies, oom
 from aioisolate._os.cgroups import Group
 from aioisolate._os.delegation import Home
-from tests.helpers import alive, forked, wait_until
+from tests.helpers import alive, count_forks, forked, wait_until
 
 MiB = 1 << 20
 
@@ -88,24 +88,6 @@ def test_what_was_there_before_is_not_counted(group):
         return held.count(b"x")
 
     assert forked(work) == (96 * MiB, 0)
-
-
-def count_forks(limit):
-    """Fork until it is refused; return how many there were."""
-    forks = []
-    try:
-        for _ in range(limit):
-            pid = os.fork()
-            if not pid:
-                time.sleep(30)
-                os._exit(0)
-            forks.append(pid)
-    except BlockingIOError:
-        pass
-    for pid in forks:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    return len(forks)
 
 
 def test_processes_have_a_limit(group):

@@ -33,8 +33,8 @@ from aioisolate._call.plan import make_plan
 from aioisolate._call.policy import make_policy, plan_limits
 from aioisolate._options import CallOptions
 from aioisolate._os import features, oom
-from tests import deeds
-from tests.helpers import Stages, alive, until
+from tests import deeds, helpers
+from tests.helpers import Stages, alive, error_of, until
 
 MiB = 1 << 20
 HERE = features.containment()
@@ -63,21 +63,8 @@ def _no_group_left():
         assert not directories()
 
 
-@contextlib.asynccontextmanager
-async def isolator(start, **options):
-    if start["start"] == "zygote":
-        options.setdefault("preload", ["tests.deeds", "numpy"])
-    async with Isolator(**start, **options) as iso:
-        yield iso
-
-
-async def error_of(call):
-    """Await it; return what it raises, which is typed."""
-    try:
-        value = await call
-    except IsolationError as error:
-        return error
-    pytest.fail(f"it returned {str(value)[:100]!r}")
+def isolator(start, **options):
+    return helpers.isolator(start, "tests.deeds", "numpy", **options)
 
 
 def check_memory(error):

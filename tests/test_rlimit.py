@@ -16,7 +16,7 @@ import traceback
 import pytest
 
 from aioisolate._os import rlimit
-from tests.helpers import forked
+from tests.helpers import count_forks, forked
 
 MiB = 1 << 20
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="as Linux has it")
@@ -32,24 +32,6 @@ def become(uid):
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-
-
-def count_forks(limit=20):
-    """Fork until it is refused; return how many there were."""
-    forks = []
-    try:
-        for _ in range(limit):
-            pid = os.fork()
-            if not pid:
-                time.sleep(30)
-                os._exit(0)
-            forks.append(pid)
-    except BlockingIOError:
-        pass
-    for pid in forks:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    return len(forks)
 
 
 def apply(name, soft, hard=None):

@@ -35,8 +35,8 @@ from aioisolate._child import confine, init
 from aioisolate._child.policy import Layer
 from aioisolate._os import features, landlock, namespaces, seccomp, users
 from aioisolate.sandbox import PYTHON
-from tests import deeds
-from tests.helpers import ROOT, Stages, alive, python, until, wait_until
+from tests import deeds, helpers
+from tests.helpers import ROOT, Stages, alive, error_of, python, until, wait_until
 
 MiB = 1 << 20
 HERE = features.containment()
@@ -47,20 +47,8 @@ confinable = HERE.landlock and HERE.seccomp and HERE.namespaces
 needs_layers = pytest.mark.skipif(not confinable, reason="layers are missing here")
 
 
-@contextlib.asynccontextmanager
-async def isolator(start, **options):
-    if start["start"] == "zygote":
-        options.setdefault("preload", ["tests.deeds"])
-    async with Isolator(**start, **options) as iso:
-        yield iso
-
-
-async def error_of(call):
-    try:
-        value = await call
-    except IsolationError as error:
-        return error
-    pytest.fail(f"it returned {str(value)[:100]!r}")
+def isolator(start, **options):
+    return helpers.isolator(start, "tests.deeds", **options)
 
 
 @pytest.fixture
@@ -565,7 +553,7 @@ def test_daemons_end_with_this_process(kind):
     program = """
         import os, sys, anyio
         from aioisolate import Isolator, Sandbox
-        from tests import deeds
+        from tests import deeds, helpers
 
         async def main():
             options = {"preload": ["tests.deeds"]} if sys.argv[1] == "zygote" else {}
