@@ -27,6 +27,21 @@ LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Another interpreter runs all of it: so here neither what is about the kernel, nor all event loops
+# for the longest.
+ELSEWHERE = os.environ.get("AIOISOLATE_TESTS") == "interpreter"
+ABOUT_THE_KERNEL = {
+    "test_attack_table",
+    "test_attacks",
+    "test_cgroups",
+    "test_hierarchies",
+    "test_landlock",
+    "test_ordinary_user",
+    "test_rlimit",
+    "test_seccomp_programs",
+}
+LONGEST = {"test_limits", "test_sandbox"}
+
 # Every way of starting a child.
 STARTS: dict[str, dict[str, Any]] = {
     "fork": {"start": "fork"},
@@ -65,6 +80,7 @@ def pytest_asyncio_loop_factories() -> dict[str, Any]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "loop" in metafunc.fixturenames:
         one = metafunc.definition.get_closest_marker("one_loop")
+        one = one or (ELSEWHERE and metafunc.definition.path.stem in LONGEST)
         metafunc.parametrize("loop", ["asyncio"] if one else list(LOOPS), indirect=False)
 
 
@@ -100,10 +116,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what does not depend on the interpreter where another one has run it."""
-    if os.environ.get("AIOISOLATE_TESTS") == "interpreter":
-        kernel = [item for item in items if item.get_closest_marker("kernel")]
+    if ELSEWHERE:
+        kernel = [item for item in items if item.path.stem in ABOUT_THE_KERNEL]
         config.hook.pytest_deselected(items=kernel)
-        items[:] = [item for item in items if not item.get_closest_marker("kernel")]
+        items[:] = [item for item in items if item.path.stem not in ABOUT_THE_KERNEL]
 
 
 def pytest_collection_finish() -> None:

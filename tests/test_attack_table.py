@@ -22,7 +22,6 @@ _by_name = {attack.name: attack for attack in ATTACKS}
 
 pytestmark = [
     pytest.mark.one_loop,
-    pytest.mark.kernel,
     pytest.mark.skipif(
         os.geteuid() != 0 or landlock.abi() < 7, reason="the table is of root and Landlock 7"
     ),

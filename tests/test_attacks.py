@@ -101,7 +101,6 @@ def verdict(error: BaseException | None) -> str:
     return name
 
 
-@pytest.mark.kernel
 @every_attack
 async def test_without_the_sandbox_it_succeeds(attack):
     if attack.needs_root and os.geteuid() != 0:

@@ -78,7 +78,6 @@ PARTS = {
 }
 
 
-@pytest.mark.kernel
 @pytest.mark.skipif(not features.containment().becomes, reason="only root can become another user")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", PARTS)

@@ -212,11 +212,11 @@ class Supervision:
 
     def kill(self, cause: KilledFor | None = None, detail: str = "") -> None:
         """Kill the child and its process group. The first cause counts."""
-        if self.gone:
-            return
         if cause is not None and self.killed_for is None:
             self.killed_for = cause
             self.detail = detail
+        if self.gone:
+            return
         # The group first, then the child, in case it has left its group.
         self.child.signal_group(signal.SIGKILL)
         self.child.signal(signal.SIGKILL)
