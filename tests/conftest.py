@@ -27,8 +27,7 @@ LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-# Another interpreter runs all of it: so here neither what is about the kernel, nor all event loops
-# for the longest.
+# Another interpreter runs what is about the kernel, so not here.
 ELSEWHERE = os.environ.get("AIOISOLATE_TESTS") == "interpreter"
 ABOUT_THE_KERNEL = {
     "test_attack_table",
@@ -40,7 +39,9 @@ ABOUT_THE_KERNEL = {
     "test_rlimit",
     "test_seccomp_programs",
 }
+# Of these each interpreter runs one event loop, if there are several interpreters.
 LONGEST = {"test_limits", "test_sandbox"}
+LOOP_OF_LONGEST = os.environ.get("AIOISOLATE_LOOP", "")
 
 # Every way of starting a child.
 STARTS: dict[str, dict[str, Any]] = {
@@ -80,8 +81,10 @@ def pytest_asyncio_loop_factories() -> dict[str, Any]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "loop" in metafunc.fixturenames:
         one = metafunc.definition.get_closest_marker("one_loop")
-        one = one or (ELSEWHERE and metafunc.definition.path.stem in LONGEST)
-        metafunc.parametrize("loop", ["asyncio"] if one else list(LOOPS), indirect=False)
+        loops = ["asyncio"] if one else list(LOOPS)
+        if not one and LOOP_OF_LONGEST and metafunc.definition.path.stem in LONGEST:
+            loops = [LOOP_OF_LONGEST]
+        metafunc.parametrize("loop", loops, indirect=False)
 
 
 @pytest.hookimpl(tryfirst=True)

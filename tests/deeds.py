@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import mmap
 import os
@@ -216,8 +215,10 @@ def numbers(count):
 
 
 async def slow_numbers(count):
+    import anyio
+
     for number in range(count):
-        await asyncio.sleep(0.001)
+        await anyio.sleep(0.001)
         yield number
 
 
