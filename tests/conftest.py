@@ -27,7 +27,7 @@ LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-# Another interpreter runs what is about the kernel, so not here.
+# Another interpreter runs all of it: so here neither what is about the kernel, nor each event loop.
 ELSEWHERE = os.environ.get("AIOISOLATE_TESTS") == "interpreter"
 ABOUT_THE_KERNEL = {
     "test_attack_table",
@@ -54,6 +54,8 @@ STARTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=STARTS)
 def start(request: pytest.FixtureRequest) -> dict[str, Any]:
+    if ELSEWHERE and request.path.stem in LONGEST and request.param in ("zygote", "template"):
+        pytest.skip("another interpreter does that")
     return STARTS[request.param]
 
 
@@ -81,7 +83,7 @@ def pytest_asyncio_loop_factories() -> dict[str, Any]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "loop" in metafunc.fixturenames:
         one = metafunc.definition.get_closest_marker("one_loop")
-        loops = ["asyncio"] if one else list(LOOPS)
+        loops = ["asyncio"] if one or ELSEWHERE else list(LOOPS)
         if not one and LOOP_OF_LONGEST and metafunc.definition.path.stem in LONGEST:
             loops = [LOOP_OF_LONGEST]
         metafunc.parametrize("loop", loops, indirect=False)

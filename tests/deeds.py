@@ -7,6 +7,7 @@ import mmap
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -361,8 +362,6 @@ def leave_in_scratch(name, seconds):
 
 
 def network():
-    import socket
-
     def connect():
         with socket.socket() as one:
             one.settimeout(2)
@@ -380,8 +379,6 @@ def network():
 
 
 def interfaces():
-    import socket
-
     return sorted(name for _, name in socket.if_nameindex())
 
 

@@ -44,7 +44,8 @@ def test_each_layer_stops_something_that_no_other_one_stops():
     assert alone >= {"seccomp", "codec", "limits"}
 
 
-@pytest.mark.parametrize("name", sorted(_rows))
+# Those that hang on one layer: it had better be there.
+@pytest.mark.parametrize("name", sorted(name for name, found in _rows.items() if len(found) < 2))
 async def test_what_it_says_is_so(name):
     """One layer that is marked stops it; without any of those that are, nothing does."""
     layers = _rows[name]
