@@ -194,12 +194,14 @@ def hold_back(pid):
 
 def hold_back_the_forking_process():
     """Give whoever forks the next children a lower priority, and so them."""
+    time.sleep(0.2)  # until the parent has seen whose child this is
     os.setpriority(os.PRIO_PROCESS, os.getppid(), 7)
     return os.getppid()
 
 
 def limit_the_forking_process():
     """Have whoever forks the next children be able to open fewer files."""
+    time.sleep(0.2)  # until the parent has seen whose child this is
     parent = os.getppid()
     hard = resource.prlimit(parent, resource.RLIMIT_NOFILE)[1]
     resource.prlimit(parent, resource.RLIMIT_NOFILE, (_SOFT, hard))
