@@ -27,17 +27,23 @@ LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-# Another interpreter runs all of it: so here neither what is about the kernel, nor each event loop.
+# Another interpreter runs all of it: so here neither each event loop, nor what is about the kernel,
+# pure, or an application.
 ELSEWHERE = os.environ.get("AIOISOLATE_TESTS") == "interpreter"
-ABOUT_THE_KERNEL = {
+ONCE = {
     "test_attack_table",
     "test_attacks",
+    "test_browser",
     "test_cgroups",
+    "test_code_interpreter",
+    "test_fuzz",
     "test_hierarchies",
     "test_landlock",
     "test_ordinary_user",
+    "test_plain",
     "test_rlimit",
     "test_seccomp_programs",
+    "test_verdict",
 }
 # Of these each interpreter runs one event loop, if there are several interpreters.
 LONGEST = {"test_limits", "test_sandbox"}
@@ -122,9 +128,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what does not depend on the interpreter where another one has run it."""
     if ELSEWHERE:
-        kernel = [item for item in items if item.path.stem in ABOUT_THE_KERNEL]
-        config.hook.pytest_deselected(items=kernel)
-        items[:] = [item for item in items if item.path.stem not in ABOUT_THE_KERNEL]
+        once = [item for item in items if item.path.stem in ONCE]
+        config.hook.pytest_deselected(items=once)
+        items[:] = [item for item in items if item.path.stem not in ONCE]
 
 
 def pytest_collection_finish() -> None:
