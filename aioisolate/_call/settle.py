@@ -19,6 +19,7 @@ from .._errors import (
     Reason,
     RemoteError,
 )
+from .._limits import Limits
 from .._os import mappings, memfd, threads
 from .._outcome import Outcome, Usage
 from .._wire import codecs, inert
@@ -38,7 +39,8 @@ async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
     answer = supervision.conversation.answer
     # The verdict on a value is that it is one; no evidence has to be put together for that.
     is_value = answer is not None and answer[0] is Kind.VALUE
-    is_value &= supervision.killed_for is not KilledFor.OUTPUT_LIMIT
+    if supervision.killed_for is not None:  # else not even the enumeration is touched
+        is_value &= supervision.killed_for is not KilledFor.OUTPUT_LIMIT
     verdict = Answer.VALUE if is_value else judge(_evidence(supervision))
     if isinstance(verdict, Verdict) or answer is None:
         assert isinstance(verdict, Verdict)
@@ -47,7 +49,8 @@ async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
         if supervision.options.codec != "pickle":
             return await _as_data(supervision, verdict, answer[1])
         payload = Payload.decode(answer[1])
-        _check_size(supervision, payload)
+        if supervision.options.limits is not None:
+            _check_size(supervision.options.limits, payload)
         fds = answer[2]
         stream, buffers = _collect(payload, supervision.child.scratch, fds)
         if sum(map(len, stream)) <= _INLINE_MAX:
@@ -80,10 +83,9 @@ async def _as_data(
     return await _in_thread(load), None
 
 
-def _check_size(supervision: Supervision, payload: Payload) -> None:
+def _check_size(limits: Limits, payload: Payload) -> None:
     """Raise TooLarge if an answer's buffers are more than they may be."""
-    limits = supervision.options.limits
-    if limits is not None and limits.result_size is not None and payload.regions:
+    if limits.result_size is not None and payload.regions:
         size = sum(region.length for region in payload.regions) + sum(map(len, payload.stream))
         if size > limits.result_size:
             raise TooLarge(Kind.VALUE, size, limits.result_size)

@@ -150,7 +150,8 @@ class ForkedChild:
         policy = plan.policy
         confined = policy is not None and policy.read is not None
         self._order = order = draft_order(keep, backend, self._threaded, confined=confined)
-        order.then = worker.work
+        bounded = plan.enforcement.bounds is not None
+        order.then = worker.work_within if bounded else worker.work
         order.quiet = False
         order.streaming = plan.streaming
         order.progress = plan.options.on_progress is not None

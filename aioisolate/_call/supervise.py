@@ -344,7 +344,9 @@ class Supervision:
         """The child has ended: read what it left behind, and reap it."""
         self.ended_at = time.monotonic()
         self.status = self.child.reap()
-        if self.status.exit == -signal.SIGKILL and self.killed_for is None:
+        # Only with limits is there something to compare with.
+        limited = self._kills_before is not None
+        if limited and self.killed_for is None and self.status.exit == -signal.SIGKILL:
             self.out_of_memory = memory_killer(self.child.group, self._kills_before)
         if self.child.lost and self.killed_for is None:
             self.killed_for = KilledFor.SERVER_DIED

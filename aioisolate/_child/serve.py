@@ -166,6 +166,8 @@ def _serve_one(order: Order, channel: _socket.socket) -> int:
             os.write(order.channel, encode_failure(order.nonce, "limits", exc))
             return 1
     assert order.streams is not None
+    if request.bounds is not None:
+        return worker.work_within(order, order.streams)
     return worker.work(order, order.streams)
 
 

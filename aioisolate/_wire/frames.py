@@ -141,7 +141,10 @@ class FrameDecoder:
                 at += len(piece)
                 self._missing -= len(piece)
                 if piece:
-                    self._add(piece)
+                    if self._body:
+                        self._add(piece)
+                    else:  # most are whole
+                        self._body.append(piece)
             if not self._missing:
                 body, self._body = self._body, []
                 self._kind = None
