@@ -415,7 +415,7 @@ async def test_scratch(start):
         assert sorted(got) == [["one"], ["two"]]
         assert (await iso.run(deeds.where))["files"] == []
     with open("/proc/self/mounts") as mounts:
-        assert "/work/scratch" not in mounts.read()
+        assert "/aioisolate/scratch" not in mounts.read()
     assert not os.path.exists(confine.SCRATCH)
 
 

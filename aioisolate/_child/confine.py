@@ -25,8 +25,8 @@ __all__ = ["Ground", "LayerError", "confine", "enter_child", "enter_server", "ge
 
 # The scratch directory, and the one in which it is: a rule on a directory that something is mounted
 # on is hidden by that mount, so the rule is one for its parent.
-SCRATCH_PARENT = "/work"
-SCRATCH = "/work/scratch"
+SCRATCH_PARENT = "/aioisolate"
+SCRATCH = "/aioisolate/scratch"
 _OLD_ROOT = "/.old"
 _STAGE = "/tmp"  # noqa: S108 - any directory: it is covered, in a mount namespace of our own
 _KILL = 9
