@@ -20,10 +20,6 @@ class Layer:
     SECCOMP = "seccomp"
     SCRATCH = "scratch"
     ENVIRONMENT = "environment"
-    STDIO = "stdio"
-    DESCRIPTORS = "descriptors"
-    LIMITS = "limits"
-    CGROUP = "cgroup"
 
 
 class Policy(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Any
 
 from .syscalls import syscall
 
-__all__ = ["abi", "make_ruleset", "make_scope", "restrict"]
+__all__ = ["abi", "make_ruleset", "restrict"]
 
 _os: Any = os
 
@@ -82,28 +82,6 @@ def make_ruleset(
         for paths, granted in ((read, reading), (write, writing)):
             for path in paths:
                 _allow(ruleset, path, granted)
-    except BaseException:
-        os.close(ruleset)
-        raise
-    return ruleset
-
-
-def make_scope(abi: int | None = None) -> int | None:
-    """Make the smallest ruleset that sets a process apart from its siblings in the same domain.
-
-    It takes no file away. From ABI 6 on those inside cannot signal anybody outside, nor connect to
-    their abstract unix sockets; ptrace goes no way out of any domain. None if there is no Landlock.
-    """
-    version = _version(abi)
-    if not version:
-        return None
-    # Renaming across directories is the one right that every domain takes away unless it is
-    # granted, also one that has no rule about files; below another domain that would be noticed.
-    # Version 1 cannot grant it, and the domain above has denied it already: any other right does.
-    right = _REFER if version >= 2 else _MAKE_BLOCK
-    ruleset = _create(version, right, 0, _SCOPES)
-    try:
-        _allow(ruleset, "/", right)
     except BaseException:
         os.close(ruleset)
         raise

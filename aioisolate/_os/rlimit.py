@@ -16,7 +16,6 @@ __all__ = [
     "address_space",
     "apply",
     "nproc_is_per_namespace",
-    "settable",
 ]
 
 INFINITY = resource.RLIM_INFINITY
@@ -47,12 +46,6 @@ def address_space() -> int:
             return int(file.read().split(None, 1)[0]) * resource.getpagesize()
     except OSError:
         return 0
-
-
-def settable(number: int, value: int) -> bool:
-    """Tell whether anybody, privileged or not, may set the limit *number* to *value* here."""
-    hard = resource.getrlimit(number)[1]
-    return hard == INFINITY or (value != INFINITY and value <= hard)
 
 
 def apply(limits: Sequence[tuple[int, int, int]]) -> None:

@@ -121,6 +121,7 @@ class Served:
         self._pool = pool
         self._functions = functions
         self._told: set[str] = set()
+        self._codecs = {"pickle"}
 
     @property
     def idle(self) -> int:
@@ -176,7 +177,9 @@ class Served:
 
     def _encode(self, plan: Plan) -> codecs.Call:
         call = encode_call(plan, self._functions)
-        if plan.options.codec != "pickle":
+        # Once for each codec: to find a library takes long where there is none.
+        if plan.options.codec not in self._codecs:
+            self._codecs.add(plan.options.codec)
             from .._wire import plain  # noqa: PLC0415 - only for those who ask for it
 
             self._pool.learn("aioisolate._wire.plain")
