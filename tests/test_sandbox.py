@@ -287,6 +287,20 @@ def test_a_warning_is_given_each_time():
             make_policy(box, here, "fork")
 
 
+async def test_a_warning_points_to_the_call(monkeypatch):
+    without = features.containment()._replace(landlock=0)
+    monkeypatch.setattr(features, "containment", lambda: without)
+    box = Sandbox(missing="warn")
+    with pytest.warns(SandboxWarning, match="Landlock") as caught:
+        await run_isolated(abs, -4, sandbox=box)
+    assert caught[0].filename == __file__
+    iso = Isolator(sandbox=box)
+    with pytest.warns(SandboxWarning, match="Landlock") as caught:
+        await iso.__aenter__()
+    await iso.aclose()
+    assert caught[0].filename == __file__
+
+
 @one_loop
 async def test_a_refusal_forks_nothing(start, monkeypatch):
     monkeypatch.setattr(features, "containment", lambda: DARWIN)

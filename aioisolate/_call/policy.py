@@ -11,7 +11,6 @@ import os
 import site
 import sys
 import sysconfig
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -21,6 +20,7 @@ from .._limits import Limits
 from .._os import namespaces, seccomp
 from .._os.features import Containment
 from ..sandbox import PYTHON, Sandbox
+from .warn import warn
 
 __all__ = ["make_policy", "plan_limits", "python_paths"]
 
@@ -44,7 +44,7 @@ def make_policy(sandbox: Sandbox, here: Containment, start: Start) -> Policy:
         text = "this machine can't hold what the sandbox promises: " + "; ".join(lacking)
         if sandbox.missing == "refuse":
             raise _refuse(text)
-        warnings.warn(text, SandboxWarning, stacklevel=3)
+        warn(text, SandboxWarning)
     return policy
 
 

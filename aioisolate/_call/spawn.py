@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["ForkedChild", "draft_order", "let_imports_finish", "warn_about"]
 
 _STREAMS = ("__stdin__", "__stdout__", "__stderr__")
-_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 # With more descriptors than this the child looks through them itself: that takes longer there
 # (each page it touches is copied), but it does not hold up the event loop.
 _LOOK_HERE_MAX = 128
@@ -347,19 +345,15 @@ def _severable(keep: frozenset[int], threaded: bool, confined: bool) -> list[int
 
 def warn_about(names: Sequence[str]) -> None:
     """Warn, once for each line that calls this package, that other threads run."""
-    depth = 1
-    frame = sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame = frame.f_back
-        depth += 1
-    warnings.warn(
+    from .warn import warn  # noqa: PLC0415 - for few
+
+    warn(
         f"forking while {len(names)} other thread(s) run ({', '.join(names[:3])}"
         f"{', ...' if len(names) > 3 else ''}): a lock that one of them holds now stays locked "
         "in the child for ever. Make such calls before threads are started, or keep fn to code "
         "that shares no lock with them; a child that hangs before fn is killed after "
         "start_timeout.",
         ForkSafetyWarning,
-        stacklevel=depth,
     )
 
 
