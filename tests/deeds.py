@@ -79,6 +79,15 @@ def many_small():
         held.append([None] * 100)
 
 
+def leave_somebody():
+    """Leave a process behind that is in no group or session of ours, and give its number."""
+    if pid := os.fork():
+        return pid
+    os.setsid()
+    time.sleep(60)
+    os._exit(0)
+
+
 def touch_in_forks(size, count):
     """Have children use memory that none of them alone may not have."""
     # Had before there is any want, so that all of it is in touching: a system call at the limit

@@ -125,9 +125,7 @@ class Supervision:
         self.left = False
         self.stack = StackText(child.scratch)
         # Without waiting for its end, nothing is known of that end.
-        self._leaves_early = not (
-            whole or self.listens or child.streams or child.group or child.has_init
-        )
+        self._leaves_early = not (whole or self.listens or child.streams or child.has_init)
         waits = child.layers is not None  # to be told to go on
         if self._look_due and (self.listens or on_item or options.on_progress or waits):
             self._watch_channel()

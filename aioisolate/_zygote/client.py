@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import _socket
 import errno
-import logging
 import os
 import signal
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -26,18 +24,15 @@ from .._os.prctl import is_subreaper
 from .._os.process import Process, Status, children_of_session
 from .._outcome import Exit
 from . import control
+from .farewell import PATIENCE, Farewell
 from .launch import Launch
 from .ward import Ward
 
 __all__ = ["Zygote"]
 
-_log = logging.getLogger("aioisolate.zygote")
-
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 # What the server hears when it is at its limit of descriptors, or was put below what it has.
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.EBADF, errno.EINVAL})
-# A child that has answered gets so long to end by itself.
-_LINGER = 1.0
 
 
 class Zygote:
@@ -72,8 +67,7 @@ class Zygote:
         self._unpassed: deque[Ward] = deque()
         self._reader: loops.Background | None = None
         self._ready = anyio.Event()
-        self._leaving: dict[Ward, float] = {}
-        self._sweeper: loops.Background | None = None
+        self._farewell = Farewell(backend, self._look_if_empty)
         self._emptied: anyio.Event | None = None
         self._down = False
         self._layers: Sequence[str] | None = None
@@ -201,27 +195,12 @@ class Zygote:
 
     def see_off(self, ward: Ward) -> None:
         """Watch a ward that has given its answer until it is gone."""
-        if not ward.ended and not ward.lost:
-            self._leaving[ward] = time.monotonic() + _LINGER
-            # Its pidfd is closed when the call is over; from here on the server signals it.
-            if self._sweeper is None:
-                self._sweeper = loops.spawn(self._backend, self._sweep)
+        self._farewell.see_off(ward)
 
     def discard(self, ward: Ward) -> None:
         """Kill a ward that nobody wants."""
         ward.signal(signal.SIGKILL, group=True)
         ward.signal(signal.SIGKILL)
-
-    async def _sweep(self) -> None:
-        while self._leaving:
-            await anyio.sleep(_LINGER)
-            now = time.monotonic()
-            for ward, until in list(self._leaving.items()):
-                if until <= now:
-                    _log.warning("child %d ran on after its answer: killed", ward.pid)
-                    self.kill(ward.pid, signal.SIGKILL, group=True)
-                    self.kill(ward.pid, signal.SIGKILL, group=False)
-        self._sweeper = None
 
     # What the server says
 
@@ -246,8 +225,8 @@ class Zygote:
                 ward = self.wards.pop(pid, None)
                 if ward is not None:
                     exit_ = Exit(os.waitstatus_to_exitcode(status))
-                    self._leaving.pop(ward, None)
                     ward.end(Status(exit_, user, system, max_rss * _RSS_UNIT))
+                    self._farewell.ended(ward)
                     self._look_if_empty()
             case ("child", pid, index):
                 if index == 0:
@@ -279,7 +258,7 @@ class Zygote:
                 self._ready.set()
 
     def _look_if_empty(self) -> None:
-        if self._emptied is not None and not self.wards:
+        if self._emptied is not None and not self.wards and self._farewell.is_over():
             self._emptied.set()
 
     def _lose(self) -> None:
@@ -299,7 +278,6 @@ class Zygote:
             # The kernel kills them with their parent, but not what they have started.
             self.discard(ward)
             ward.end(Status(None), lost=True)
-        self._leaving.clear()
         self._look_if_empty()
         self._on_lost(self)
 
@@ -313,11 +291,11 @@ class Zygote:
             self.discard(ward)
         self._emptied = anyio.Event()
         self._look_if_empty()
-        with anyio.CancelScope(shield=True), anyio.move_on_after(_LINGER):
+        with anyio.CancelScope(shield=True), anyio.move_on_after(PATIENCE):
             await self._emptied.wait()
         self._hang_up()
         if self._process.is_owned():  # it has not died just now
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_LINGER):
+            with anyio.CancelScope(shield=True), anyio.move_on_after(PATIENCE):
                 await anyio.wait_readable(self._process.fileno())
         self._bury()
 
@@ -340,8 +318,7 @@ class Zygote:
         self._down = True
         if self._reader is not None:
             self._reader.cancel()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        self._farewell.cancel()
         if hasattr(self, "_socket"):
             self._socket.detach()
         self._fds.close_all()

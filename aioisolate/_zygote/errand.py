@@ -251,7 +251,9 @@ class WardChild:
         return more or not (self.group is None or self.group.dissolve())
 
     def leave(self) -> bool:
-        """Let the server see it off."""
+        """Let the server see it off, and with it whoever is in its control group."""
+        if not self._ward.ended:
+            self._ward.group, self.group = self.group, None
         self._ward.keeper.see_off(self._ward)
         self._left = True
         return True

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .._call.causes import why_unconfined
 from .._errors import CallableDidNotExecuteError, Reason
@@ -18,6 +18,9 @@ from .._os.fds import Descriptors
 from .._os.process import Status, group_is_gone
 from .._wire.frames import NONCE_SIZE, Kind, ProtocolError, encode
 from .._wire.state import Conversation, Message
+
+if TYPE_CHECKING:
+    from .._call.groups import CallGroup
 
 __all__ = ["Keeper", "Ward"]
 
@@ -52,6 +55,7 @@ class Ward:
         status: how it ended, once it has.
         lost: its server died.
         on_end: called when it has ended.
+        group: the control group to be dissolved then, or None.
         proved: it has told that it is confined as it should be.
     """
 
@@ -61,6 +65,7 @@ class Ward:
         "born",
         "channel",
         "ended",
+        "group",
         "keeper",
         "lost",
         "on_end",
@@ -92,6 +97,7 @@ class Ward:
         self.proved = False
         self.status = Status(None)
         self.on_end: Callable[[], object] | None = None
+        self.group: CallGroup | None = None
 
     def to_pass(self) -> tuple[int, int]:
         """Return what its server must get: its end of the channel, and the scratch file."""
@@ -112,8 +118,15 @@ class Ward:
         self.ended = True
         self.status = status
         self.lost = lost
+        self.dissolve()
         if self.on_end is not None:
             self.on_end()
+
+    def dissolve(self) -> bool:
+        """Kill whoever is left in its control group; False if somebody is dying: try again."""
+        if self.group is not None and self.group.dissolve():
+            self.group = None
+        return self.group is None
 
     def prove(self, layers: Sequence[str]) -> bool:
         """Hear what it says of its confinement; False: it has said nothing yet.
