@@ -31,7 +31,7 @@ from aioisolate import CallableDidNotExecuteError, IsolationError, Isolator, Rea
 from aioisolate.integrations.starlette import cancel_on_disconnect
 
 MAX_UPLOAD = 20 * 1024 * 1024
-TIMEOUT = 2.0
+TIMEOUT = 5.0
 
 # What the fork server imports is there in each child at once.
 DECODERS = [f"PIL.{name}ImagePlugin" for name in ("Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff")]

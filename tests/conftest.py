@@ -20,6 +20,12 @@ import hypothesis  # it does not find what is frozen when it is imported
 import pytest
 import uvloop
 
+# No deadlines, nor anything else that depends on how busy the machine is.
+hypothesis.settings.register_profile(
+    "here", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("here")
+
 LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
     "uvloop": ("asyncio", {"use_uvloop": True}),

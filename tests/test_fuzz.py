@@ -18,7 +18,7 @@ from tests import channel_checks as checks
 from tests.channel_checks import NONCE, TYPES
 
 LONG = os.environ.get("AIOISOLATE_FUZZ") == "long"
-fuzz = settings(max_examples=20_000 if LONG else 150, deadline=None)
+fuzz = settings(max_examples=20_000 if LONG else 150)
 steps = st.integers(1, 40)
 
 

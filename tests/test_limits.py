@@ -190,7 +190,8 @@ async def test_cpu_time(start):
         assert error.exit == -signal.SIGXCPU
         assert "may use 1 s" in str(error)
         assert "in spin" in error.crash_traceback
-        assert 0.8 < error.usage.user + error.usage.system < 2
+        # By the kernel's ticks it has used 1 s, in which a busy machine may have run others.
+        assert 0.5 < error.usage.user + error.usage.system < 2
 
 
 @one_loop

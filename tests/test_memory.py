@@ -827,7 +827,6 @@ TestSnapshots = Snapshots.TestCase
 TestSnapshots.settings = settings(
     max_examples=20,
     stateful_step_count=15,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 

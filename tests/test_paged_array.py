@@ -674,7 +674,6 @@ TestPagedArrays = Model.TestCase
 TestPagedArrays.settings = settings(
     max_examples=30,
     stateful_step_count=25,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 

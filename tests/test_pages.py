@@ -728,7 +728,6 @@ TestPagesWithGuards = GuardedModel.TestCase
 TestPages.settings = TestPagesWithGuards.settings = settings(
     max_examples=20,
     stateful_step_count=15,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 

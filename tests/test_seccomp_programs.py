@@ -286,13 +286,13 @@ def check_the_laws(number, args, machine):
 
 
 @given(CALLS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_parts_make_up_the_whole(call):
     check_the_laws(*call)
 
 
 @given(NAMED)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_parts_make_up_the_whole_where_arguments_count(call):
     name, args = call
     check_the_laws(NUMBERS["x86_64"][name], args, "x86_64")
@@ -395,7 +395,7 @@ def test_filters_are_made_once():
     st.integers(0, 2200),
     st.integers(0, 9),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_programs_that_are_too_long_for_short_jumps(choices, number, argument):
     rules = {
         key: [bpf.ALLOW, bpf.errno_rule(1), bpf.errno_rule(2)][choice]
