@@ -144,6 +144,17 @@ def open_more(count):
     return [len(opened), 0]
 
 
+def open_more_beside(something, count):
+    return open_more(count)
+
+
+class OpensAFile:
+    """It opens one when it is unpickled."""
+
+    def __reduce__(self):
+        return open, ("/dev/null",)
+
+
 def write_file(path, size):
     with open(path, "wb", buffering=0) as file:
         written = 0

@@ -24,6 +24,7 @@ from aioisolate import (
     Limits,
     Reason,
     Sandbox,
+    Snapshot,
     capture_isolated,
     isolated,
     run_isolated,
@@ -218,6 +219,23 @@ async def test_open_files(start, count):
     async with isolator(start, limits=Limits(open_files=count)) as iso:
         assert await iso.run(deeds.open_more, 200) == [count, errno.EMFILE]
         assert await iso.run(deeds.double, 4) == 8
+
+
+@one_loop
+async def test_open_files_of_the_confined(start):
+    """Whatever has come with the call: what there is is counted, not assumed."""
+    refused = [7, errno.EMFILE]
+    box = Sandbox.crash_guard(cgroup="off", limits=Limits(open_files=7))
+    async with isolator(start, sandbox=box) as iso:
+        assert await iso.run(deeds.open_more, 50) == refused
+        assert await iso.run(deeds.open_more, 200, limits=Limits(open_files=150)) == [150, 24]
+        assert (await iso.capture(deeds.open_more, 50, output="capture")).value == refused
+        with open("/dev/null") as one:
+            assert await iso.run(deeds.open_more, 50, pass_fds=[one.fileno()]) == refused
+        with Snapshot.from_bytes(b"x") as snapshot:
+            assert await iso.run(deeds.open_more_beside, snapshot, 50) == refused
+        if start["start"] != "fork":  # where it is pickled
+            assert await iso.run(deeds.open_more_beside, deeds.OpensAFile(), 50) == refused
 
 
 @one_loop

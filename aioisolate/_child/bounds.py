@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import faulthandler
-import functools
 import os
 import resource
 import select
@@ -27,6 +26,9 @@ _NUMBERS_MAX = 1 << 20
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _eased: list[int] = []
+# The lowest number that was closed when that was noted, and those, of the first ones, that will be
+# right before fn.
+_noted: tuple[int, list[int]] = -1, []
 _rehearsing = False
 _EVERYTHING = Bounds(1, 1, 1, 1, 1, 1, 0, strict=True)
 
@@ -51,15 +53,26 @@ def rehearse(statm: int, scratch: int) -> None:
     _rehearsing = False
 
 
-def apply(bounds: Bounds, statm: int, scratch: int) -> None:
+def note(statm: int) -> None:
+    """Look ahead of need which numbers will be closed once *statm* is: that takes long."""
+    global _noted
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    closed = _closed(0, min(_AT_ONCE, most))
+    _noted = closed[0] if closed else -1, sorted({*closed, statm} - {-1})
+
+
+def apply(bounds: Bounds, statm: int, scratch: int, *, as_noted: bool = False) -> None:
     """Set the limits. Raises OSError naming the one that can't be set.
 
     *statm* is from `open_statm`, and is closed. *scratch* gets the stack when CPU time is up.
+    *as_noted*: no descriptors have come since `note`.
     """
     _eased.clear()
     size = 0
     if bounds.memory is not None or (bounds.address_space is not None and statm >= 0):
         size = _address_space(statm)
+    # Whatever has been opened since then, by unpickling say, has got the lowest number first.
+    closed = _noted[1] if as_noted and _noted[0] == _lowest_closed() else []
     if statm >= 0 and not _rehearsing:
         os.close(statm)  # before descriptors are counted
     if bounds.core_size is not None:
@@ -75,7 +88,9 @@ def apply(bounds: Bounds, statm: int, scratch: int) -> None:
         _set("cpu_time", bounds.cpu_time, 1)
         faulthandler.register(signal.SIGXCPU, scratch, chain=True)
     if bounds.open_files is not None:
-        _set("open_files", _number_after(bounds.open_files), _DESCRIPTORS_ROOM)
+        count = bounds.open_files
+        number = closed[count] if count < len(closed) else _number_after(count)
+        _set("open_files", number, _DESCRIPTORS_ROOM)
     # Last, so that none of the above is short of memory.
     space = bounds.address_space
     if bounds.memory is not None:
@@ -128,16 +143,19 @@ def _closed(first: int, count: int) -> list[int]:
 
     By what poll says of each: a list of descriptors (/proc) may be out of reach.
     """
-    poll = _poll_of(first, count)
-    return [number for number, event in poll.poll(0) if event & select.POLLNVAL]
-
-
-@functools.cache  # made by the rehearsal: it takes three times as long as asking
-def _poll_of(first: int, count: int) -> select.poll:
     poll = select.poll()
     for number in range(first, first + count):
         poll.register(number, 0)
-    return poll
+    return [number for number, event in poll.poll(0) if event & select.POLLNVAL]
+
+
+def _lowest_closed() -> int:
+    try:
+        number = os.dup(0)
+    except OSError:  # 0 is closed, say
+        return -1
+    os.close(number)
+    return number
 
 
 def _address_space(statm: int) -> int:

@@ -71,6 +71,10 @@ def serve(
             engaged = _confine(order, ground)
         if ahead:
             _rehearse(order)
+            if order.policy is not None:
+                from . import bounds  # noqa: PLC0415 - only then; the rehearsal has imported it
+
+                bounds.note(order.statm)
         if engaged is not None:
             body = ",".join(sorted(engaged)).encode()
             os.write(order.channel, encode(_NOTHING, Kind.READY, body))
@@ -161,7 +165,7 @@ def _serve_one(order: Order, channel: _socket.socket) -> int:
         return 1
     if request.bounds is not None:
         try:
-            _bind(order, Bounds(*request.bounds))
+            _bind(order, Bounds(*request.bounds), as_noted=not request.descriptors)
         except OSError as exc:
             os.write(order.channel, encode_failure(order.nonce, "limits", exc))
             return 1
@@ -171,7 +175,7 @@ def _serve_one(order: Order, channel: _socket.socket) -> int:
     return worker.work(order, order.streams)
 
 
-def _bind(order: Order, limits: Bounds) -> None:
+def _bind(order: Order, limits: Bounds, *, as_noted: bool) -> None:
     """Set the limits, after all that is not fn's own doing."""
     from . import bounds  # noqa: PLC0415 - only where there are some
 
@@ -181,7 +185,7 @@ def _bind(order: Order, limits: Bounds) -> None:
         bounds.rehearse(order.statm, order.scratch)
         return
     statm = order.statm if order.policy is not None else bounds.open_statm()
-    bounds.apply(limits, statm, order.scratch)
+    bounds.apply(limits, statm, order.scratch, as_noted=as_noted)
 
 
 def _receive(channel: _socket.socket) -> tuple[Request, list[int]] | None:
