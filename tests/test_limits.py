@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
+import fcntl
 import glob
 import math
 import os
@@ -231,7 +232,10 @@ async def test_open_files_of_the_confined(start):
         assert await iso.run(deeds.open_more, 200, limits=Limits(open_files=150)) == [150, 24]
         assert (await iso.capture(deeds.open_more, 50, output="capture")).value == refused
         with open("/dev/null") as one:
-            assert await iso.run(deeds.open_more, 50, pass_fds=[one.fileno()]) == refused
+            number = fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, 90)
+            more = {"limits": Limits(open_files=100), "pass_fds": [number]}
+            assert await iso.run(deeds.open_more, 200, **more) == [100, errno.EMFILE]
+            os.close(number)
         with Snapshot.from_bytes(b"x") as snapshot:
             assert await iso.run(deeds.open_more_beside, snapshot, 50) == refused
         if start["start"] != "fork":  # where it is pickled
