@@ -18,11 +18,16 @@ MiB = 1 << 20
 ONE = (1, 2)
 
 
-def bomb(size):
-    """Touch so much memory."""
+def touched(size):
+    """Return so much memory, touched."""
     held = bytearray(size)
     held[::4096] = b"x" * len(held[::4096])
-    return len(held)
+    return held
+
+
+def bomb(size):
+    """Touch so much memory, for a moment."""
+    return len(touched(size))
 
 
 @pytest.fixture
@@ -72,8 +77,9 @@ def test_the_limit_holds_for_the_tree_together(group):
                 with open("/proc/self/oom_score_adj", "w") as file:
                     file.write("1000")  # one of these, and not the one that waits
                 os.closerange(0, 200)  # whoever reads until the end does not wait for it
-                bomb(32 * MiB)
+                held = touched(32 * MiB)  # while it sleeps, since the others may be slow to start
                 time.sleep(30)
+                del held
                 os._exit(0)
         return [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)]
 
