@@ -239,6 +239,7 @@ def _landlock() -> str:
     missing = [
         what
         for least, what in (
+            (landlock.TRUNCATE_ABI, "emptying files"),
             (4, "TCP"),
             (5, "ioctl on devices"),
             (6, "signals and abstract sockets"),

@@ -345,6 +345,17 @@ def try_files(path):
     ]
 
 
+def try_to_empty(path):
+    """Return what comes of cutting off a file by name, and by opening it for this and that."""
+    return [
+        code_of(os.truncate, path, 0),
+        *(
+            code_of(lambda: os.close(os.open(path, os.O_TRUNC | mode)))  # noqa: B023
+            for mode in (os.O_RDONLY, 3, os.O_WRONLY, os.O_RDWR)
+        ),
+    ]
+
+
 def where():
     return {
         "cwd": os.getcwd(),

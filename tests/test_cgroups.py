@@ -14,13 +14,20 @@ from aioisolate._os.delegation import Home
 from tests.helpers import alive, count_forks, forked, wait_until
 
 MiB = 1 << 20
+# Version 2 kills the chosen one, and then all of its group, where it mostly counts once more.
+ONE = (1, 2)
+
+
+def touched(size):
+    """Return so much memory, touched."""
+    held = bytearray(size)
+    held[::4096] = b"x" * len(held[::4096])
+    return held
 
 
 def bomb(size):
-    """Touch so much memory."""
-    held = bytearray(size)
-    held[::4096] = b"x" * len(held[::4096])
-    return len(held)
+    """Touch so much memory, for a moment."""
+    return len(touched(size))
 
 
 @pytest.fixture
@@ -54,8 +61,10 @@ def test_memory_has_a_limit(group):
     assert limited.events().oom_kills == 0
     assert forked(work, 128 * MiB) == (None, -signal.SIGKILL)
     kills, refused, peak = limited.events()
-    assert (kills, refused) == (1, 0)
-    assert 32 * MiB < peak <= 64 * MiB
+    assert kills in ONE
+    assert refused == 0
+    if limited.homes[0].version == 1 or peak is not None:  # version 2 tells since Linux 5.19
+        assert 32 * MiB < peak <= 64 * MiB
 
 
 def test_the_limit_holds_for_the_tree_together(group):
@@ -68,8 +77,9 @@ def test_the_limit_holds_for_the_tree_together(group):
                 with open("/proc/self/oom_score_adj", "w") as file:
                     file.write("1000")  # one of these, and not the one that waits
                 os.closerange(0, 200)  # whoever reads until the end does not wait for it
-                bomb(32 * MiB)
+                held = touched(32 * MiB)  # while it sleeps, since the others may be slow to start
                 time.sleep(30)
+                del held
                 os._exit(0)
         return [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)]
 
@@ -110,7 +120,7 @@ def test_both_limits_hold_at_once(group):
 
     assert forked(work, 1) == ([2, 1], 0)
     assert forked(work, 128 * MiB) == (None, -signal.SIGKILL)
-    assert limited.events().oom_kills == 1
+    assert limited.events().oom_kills in ONE
     assert limited.events().pids_refused >= 1
 
 
@@ -198,7 +208,7 @@ def test_killing_takes_no_longer_than_it_may(group, monkeypatch):
     limited = group(memory=64 * MiB)
     left = start_daemon(limited.entrances)
     monkeypatch.setattr(cgroups, "_try_kill", lambda *_: None)
-    if limited.homes[0].version == 2:
+    if os.path.exists(f"{limited.homes[0].directory}/cgroup.kill"):
         pytest.skip("the kernel kills")
     begin = time.monotonic()
     assert limited.kill(0.05) is False

@@ -741,9 +741,8 @@ async def test_without_pidfds(monkeypatch, code):
         await run_isolated(time.sleep, 60)
 
 
-@hazard(31)
-async def test_without_group_signals_through_pidfds(monkeypatch):
-    """Linux before 6.9."""
+def without_group_signals(monkeypatch):
+    """As it is before Linux 6.9."""
     send = signal.pidfd_send_signal
 
     def old(pidfd, number, info=None, flags=0):
@@ -752,6 +751,45 @@ async def test_without_group_signals_through_pidfds(monkeypatch):
         send(pidfd, number, info, flags)
 
     monkeypatch.setattr(signal, "pidfd_send_signal", old)
+
+
+@pytest.mark.parametrize("kernel", ["this", "before 6.9", "without pidfds"])
+def test_a_group_is_gone_with_its_last_member(monkeypatch, kernel):
+    if kernel == "before 6.9":
+        without_group_signals(monkeypatch)
+    if kernel == "without pidfds":
+        without_pidfds(monkeypatch)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)
+        if os.fork() == 0:
+            os.write(write, str(os.getpid()).encode())
+            time.sleep(60)
+        os._exit(0)
+    process = Process()
+    process.adopt(pid)
+    assert process.ended(20)
+    left = int(os.read(read, 20))
+    os.close(read)
+    os.close(write)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Process, "signal_group", lambda *_: None)  # it would kill the rest
+            assert process.reap().exit == 0
+        assert not process.group_is_gone()
+        assert alive(left)
+    finally:
+        os.kill(left, signal.SIGKILL)
+    assert wait_until(process.group_is_gone)
+    assert not alive(left)
+    process.close()
+    assert process.group_is_gone()
+
+
+@hazard(31)
+async def test_without_group_signals_through_pidfds(monkeypatch):
+    without_group_signals(monkeypatch)
 
     def work():
         return subprocess.Popen(["sleep", "60"]).pid

@@ -42,6 +42,9 @@ MiB = 1 << 20
 HERE = features.containment()
 IS_ROOT = os.geteuid() == 0
 one_loop = pytest.mark.one_loop
+confinable = pytest.mark.skipif(
+    not HERE.landlock or not HERE.seccomp, reason="a sandbox would be refused here"
+)
 with_groups = pytest.mark.skipif(
     not {"memory", "pids"} <= HERE.groups, reason="no control groups can be made here"
 )
@@ -312,6 +315,7 @@ async def test_processes_by_a_group(start):
 
 @pytest.mark.skipif(not HERE.becomes, reason="only root can become somebody else")
 @pytest.mark.parametrize("subprocesses", [True, False])
+@confinable
 @one_loop
 async def test_processes_of_a_user_of_their_own(start, subprocesses):
     sandbox = Sandbox(subprocesses=subprocesses, limits=Limits(processes=5))
@@ -322,6 +326,7 @@ async def test_processes_of_a_user_of_their_own(start, subprocesses):
 
 
 @pytest.mark.skipif(HERE.namespaces == "", reason="no namespaces")
+@confinable
 @one_loop
 async def test_those_who_look_after_it_are_not_counted(start):
     """Neither the init of a process namespace nor who follows it from outside."""

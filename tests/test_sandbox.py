@@ -274,6 +274,27 @@ def test_policy_without_a_layer():
     assert policy.child_layers == (Layer.ENVIRONMENT, Layer.PRIVILEGES)
 
 
+def test_an_old_landlock_has_the_filter_keep_files_from_being_emptied():
+    sandbox = Sandbox()
+    new, *old = (
+        make_policy(sandbox, FULL._replace(landlock=version), "zygote") for version in (3, 2, 1)
+    )
+    assert new.whole_filter == make_policy(sandbox, FULL, "zygote").whole_filter
+    for policy in old:
+        assert policy.whole_filter != new.whole_filter
+        assert policy.server_filter != new.server_filter
+    unfiltered = Sandbox(syscalls="off", network="inherit")
+    assert "emptied" in refusal(unfiltered, FULL._replace(landlock=2))
+    assert make_policy(unfiltered, FULL._replace(landlock=3), "fork").landlock == 3
+    # Whoever may reach all files may empty them.
+    anywhere = Sandbox(read=None, write=None)
+    filters = {
+        make_policy(anywhere, FULL._replace(landlock=version), "fork").whole_filter
+        for version in (0, 2, 7)
+    }
+    assert len(filters) == 1
+
+
 def test_a_network_is_closed_by_a_filter():
     with pytest.raises(ValueError, match="syscalls='off'"):
         make_policy(Sandbox(syscalls="off"), FULL, "fork")
@@ -377,6 +398,35 @@ async def test_files(start, shared):
             with pytest.raises(RemoteError) as caught:
                 await iso.run(deeds.read_file, path)
             assert caught.value.type_name in {"PermissionError", "FileNotFoundError"}
+
+
+@needs_layers
+@pytest.mark.parametrize("version", [1, 2, HERE.landlock])
+@pytest.mark.parametrize("namespaces_", ["auto", "off"])
+@one_loop
+async def test_files_are_not_emptied(start, shared, monkeypatch, version, namespaces_):
+    """Landlock alone does not see to that before its version 3, Linux 6.2."""
+    here = HERE._replace(landlock=min(version, HERE.landlock))
+    monkeypatch.setattr(features, "containment", lambda: here)
+    files = []
+    for name in ("hidden", "shown", "open"):
+        (shared / name).mkdir()
+        os.chmod(shared / name, 0o777)
+        files.append(shared / name / "file")
+        files[-1].write_text(name)
+        os.chmod(files[-1], 0o666)
+    hidden, shown, opened = files
+    box = Sandbox(read=[PYTHON, shown.parent], write=[str(opened.parent)], namespaces=namespaces_)
+    async with isolator(start, sandbox=box) as iso:
+        for file in (hidden, shown):
+            found = await iso.run(deeds.try_to_empty, str(file))
+            assert set(found) <= {errno.EACCES, errno.EPERM, errno.ENOENT}
+            assert file.read_text() == file.parent.name
+        # What is not open for writing is cut off by nobody, if Landlock can't tell which it is.
+        unseen = 0 if here.landlock >= 3 else errno.EPERM
+        found = await iso.run(deeds.try_to_empty, str(opened))
+        assert found == [unseen, unseen, unseen, 0, 0]
+        assert opened.read_text() == ""
 
 
 @needs_layers

@@ -311,9 +311,32 @@ def test_a_base_leaves_setting_up_alone(name, kind):
                 assert run(code, number, args, ARCHITECTURE[machine]) == ALLOW
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("part", ["whole", "base"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_cutting_off_what_is_not_open_for_writing(kind, part, machine):
+    def outcome(name, *args, truncate=False):
+        code = seccomp.compile_filter(
+            kind, part, subprocesses=False, network=False, truncate=truncate, machine=machine
+        )
+        assert len(code) // 8 < 256
+        return run(code, NUMBERS[machine][name], args, ARCHITECTURE[machine])
+
+    for flags in (0o1000, 0o1003, 0o2001000, 0o1101, 0o1102, 0, 1, 2, 3, 0o101):
+        cuts = bool(flags & 0o1000 and flags & 3 in (0, 3))
+        assert outcome("openat", 3, 0, flags, 0o644) == (EPERM if cuts else ALLOW)
+        assert outcome("openat", 3, 0, flags, 0o644, truncate=True) == ALLOW
+        if machine == "x86_64":
+            assert outcome("open", 0, flags, 0o644) == (EPERM if cuts else ALLOW)
+    assert outcome("truncate", 0, 0) == EPERM
+    assert outcome("truncate", 0, 0, truncate=True) == ALLOW
+    assert outcome("ftruncate", 3, 0) == ALLOW
+    assert outcome("openat", 3, 0, 0o1101, 0o4755) == EPERM
+
+
 def test_names_in_the_lists_are_names_of_calls():
     known = set(NUMBERS["x86_64"]) | set(NUMBERS["aarch64"])
-    checked = seccomp_rules._checks(strict=False, subprocesses=False, network=False)
+    checked = seccomp_rules._checks(strict=False, subprocesses=False, network=False, truncate=False)
     for names in (
         seccomp_rules.ALWAYS_DENIED,
         seccomp_rules.STRICT,

@@ -19,6 +19,7 @@ from .._errors import CallableDidNotExecuteError, Reason, SandboxWarning
 from .._limits import Limits
 from .._os import namespaces, seccomp
 from .._os.features import Containment
+from .._os.landlock import TRUNCATE_ABI
 from ..sandbox import PYTHON, Sandbox
 from .warn import warn
 
@@ -101,6 +102,11 @@ def _restrictions(sandbox: Sandbox, here: Containment, lacking: list[str]) -> tu
             lacking.append(f"files and the network can't be closed off on {here.platform}")
     elif sandbox.confines_files and not landlock:
         lacking.append("this kernel has no Landlock, which confines files")
+    elif sandbox.confines_files and landlock < TRUNCATE_ABI and not filtering:
+        lacking.append(
+            f"this kernel's Landlock (version {landlock}) lets any file be emptied, unless system "
+            "calls are filtered"
+        )
     if sandbox.syscalls != "off" and not here.seccomp:
         lacking.append("system calls can't be filtered here (seccomp)")
     if sandbox.network == "none" and sandbox.syscalls == "off":
@@ -133,9 +139,13 @@ def _namespaces(sandbox: Sandbox, here: Containment, lacking: list[str]) -> tupl
 def _with_filters(policy: Policy, sandbox: Sandbox) -> Policy:
     kind: Literal["default", "strict"] = "strict" if sandbox.syscalls == "strict" else "default"
     subprocesses, network = sandbox.subprocesses, policy.network
+    # As far as Landlock confines files, but does not see that.
+    truncate = not 0 < policy.landlock < TRUNCATE_ABI
 
     def compiled(part: Literal["whole", "base", "final"]) -> bytes:
-        return seccomp.compile_filter(kind, part, subprocesses=subprocesses, network=network)
+        return seccomp.compile_filter(
+            kind, part, subprocesses=subprocesses, network=network, truncate=truncate
+        )
 
     return policy._replace(
         whole_filter=compiled("whole"),

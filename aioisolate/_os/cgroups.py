@@ -35,7 +35,8 @@ class Events(NamedTuple):
 
     Attributes:
         oom_kills: processes that the kernel killed for want of memory, by this group's limit or
-            another. In version 1 the others of the group live on.
+            another. In version 1 the others of the group live on; version 2 kills them all, and
+            may count the one that it chose twice.
         pids_refused: how often a process or thread was refused.
         peak: the most memory that was in use at once, in bytes; None: not known.
     """

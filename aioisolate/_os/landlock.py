@@ -16,7 +16,7 @@ from typing import Any
 
 from .syscalls import syscall
 
-__all__ = ["abi", "make_ruleset", "restrict"]
+__all__ = ["TRUNCATE_ABI", "abi", "make_ruleset", "restrict"]
 
 _os: Any = os
 
@@ -30,7 +30,8 @@ _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _MAKE_CHAR, _MAKE_BLOCK = 1 << 6, 1 << 11
 _FIRST = (1 << 13) - 1  # all that the first version knew
 _REFER = 1 << 13  # renaming and linking from one directory to another; ABI 2
-_TRUNCATE = 1 << 14  # ABI 3
+_TRUNCATE = 1 << 14
+TRUNCATE_ABI = 3  # before, whoever may not write to a file can still cut it off
 _IOCTL_DEV = 1 << 15  # ABI 5
 # A rule on anything but a directory may have these only.
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
@@ -106,7 +107,7 @@ def _rights(version: int) -> int:
     rights = _FIRST
     if version >= 2:
         rights |= _REFER
-    if version >= 3:
+    if version >= TRUNCATE_ABI:
         rights |= _TRUNCATE
     if version >= 5:
         rights |= _IOCTL_DEV

@@ -82,19 +82,34 @@ def hush_fork_warning() -> None:
 def group_is_gone(pid: int, pidfd: int) -> bool:
     """Tell whether nobody is left of the group that the process *pid* led, which has ended.
 
-    Dead members that have become children of this process are collected. True if nothing tells.
+    Dead members that have become children of this process are collected. *pidfd* is -1 if there
+    is none.
     """
     try:
-        _signal.pidfd_send_signal(pidfd, 0, None, _SIGNAL_GROUP)
+        _look_for_group(pid, pidfd)
         # So there is somebody, and the number is still that group's.
         while is_subreaper() and _os.waitid(os.P_PGID, pid, os.WEXITED | os.WNOHANG) is not None:
             pass
-        _signal.pidfd_send_signal(pidfd, 0, None, _SIGNAL_GROUP)
+        _look_for_group(pid, pidfd)
     except (ChildProcessError, PermissionError):
         return False
     except OSError:
         return True
     return False
+
+
+def _look_for_group(pid: int, pidfd: int) -> None:
+    """Raise OSError if there is nobody in the group, or nobody whom this process may signal."""
+    if pidfd >= 0:
+        try:
+            _signal.pidfd_send_signal(pidfd, 0, None, _SIGNAL_GROUP)
+            return
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+    # Before Linux 6.9. A number is taken as long as there is anybody in its group. Afterwards it
+    # may be another group's, which gets no signal by this, and is waited for in vain for a while.
+    os.killpg(pid, 0)
 
 
 def children_of_session(session: int) -> set[int]:
@@ -278,8 +293,9 @@ class Process:
         return True
 
     def group_is_gone(self) -> bool:
-        """Tell whether nobody is left of its process group, as far as that can be known."""
-        return not (self.is_owned() and self._is_pidfd) or group_is_gone(self.pid, self._wait_fd)
+        """Tell whether nobody is left of its process group."""
+        pidfd = self._wait_fd if self._is_pidfd else -1
+        return not self.is_owned() or group_is_gone(self.pid, pidfd)
 
     def close(self) -> None:
         """Forget the process; afterwards nothing done here can reach any process."""

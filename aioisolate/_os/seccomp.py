@@ -49,6 +49,7 @@ def compile_filter(
     *,
     subprocesses: bool,
     network: bool,
+    truncate: bool = True,
     machine: str | None = None,
 ) -> bytes:
     """Make a filter: the bytes of an array of struct sock_filter.
@@ -63,6 +64,8 @@ def compile_filter(
             and the setting up of its children take, "final" forbids just that.
         subprocesses: Allow to start processes and, since their pids can't be known, to signal any.
         network: Allow to make sockets.
+        truncate: Allow to cut off a file that is not open for writing. Landlock has had a say in
+            that since its version 3 only.
         machine: As `uname -m` has it; this one if not given.
 
     Raises:
@@ -75,7 +78,9 @@ def compile_filter(
     if machine not in ARCHITECTURE:
         raise OSError(errno.ENOSYS, "no system call numbers of this machine are known")
     numbers = NUMBERS[machine]
-    found = rules(kind, part, numbers, subprocesses=subprocesses, network=network)
+    found = rules(
+        kind, part, numbers, subprocesses=subprocesses, network=network, truncate=truncate
+    )
     by_number = {numbers[name]: rule for name, rule in found.items()}
     return assemble(by_number, UNKNOWN, ARCHITECTURE[machine])
 

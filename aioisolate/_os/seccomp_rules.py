@@ -121,9 +121,19 @@ _CREATING = 0o100 | 0o20000000
 _SET_ID = 0o6000
 
 
-def _creating(flags: int) -> Check:
+# Opening cuts a file off whatever it is opened for: for reading, or for neither (3), which Landlock
+# does not even look at.
+_O_TRUNC = 0o1000
+_ACCESS_MODE = 3
+
+
+def _opening(flags: int, *, truncate: bool) -> Check:
     mode = Check(flags + 1, (0,), ALLOW, _DENY, mask=_SET_ID)
-    return Check(flags, (0,), ALLOW, mode, mask=_CREATING)
+    found = Check(flags, (0,), ALLOW, mode, mask=_CREATING)
+    if not truncate:
+        unseen = (_O_TRUNC, _O_TRUNC | _ACCESS_MODE)
+        found = Check(flags, unseen, _DENY, found, mask=_O_TRUNC | _ACCESS_MODE)
+    return found
 
 
 _FCNTL = (
@@ -193,14 +203,21 @@ _CONNECTED = Check(1, (1, 5), ALLOW, _NO_NETWORK, mask=0xF)
 
 
 def rules(
-    kind: str, part: str, names: Mapping[str, int], *, subprocesses: bool, network: bool
+    kind: str,
+    part: str,
+    names: Mapping[str, int],
+    *,
+    subprocesses: bool,
+    network: bool,
+    truncate: bool = True,
 ) -> dict[str, Rule]:
     """Tell the rule of every call in *names*, whatever number it has.
 
     See `seccomp.compile_filter` for the arguments.
     """
     strict = kind == "strict"
-    whole = _whole(names, strict=strict, subprocesses=subprocesses, network=network)
+    checks = _checks(strict=strict, subprocesses=subprocesses, network=network, truncate=truncate)
+    whole = _whole(names, checks, strict=strict, subprocesses=subprocesses)
     if part == "whole":
         return whole
     base = {name: ALLOW if name in SETTING_UP else rule for name, rule in whole.items()}
@@ -211,7 +228,7 @@ def rules(
 
 
 def _whole(
-    names: Mapping[str, int], *, strict: bool, subprocesses: bool, network: bool
+    names: Mapping[str, int], checks: Mapping[str, Rule], *, strict: bool, subprocesses: bool
 ) -> dict[str, Rule]:
     allowed = set(STRICT) if strict else set(names) - ALWAYS_DENIED
     if subprocesses:
@@ -220,20 +237,19 @@ def _whole(
         allowed.difference_update(_PROGRAMS, _PIDFDS)
     allowed.update(_NETWORK)
     found: dict[str, Rule] = {name: ALLOW if name in allowed else _DENY for name in names}
-    checks = _checks(strict=strict, subprocesses=subprocesses, network=network)
     found.update({name: rule for name, rule in checks.items() if name in allowed})
     # Their arguments lie in memory, where a filter can't look. Who uses them does without.
     found.update(clone3=UNKNOWN, openat2=UNKNOWN)
     return {name: found[name] for name in names}
 
 
-def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rule]:
+def _checks(*, strict: bool, subprocesses: bool, network: bool, truncate: bool) -> dict[str, Rule]:
     """Tell the rules of those calls that are allowed under conditions."""
     clone = ALLOW if subprocesses else _THREAD_ONLY
     found: dict[str, Rule] = {
         "clone": Check(0, (0,), clone, _DENY, mask=_CLONE_NEW | _CLONE_PARENT),
-        "open": _creating(1),
-        "openat": _creating(2),
+        "open": _opening(1, truncate=truncate),
+        "openat": _opening(2, truncate=truncate),
         "creat": Check(1, (0,), ALLOW, _DENY, mask=_SET_ID),
         "fcntl": Check(1, _FCNTL, _DENY, ALLOW),
         "ioctl": Check(1, _IOCTL_STRICT, ALLOW, _DENY)
@@ -249,6 +265,8 @@ def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rul
         "socketpair": Check(0, (1,), ALLOW if network else _CONNECTED, _NO_FAMILY),
     }
     found.update(dict.fromkeys(_OF_A_PID, _own(0)))
+    if not truncate:
+        found["truncate"] = _DENY
     if not subprocesses:
         found.update(dict.fromkeys(_SIGNALS, _own(0)))
         # Into somebody else's group it could signal all of that by pid 0.

@@ -178,8 +178,8 @@ class Ward:
         self.keeper.kill(self.pid, number, group=group)
 
     def group_is_gone(self) -> bool:
-        """Tell whether nobody is left of its process group, as far as that can be known."""
-        return self.pidfd < 0 or group_is_gone(self.pid, self.pidfd)
+        """Tell whether nobody is left of its process group."""
+        return self.pid <= 0 or group_is_gone(self.pid, self.pidfd)
 
     def close(self) -> None:
         """Close what is open of it here."""

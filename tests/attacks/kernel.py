@@ -114,7 +114,12 @@ def use_perf():
 
 
 def use_userfaultfd():
-    return call("userfaultfd", os.O_CLOEXEC | 1)
+    try:
+        return call("userfaultfd", os.O_CLOEXEC | 1)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+        return call("userfaultfd", os.O_CLOEXEC)  # before Linux 5.11
 
 
 def use_io_uring():
