@@ -356,6 +356,19 @@ def test_what_is_about_the_process_itself(name, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("question", [51, 64])  # PR_SVE_GET_VL, PR_SME_GET_VL
+def test_the_width_of_vectors_may_be_asked_for(question, kind):
+    def act():
+        call("prctl", question, 0, 0, 0, 0)
+
+    # A processor without such vectors says that there are none; the filter must not say more.
+    without = in_child(act)
+    assert without in {"ok", "EINVAL"}
+    for parts in (["whole"], ["base", "final"]):
+        assert in_child(act, *filtered(kind, *parts)) == without
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_signals_with_subprocesses(kind):
     assert in_child(lambda: os.kill(PARENT, 0), *filtered(kind, subprocesses=True)) == "ok"
 
