@@ -12,6 +12,7 @@ import anyio
 import pytest
 
 from aioisolate import CallableDidNotExecuteError, IsolationError, Isolator, Reason
+from tests import deeds
 from tests.conftest import STARTS
 from tests.helpers import alive, until
 
@@ -118,6 +119,14 @@ async def test_each_child_is_killed_by_its_own_pidfd(start):
             assert ended.value.reason is Reason.CANCELLED
             await until(lambda pid=job.pid: not alive(pid))
             assert all(alive(other.pid) and not other.done() for other in running)
+
+
+async def test_fn_leaves_none(start):
+    """What puts an exception into words is imported only then, and takes a descriptor."""
+    async with Isolator(**start) as iso:
+        with pytest.raises(OSError, match="Too many open files") as refused:
+            await iso.run(deeds.open_for_good)
+        assert refused.value.errno == errno.EMFILE
 
 
 async def test_none_left_in_the_server(start):

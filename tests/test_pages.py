@@ -10,6 +10,7 @@ import os
 import pickle
 import platform
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -426,6 +427,18 @@ def test_what_is_used_is_not_resized(length):
     pages.resize(length)
 
 
+@pytest.fixture
+def _small_pages_only():
+    """A huge page is taken as a whole; where pages have 16 KiB, it has 32 MiB."""
+    prctl, thp_disable = ctypes.CDLL(None).prctl, 41
+    if sys.platform == "linux":
+        prctl(thp_disable, 1, 0, 0, 0)
+    yield
+    if sys.platform == "linux":
+        prctl(thp_disable, 0, 0, 0, 0)
+
+
+@pytest.mark.usefixtures("_small_pages_only")
 def test_growing_moves_and_copies_nothing():
     pages = Pages(64 << 20)
     pages[:] = b"x" * len(pages)

@@ -192,6 +192,7 @@ TABLE = [
     ("ioctl", (0, (7 << 32) + 0x5412), NO, NO),
     ("prctl", (15,), ANY, ANY),
     ("prctl", (38, 1), ANY, ANY),
+    *[("prctl", (option,), ANY, ANY) for option in (51, 64)],
     ("prctl", (57,), ANY, NO),
     *[("prctl", (option,), NO, NO) for option in (1, 4, 22, 28, 35, 36, 62, 0x59616D61)],
     ("personality", (0xFFFFFFFF,), ANY, ANY),

@@ -122,7 +122,12 @@ def _raised(order: Order, exc: BaseException) -> _Answer:
     if order.codec != "pickle":
         return _data(order, Kind.RAISED, inert.dump_exception(exc))
     # Imported only now: tblib is needed in few children, and never while all is well.
-    from .._wire import remote  # noqa: PLC0415
+    try:
+        from .._wire import remote  # noqa: PLC0415
+    except OSError:
+        # fn has used up the descriptors; then standard input, which is empty, gives way.
+        os.close(0)
+        from .._wire import remote  # noqa: PLC0415
 
     try:
         dumped = remote.dump(exc)

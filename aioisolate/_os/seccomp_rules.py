@@ -192,6 +192,8 @@ _PRCTL_STRICT = (
     39,  # PR_GET_NO_NEW_PRIVS
     41,  # PR_SET_THP_DISABLE
     42,  # PR_GET_THP_DISABLE
+    51,  # PR_SVE_GET_VL, by which libraries on aarch64 learn how wide its vectors are
+    64,  # PR_SME_GET_VL
     0x5356_4D41,  # PR_SET_VMA, by which allocators name their memory
 )
 

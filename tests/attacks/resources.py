@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import resource
 import signal
 import threading
 import time
@@ -59,6 +60,9 @@ def start_threads():
 
 
 def open_many():
+    # Where the soft limit is low, as 1024 is in most places, anybody may raise it.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     fds = [os.open("/dev/null", os.O_RDONLY)]
     try:
         while len(fds) < 2000:
