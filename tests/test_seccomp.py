@@ -14,6 +14,7 @@ import struct
 import sys
 import termios
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -28,6 +29,7 @@ MACHINE = syscalls.machine()
 pytestmark = pytest.mark.skipif(not seccomp.available(), reason="no seccomp here")
 IS_ROOT = os.geteuid() == 0
 PARENT = os.getpid()
+NICE = os.getpriority(os.PRIO_PROCESS, 0)
 KINDS = ["default", "strict"]
 
 
@@ -64,6 +66,22 @@ def pty_ioctl(request, argument):
     os.setsid()
     fcntl.ioctl(tty, termios.TIOCSCTTY, 0)
     fcntl.ioctl(tty, request, argument)
+
+
+def filter_of_a_socket():
+    everything = struct.pack("HBBI", 6, 0, 0, 0xFFFF)  # return
+    program = ctypes.create_string_buffer(everything)
+    fprog = struct.pack("HxxxxxxP", 1, ctypes.addressof(program))
+    socket.socketpair()[0].setsockopt(socket.SOL_SOCKET, 26, fprog)
+
+
+def clock_of(pid):
+    time.clock_gettime(~pid << 3 | 2)
+
+
+def out_of_band():
+    here, _there = socket.socketpair()
+    here.send(b"x", socket.MSG_OOB)
 
 
 def userfaultfd():
@@ -128,6 +146,15 @@ ACTS = {
     "removexattr": Act(lambda d: os.removexattr(d / "file", "user.a"), "ENODATA"),
     "chattr": Act(lambda d: flags_of_a_file(d / "file")),
     "lease": Act(lambda d: lease(d / "file")),
+    "notify": Act(lambda d: fcntl.fcntl(os.open(d, os.O_RDONLY), 1026, 1)),
+    "aio": Act(lambda _: call("io_setup", 1, bytes(8))),
+    "pipe size": Act(lambda _: fcntl.fcntl(os.pipe()[0], 1031, 4096)),
+    "filter of a socket": Act(lambda _: filter_of_a_socket()),
+    "out of band": Act(lambda _: out_of_band()),
+    "clock of another": Act(lambda _: clock_of(PARENT), within="EINVAL"),
+    "group of another": Act(lambda _: os.getpgid(PARENT), setting_up=True),
+    "session of another": Act(lambda _: os.getsid(PARENT), setting_up=True),
+    "priority of another": Act(lambda _: os.getpriority(0, PARENT), setting_up=True),
     "mkfifo": Act(lambda d: os.mkfifo(d / "new")),
     "create set-uid": Act(lambda d: make(d / "new", 0o4755)),
     "creat set-gid": Act(lambda d: call("creat", bytes(d / "new"), 0o2755)),
@@ -186,12 +213,10 @@ ACTS = {
     "join a group": Act(lambda _: os.setpgid(0, os.getpgid(PARENT)), setting_up=True),
     "prlimit": Act(lambda _: resource.prlimit(PARENT, resource.RLIMIT_CORE), setting_up=True),
     "priority": Act(
-        lambda _: os.setpriority(os.PRIO_PROCESS, PARENT, os.getpriority(0, PARENT)),
+        lambda _: os.setpriority(os.PRIO_PROCESS, PARENT, NICE),
         setting_up=True,
     ),
-    "priority of all": Act(
-        lambda _: os.setpriority(os.PRIO_PGRP, 0, os.getpriority(1, 0)), setting_up=True
-    ),
+    "priority of all": Act(lambda _: os.setpriority(os.PRIO_PGRP, 0, NICE), setting_up=True),
     "affinity": Act(
         lambda _: os.sched_setaffinity(PARENT, os.sched_getaffinity(PARENT)), setting_up=True
     ),

@@ -25,7 +25,8 @@ KINDS = ["default", "strict"]
 PARTS = ["whole", "base", "final"]
 YES_NO = [False, True]
 PID = 4711
-ALLOW, EPERM, EACCES, ENOSYS, EAFNOSUPPORT = "allow", 1, 13, 38, 97
+ALLOW, EPERM, EACCES, EINVAL, ENOSYS, EAFNOSUPPORT = "allow", 1, 13, 22, 38, 97
+ENOLCK = 37
 HIGHEST = 469
 
 
@@ -79,7 +80,7 @@ EVERY = list(itertools.product(KINDS, PARTS, YES_NO, YES_NO, MACHINES))
 @pytest.mark.parametrize(("kind", "part", "subprocesses", "network", "machine"), EVERY)
 def test_every_number_on_every_interface(kind, part, subprocesses, network, machine):
     code = program(kind, part, subprocesses, network, machine)
-    assert len(code) // 8 < 256
+    assert len(code) // 8 < 320
     named = set(NUMBERS[machine].values())
     for number in [*range(600), 0x3FFFFFFF, 0x40000000, 0x40000027, 0xFFFFFFFF]:
         result = run(code, number, architecture=ARCHITECTURE[machine])
@@ -105,6 +106,7 @@ def test_every_number_on_every_interface(kind, part, subprocesses, network, mach
 
 
 ANY, NO, SUB, NET = ALLOW, EPERM, "with subprocesses", "with network"
+OOB = "with network, out of band"
 FORBIDDEN = """
 io_uring_setup io_uring_enter io_uring_register bpf perf_event_open userfaultfd keyctl
 add_key request_key ptrace process_vm_readv process_vm_writev process_madvise
@@ -122,6 +124,7 @@ setresuid setresgid setgroups setfsuid setfsgid capset seccomp landlock_create_r
 landlock_add_rule landlock_restrict_self lsm_set_self_attr statmount listmount sysfs ustat
 _sysctl uselib create_module query_module get_kernel_syms vserver security tuxcall
 afs_syscall getpmsg putpmsg pidfd_getfd inotify_init inotify_init1 inotify_add_watch
+io_setup io_destroy io_submit io_cancel io_getevents io_pgetevents
 """
 # name, arguments, "default", "strict": allowed, an errno, or allowed only with something.
 TABLE = [
@@ -182,7 +185,27 @@ TABLE = [
     ("ioprio_set", (3, 0, 5), NO, NO),
     ("fcntl", (3, 1, 0), ANY, ANY),
     ("fcntl", (3, 1030, 64), ANY, ANY),
-    *[("fcntl", (3, command, 77), NO, NO) for command in (8, 15, 1024)],
+    *[("fcntl", (3, command, 77), NO, NO) for command in (8, 15, 1024, 1026, 1031)],
+    *[("fcntl", (3, command, 77), ANY, ANY) for command in (5, 6, 7, 36, 37, 38)],
+    ("flock", (3, 2), ANY, ANY),
+    *[
+        (name, (clock,), ANY if clock < 12 else EINVAL, ANY if clock < 12 else EINVAL)
+        for name in ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create")
+        for clock in (0, 1, 2, 3, 11, (~77 << 3 | 2) & 0xFFFFFFFF, (~PID << 3 | 6) & 0xFFFFFFFF)
+    ],
+    *[(name, (pid,), ANY, ANY) for name in ("getpgid", "getsid") for pid in (0, PID)],
+    *[(name, (77,), SUB, SUB) for name in ("getpgid", "getsid")],
+    ("getpriority", (0, 0), ANY, ANY),
+    ("getpriority", (0, 77), NO, NO),
+    ("getpriority", (2, 0), NO, NO),
+    ("ioprio_get", (1, 0), ANY, NO),
+    ("ioprio_get", (1, 77), NO, NO),
+    ("getsockopt", (3, 1, 17), ANY, ANY),
+    ("getsockopt", (3, 1, 77), NO, NO),
+    ("getsockopt", (3, 6, 77), ANY, ANY),
+    ("setsockopt", (3, 1, 7), ANY, ANY),
+    ("setsockopt", (3, 6, 26), ANY, ANY),
+    *[("setsockopt", (3, 1, option), NO, NO) for option in (26, 32, 33, 50, 51, 52)],
     ("ioctl", (0, 0x5401), ANY, ANY),
     ("ioctl", (0, 0x5402), ANY, NO),
     *[
@@ -193,8 +216,10 @@ TABLE = [
     ("prctl", (15,), ANY, ANY),
     ("prctl", (38, 1), ANY, ANY),
     *[("prctl", (option,), ANY, ANY) for option in (51, 64)],
-    ("prctl", (57,), ANY, NO),
-    *[("prctl", (option,), NO, NO) for option in (1, 4, 22, 28, 35, 36, 62, 0x59616D61)],
+    *[("prctl", (option,), ANY, NO) for option in (7, 25, 40, 66, 0x41555856)],
+    *[("prctl", (option,), NO, NO) for option in (1, 4, 22, 28, 33, 35, 36, 53, 57, 59, 62)],
+    # Those that a later kernel has or will have: PR_FUTEX_HASH, and any other.
+    *[("prctl", (option,), NO, NO) for option in (67, 77, 78, 79, 200, 0x59616D61)],
     ("personality", (0xFFFFFFFF,), ANY, ANY),
     ("personality", (0,), ANY, ANY),
     ("personality", (0x40000,), NO, NO),
@@ -208,11 +233,13 @@ TABLE = [
     *[("socket", (family, 1), NET, NET) for family in (1, 2, 10, 16)],
     *[(name, (3,), NET, NET) for name in ("connect", "bind", "listen", "accept", "accept4")],
     *[(name, (3,), ANY, ANY) for name in ("sendmsg", "recvmsg", "sendto", "recvfrom")],
+    ("sendto", (3, 0, 1, 0x4041), OOB, OOB),
+    ("sendmsg", (3, 0, 1), OOB, OOB),
+    ("sendmmsg", (3, 0, 1, 1), OOB, OOB),
     *[(name, (), NO, NO) for name in FORBIDDEN.split()],
     ("mmap", (), ANY, ANY),
     ("futex", (), ANY, ANY),
     ("vmsplice", (), ANY, NO),
-    ("io_setup", (), ANY, NO),
     ("mbind", (), ANY, NO),
     ("sync", (), ANY, NO),
 ]
@@ -221,6 +248,8 @@ TABLE = [
 def expected(entry, subprocesses, network):
     if entry == SUB:
         return ALLOW if subprocesses else EPERM
+    if entry == OOB:
+        return ALLOW if network else EPERM
     if entry == NET:
         return ALLOW if network else EACCES
     return entry
@@ -320,7 +349,7 @@ def test_cutting_off_what_is_not_open_for_writing(kind, part, machine):
         code = seccomp.compile_filter(
             kind, part, subprocesses=False, network=False, truncate=truncate, machine=machine
         )
-        assert len(code) // 8 < 256
+        assert len(code) // 8 < 320
         return run(code, NUMBERS[machine][name], args, ARCHITECTURE[machine])
 
     for flags in (0o1000, 0o1003, 0o2001000, 0o1101, 0o1102, 0, 1, 2, 3, 0o101):
@@ -335,9 +364,29 @@ def test_cutting_off_what_is_not_open_for_writing(kind, part, machine):
     assert outcome("openat", 3, 0, 0o1101, 0o4755) == EPERM
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_locks(kind, machine):
+    def outcome(name, *args):
+        code = seccomp.compile_filter(
+            kind, "whole", subprocesses=False, network=False, locks=False, machine=machine
+        )
+        return run(code, NUMBERS[machine][name], args, ARCHITECTURE[machine])
+
+    assert outcome("flock", 3, 2) == ENOLCK
+    for command in (6, 7, 37, 38):
+        assert outcome("fcntl", 3, command, 77) == ENOLCK
+    for command in (0, 1, 5, 36, 1030):
+        assert outcome("fcntl", 3, command, 77) == ALLOW
+    assert outcome("fcntl", 3, 1024, 77) == EPERM
+
+
 def test_names_in_the_lists_are_names_of_calls():
     known = set(NUMBERS["x86_64"]) | set(NUMBERS["aarch64"])
-    checked = seccomp_rules._checks(strict=False, subprocesses=False, network=False, truncate=False)
+    checked = {
+        *seccomp_rules._checks(strict=False, subprocesses=False, network=False),
+        *seccomp_rules._for_files(truncate=False, locks=False),
+    }
     for names in (
         seccomp_rules.ALWAYS_DENIED,
         seccomp_rules.STRICT,

@@ -141,10 +141,16 @@ def _with_filters(policy: Policy, sandbox: Sandbox) -> Policy:
     subprocesses, network = sandbox.subprocesses, policy.network
     # As far as Landlock confines files, but does not see that.
     truncate = not 0 < policy.landlock < TRUNCATE_ABI
+    locks = sandbox.write != () or bool(policy.scratch)
 
     def compiled(part: Literal["whole", "base", "final"]) -> bytes:
         return seccomp.compile_filter(
-            kind, part, subprocesses=subprocesses, network=network, truncate=truncate
+            kind,
+            part,
+            subprocesses=subprocesses,
+            network=network,
+            truncate=truncate,
+            locks=locks,
         )
 
     return policy._replace(

@@ -50,6 +50,7 @@ def compile_filter(
     subprocesses: bool,
     network: bool,
     truncate: bool = True,
+    locks: bool = True,
     machine: str | None = None,
 ) -> bytes:
     """Make a filter: the bytes of an array of struct sock_filter.
@@ -66,6 +67,7 @@ def compile_filter(
         network: Allow to make sockets.
         truncate: Allow to cut off a file that is not open for writing. Landlock has had a say in
             that since its version 3 only.
+        locks: Allow to lock files.
         machine: As `uname -m` has it; this one if not given.
 
     Raises:
@@ -79,7 +81,13 @@ def compile_filter(
         raise OSError(errno.ENOSYS, "no system call numbers of this machine are known")
     numbers = NUMBERS[machine]
     found = rules(
-        kind, part, numbers, subprocesses=subprocesses, network=network, truncate=truncate
+        kind,
+        part,
+        numbers,
+        subprocesses=subprocesses,
+        network=network,
+        truncate=truncate,
+        locks=locks,
     )
     by_number = {numbers[name]: rule for name, rule in found.items()}
     return assemble(by_number, UNKNOWN, ARCHITECTURE[machine])

@@ -25,6 +25,7 @@ UNKNOWN = errno_rule(errno.ENOSYS)
 
 _ALWAYS_DENIED = """
 io_uring_setup io_uring_enter io_uring_register bpf perf_event_open userfaultfd
+io_setup io_destroy io_submit io_cancel io_getevents io_pgetevents
 keyctl add_key request_key
 ptrace process_vm_readv process_vm_writev process_madvise process_mrelease kcmp pidfd_getfd
 mount umount2 pivot_root move_mount open_tree open_tree_attr fsopen fsconfig fsmount fspick
@@ -83,6 +84,8 @@ _PROGRAMS = ("fork", "vfork", "execve", "execveat")
 _SIGNALS = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
 _PIDFDS = ("pidfd_open", "pidfd_send_signal")
 _NETWORK = ("socket", "connect", "bind", "listen", "accept", "accept4")
+_CLOCKS = ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create")
+_ABOUT_A_PID = ("getpgid", "getsid")
 _OF_A_PID = (
     "prlimit64",
     "sched_setaffinity",
@@ -98,9 +101,9 @@ _SETTING_UP = """
 fork vfork clone unshare setns mount umount2 setpgid prctl seccomp memfd_create
 landlock_create_ruleset landlock_add_rule landlock_restrict_self
 setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid capset
-setpriority ioprio_set
+setpriority getpriority ioprio_set ioprio_get
 """
-SETTING_UP = frozenset(_SETTING_UP.split()).union(_SIGNALS, _PIDFDS, _OF_A_PID)
+SETTING_UP = frozenset(_SETTING_UP.split()).union(_SIGNALS, _PIDFDS, _OF_A_PID, _ABOUT_A_PID)
 
 
 def _own(argument: int) -> Check:
@@ -140,7 +143,13 @@ _FCNTL = (
     8,  # F_SETOWN: have signals sent to any process of the same user
     15,  # F_SETOWN_EX
     1024,  # F_SETLEASE: make others wait who open the file
+    1026,  # F_NOTIFY: watch a directory, as inotify does
+    1031,  # F_SETPIPE_SZ: what a user's pipes may hold is counted for all of them together
 )
+# Where nothing can be written nothing need be locked. A lock of a file that others use holds them
+# up, and takes memory of the kernel's that no limit counts.
+_LOCKS = (6, 7, 37, 38)  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
+_NO_LOCKS = errno_rule(errno.ENOLCK)
 _IOCTL = (
     0x5412,  # TIOCSTI: type into the terminal, as the user
     0x541C,  # TIOCLINUX
@@ -164,19 +173,6 @@ _IOCTL_STRICT = (
     0x5451,  # FIOCLEX
     0xC040_FF0B,  # PIDFD_GET_INFO
 )
-_PRCTL = (
-    1,  # PR_SET_PDEATHSIG
-    4,  # PR_SET_DUMPABLE
-    8,  # PR_SET_KEEPCAPS
-    22,  # PR_SET_SECCOMP
-    24,  # PR_CAPBSET_DROP
-    28,  # PR_SET_SECUREBITS
-    35,  # PR_SET_MM
-    36,  # PR_SET_CHILD_SUBREAPER
-    47,  # PR_CAP_AMBIENT
-    62,  # PR_SCHED_CORE: about any pid
-    0x5961_6D61,  # PR_SET_PTRACER
-)
 _PRCTL_STRICT = (
     2,  # PR_GET_PDEATHSIG
     3,  # PR_GET_DUMPABLE
@@ -197,6 +193,41 @@ _PRCTL_STRICT = (
     0x5356_4D41,  # PR_SET_VMA, by which allocators name their memory
 )
 
+# Listed, not what is forbidden: there are new ones in most kernels, one of which (78,
+# PR_FUTEX_HASH) takes any amount of the kernel's memory.
+_PRCTL_DEFAULT = (
+    *_PRCTL_STRICT,
+    5,  # PR_GET_UNALIGN
+    6,  # PR_SET_UNALIGN
+    7,  # PR_GET_KEEPCAPS
+    25,  # PR_GET_TSC
+    40,  # PR_GET_TID_ADDRESS
+    50,  # PR_SVE_SET_VL
+    52,  # PR_GET_SPECULATION_CTRL
+    54,  # PR_PAC_RESET_KEYS
+    55,  # PR_SET_TAGGED_ADDR_CTRL, for allocators that mark addresses
+    56,  # PR_GET_TAGGED_ADDR_CTRL
+    61,  # PR_PAC_GET_ENABLED_KEYS
+    63,  # PR_SME_SET_VL
+    65,  # PR_SET_MDWE
+    66,  # PR_GET_MDWE
+    0x4155_5856,  # PR_GET_AUXV
+)
+_SOL_SOCKET = 1
+# A pidfd of whoever made the pair, that is, of the parent.
+_GETSOCKOPT = (77,)  # SO_PEERPIDFD
+_SETSOCKOPT = (
+    26,  # SO_ATTACH_FILTER: programs for the kernel
+    32,  # SO_SNDBUFFORCE
+    33,  # SO_RCVBUFFORCE
+    50,  # SO_ATTACH_BPF
+    51,  # SO_ATTACH_REUSEPORT_CBPF
+    52,  # SO_ATTACH_REUSEPORT_EBPF
+)
+_MSG_OOB = 1
+# Clocks that are negative as an int are about a process of some number.
+_NO_CLOCK = Check(0, (0,), ALLOW, errno_rule(errno.EINVAL), mask=0x8000_0000)
+
 # Unix, IPv4, IPv6 and netlink, which tells a resolver which addresses this machine has.
 _FAMILIES = (1, 2, 10, 16)
 # A datagram socket, even one of a pair, can send to any address; one for streams (1) or sequenced
@@ -212,13 +243,15 @@ def rules(
     subprocesses: bool,
     network: bool,
     truncate: bool = True,
+    locks: bool = True,
 ) -> dict[str, Rule]:
     """Tell the rule of every call in *names*, whatever number it has.
 
     See `seccomp.compile_filter` for the arguments.
     """
     strict = kind == "strict"
-    checks = _checks(strict=strict, subprocesses=subprocesses, network=network, truncate=truncate)
+    checks = _checks(strict=strict, subprocesses=subprocesses, network=network)
+    checks.update(_for_files(truncate=truncate, locks=locks))
     whole = _whole(names, checks, strict=strict, subprocesses=subprocesses)
     if part == "whole":
         return whole
@@ -245,31 +278,44 @@ def _whole(
     return {name: found[name] for name in names}
 
 
-def _checks(*, strict: bool, subprocesses: bool, network: bool, truncate: bool) -> dict[str, Rule]:
+def _for_files(*, truncate: bool, locks: bool) -> dict[str, Rule]:
+    """Tell the rules of calls about files."""
+    found: dict[str, Rule] = {
+        "open": _opening(1, truncate=truncate),
+        "openat": _opening(2, truncate=truncate),
+        "creat": Check(1, (0,), ALLOW, _DENY, mask=_SET_ID),
+        "fcntl": Check(1, _FCNTL, _DENY, ALLOW if locks else Check(1, _LOCKS, _NO_LOCKS, ALLOW)),
+    }
+    if not truncate:
+        found["truncate"] = _DENY
+    if not locks:
+        found["flock"] = _NO_LOCKS
+    return found
+
+
+def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rule]:
     """Tell the rules of those calls that are allowed under conditions."""
     clone = ALLOW if subprocesses else _THREAD_ONLY
     found: dict[str, Rule] = {
         "clone": Check(0, (0,), clone, _DENY, mask=_CLONE_NEW | _CLONE_PARENT),
-        "open": _opening(1, truncate=truncate),
-        "openat": _opening(2, truncate=truncate),
-        "creat": Check(1, (0,), ALLOW, _DENY, mask=_SET_ID),
-        "fcntl": Check(1, _FCNTL, _DENY, ALLOW),
         "ioctl": Check(1, _IOCTL_STRICT, ALLOW, _DENY)
         if strict
         else Check(1, _IOCTL, _DENY, ALLOW),
-        "prctl": Check(0, _PRCTL_STRICT, ALLOW, _DENY)
-        if strict
-        else Check(0, _PRCTL, _DENY, ALLOW),
+        "prctl": Check(0, _PRCTL_STRICT if strict else _PRCTL_DEFAULT, ALLOW, _DENY),
         "personality": Check(0, (0, 0xFFFF_FFFF), ALLOW, _DENY),
         # The first argument tells whether the second is about a process, a group or a user.
         "setpriority": Check(0, (0,), _own(1), _DENY),
         "ioprio_set": Check(0, (1,), _own(1), _DENY),
+        "getpriority": Check(0, (0,), _own(1), _DENY),
+        "ioprio_get": Check(0, (1,), _own(1), _DENY),
+        "getsockopt": Check(1, (_SOL_SOCKET,), Check(2, _GETSOCKOPT, _DENY, ALLOW), ALLOW),
+        "setsockopt": Check(1, (_SOL_SOCKET,), Check(2, _SETSOCKOPT, _DENY, ALLOW), ALLOW),
         "socketpair": Check(0, (1,), ALLOW if network else _CONNECTED, _NO_FAMILY),
     }
     found.update(dict.fromkeys(_OF_A_PID, _own(0)))
-    if not truncate:
-        found["truncate"] = _DENY
+    found.update(dict.fromkeys(_CLOCKS, _NO_CLOCK))
     if not subprocesses:
+        found.update(dict.fromkeys(_ABOUT_A_PID, _own(0)))
         found.update(dict.fromkeys(_SIGNALS, _own(0)))
         # Into somebody else's group it could signal all of that by pid 0.
         found["setpgid"] = _own(1)
@@ -277,4 +323,7 @@ def _checks(*, strict: bool, subprocesses: bool, network: bool, truncate: bool) 
         found["socket"] = Check(0, _FAMILIES, ALLOW, _NO_FAMILY)
     else:
         found.update(dict.fromkeys(_NETWORK, _NO_NETWORK))
+        # Out-of-band data wakes who reads and is not there to be read.
+        found["sendto"] = found["sendmmsg"] = Check(3, (0,), ALLOW, _DENY, mask=_MSG_OOB)
+        found["sendmsg"] = Check(2, (0,), ALLOW, _DENY, mask=_MSG_OOB)
     return found
