@@ -49,7 +49,7 @@ LAYERS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "env": ({"env": {}}, {}),
     "user": ({"user": "auto"}, {}),
     "landlock": (_CLOSED, {"seccomp": False}),
-    "seccomp": ({"syscalls": "default", "network": "none", "subprocesses": False}, {}),
+    "seccomp": (_CLOSED | {"subprocesses": False}, {"landlock": 0}),
     "namespaces": (_CLOSED | {"namespaces": "require"}, {"seccomp": False, "landlock": 0}),
     "limits": ({"limits": Sandbox.untrusted().limits, "cgroup": "auto"}, {}),
     "codec": ({"codec": "msgspec", "limits": Limits(result_size="16 MiB")}, {}),

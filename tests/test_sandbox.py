@@ -36,6 +36,7 @@ from aioisolate._child.policy import Layer
 from aioisolate._os import features, landlock, namespaces, seccomp, users
 from aioisolate.sandbox import PYTHON
 from tests import deeds, helpers
+from tests.attacks import channel
 from tests.helpers import ROOT, Stages, alive, error_of, python, until, wait_until
 
 MiB = 1 << 20
@@ -427,6 +428,17 @@ async def test_files_are_not_emptied(start, shared, monkeypatch, version, namesp
         found = await iso.run(deeds.try_to_empty, str(opened))
         assert found == [unseen, unseen, unseen, 0, 0]
         assert opened.read_text() == ""
+
+
+@needs_layers
+@one_loop
+async def test_who_stays_after_the_answer_is_killed(monkeypatch):
+    """A stranger's code does not run on, outside all limits of the call, until somebody looks."""
+    monkeypatch.setattr("aioisolate._zygote.farewell.PATIENCE", 1000)
+    async with Isolator(sandbox=Sandbox.untrusted(), preload=["tests.attacks"]) as iso:
+        assert await iso.run(channel.answer_and_stay, b"\x04") == 4
+        zygote = iso._core._source._pool._zygote
+        await until(lambda: not zygote.wards, 10)  # it would stay for 20 s
 
 
 @needs_layers

@@ -313,5 +313,5 @@ def _group(
 def _counts_alone(policy: Policy | None, here: Containment) -> bool:
     """Tell whether the processes of a call are the only ones that are counted for its user."""
     return policy is not None and (
-        policy.uid >= 0 or (policy.as_user and here.processes_by_namespace)
+        policy.uid == 0 or (policy.as_user and here.processes_by_namespace)
     )

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .._os import landlock, namespaces, seccomp, users
+from .._os import landlock, namespaces, rlimit, seccomp, users
 from .._os.prctl import set_dumpable, set_no_new_privs, set_parent_death_signal
 from .._wire.frames import Kind, encode
 from . import bounds, init, worker
@@ -30,6 +30,8 @@ SCRATCH = "/aioisolate/scratch"
 _OLD_ROOT = "/.old"
 _STAGE = "/tmp"  # noqa: S108 - any directory: it is covered, in a mount namespace of our own
 _KILL = 9
+# Timers count, too; what there is of them is for all processes of a user together.
+_PENDING_SIGNALS = 128
 _os: Any = os  # not every platform has all of it
 
 
@@ -302,16 +304,22 @@ def _own(policy: Policy, uid: int, gid: int, parent: int, engaged: list[str]) ->
         with _layer(Layer.USER, engaged):
             users.drop_capabilities()
     with _layer(Layer.PRIVILEGES, []):
-        # Becoming somebody else has cleared it, and a parent may have died meanwhile.
-        set_parent_death_signal(_KILL)
-        if os.getppid() != parent:
-            os._exit(1)
-        # Nobody of the same user may look into it, and it leaves no core dump.
-        set_dumpable(False)
+        _keep_apart(policy, parent)
     if policy.scratch:
         _go_to_scratch()
     elif policy.read is not None:
         os.chdir("/")
+
+
+def _keep_apart(policy: Policy, parent: int) -> None:
+    # Becoming somebody else has cleared it, and a parent may have died meanwhile.
+    set_parent_death_signal(_KILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    # Nobody of the same user may look into it, and it leaves no core dump.
+    set_dumpable(False)
+    if policy.codec != "pickle":
+        rlimit.limit_pending_signals(_PENDING_SIGNALS)
 
 
 def _go_to_scratch() -> None:

@@ -15,6 +15,7 @@ __all__ = [
     "NUMBERS",
     "address_space",
     "apply",
+    "limit_pending_signals",
     "nproc_is_per_namespace",
 ]
 
@@ -59,6 +60,18 @@ def apply(limits: Sequence[tuple[int, int, int]]) -> None:
         except ValueError as exc:  # Python's word for EINVAL (soft above hard) and EPERM
             code = errno.EINVAL if "exceeds" in str(exc) else errno.EPERM
             raise OSError(code, f"{exc}: {soft}, {hard}", _name(number)) from None
+
+
+def limit_pending_signals(most: int) -> None:
+    """Let this process's user have no more signals waiting, and timers, by its doing.
+
+    Does nothing where there is no such limit. Raises OSError.
+    """
+    number = getattr(_resource, "RLIMIT_SIGPENDING", None)
+    if number is not None:
+        _, hard = resource.getrlimit(number)
+        most = most if hard == INFINITY else min(most, hard)
+        apply([(number, most, most)])
 
 
 def _name(number: int) -> str:

@@ -73,6 +73,7 @@ class WardChild:
         "_luggage",
         "_request",
         "_sent_along",
+        "_stranger",
         "_ward",
         "channel",
         "end_fd",
@@ -105,6 +106,7 @@ class WardChild:
         self._ward = ward
         self._backend = backend
         self._left = False
+        self._stranger = plan.options.codec != "pickle"
         self.group: CallGroup | None = None
         self._fds = Descriptors()
         self.has_init = plan.policy is not None and plan.policy.init
@@ -254,6 +256,9 @@ class WardChild:
         """Let the server see it off, and with it whoever is in its control group."""
         if not self._ward.ended:
             self._ward.group, self.group = self.group, None
+        if self._stranger:
+            # All has been said; what a stranger's code does from here on would be for nothing.
+            self._ward.keeper.discard(self._ward)
         self._ward.keeper.see_off(self._ward)
         self._left = True
         return True

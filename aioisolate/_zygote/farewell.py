@@ -62,7 +62,9 @@ class Farewell:
 
     async def _sweep(self) -> None:
         while self._leaving:
-            await anyio.sleep(PATIENCE)
+            now = time.monotonic()
+            # Those that are late are looked at again: an order to kill may not have got through.
+            await anyio.sleep(max(min(self._leaving.values()) - now, PATIENCE / 4))
             now = time.monotonic()
             for ward, until in list(self._leaving.items()):
                 if until <= now:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import platform
 import resource
 import shutil
 import signal
+import socket
+import stat
 import struct
+import time
 
 from .scene import Attack, Scene
 from .system import call, libc
@@ -261,6 +265,71 @@ def _no_bpf() -> str:
     return "" if os.getuid() == 0 else "unprivileged_bpf_disabled"
 
 
+def use_aio():
+    """Take of the machine's one budget of requests, fs.aio-max-nr."""
+    context = (ctypes.c_long * 1)()
+    call("io_setup", 128, ctypes.addressof(context))
+    call("io_destroy", context[0])
+    return True
+
+
+def take_hash_slots():
+    """Have the kernel take memory that no limit counts, as much as is asked for."""
+    call("prctl", 78, 1, 1 << 16, 0, 0)  # PR_FUTEX_HASH, PR_FUTEX_HASH_SET_SLOTS
+    return True
+
+
+def lock_a_library(path):
+    """Hold up whoever wants to lock a file that this process may only read."""
+    fd = os.open(path, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    fcntl.fcntl(fd, 37, struct.pack("hhqqi", fcntl.F_RDLCK, 0, 0, 1, 0))  # F_OFD_SETLK
+    return True
+
+
+def watch_a_directory(path):
+    fd = os.open(path, os.O_RDONLY)
+    fcntl.fcntl(fd, fcntl.F_NOTIFY, fcntl.DN_ACCESS)
+    return True
+
+
+def read_clock_of(pid):
+    return time.clock_gettime(~pid << 3 | 2)
+
+
+def list_processes(pid):
+    return os.getpgid(pid) and os.getsid(pid)
+
+
+def get_pidfd_of_peer():
+    """Get a descriptor of the process that made a socket that this one has."""
+    for fd in range(4096):
+        try:
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                break
+        except OSError:
+            continue
+    found = ctypes.c_int(-1)
+    size = ctypes.c_int(4)
+    call("getsockopt", fd, 1, 77, ctypes.addressof(found), ctypes.addressof(size))
+    return found.value
+
+
+def filter_a_socket():
+    """Give the kernel a program to run."""
+    program = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0xFFFF), 8)
+    fprog = struct.pack("HxxxxxxP", 1, ctypes.addressof(program))
+    here, _there = socket.socketpair()
+    here.setsockopt(socket.SOL_SOCKET, 26, fprog)
+    return True
+
+
+def _before(major: int, minor: int) -> str:
+    release = tuple(map(int, platform.release().split("-")[0].split(".")[:2]))
+    return f"Linux {major}.{minor} is needed" if release < (major, minor) else ""
+
+
 def _no_raising() -> str:
     with open("/proc/self/status") as file:
         found = next(line for line in file if line.startswith("CapEff"))
@@ -279,6 +348,7 @@ _is_number = lambda result, scene: isinstance(result, int) and result >= 0
 _shadow = lambda result, scene: isinstance(result, str) and "root:" in result
 _folder = lambda scene: (scene.directory,)
 _victim = lambda scene: (scene.victim,)
+_library = lambda scene: ("/etc/ld.so.cache",)
 
 
 def _kernel(name, run, *more, **rest):
@@ -304,6 +374,15 @@ ATTACKS = [
     _kernel("perf-event-open", use_perf, succeeded=_is_number, needs_root=True),
     _kernel("userfaultfd", use_userfaultfd, succeeded=_is_number),
     _kernel("io-uring", use_io_uring, succeeded=_is_number),
+    _kernel("aio", use_aio),
+    _kernel("futex-hash", take_hash_slots, needs=lambda: _before(6, 16)),
+    _kernel("lock-a-library", lock_a_library, _library),
+    _kernel("watch-a-directory", watch_a_directory, lambda scene: ("/usr/lib",)),
+    _kernel("clock-of-a-process", read_clock_of, _victim, expect="denied"),
+    _kernel("session-of-a-process", list_processes, _victim),
+    _kernel("pidfd-of-peer", get_pidfd_of_peer, succeeded=_is_number,
+            needs=lambda: _before(6, 5)),
+    _kernel("filter-a-socket", filter_a_socket),
     _kernel("add-key", use_keys),
     _kernel("keyctl", use_keyctl),
     _kernel("syslog", read_kernel_log, succeeded=_is_number, needs_root=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import resource
@@ -17,6 +18,7 @@ from .system import call, libc
 __all__ = ["ATTACKS", "MOST"]
 
 _FORKS = 40
+_TIMERS = 500
 MOST = 1 << 30
 _STEP = 32 << 20
 _PAGE = 4096
@@ -71,6 +73,20 @@ def open_many():
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def make_timers():
+    """Take of a user's one budget of signals that wait, RLIMIT_SIGPENDING."""
+    timer = (ctypes.c_int * 1)()
+    for count in range(_TIMERS):  # noqa: B007 - told after it
+        call("timer_create", 1, None, ctypes.addressof(timer))
+    return count + 1
+
+
+def enlarge_a_pipe():
+    """Take of a user's one budget of large pipes."""
+    read, _write = os.pipe()
+    return fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, 1 << 17)
 
 
 def take_memory(most):
@@ -325,6 +341,8 @@ ATTACKS = [
               limits={"processes": 16}, expect="threads|denied"),
     _resource("descriptor-bomb", open_many, succeeded=lambda result, scene: result == 2000,
               limits={"open_files": 256}),
+    _resource("timers", make_timers, succeeded=lambda result, scene: result == _TIMERS),
+    _resource("enlarge-a-pipe", enlarge_a_pipe),
     _resource("memory-bomb", take_memory, _most, _all, **_memory),
     _resource("memory-by-forks", take_memory_by_forks, _most, _all, **_memory),
     _resource("memory-by-memfd", take_memory_by_memfd, _most, _all, **_memory),

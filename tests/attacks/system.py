@@ -13,23 +13,25 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 _X86 = {
     "add_key": 248, "bpf": 321, "clone": 56, "clone3": 435, "fsopen": 430, "getpid": 39,
+    "getsockopt": 55, "io_destroy": 207, "io_setup": 206,
     "io_uring_setup": 425, "ioprio_get": 252, "ioprio_set": 251, "keyctl": 250, "mount": 165,
     "name_to_handle_at": 303, "open_by_handle_at": 304, "open_tree": 428,
-    "perf_event_open": 298, "personality": 135, "pidfd_getfd": 438, "pidfd_open": 434,
+    "perf_event_open": 298, "personality": 135, "prctl": 157, "pidfd_getfd": 438, "pidfd_open": 434,
     "pidfd_send_signal": 424, "prlimit64": 302, "process_madvise": 440,
     "process_vm_readv": 310, "process_vm_writev": 311, "ptrace": 101, "rt_sigqueueinfo": 129,
     "setns": 308, "setresuid": 117, "shmctl": 31, "shmget": 29, "socket": 41, "syslog": 103,
-    "tgkill": 234, "tkill": 200, "unshare": 272, "userfaultfd": 323,
+    "tgkill": 234, "timer_create": 222, "tkill": 200, "unshare": 272, "userfaultfd": 323,
 }  # fmt: skip
 _ARM = {
     "add_key": 217, "bpf": 280, "clone": 220, "clone3": 435, "fsopen": 430, "getpid": 172,
+    "getsockopt": 209, "io_destroy": 1, "io_setup": 0,
     "io_uring_setup": 425, "ioprio_get": 31, "ioprio_set": 30, "keyctl": 219, "mount": 40,
     "name_to_handle_at": 264, "open_by_handle_at": 265, "open_tree": 428,
-    "perf_event_open": 241, "personality": 92, "pidfd_getfd": 438, "pidfd_open": 434,
+    "perf_event_open": 241, "personality": 92, "prctl": 167, "pidfd_getfd": 438, "pidfd_open": 434,
     "pidfd_send_signal": 424, "prlimit64": 261, "process_madvise": 440,
     "process_vm_readv": 270, "process_vm_writev": 271, "ptrace": 117, "rt_sigqueueinfo": 138,
     "setns": 268, "setresuid": 147, "shmctl": 195, "shmget": 194, "socket": 198, "syslog": 116,
-    "tgkill": 131, "tkill": 130, "unshare": 97, "userfaultfd": 282,
+    "tgkill": 131, "timer_create": 107, "tkill": 130, "unshare": 97, "userfaultfd": 282,
 }  # fmt: skip
 NUMBERS = _ARM if platform.machine() == "aarch64" else _X86
 
