@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import resource
@@ -428,6 +429,14 @@ def interfaces():
 def run_program(*command):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return [done.returncode, done.stdout, done.stderr]
+
+
+def lock(path):
+    with open(path) as file:
+        return [
+            code_of(fcntl.flock, file, fcntl.LOCK_SH),
+            code_of(fcntl.lockf, file, fcntl.LOCK_SH | fcntl.LOCK_NB),
+        ]
 
 
 def start_daemon(fd, seconds, then=None):

@@ -670,6 +670,15 @@ def test_processes_need_somebody_who_counts():
     assert "limits.processes" in refusal(Limits(processes=3), old, own)
 
 
+def test_processes_of_a_given_user():
+    """It may have others, of other calls even."""
+    given = Sandbox(user=77)
+    bounds, group = plan(Limits(processes=3), FULL, given)
+    assert bounds.processes is None
+    assert group == (None, 3)
+    assert "limits.processes" in refusal(Limits(processes=3), NO_GROUPS, given)
+
+
 def test_memory_of_all_processes_together():
     tree = Sandbox(subprocesses=True)
     bounds, group = plan(Limits(memory=9), FULL, tree)

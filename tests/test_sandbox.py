@@ -431,6 +431,20 @@ async def test_files_are_not_emptied(start, shared, monkeypatch, version, namesp
 
 
 @needs_layers
+@pytest.mark.parametrize("namespaces_", ["auto", "off"])
+@one_loop
+async def test_locks(start, shared, namespaces_):
+    """Only where something may be written: who else locks what is only read is not held up."""
+    path = "/etc/ld.so.cache"
+    box = Sandbox(namespaces=namespaces_)
+    async with isolator(start, sandbox=box) as iso:
+        assert await iso.run(deeds.lock, path) == [errno.ENOLCK, errno.ENOLCK]
+    box = Sandbox(namespaces=namespaces_, write=[str(shared)])
+    async with isolator(start, sandbox=box) as iso:
+        assert await iso.run(deeds.lock, path) == [0, 0]
+
+
+@needs_layers
 @one_loop
 async def test_who_stays_after_the_answer_is_killed(monkeypatch):
     """A stranger's code does not run on, outside all limits of the call, until somebody looks."""
