@@ -269,11 +269,13 @@ class Server:
         for record in self._inbox.feed(data):
             what = record[0]
             if what == "fork":
+                number, ahead = record[1:]
                 self._given = self._parcels.next()
                 try:
-                    self._fork(record[1])
+                    self._fork(number, ahead)
                 except OSError as exc:
-                    self._outbox.append(("refused", exc.errno or 0, exc.strerror or str(exc)))
+                    why = exc.errno or 0, exc.strerror or str(exc)
+                    self._outbox.append(("refused", number, *why))
                 finally:
                     for fd in self._given:
                         os.close(fd)
@@ -291,11 +293,11 @@ class Server:
         except Exception:  # noqa: BLE001 - a child that needs it will say what is wrong
             return
 
-    def _fork(self, ahead: bool) -> None:
+    def _fork(self, number: int, ahead: bool) -> None:
         """Fork a child that is given what it needs, and maybe time to rehearse. Raises OSError."""
         problem = self._problem()
         if problem:
-            self._outbox.append(("unfit", problem))
+            self._outbox.append(("unfit", number, problem))
             return
         if len(self._given) < 2:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -319,7 +321,7 @@ class Server:
                 os._exit(1)  # never: `serve` does not return
             os.dup2(null, channel_at, False)
             os.dup2(null, scratch_at, False)
-        self._outbox.append(("child", pid, len(self._passing) if pidfd >= 0 else -1))
+        self._outbox.append(("child", number, pid, len(self._passing) if pidfd >= 0 else -1))
         if pidfd >= 0:
             self._passing.append(pidfd)
         if not ahead or len(self._passing) >= messages.FDS_MAX:
