@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import socket
+import textwrap
 import time
 
 import anyio
@@ -333,4 +334,75 @@ async def test_a_child_that_nobody_has_asked_for():
         for answer in (("refused", number, errno.EAGAIN, "no"), ("unfit", number, "no")):
             hear(answer)
         assert await iso.run(abs, -1) == 1
+        await nothing_is_left(iso)
+
+
+SHORT = """
+    import os
+    from aioisolate._os import messages
+
+    def short(sock, data, fds=(), send=messages.send):
+        codes = CODES[bool(fds)]
+        if codes and os.getpid() == PID:
+            code = codes.pop(0)
+            raise OSError(code, os.strerror(code))
+        return send(sock, data, fds)
+
+    PID = os.getpid()
+    messages.send = short
+"""
+
+
+@pytest.fixture
+def short_server(tmp_path, monkeypatch):
+    """Make a module that has messages of the fork server's refused; by whether they pass any."""
+
+    def make(alone, passing):
+        codes = f"CODES = {(alone, passing)!r}\n"
+        (tmp_path / "short_server.py").write_text(codes + textwrap.dedent(SHORT))
+        monkeypatch.syspath_prepend(str(tmp_path))
+        return {"preload": ["short_server"]}
+
+    return make
+
+
+async def end_job(job):
+    job.cancel()
+    with anyio.fail_after(20), pytest.raises(IsolationError) as ended:
+        await job.result()
+    assert ended.value.reason is Reason.CANCELLED
+    await until(lambda: not alive(job.pid))
+
+
+async def test_none_may_travel_from_the_server(short_server):
+    """A child of which there is no pidfd here is signalled by the server, as any without one."""
+    short = short_server([errno.ENOBUFS, errno.ENOMEM] * 2, list(NOT_NOW))
+    async with Isolator(**short, max_concurrency=8) as iso, contextlib.AsyncExitStack() as stack:
+        pool = iso._core._source._pool
+        server = pool.pid
+        passed = []
+        for _ in range(6):
+            job = await stack.enter_async_context(iso.open_job(time.sleep, 60))
+            await until(lambda job=job: job.pid or job.done())
+            passed.append(pool._zygote.wards[job.pid].pidfd >= 0)
+            await end_job(job)
+        assert passed == [False] * len(NOT_NOW) + [True] * 2
+        assert await iso.run(abs, -1) == 1
+        await nothing_is_left(iso)
+        assert pool.pid == server
+
+
+async def test_none_of_several_may_travel_from_the_server(short_server):
+    """All that have been forked ahead of need are told of in one message."""
+    async with Isolator(**short_server([], [errno.ETOOMANYREFS]), warm=3) as iso:
+        pool = iso._core._source._pool
+        await until(lambda: not pool._coming)
+        wards = list(pool._zygote.wards.values())
+        lacking = [ward for ward in wards if ward.pidfd < 0]
+        assert lacking
+        while not all(ward.ended for ward in wards):
+            async with iso.open_job(os.getpid) as job:
+                assert await job.result() == job.pid
+        await until(lambda: pool.idle >= 3 and not pool._coming)
+        assert all(ward.pidfd >= 0 for ward in pool._idle)
         await nothing_is_left(iso)

@@ -42,6 +42,8 @@ _SIGKILL = int(_raw.SIGKILL)
 _LINUX = sys.platform == "linux"
 # How long threads may take to end that do so at a fork.
 _THREADS_PATIENCE = 0.5
+# Between attempts to send what the kernel has no memory for.
+_PAUSE = 0.02
 
 
 def main(fd: int) -> NoReturn:
@@ -263,6 +265,8 @@ class Server:
             data, descriptors, cut = messages.receive(self._channel, 4096)
         except BlockingIOError:
             return True
+        except ConnectionResetError:
+            return False  # it has left unread what it was told
         if not data:
             return False
         self._parcels.put(descriptors, cut)
@@ -331,16 +335,24 @@ class Server:
         """Send what there is to say; False if nobody listens any more."""
         if not self._outbox:
             return True
-        data = control.encode(*self._outbox)
+        records, self._outbox = self._outbox, []
         passing, self._passing = self._passing, []
-        self._outbox = []
+        data = control.encode(*records)
         self._channel.setblocking(True)  # a slow parent is waited for, and nothing is lost
         try:
-            sent = messages.send(self._channel, data, passing)
-            while sent < len(data):
-                sent += self._channel.send(data[sent:])
-        except OSError:
-            return False
+            while data:
+                try:
+                    data = data[messages.send(self._channel, data, passing) :]
+                except (BrokenPipeError, ConnectionResetError):
+                    return False
+                except OSError:
+                    if passing:
+                        # How many may be on their way is counted for all of a user's processes.
+                        # Nothing has gone yet: this process signals the children, then.
+                        data = control.encode(*map(_without_pidfd, records))
+                    else:
+                        time.sleep(_PAUSE)
+                passing = []
         finally:
             self._channel.setblocking(False)
         return True
@@ -367,6 +379,10 @@ class Server:
                 "every child would share them"
             )
         return ""
+
+
+def _without_pidfd(record: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*record[:-1], -1) if record[0] == "child" else record
 
 
 def _tell(channel: _socket.socket, record: tuple[Any, ...]) -> None:
