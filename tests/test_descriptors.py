@@ -406,3 +406,21 @@ async def test_none_of_several_may_travel_from_the_server(short_server):
         await until(lambda: pool.idle >= 3 and not pool._coming)
         assert all(ward.pidfd >= 0 for ward in pool._idle)
         await nothing_is_left(iso)
+
+
+async def test_none_may_travel_with_a_call():
+    codes = list(NOT_NOW)
+    async with Isolator() as iso:
+        zygote = iso._core._source._pool._zygote
+        while codes:
+            with refusing(
+                lambda sock, _, fds: codes[0] if fds and sock is not zygote._socket else 0
+            ):
+                assert await iso.run(abs, -1) == 1
+                with anyio.fail_after(20), pytest.raises(CallableDidNotExecuteError) as refused:
+                    await iso.run(print, "to be captured", output="capture")
+            assert refused.value.reason is Reason.PIPE_CREATION
+            assert refused.value.__cause__.errno == codes.pop(0)
+            assert str(refused.value).startswith("the call could not be sent to its child: ")
+        assert (await iso.capture(print, "captured", output="capture")).stdout == "captured\n"
+        await nothing_is_left(iso)
