@@ -424,3 +424,50 @@ async def test_none_may_travel_with_a_call():
             assert str(refused.value).startswith("the call could not be sent to its child: ")
         assert (await iso.capture(print, "captured", output="capture")).stdout == "captured\n"
         await nothing_is_left(iso)
+
+
+# By the kernel itself
+
+
+@contextlib.contextmanager
+def on_their_way(count):
+    """So many descriptors are in flight from this process, or some more."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(0, count, messages.FDS_MAX):
+            here, _ = map(stack.enter_context, socket.socketpair())
+            socket.send_fds(here, [b"x"], [2] * messages.FDS_MAX)
+        yield
+
+
+@contextlib.contextmanager
+def limited(pid, count):
+    """A process may have so many open, or on their way."""
+    old = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (count, old[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, old)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root is not limited; see test_ordinary_user.py")
+async def test_too_many_are_on_their_way(start):
+    """An isolator that has nothing to do with who holds them up gets over it."""
+    limit = 400
+    async with Isolator(**start, max_concurrency=8) as iso:
+        await works_again(iso)
+        server = iso._core._source._pool.pid
+        with on_their_way(2 * limit):
+            await works_again(iso)
+            with limited(server, limit):
+                await works_again(iso)
+            await nothing_is_left(iso)
+            with limited(0, limit):
+                idle = iso.statistics().idle
+                outcomes = await outcomes_of(iso, 8)
+                assert check(outcomes) == idle
+                for outcome in outcomes:
+                    if outcome.error is not None:
+                        check_unasked(outcome.error, errno.ETOOMANYREFS)
+        await works_again(iso)
+        await nothing_is_left(iso)
