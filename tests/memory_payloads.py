@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import resource
@@ -11,7 +12,7 @@ import numpy as np
 from aioisolate import Snapshot
 from aioisolate._memory import arrays, places
 from aioisolate._memory import snapshot as snapshots
-from aioisolate._os import mappings, memfd
+from aioisolate._os import mappings, memfd, messages
 from aioisolate._os.fds import Descriptors
 from aioisolate._wire import handles
 
@@ -177,3 +178,28 @@ def table(n):
     import pyarrow as pa
 
     return pa.table({"whole": np.arange(n), "text": [f"number {i}" for i in range(n)]})
+
+
+def refuse_descriptors():
+    """From now on none may travel from this process."""
+
+    def refused(*_):
+        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+    messages.send_on = refused
+
+
+def refused_result():
+    refuse_descriptors()
+    return Snapshot.from_bytes(b"content")
+
+
+def refused_exception():
+    refuse_descriptors()
+    raise LookupError(Snapshot.from_bytes(b"content"))
+
+
+def refused_item():
+    yield 1
+    refuse_descriptors()
+    yield Snapshot.from_bytes(b"content")

@@ -16,6 +16,7 @@ from aioisolate import (
     CallableExecutedError,
     CallableStatusUnknownError,
     Isolator,
+    Limits,
     Reason,
     Snapshot,
     shared_array,
@@ -37,6 +38,9 @@ from tests.memory_payloads import (
     many_snapshots,
     ones,
     own_memory,
+    refused_exception,
+    refused_item,
+    refused_result,
     same,
     shrink,
     shrink_later,
@@ -215,6 +219,27 @@ async def test_too_many_for_one_message():
             await iso.run(many_snapshots, 254)
         assert lost.value.reason is Reason.RESULT_ENCODING
         assert len(await iso.run(many_snapshots, 200)) == 200
+
+
+@pytest.mark.parametrize("fn", [refused_result, refused_exception])
+async def test_descriptors_of_a_result_that_may_not_travel(start, fn):
+    """Too many of the user's are on their way: that is said, and not "left no result"."""
+    async with Isolator(**start) as iso:
+        for options in ({}, {"on_event": lambda event: None}, {"limits": Limits(result_size=1000)}):
+            with pytest.raises(CallableExecutedError, match="Too many references") as lost:
+                await iso.run(fn, **options)
+            assert lost.value.reason is Reason.RESULT_WRITE
+
+
+async def test_descriptors_of_an_item_that_may_not_travel(start):
+    found = []
+    async with Isolator(**start) as iso:
+        with pytest.raises(CallableExecutedError, match="an item could not be sent") as lost:
+            async with iso.stream(refused_item) as items:
+                async for item in items:
+                    found.append(item)
+        assert lost.value.reason is Reason.RESULT_WRITE
+    assert found == [1]
 
 
 def test_no_room_for_the_descriptors_of_a_result(start):

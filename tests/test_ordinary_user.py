@@ -60,6 +60,7 @@ CORE = (
     " or test_codecs or test_standard_input or test_untrusted_works or test_environment))"
     " or test_daemons_end_with_this_process"
     " or (test_limits and asyncio and (look_after or refusal or own_limits))"
+    " or (test_descriptors and asyncio and on_their_way)"
 )
 
 
@@ -77,7 +78,10 @@ ATTACKS = (
     "with_the_sandbox or daemons or (test_untrusted and (files or processes or kernel or inherit))"
 )
 PARTS = {
-    "sandbox": (CORE, ["tests/test_sandbox.py", "tests/test_limits.py"]),
+    "sandbox": (
+        CORE,
+        ["tests/test_sandbox.py", "tests/test_limits.py", "tests/test_descriptors.py"],
+    ),
     "attacks": (ATTACKS, ["tests/test_attacks.py"]),
 }
 

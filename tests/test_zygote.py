@@ -215,8 +215,9 @@ async def test_what_cannot_be_sent():
     fds = [os.dup(2) for _ in range(300)]  # more than one message carries
     try:
         async with Isolator(warm=1) as iso:
-            with pytest.raises(CallableDidNotExecuteError, match="could not be sent"):
+            with pytest.raises(CallableDidNotExecuteError, match="could not be sent") as refused:
                 await iso.run(abs, -1, pass_fds=fds, start_timeout=None)
+            assert refused.value.reason is Reason.ARGUMENT_ENCODING
             assert await iso.run(abs, -1, pass_fds=fds[:3]) == 1
     finally:
         for fd in fds:

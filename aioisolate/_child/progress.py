@@ -11,7 +11,7 @@ from .._wire import inert
 from .._wire.frames import Kind, encode
 from .order import Order
 
-__all__ = ["begin", "report_progress", "send"]
+__all__ = ["RefusedError", "begin", "report_progress", "send"]
 
 _order: Order | None = None
 _pid = 0
@@ -61,11 +61,24 @@ def _check(name: str, value: object, *types: type) -> None:
         raise TypeError(f"{name} must be {what}, not {value!r}")
 
 
+class RefusedError(OSError):
+    """Descriptors may not travel now, and nothing of what they belong to has been sent."""
+
+
 def send(fd: int, data: bytes, luggage: Sequence[int] = ()) -> None:
-    """Write all of *data* in one piece, and descriptors with its beginning."""
+    """Write all of *data* in one piece, and descriptors with its beginning.
+
+    Raises OSError; RefusedError: something else may be sent in its place.
+    """
     view = memoryview(data)
     with _lock:
         if luggage:
-            view = view[messages.send_on(fd, data, luggage) :]
+            try:
+                sent = messages.send_on(fd, data, luggage)
+            except (BrokenPipeError, ConnectionResetError):
+                raise
+            except OSError as exc:
+                raise RefusedError(exc.errno, exc.strerror) from exc
+            view = view[sent:]
         while view:
             view = view[os.write(fd, view) :]

@@ -70,6 +70,8 @@ def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901, PLR0912
             code = _exit_code(exc)
         if type(exc) is loops.TooLargeItemError:
             answer, luggage = _too_large(order, exc.args[0])
+        elif type(exc) is progress.RefusedError:
+            answer, luggage = _unsent(order, "an item", exc)
         else:
             answer, luggage = _raised(order, exc)
     else:
@@ -80,10 +82,13 @@ def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901, PLR0912
             _ease()
         answer, luggage = _returned(order, value)
     _flush(streams)
-    if order.quiet:
-        answer = order.started_mark + answer
+    mark = order.started_mark if order.quiet else b""
     try:
-        progress.send(order.channel, answer, luggage.fds if luggage else ())
+        try:
+            progress.send(order.channel, mark + answer, luggage.fds if luggage else ())
+        except progress.RefusedError as exc:
+            answer, _ = _unsent(order, "what fn returned or raised", exc)
+            progress.send(order.channel, mark + answer)
     except OSError:
         # fn has closed the channel, so nobody can be told; the parent sees that nothing came.
         return code
@@ -202,6 +207,11 @@ def _fill_scratch(fd: int, parts: Sequence[memoryview | Lent]) -> tuple[Region, 
     # can change or shorten it under the parent's eyes.
     memfd.seal(fd)
     return tuple(regions)
+
+
+def _unsent(order: Order, what: str, exc: OSError) -> _Answer:
+    text = f"{what} could not be sent with its descriptors: {exc.strerror}"
+    return _lost(order, "RESULT_WRITE", text)
 
 
 def _lost(order: Order, reason: str, text: str) -> _Answer:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import _socket
 import errno
+import functools
+import itertools
 import os
 import signal
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from .._os.prctl import is_subreaper
 from .._os.process import Process, Status, children_of_session
 from .._outcome import Exit
 from . import control
+from .backlog import Backlog
 from .farewell import PATIENCE, Farewell
 from .launch import Launch
 from .ward import Ward
@@ -61,10 +63,10 @@ class Zygote:
         self._inbox = control.Inbox()
         self._parcels = control.Parcels()
         self._pidfds: list[int] = []
-        self._backlog: deque[tuple[bytes, Sequence[int]]] = deque()
-        # Asked for and not yet there; of these, whose descriptors have not been sent yet.
-        self._coming: deque[Ward] = deque()
-        self._unpassed: deque[Ward] = deque()
+        self._backlog = Backlog(backend)
+        # Asked for and not yet there, by the numbers of the requests.
+        self._coming: dict[int, Ward] = {}
+        self._numbers = itertools.count(1)
         self._reader: loops.Background | None = None
         self._ready = anyio.Event()
         self._farewell = Farewell(backend, self._look_if_empty)
@@ -137,30 +139,12 @@ class Zygote:
         if setup is not None:
             self._socket.sendall(control.encode(("setup", *setup)))
         self._socket.setblocking(False)
+        self._backlog.open(self._socket)
         self._reader = loops.watch(self._backend, ours, self._listen)
 
-    def _say(self, *record: Any, passing: Sequence[int] = ()) -> None:
-        if self._down:
-            return
-        self._backlog.append((control.encode(record), passing))
-        self._send_backlog()
-
-    def _send_backlog(self) -> None:
-        while self._backlog:
-            data, passing = self._backlog[0]
-            try:
-                sent = messages.send(self._socket, data, passing)
-            except BlockingIOError:
-                return  # it is busy; the rest goes when it next says something
-            except OSError:
-                self._backlog.clear()  # it is dead, which its end of the socket will tell
-                return
-            if sent < len(data):
-                self._backlog[0] = (data[sent:], ())
-            else:
-                self._backlog.popleft()
-            if passing:
-                self._unpassed.popleft().passed()
+    def _say(self, *record: Any) -> None:
+        if not self._down:
+            self._backlog.put(control.encode(record))
 
     def request(self, count: int, *, ahead: bool) -> None:
         """Ask for so many children; each comes to *on_ward*, or a refusal to *on_refusal*.
@@ -179,9 +163,28 @@ class Zygote:
                 error.__cause__ = exc
                 self._on_refusal(error)
                 continue
-            self._coming.append(ward)
-            self._unpassed.append(ward)
-            self._say("fork", ahead, passing=ward.to_pass())
+            number = next(self._numbers)
+            self._coming[number] = ward
+            self._backlog.pass_on(
+                control.encode(("fork", number, ahead)),
+                ward.to_pass(),
+                ward.passed,
+                functools.partial(self._not_asked, number),
+            )
+
+    def _not_asked(self, number: int, exc: OSError) -> None:
+        error = CallableDidNotExecuteError(
+            f"could not ask the fork server for a child: {exc.strerror or exc}",
+            reason=Reason.PIPE_CREATION,
+        )
+        error.__cause__ = exc
+        self._refuse(number, error)
+
+    def _refuse(self, number: int, error: CallableDidNotExecuteError) -> None:
+        ward = self._coming.pop(number, None)
+        if ward is not None:
+            ward.close()
+            self._on_refusal(error)
 
     def learn(self, module: str) -> None:
         """Have the server import a module, for the children to come."""
@@ -217,7 +220,7 @@ class Zygote:
             return
         for record in self._inbox.feed(data):
             self._hear(record)
-        self._send_backlog()
+        self._backlog.send()
 
     def _hear(self, record: Sequence[Any]) -> None:
         match record:
@@ -228,25 +231,21 @@ class Zygote:
                     ward.end(Status(exit_, user, system, max_rss * _RSS_UNIT))
                     self._farewell.ended(ward)
                     self._look_if_empty()
-            case ("child", pid, index):
+            case ("child", number, pid, index):
                 if index == 0:
                     self._pidfds = self._parcels.next()
-                ward = self._coming.popleft()
                 # One that was lost for want of room is as one that never was: the server signals.
-                ward.adopt(pid, self._pidfds.pop(0) if index >= 0 and self._pidfds else -1)
-                self.wards[pid] = ward
-                self._on_ward(ward)
-            case ("refused", number, text):
-                self._coming.popleft().close()
-                reason = Reason.PIPE_CREATION if number in _NO_DESCRIPTOR else Reason.FORK
+                pidfd = self._pidfds.pop(0) if index >= 0 and self._pidfds else -1
+                self._receive(number, pid, pidfd)
+            case ("refused", number, code, text):
+                reason = Reason.PIPE_CREATION if code in _NO_DESCRIPTOR else Reason.FORK
                 error = CallableDidNotExecuteError(
                     f"the fork server could not fork: {text}", reason=reason
                 )
-                error.__cause__ = OSError(number, text)
-                self._on_refusal(error)
-            case ("unfit", text):
-                self._coming.popleft().close()
-                self._on_refusal(CallableDidNotExecuteError(text, reason=Reason.CHILD_SETUP))
+                error.__cause__ = OSError(code, text)
+                self._refuse(number, error)
+            case ("unfit", number, text):
+                self._refuse(number, CallableDidNotExecuteError(text, reason=Reason.CHILD_SETUP))
             case ("failed", text, number):
                 self.problem = str(text).rstrip()
                 self._problem_number = number
@@ -256,6 +255,18 @@ class Zygote:
                 if self._layers is not None:
                     self.problem = why_unconfined(self._layers, ",".join(engaged).encode())
                 self._ready.set()
+
+    def _receive(self, number: int, pid: int, pidfd: int) -> None:
+        ward = self._coming.pop(number, None)
+        if ward is None:  # nobody has asked for it
+            if pidfd >= 0:
+                os.close(pidfd)
+            self.kill(pid, signal.SIGKILL, group=True)
+            self.kill(pid, signal.SIGKILL, group=False)
+            return
+        ward.adopt(pid, pidfd)
+        self.wards[pid] = ward
+        self._on_ward(ward)
 
     def _look_if_empty(self) -> None:
         if self._emptied is not None and not self.wards and self._farewell.is_over():
@@ -303,6 +314,7 @@ class Zygote:
         """Kill the server, and with it its children; blocking, but not for long."""
         if self._down:
             return
+        self._backlog.close()  # from here on there may be no loop to try anything again
         wards, self.wards = self.wards, {}
         for ward in wards.values():
             self.discard(ward)
@@ -324,10 +336,10 @@ class Zygote:
         self._fds.close_all()
         for fd in self._pidfds + self._parcels.all():
             os.close(fd)
-        while self._coming:
-            self._coming.popleft().close()
-        self._unpassed.clear()
-        self._backlog.clear()
+        for ward in self._coming.values():
+            ward.close()
+        self._coming.clear()
+        self._backlog.close()
 
     def _collect_orphans(self, wards: Iterable[Ward]) -> None:
         """Collect the children of a server that is dead, where they have become this process's.

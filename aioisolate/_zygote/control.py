@@ -1,13 +1,13 @@
 """What a fork server and its parent say to each other: records of plain data, by marshal.
 
-    to the server     setup, fork(ahead of need), kill(pid, signal, group), import(module)
-    from the server   ready(modules, layers engaged), child(pid, index of its pidfd),
+    to the server     setup, fork(number, ahead of need), kill(pid, signal, group), import(module)
+    from the server   ready(modules, layers engaged), child(number, pid, index of its pidfd),
                       ended(pid, status, user, system, rss),
-                      refused(errno, text), unfit(text), failed(text)
+                      refused(number, errno, text), unfit(number, text), failed(text, errno)
 
 With each `fork` come the child's channel and its scratch file, with each `child` its pidfd, if it
-has one: the first of a message has index 0, and -1 is none. Each `fork` is answered, in order, by
-`child`, `refused` or `unfit`.
+has one: the first of a message has index 0, and -1 is none, or one that could not be passed. Each
+`fork` is answered by `child`, `refused` or `unfit`, with its number.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 import time
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ __all__ = ["WardChild", "encode_call"]
 
 # So much goes through the socket at once, whatever its buffer holds; more goes through a file.
 _CALL_INLINE_MAX = 64 * 1024
+# What the kernel says of descriptors that don't exist, or of more than one message carries.
+_UNFIT_TO_PASS = frozenset({errno.EBADF, errno.EINVAL})
 
 
 class _Sole:
@@ -201,11 +204,15 @@ class WardChild:
             sent = messages.send(channel, self._request, self._sent_along)
         except (BrokenPipeError, ConnectionResetError):
             pass  # as said
-        except OSError as exc:  # more descriptors than one message carries, say
-            raise self._unsendable(exc.strerror or str(exc)) from exc
+        except OSError as exc:
+            why = exc.strerror or str(exc)
+            unfit = exc.errno in _UNFIT_TO_PASS
+            reason = Reason.ARGUMENT_ENCODING if unfit else Reason.PIPE_CREATION
+            raise self._unsendable(why, reason) from exc
         else:
             if sent < len(self._request):
-                raise self._unsendable("the socket's buffer is too small")
+                why = "the socket's buffer is too small"
+                raise self._unsendable(why, Reason.ARGUMENT_ENCODING)
         finally:
             channel.detach()
             for fd in self._sent_along:
@@ -215,12 +222,10 @@ class WardChild:
         if self._ward.ended:
             self.waiter.ring()
 
-    def _unsendable(self, why: str) -> CallableDidNotExecuteError:
+    def _unsendable(self, why: str, reason: Reason) -> CallableDidNotExecuteError:
         self.put_down()
         return CallableDidNotExecuteError(
-            f"the call could not be sent to its child: {why}",
-            reason=Reason.ARGUMENT_ENCODING,
-            pid=self.pid,
+            f"the call could not be sent to its child: {why}", reason=reason, pid=self.pid
         )
 
     @property

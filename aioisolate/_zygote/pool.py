@@ -228,7 +228,7 @@ class Pool:
     def _refuse(self, error: CallableDidNotExecuteError) -> None:
         if self._coming:
             self._coming -= 1
-        if self._line:
+        if len(self._line) > self._coming:  # or it was one ahead of need, and theirs are coming
             waiter = self._line.popleft()
             waiter.answer = error
             waiter.event.set()

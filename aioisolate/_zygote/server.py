@@ -42,6 +42,8 @@ _SIGKILL = int(_raw.SIGKILL)
 _LINUX = sys.platform == "linux"
 # How long threads may take to end that do so at a fork.
 _THREADS_PATIENCE = 0.5
+# Between attempts to send what the kernel has no memory for.
+_PAUSE = 0.02
 
 
 def main(fd: int) -> NoReturn:
@@ -263,17 +265,21 @@ class Server:
             data, descriptors, cut = messages.receive(self._channel, 4096)
         except BlockingIOError:
             return True
+        except ConnectionResetError:
+            return False  # it has left unread what it was told
         if not data:
             return False
         self._parcels.put(descriptors, cut)
         for record in self._inbox.feed(data):
             what = record[0]
             if what == "fork":
+                number, ahead = record[1:]
                 self._given = self._parcels.next()
                 try:
-                    self._fork(record[1])
+                    self._fork(number, ahead)
                 except OSError as exc:
-                    self._outbox.append(("refused", exc.errno or 0, exc.strerror or str(exc)))
+                    why = exc.errno or 0, exc.strerror or str(exc)
+                    self._outbox.append(("refused", number, *why))
                 finally:
                     for fd in self._given:
                         os.close(fd)
@@ -291,11 +297,11 @@ class Server:
         except Exception:  # noqa: BLE001 - a child that needs it will say what is wrong
             return
 
-    def _fork(self, ahead: bool) -> None:
+    def _fork(self, number: int, ahead: bool) -> None:
         """Fork a child that is given what it needs, and maybe time to rehearse. Raises OSError."""
         problem = self._problem()
         if problem:
-            self._outbox.append(("unfit", problem))
+            self._outbox.append(("unfit", number, problem))
             return
         if len(self._given) < 2:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -319,7 +325,7 @@ class Server:
                 os._exit(1)  # never: `serve` does not return
             os.dup2(null, channel_at, False)
             os.dup2(null, scratch_at, False)
-        self._outbox.append(("child", pid, len(self._passing) if pidfd >= 0 else -1))
+        self._outbox.append(("child", number, pid, len(self._passing) if pidfd >= 0 else -1))
         if pidfd >= 0:
             self._passing.append(pidfd)
         if not ahead or len(self._passing) >= messages.FDS_MAX:
@@ -329,16 +335,24 @@ class Server:
         """Send what there is to say; False if nobody listens any more."""
         if not self._outbox:
             return True
-        data = control.encode(*self._outbox)
+        records, self._outbox = self._outbox, []
         passing, self._passing = self._passing, []
-        self._outbox = []
+        data = control.encode(*records)
         self._channel.setblocking(True)  # a slow parent is waited for, and nothing is lost
         try:
-            sent = messages.send(self._channel, data, passing)
-            while sent < len(data):
-                sent += self._channel.send(data[sent:])
-        except OSError:
-            return False
+            while data:
+                try:
+                    data = data[messages.send(self._channel, data, passing) :]
+                except (BrokenPipeError, ConnectionResetError):
+                    return False
+                except OSError:
+                    if passing:
+                        # How many may be on their way is counted for all of a user's processes.
+                        # Nothing has gone yet: this process signals the children, then.
+                        data = control.encode(*map(_without_pidfd, records))
+                    else:
+                        time.sleep(_PAUSE)
+                passing = []
         finally:
             self._channel.setblocking(False)
         return True
@@ -365,6 +379,10 @@ class Server:
                 "every child would share them"
             )
         return ""
+
+
+def _without_pidfd(record: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*record[:-1], -1) if record[0] == "child" else record
 
 
 def _tell(channel: _socket.socket, record: tuple[Any, ...]) -> None:
