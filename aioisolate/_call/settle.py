@@ -32,6 +32,9 @@ __all__ = ["outcome_of", "settle"]
 
 # Unpickling less than this takes well under a millisecond.
 _INLINE_MAX = 128 * 1024
+# What a stranger has to say of how it ended is no longer than what it says in a RemoteError.
+_STACK_MAX = 44 * 1024
+_MESSAGE_MAX = 16 * 1024
 
 
 async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
@@ -44,7 +47,7 @@ async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
     verdict = Answer.VALUE if is_value else judge(_evidence(supervision))
     if isinstance(verdict, Verdict) or answer is None:
         assert isinstance(verdict, Verdict)
-        return None, _error(supervision, verdict, cause=_os_error(answer))
+        return None, _error(supervision, verdict, cause=_os_error(supervision, answer))
     try:
         if supervision.options.codec != "pickle":
             return await _as_data(supervision, verdict, answer[1])
@@ -243,7 +246,7 @@ def _ran_out_of_memory(raised: BaseException) -> bool:
     )
 
 
-def _os_error(answer: Message | None) -> OSError | None:
+def _os_error(supervision: Supervision, answer: Message | None) -> OSError | None:
     """Return what the kernel said to a child that failed before fn, if it did."""
     if answer is None or answer[0] is not Kind.FAILED:
         return None
@@ -251,6 +254,8 @@ def _os_error(answer: Message | None) -> OSError | None:
     number, _, text = rest.partition("\n")
     if not (number.isascii() and number.isdigit()) or len(number) > 4 or number == "0":
         return None
+    if supervision.options.codec != "pickle":
+        text = inert.tame(text, _MESSAGE_MAX)
     return OSError(int(number), text)
 
 
@@ -261,7 +266,7 @@ def _error(
     stack = supervision.stack.text()
     message = verdict.message
     if supervision.options.codec != "pickle":  # both may be a stranger's words
-        stack, message = inert.escape(stack), inert.escape(message)
+        stack, message = inert.tame(stack, _STACK_MAX), inert.tame(message, _MESSAGE_MAX)
     if stack:
         message += f"\n{stack}"
     error = verdict.error(

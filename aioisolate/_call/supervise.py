@@ -123,7 +123,7 @@ class Supervision:
         self.ended_at = now
         self.answered_at: float | None = None
         self.left = False
-        self.stack = StackText(child.scratch)
+        self.stack = StackText(child.scratch, trusted=options.codec == "pickle")
         # Without waiting for its end, nothing is known of that end.
         self._leaves_early = not (whole or self.listens or child.streams or child.has_init)
         waits = child.layers is not None  # to be told to go on
