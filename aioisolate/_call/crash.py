@@ -38,6 +38,10 @@ class StackText:
         # A result further on makes the file longer; in between there are zeros.
         return data.partition(b"\0")[0]
 
+    def forget(self) -> None:
+        """Read nothing more: the file is being closed."""
+        self._fd = -1
+
     def expect_dump(self) -> None:
         """Look only at what is written from now on."""
         self._start += len(self._read(self._limit, self._start))

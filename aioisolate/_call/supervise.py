@@ -380,5 +380,6 @@ class Supervision:
 
     def release(self) -> None:
         """Close everything that belonged to the call. The child must be gone."""
+        self.stack.forget()
         self._line.received.close_all()
         self.child.release()
