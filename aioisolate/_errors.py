@@ -47,7 +47,7 @@ class Reason(enum.Enum):
     FEATURE_UNAVAILABLE = "this platform lacks something that the call needs"
     # fn ran to its end
     RESULT_ENCODING = "what fn returned or raised could not be pickled"
-    RESULT_DECODING = "what fn returned or raised could not be unpickled here"
+    RESULT_DECODING = "what fn returned, yielded or raised could not be decoded here"
     RESULT_WRITE = "what fn returned or raised could not be sent"
     RESULT_TOO_LARGE = "what fn returned or raised is larger than allowed"
     # fn began and did not end as it should

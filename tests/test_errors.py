@@ -9,8 +9,10 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import threading
 import traceback
+import types
 
 import numpy as np
 import pytest
@@ -27,9 +29,15 @@ from aioisolate import (
     isolated,
     run_isolated,
 )
+from aioisolate._call import crash, settle
 from aioisolate._call.plan import make_plan
+from aioisolate._child import worker
+from aioisolate._child.worker import SCRATCH_START
 from aioisolate._options import CallOptions
 from aioisolate._os.features import Features
+from aioisolate._wire import inert
+from aioisolate._wire.frames import Kind, encode
+from tests.attacks.channel import find_line
 from tests.helpers import python
 
 
@@ -407,6 +415,85 @@ async def test_other_crashes_name_their_line(number):
     error = await caught(lambda: signal.raise_signal(number))
     assert error.exit == -number
     assert "in <lambda>" in error.crash_traceback
+
+
+@pytest.mark.parametrize("unit", [b"\x01", b"\n\x01", b"\xff", "\U000e0001".encode()])
+async def test_a_stack_that_a_stranger_wrote_is_cut_off(unit, monkeypatch):
+    def forge():
+        os.pwrite(find_line().scratch, (unit * SCRATCH_START)[: SCRATCH_START - 1], 0)
+        os._exit(3)
+
+    read, escaped = [], []
+
+    def pread(fd, size, offset, real=os.pread):
+        read.append(size)
+        return real(fd, size, offset)
+
+    def escape(text, real=inert.escape):
+        escaped.append(len(text))
+        return real(text)
+
+    monkeypatch.setattr(os, "pread", pread)
+    monkeypatch.setattr(inert, "escape", escape)
+    error = await caught(forge, codec="json")
+    assert error.reason is Reason.EXIT
+    assert max(read) <= 64 * 1024
+    assert max(escaped) <= 45 * 1024
+    assert 40 * 1024 < len(error.crash_traceback) <= 45 * 1024
+    assert len(str(error)) <= 64 * 1024
+    assert "left out" in error.crash_traceback
+    assert not set(error.crash_traceback) & {"\x01", "\U000e0001"}
+
+
+async def test_words_that_a_stranger_wrote_are_cut_off():
+    def forge(kind, text):
+        line = find_line()
+        os.write(line.channel, encode(line.nonce, kind, text + b"\x1b" * 100_000))
+        os._exit(3)
+
+    error = await caught(forge, Kind.LOST, b"RESULT_WRITE\n", codec="json")
+    assert type(error) is CallableExecutedError
+    assert 15 * 1024 < len(str(error)) < 18 * 1024
+    # What the kernel is said to have said is a stranger's word, too.
+    error = settle._os_error(
+        types.SimpleNamespace(options=CallOptions(codec="json")),
+        (Kind.FAILED, [b"scratch\n2\n" + b"\x1b" * 100_000], ()),
+    )
+    assert error.errno == 2
+    assert 15 * 1024 < len(error.strerror) < 18 * 1024
+    assert "\x1b" not in error.strerror
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_stack_is_looked_for_piece_by_piece(trusted, monkeypatch):
+    read = []
+
+    def pread(fd, size, offset, real=os.pread):
+        data = real(fd, size, offset)
+        read.append(len(data))
+        return data
+
+    end = f'\n  File "{worker.__file__}", line 1 in work\n'.encode()
+    with tempfile.TemporaryFile() as file:
+        stack = crash.StackText(file.fileno(), trusted=trusted)
+        file.write(b"\n" * 30_000)
+        file.flush()
+        stack.expect_dump()
+        monkeypatch.setattr(os, "pread", pread)
+        file.write(b"x" * 500_000)
+        file.flush()
+        for _ in range(100):
+            assert not stack.whole()
+        assert max(read) <= 16 * 1024
+        assert sum(read) < 550_000
+        file.write(end[:30])
+        file.flush()
+        assert not stack.whole()
+        file.write(end[30:] + b"\0" * 10 + end)
+        file.flush()
+        assert stack.whole()
+        monkeypatch.undo()
+        assert len(stack.text()) == (500_000 if trusted else 64 * 1024)
 
 
 async def test_a_crash_in_a_thread_of_the_child():

@@ -10,12 +10,20 @@ import anyio
 import pytest
 
 from aioisolate import (
+    CallableExecutedError,
     CallableStatusUnknownError,
+    IsolationError,
+    Isolator,
     Reason,
+    Snapshot,
     report_progress,
     run_isolated,
     stream_isolated,
 )
+from aioisolate._os import threads
+from aioisolate._wire import codecs, plain
+from aioisolate._wire.frames import Kind, encode
+from tests.attacks.channel import find_line, write
 from tests.helpers import alive, until
 from tests.payloads import OddError, count, slow_count
 
@@ -97,6 +105,210 @@ async def test_an_item_that_cannot_be_pickled():
     with pytest.raises(TypeError, match="an item could not be pickled"):
         async with stream_isolated(work) as items:
             await anext(items)
+
+
+LARGE = 200_000
+
+
+def load_in(monkeypatch, codec, before):
+    """Have *before* called in whatever thread an item is decoded in."""
+    module = codecs if codec == "pickle" else plain
+    real = module.load
+
+    def load(*args, **options):
+        before()
+        return real(*args, **options)
+
+    monkeypatch.setattr(module, "load", load)
+
+
+@pytest.mark.parametrize("codec", ["json", "pickle"])
+async def test_large_items_are_decoded_in_a_thread(codec, monkeypatch):
+    def work():
+        yield "x" * LARGE
+        yield "x" * 1000
+        yield "x" * LARGE
+
+    names = []
+    load_in(monkeypatch, codec, lambda: names.append(threading.current_thread().name))
+    async with stream_isolated(work, codec=codec) as items:
+        assert [len(item) async for item in items] == [LARGE, 1000, LARGE]
+    # The other ones are the small item and the answer.
+    assert sorted(names) == ["MainThread"] * 2 + ["aioisolate-decode"] * 2
+
+
+@pytest.mark.parametrize("codec", ["json", "pickle"])
+async def test_a_large_item_is_not_lost_to_a_cancellation(codec, monkeypatch):
+    def work():
+        for i in range(5):
+            yield [i, "x" * LARGE]
+
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold_up():
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            assert go_on.wait(20)
+
+    load_in(monkeypatch, codec, hold_up)
+    async with stream_isolated(work, codec=codec) as items:
+        for _ in range(3):
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(anext, items)
+                    await until(begun.is_set)
+                    scope.cancel()
+        go_on.set()
+        assert [item[0] async for item in items] == [0, 1, 2, 3, 4]
+    assert not helpers_left()
+
+
+async def test_leaving_while_an_item_is_decoded(monkeypatch):
+    def work():
+        snapshot = Snapshot.from_bytes(b"content")
+        for _ in range(3):
+            yield snapshot, "x" * LARGE
+
+    begun, go_on = threading.Event(), threading.Event()
+    found = []
+
+    def hold_up():
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            assert go_on.wait(20)
+
+    load_in(monkeypatch, "pickle", hold_up)
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group, stream_isolated(work) as items:
+            group.start_soon(until_then, begun.is_set, scope.cancel)
+            await anext(items)
+    assert scope.cancelled_caught
+    assert not alive(items.job.pid)
+    # Left by somebody else than who waits.
+    begun.clear()
+    async with anyio.create_task_group() as group:
+
+        async def take():
+            found.append(await anext(items))
+
+        async with stream_isolated(work) as items:
+            group.start_soon(take)
+            await until(begun.is_set)
+        assert not alive(items.job.pid)
+        assert not found
+        go_on.set()
+    assert [bytes(snapshot.view()) for snapshot, _ in found] == [b"content"]
+    await until(lambda: not helpers_left())
+
+
+def helpers_left():
+    return [thread for thread in threading.enumerate() if thread.name == "aioisolate-decode"]
+
+
+async def until_then(condition, then):
+    await until(condition)
+    then()
+
+
+BAD = {
+    "small": b"nonsense",
+    "large": b"[" + b"1," * LARGE,
+    "deep": b"[" * 1000 + b"]" * 1000,
+    "text": b'"\x1b[2J' + b"\xff" * 100 + b'"',
+    "of another type": b'{"a":"\x1b[2J"}',
+}
+
+
+@pytest.mark.parametrize("how", BAD)
+@pytest.mark.parametrize("ends", [False, True])
+async def test_a_bad_item_is_a_typed_error(how, ends):
+    def work():
+        yield 1
+        line = find_line()
+        write(line.channel, encode(line.nonce, Kind.ITEM, BAD[how]))
+        yield 2
+        if not ends:
+            time.sleep(60)
+
+    got = []
+    async with stream_isolated(work, codec="json", result_type=int) as items:
+        if ends:
+            await until(lambda: items.job.done())
+        with pytest.raises(IsolationError) as caught:
+            async for item in items:
+                got.append(item)
+        error = caught.value
+        assert not alive(error.pid)
+        assert items.job.done()
+        with pytest.raises(StopAsyncIteration):
+            await anext(items)
+    assert got == [1]
+    assert type(error) is (CallableExecutedError if ends else CallableStatusUnknownError)
+    assert error.reason is Reason.RESULT_DECODING
+    assert error.pid == items.job.pid
+    assert error.exit == (0 if ends else -9)
+    assert "an item that fn yielded" in str(error)
+    assert "\x1b" not in str(error)
+    assert len(str(error)) < 1000
+    assert items.job.error is error
+
+
+async def test_a_bad_item_ends_a_warm_childs_job(start):
+    options = {} if start["start"] == "template" else {"codec": "json"}
+    async with Isolator(**start, **options) as iso:
+        async with iso.stream(count_text, 1 << 60, result_type=int if options else None) as items:
+            if options:
+                error = await decoding_error(items)
+                assert not alive(error.pid)
+                assert iso.statistics().reasons == {Reason.RESULT_DECODING: 1}
+        assert iso.statistics().running == 0
+
+
+def count_text(n):
+    yield from map(str, range(n))
+
+
+async def decoding_error(items):
+    with pytest.raises(CallableStatusUnknownError) as caught:
+        await anext(items)
+    assert caught.value.reason is Reason.RESULT_DECODING
+    return caught.value
+
+
+class Explodes:
+    def __reduce__(self):
+        return explode, ()
+
+
+def explode():
+    raise SystemExit(5)
+
+
+@pytest.mark.parametrize("size", [1, LARGE])
+async def test_an_item_that_cannot_be_unpickled(size):
+    def work():
+        yield [Explodes(), bytes(size)]
+        time.sleep(60)
+
+    async with stream_isolated(work) as items:
+        error = await decoding_error(items)
+    assert type(error.__cause__) is SystemExit
+    assert not alive(error.pid)
+
+
+async def test_an_item_that_there_is_no_thread_for(monkeypatch):
+    def helper(*args):
+        raise OSError(11, "no threads")
+
+    def work():
+        yield Snapshot.from_bytes(b"content"), bytes(LARGE)
+        time.sleep(60)
+
+    async with stream_isolated(work) as items:
+        monkeypatch.setattr(threads, "Helper", helper)
+        error = await decoding_error(items)
+        monkeypatch.undo()
+    assert "no threads" in str(error)
 
 
 async def test_misuse():

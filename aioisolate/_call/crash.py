@@ -8,42 +8,62 @@ from .._child import worker
 
 __all__ = ["StackText"]
 
-_MAX = worker.SCRATCH_START
+_END = worker.SCRATCH_START
+# Far more than the stacks of a few threads are. It is looked through on the event loop, and a child
+# that is not trusted may have filled all the room that there is.
+_STRANGERS_MAX = 64 * 1024
+# So much is read at a time while a stack is being written.
+_LOOK_SIZE = 16 * 1024
 _WORKER = f'File "{worker.__file__}"'
-_TRUNCATED = "\n  ..."
+_MARKS = (_WORKER.encode(), b"\n  ...")
+_OVERLAP = max(map(len, _MARKS)) - 1
 
 
 class StackText:
     """The text part of a scratch file."""
 
-    __slots__ = ("_fd", "_start")
+    __slots__ = ("_fd", "_limit", "_looked", "_start")
 
-    def __init__(self, scratch: int) -> None:
+    def __init__(self, scratch: int, *, trusted: bool = True) -> None:
         self._fd = scratch
+        self._limit = _END if trusted else _STRANGERS_MAX
         self._start = 0
+        self._looked = 0
 
-    def _read(self) -> str:
+    def _read(self, size: int, start: int) -> bytes:
         try:
-            data = os.pread(self._fd, _MAX - self._start, self._start)
+            data = os.pread(self._fd, min(size, _END - start), start)
         except OSError:
-            return ""
+            return b""
         # A result further on makes the file longer; in between there are zeros.
-        return data.split(b"\0", 1)[0].decode(errors="replace")
+        return data.partition(b"\0")[0]
+
+    def forget(self) -> None:
+        """Read nothing more: the file is being closed."""
+        self._fd = -1
 
     def expect_dump(self) -> None:
         """Look only at what is written from now on."""
-        self._start += len(self._read().encode())
+        self._start += len(self._read(self._limit, self._start))
+        self._looked = self._start
 
     def whole(self) -> bool:
-        """Tell whether the main thread's stack is there down to where fn was called."""
-        text = self._read()
-        return _WORKER in text or _TRUNCATED in text
+        """Tell whether the main thread's stack is there down to where fn was called.
+
+        It is asked again and again, and goes on each time where it was.
+        """
+        data = self._read(_LOOK_SIZE, self._looked)
+        if any(mark in data for mark in _MARKS):
+            return True
+        self._looked += max(0, len(data) - _OVERLAP)
+        return False
 
     def text(self) -> str:
         """Return the stack without what lies below fn: this package, and the parent's frames."""
+        text = self._read(self._limit, self._start).decode(errors="replace")
         lines = []
         skipping = False
-        for line in self._read().splitlines():
+        for line in text.splitlines():
             if line.startswith("  File "):
                 skipping = skipping or line.lstrip().startswith(_WORKER)
             elif not line.startswith("  ..."):

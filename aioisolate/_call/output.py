@@ -23,6 +23,11 @@ class OutputStream:
 
     __slots__ = ("_decoder", "_dropped", "_head", "_line", "_name", "_on_line", "_tail", "fd")
 
+    @property
+    def hands_over(self) -> bool:
+        """Somebody is called for each line."""
+        return self._on_line is not None
+
     def __init__(self, name: str, fd: int, on_line: Callable[[str, str], object] | None) -> None:
         self.fd = fd
         self._name = name

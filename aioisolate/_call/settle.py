@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -20,18 +20,20 @@ from .._errors import (
     RemoteError,
 )
 from .._limits import Limits
-from .._os import mappings, memfd, threads
+from .._os import mappings, memfd
 from .._outcome import Outcome, Usage
 from .._wire import codecs, inert
 from .._wire.frames import Kind, Payload, ProtocolError, Region, TooLarge
 from .._wire.state import Message
 from .._wire.verdict import Answer, Evidence, KilledFor, Verdict, judge
+from .decoding import decode
 from .supervise import Supervision
 
-__all__ = ["outcome_of", "settle"]
+__all__ = ["loss_of_item", "outcome_of", "settle"]
 
-# Unpickling less than this takes well under a millisecond.
-_INLINE_MAX = 128 * 1024
+# What a stranger has to say of how it ended is no longer than what it says in a RemoteError.
+_STACK_MAX = 44 * 1024
+_MESSAGE_MAX = 16 * 1024
 
 
 async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
@@ -44,7 +46,7 @@ async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
     verdict = Answer.VALUE if is_value else judge(_evidence(supervision))
     if isinstance(verdict, Verdict) or answer is None:
         assert isinstance(verdict, Verdict)
-        return None, _error(supervision, verdict, cause=_os_error(answer))
+        return None, _error(supervision, verdict, cause=_os_error(supervision, answer))
     try:
         if supervision.options.codec != "pickle":
             return await _as_data(supervision, verdict, answer[1])
@@ -53,14 +55,12 @@ async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
             _check_size(supervision.options.limits, payload)
         fds = answer[2]
         stream, buffers = _collect(payload, supervision.child.scratch, fds)
-        if sum(map(len, stream)) <= _INLINE_MAX:
-            value = codecs.load(stream, buffers, fds)
-        else:
-            value = await _in_thread(lambda: codecs.load(stream, buffers, fds))
+        size = sum(map(len, stream))
+        value = await decode(size, lambda: codecs.load(stream, buffers, fds))
     except anyio.get_cancelled_exc_class():
         raise
     except BaseException as exc:  # noqa: BLE001 - loading a pickle may raise anything
-        return None, _error(supervision, _as_loss(exc, verdict), cause=exc)
+        return None, _error(supervision, _as_loss(exc, verdict.value), cause=exc)
     if verdict is Answer.VALUE:
         return value, None
     return None, _own_exception(supervision, value)
@@ -77,10 +77,8 @@ async def _as_data(
     if verdict is Answer.RAISED:
         raised = inert.load_exception(pieces)
         return None, _own_exception(supervision, raised)
-    if sum(map(len, pieces)) <= _INLINE_MAX:
-        return plain.load(options.codec, pieces, options.result_type), None
     load = functools.partial(plain.load, options.codec, pieces, options.result_type)
-    return await _in_thread(load), None
+    return await decode(sum(map(len, pieces)), load), None
 
 
 def _check_size(limits: Limits, payload: Payload) -> None:
@@ -172,38 +170,20 @@ def _view(scratch: int, region: Region) -> memoryview:
     return mappings.map_private(scratch, start, length)
 
 
-async def _in_thread(work: Callable[[], Any]) -> Any:
-    """Run *work* in a thread of its own and wait for it.
-
-    Not in a pool of the event loop's: its idle threads would stay, and every later fork would be
-    one with other threads alive.
-    """
-    result: list[Any] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(work())
-        except BaseException as exc:  # noqa: BLE001 - it is raised again where it is awaited
-            failure.append(exc)
-
-    helper = threads.Helper("decode", run)
-    try:
-        await anyio.wait_readable(helper.fileno())
-        helper.done()
-    finally:
-        helper.close()
-    if failure:
-        raise failure[0]
-    return result[0]
+def loss_of_item(supervision: Supervision, exc: BaseException) -> IsolationError:
+    """Make the error for an item that could not be decoded. The child is gone."""
+    verdict = _as_loss(exc, "an item that fn yielded")
+    if supervision.conversation.answer is None:
+        verdict = verdict._replace(error=CallableStatusUnknownError)  # it was not at its end
+    return _error(supervision, verdict, cause=exc)
 
 
-def _as_loss(exc: BaseException, answer: Answer) -> Verdict:
+def _as_loss(exc: BaseException, what: str) -> Verdict:
     if isinstance(exc, TooLarge):
         return Verdict(CallableExecutedError, Reason.RESULT_TOO_LARGE, str(exc))
     if isinstance(exc, ProtocolError):
         return Verdict(CallableStatusUnknownError, Reason.PROTOCOL, str(exc))
-    message = f"{answer.value} could not be decoded here: {type(exc).__name__}: {exc}"
+    message = f"{what} could not be decoded here: {type(exc).__name__}: {exc}"
     return Verdict(CallableExecutedError, Reason.RESULT_DECODING, message)
 
 
@@ -243,7 +223,7 @@ def _ran_out_of_memory(raised: BaseException) -> bool:
     )
 
 
-def _os_error(answer: Message | None) -> OSError | None:
+def _os_error(supervision: Supervision, answer: Message | None) -> OSError | None:
     """Return what the kernel said to a child that failed before fn, if it did."""
     if answer is None or answer[0] is not Kind.FAILED:
         return None
@@ -251,6 +231,8 @@ def _os_error(answer: Message | None) -> OSError | None:
     number, _, text = rest.partition("\n")
     if not (number.isascii() and number.isdigit()) or len(number) > 4 or number == "0":
         return None
+    if supervision.options.codec != "pickle":
+        text = inert.tame(text, _MESSAGE_MAX)
     return OSError(int(number), text)
 
 
@@ -261,7 +243,7 @@ def _error(
     stack = supervision.stack.text()
     message = verdict.message
     if supervision.options.codec != "pickle":  # both may be a stranger's words
-        stack, message = inert.escape(stack), inert.escape(message)
+        stack, message = inert.tame(stack, _STACK_MAX), inert.tame(message, _MESSAGE_MAX)
     if stack:
         message += f"\n{stack}"
     error = verdict.error(

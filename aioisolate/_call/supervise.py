@@ -32,6 +32,7 @@ from .causes import memory_killer, note_memory, why_unconfined
 from .child import Child
 from .crash import StackText
 from .line import READ_SIZE, FaultError, Line
+from .listening import Listening
 from .output import OutputStream
 
 __all__ = ["FIRST_LOOK", "OnItem", "Supervision"]
@@ -50,9 +51,6 @@ _DUMP_PATIENCE = 0.25
 _DUMP_POLL = 0.002
 _LINGER_PATIENCE = 1.0
 _KILL_PATIENCE = 10.0
-# A child that is not trusted and reports more than this at once is left alone for so long.
-_REPORTS_AT_ONCE = 64
-_REST_FOR_EACH = 50e-6
 # A pipe holds no more than this, so what is left in one when its child has ended is no more.
 _DRAIN_MAX = 1 << 20
 
@@ -94,6 +92,7 @@ class Supervision:
         self.child = child
         self.options = options
         self._on_item = on_item
+        self._listening = Listening(child, options)
         self._paused = False
         self._marked = False
         self._phase = _Phase.RUNNING
@@ -123,7 +122,7 @@ class Supervision:
         self.ended_at = now
         self.answered_at: float | None = None
         self.left = False
-        self.stack = StackText(child.scratch)
+        self.stack = StackText(child.scratch, trusted=options.codec == "pickle")
         # Without waiting for its end, nothing is known of that end.
         self._leaves_early = not (whole or self.listens or child.streams or child.has_init)
         waits = child.layers is not None  # to be told to go on
@@ -136,6 +135,9 @@ class Supervision:
 
     def next_time(self) -> float:
         """Return when `step` must be called even if nothing is readable."""
+        return min(self._due(), self._listening.until)
+
+    def _due(self) -> float:
         if self._phase is not _Phase.RUNNING or self._heard_result:
             return self._phase_ends
         due = self._deadline
@@ -146,18 +148,24 @@ class Supervision:
     def step(self) -> None:
         """Do whatever is due. Raises what on_event or the output callable raises."""
         ended = self.child.has_ended()
+        self._listening.go_on()
+        heard, size = False, 0
         for fd in self.child.waitset.poll():
-            if fd == self.child.channel:
-                self._read_channel()
-            elif fd == self.child.end_fd:
+            if fd == self.child.end_fd:
                 ended = True
+                continue
+            heard = True
+            if fd == self.child.channel:
+                size += self._read_channel()
             else:
                 for stream in self.child.streams:
                     if stream.fd == fd:
-                        self._read_output(stream)
+                        size += self._read_output(stream)
+        if heard:  # also if there was nothing to be read: some things only seem to come
+            self._listening.heard(size)
         if ended and not self.gone:
             self._collect()
-        elif time.monotonic() >= self.next_time():
+        elif time.monotonic() >= self._due():
             self._on_time()
 
     def _on_time(self) -> None:  # noqa: C901 - one arm per phase
@@ -236,14 +244,14 @@ class Supervision:
         """Let what the child says wait in the channel, and the child with it once that is full."""
         if not self._paused and not self._heard_result and not self.gone:
             self._paused = True
-            self.child.waitset.remove(self.child.channel)
+            self._listening.remove(self.child.channel)
 
     def resume(self) -> None:
         """Read on."""
         if self._paused:
             self._paused = False
-            if not self.gone:
-                self.child.waitset.add(self.child.channel)
+            if not self.gone and not self._heard_result:
+                self._listening.add(self.child.channel)
 
     def has_started(self) -> bool:
         """Tell whether fn was about to be called, looking for the mark of a quiet start."""
@@ -253,11 +261,11 @@ class Supervision:
 
     def _watch_channel(self) -> None:
         self._look_due = False
-        self.child.waitset.add(self.child.channel)
+        self._listening.add(self.child.channel)
 
     def _leave_channel(self) -> None:
         self._look_due = False
-        self.child.waitset.remove(self.child.channel)
+        self._listening.remove(self.child.channel)
 
     def _read_channel(self) -> int:  # noqa: C901 - one `if` per thing that may have come
         """Read once what is there; return how many bytes that was."""
@@ -295,16 +303,7 @@ class Supervision:
             if is_value and self._leaves_early and self.child.leave():
                 self.ended_at = time.monotonic()
                 self.gone = self.left = True
-        elif len(between) > _REPORTS_AT_ONCE and self.options.codec != "pickle":
-            self._rest(len(between) * _REST_FOR_EACH)
         return size
-
-    def _rest(self, seconds: float) -> None:
-        """Leave the channel alone for a while: a stranger's reports are not to keep us busy."""
-        if not self._paused:
-            self._leave_channel()
-            self._look_due = True
-            self._first_look = time.monotonic() + seconds
 
     def _check_layers(self, body: Sequence[bytes]) -> None:
         """Let the child call fn if it is confined as it should be."""
@@ -318,6 +317,7 @@ class Supervision:
         on_progress = self.options.on_progress
         if on_progress is not None:
             escaped = self.options.codec != "pickle"
+            self._listening.took_reports(1, sum(map(len, body)))
             on_progress(Progress(*inert.load_progress(body, escaped=escaped)))
 
     def _read_output(self, stream: OutputStream) -> int:
@@ -326,7 +326,7 @@ class Supervision:
         except BlockingIOError:
             return 0
         if not data:
-            self.child.waitset.remove(stream.fd)
+            self._listening.remove(stream.fd)
             return 0
         self._output_left -= len(data)
         if self._output_left < 0:
@@ -336,6 +336,8 @@ class Supervision:
             if self.killed_for in (None, KilledFor.LINGERING):
                 self.killed_for = KilledFor.OUTPUT_LIMIT
         stream.feed(data)
+        if stream.hands_over:
+            self._listening.took_lines(data.count(b"\n"))
         return len(data)
 
     def _collect(self) -> None:
@@ -378,5 +380,6 @@ class Supervision:
 
     def release(self) -> None:
         """Close everything that belonged to the call. The child must be gone."""
+        self.stack.forget()
         self._line.received.close_all()
         self.child.release()

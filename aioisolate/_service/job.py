@@ -13,7 +13,7 @@ from .._call import loops
 from .._call.child import Child
 from .._call.drive import supervise
 from .._call.plan import Plan
-from .._call.settle import outcome_of, settle
+from .._call.settle import loss_of_item, outcome_of, settle
 from .._call.supervise import OnItem, Supervision
 from .._child.order import AsyncBackend
 from .._errors import CallableDidNotExecuteError, IsolationError, Reason
@@ -209,6 +209,21 @@ class Job(Generic[T]):
         if not self._done:  # cancelled, by whoever cancels all tasks, before it began
             self.error = self._refusal()
             self._finish()
+
+    async def spoil(self, failure: BaseException) -> IsolationError:
+        """End it because an item could not be decoded; return the error that it ends with.
+
+        That can't be cancelled.
+        """
+        supervision = self.supervision
+        assert supervision is not None  # or there would be no items
+        if not self._done:
+            supervision.kill(KilledFor.RESULT_DECODING)
+            supervision.child.waiter.ring()
+        with anyio.CancelScope(shield=True):
+            await self.wait()
+        self.error = error = loss_of_item(supervision, failure)
+        return error
 
     async def abort(self) -> None:
         """End it, and wait until it is; that can't be cancelled."""

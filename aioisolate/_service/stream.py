@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
@@ -9,6 +10,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import anyio
 
+from .._call.decoding import INLINE_MAX, Decoding
 from .._call.supervise import OnItem
 from .._os.fds import Descriptors
 from .._wire import codecs
@@ -39,6 +41,8 @@ class Stream(Generic[T]):
         self._bytes = 0
         self._changed = anyio.Event()
         self._closed = False
+        # Of the item that is to be had next. Whoever was cancelled while waiting for it comes back.
+        self._decoding: Decoding | None = None
         self.job: Job[Any]
 
     async def __aenter__(self) -> Self:
@@ -55,10 +59,16 @@ class Stream(Generic[T]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._close()
+        await self.job.abort()
+
+    def _close(self) -> None:
         self._closed = True
         while self._items:
             self._items.popleft()[1].close_all()
-        await self.job.abort()
+        if self._decoding is not None:
+            self._decoding.close()
+            self._decoding = None
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
@@ -68,6 +78,37 @@ class Stream(Generic[T]):
             raise RuntimeError("a stream is used inside `async with`")
         if self._closed:
             raise StopAsyncIteration
+        decoding = self._decoding
+        if decoding is None:
+            if not self._items:
+                await self._wait_for_one()
+            pieces, luggage = self._items.popleft()
+            size = sum(map(len, pieces))
+            self._bytes -= size
+            supervision = self.job.supervision
+            if not self._is_full() and supervision is not None:
+                supervision.resume()
+            if size <= INLINE_MAX:  # the short way: most are small, and there may be many
+                try:
+                    item: T = self._load(pieces, luggage)
+                except BaseException as exc:  # noqa: BLE001 - loading a pickle may raise anything
+                    failure = exc
+                else:
+                    return item
+                self._close()
+                raise await self.job.spoil(failure)
+            load = functools.partial(self._load, pieces, luggage)
+            decoding = Decoding(size, load, otherwise=luggage.close_all)
+            self._decoding = decoding
+        await decoding.wait()
+        self._decoding = None
+        if decoding.failure is not None:
+            self._close()
+            raise await self.job.spoil(decoding.failure)
+        value: T = decoding.value
+        return value
+
+    async def _wait_for_one(self) -> None:
         while not self._items:
             if self.job.done():
                 if self.job.error is not None:
@@ -76,22 +117,18 @@ class Stream(Generic[T]):
                 raise StopAsyncIteration
             self._changed = anyio.Event()
             await self._changed.wait()
-        pieces, luggage = self._items.popleft()
-        self._bytes -= sum(map(len, pieces))
-        supervision = self.job.supervision
-        if not self._is_full() and supervision is not None:
-            supervision.resume()
+
+    def _load(self, pieces: Sequence[bytes], luggage: Descriptors) -> Any:
+        # Closed here, not by whoever waits for it: who does no more must not pull them away.
         try:
             options = self.job.plan.options
-            if options.codec != "pickle":
-                from .._wire import plain  # noqa: PLC0415 - only for those who ask for it
+            if options.codec == "pickle":
+                return codecs.load(pieces, fds=luggage.listed())
+            from .._wire import plain  # noqa: PLC0415 - only for those who ask for it
 
-                item: T = plain.load(options.codec, pieces, options.result_type)
-            else:
-                item = codecs.load(pieces, fds=luggage.listed())
+            return plain.load(options.codec, pieces, options.result_type)
         finally:
             luggage.close_all()
-        return item
 
     def _take(self, pieces: Sequence[bytes], fds: Sequence[int]) -> None:
         luggage = Descriptors()

@@ -22,6 +22,7 @@ __all__ = [
     "load_exception",
     "load_progress",
     "shorten",
+    "tame",
     "trim",
 ]
 
@@ -36,8 +37,8 @@ _ACTIVE = (
     "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
     "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f"
 )
-_active = re.compile(f"[{_ACTIVE}]")
-_active_in_line = re.compile(f"[\n\t{_ACTIVE}]")
+_active = re.compile(f"[{_ACTIVE}]+")
+_active_in_line = re.compile(f"[\n\t{_ACTIVE}]+")
 
 
 def escape(text: str, *, line: bool = False) -> str:
@@ -58,6 +59,12 @@ def shorten(text: str, size: int) -> str:
         return text
     left_out = len(text) - size
     return f"{text[: size // 2]} ... {left_out:,} left out ... {text[len(text) - size // 2 :]}"
+
+
+def tame(text: str, size: int) -> str:
+    """Escape a stranger's *text*; of a long one only its ends, about *size* characters together."""
+    # Before, as escaping takes its time; and after, as it makes one character up to ten.
+    return shorten(escape(shorten(text, size)), size)
 
 
 def _bytes(text: str, size: int) -> bytes:

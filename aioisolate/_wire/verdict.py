@@ -39,6 +39,7 @@ class KilledFor(enum.Enum):
     CHANNEL_READ = "the channel could not be read"
     LINGERING = "it ran on after its answer"
     RESULT_TOO_LARGE = "what it sent is larger than allowed"
+    RESULT_DECODING = "an item of its could not be decoded"
     OUTPUT_LIMIT = "it wrote more output than it may"
     UNCONFINED = "its confinement is not what it should be"
     UNKILLABLE = "it did not end when it was killed"
@@ -170,7 +171,12 @@ def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:  # noqa: PLR0911 -
         case KilledFor.UNCONFINED:
             message = f"the child was not confined as it should be ({evidence.detail})"
             return Verdict(CallableDidNotExecuteError, Reason.CHILD_SETUP, message)
-        case KilledFor.CANCELLED | KilledFor.CLOSED | KilledFor.SERVER_DIED:
+        case (
+            KilledFor.RESULT_DECODING
+            | KilledFor.CANCELLED
+            | KilledFor.CLOSED
+            | KilledFor.SERVER_DIED
+        ):
             error = CallableStatusUnknownError if started else CallableDidNotExecuteError
             when = "while fn was running" if started else "before it called fn"
             message = f"the child was killed {when}: {cause.value}"

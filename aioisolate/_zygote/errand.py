@@ -179,7 +179,8 @@ class WardChild:
             entrances,
         ).encode()
         # The loop itself can't be told to leave a descriptor alone for a while.
-        if plan.streaming or self.streams or options.on_progress:
+        strange = options.codec != "pickle"
+        if plan.streaming or self.streams or options.on_progress or strange:
             self.waitset = WaitSet()
             self.waitset.add(self.channel)
             for output_stream in self.streams:
