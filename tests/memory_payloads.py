@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import resource
+import threading
 
 import numpy as np
 
@@ -24,6 +25,36 @@ def own_memory():
     with open("/proc/self/smaps_rollup") as file:
         fields = dict(line.split(":", 1) for line in file if ":" in line)
     return int(fields["Anonymous"].split()[0]) * 1024
+
+
+unpickling, may_go_on, unpickled = (threading.Event() for _ in range(3))
+
+
+def _wait():
+    unpickling.set()
+    may_go_on.wait(20)
+
+
+class Waits:
+    """It takes its time to be unpickled."""
+
+    def __reduce__(self):
+        return _wait, ()
+
+
+def _tell():
+    unpickled.set()
+
+
+class Tells:
+    """It tells that it has been unpickled."""
+
+    def __reduce__(self):
+        return _tell, ()
+
+
+def slow_to_unpickle():
+    return "x" * 300_000, Waits(), Snapshot.zeroed(1000), Tells()
 
 
 def identity(fd):

@@ -7,7 +7,9 @@ import copy
 import mmap
 import os
 import pickle
+import threading
 
+import anyio
 import numpy as np
 import pytest
 
@@ -93,6 +95,21 @@ async def test_a_snapshot_of_a_childs(start):
         assert (made.as_array() == 7).all()
         with pytest.raises(PermissionError):
             made.view_mut()
+
+
+async def test_cancelled_while_it_is_unpickled(start):
+    """The thread that does it goes on, and the descriptors are its own."""
+    for event in (memory_payloads.unpickling, memory_payloads.may_go_on, memory_payloads.unpickled):
+        event.clear()
+    threads_before = threading.active_count()
+    async with Isolator(**start) as iso:
+        async with anyio.create_task_group() as group:
+            group.start_soon(iso.run, memory_payloads.slow_to_unpickle)
+            await until(memory_payloads.unpickling.is_set)
+            group.cancel_scope.cancel()
+        memory_payloads.may_go_on.set()
+        await until(memory_payloads.unpickled.is_set)
+        await until(lambda: threading.active_count() == threads_before)
 
 
 async def test_what_crosses_is_sealed():

@@ -78,9 +78,11 @@ class Decoding:
             self._helper = None
 
 
-async def decode(size: int, work: Callable[[], Any]) -> Any:
+async def decode(
+    size: int, work: Callable[[], Any], *, otherwise: Callable[[], object] | None = None
+) -> Any:
     """Carry out *work* on so many bytes and return what it returns. Raises what it raises."""
-    decoding = Decoding(size, work)
+    decoding = Decoding(size, work, otherwise=otherwise)
     try:
         await decoding.wait()
     finally:

@@ -55,8 +55,7 @@ async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
             _check_size(supervision.options.limits, payload)
         fds = answer[2]
         stream, buffers = _collect(payload, supervision.child.scratch, fds)
-        size = sum(map(len, stream))
-        value = await decode(size, lambda: codecs.load(stream, buffers, fds))
+        value = await _unpickle(supervision, stream, buffers, fds)
     except anyio.get_cancelled_exc_class():
         raise
     except BaseException as exc:  # noqa: BLE001 - loading a pickle may raise anything
@@ -64,6 +63,24 @@ async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
     if verdict is Answer.VALUE:
         return value, None
     return None, _own_exception(supervision, value)
+
+
+async def _unpickle(
+    supervision: Supervision, stream: Sequence[Any], buffers: list[memoryview], fds: Sequence[int]
+) -> Any:
+    size = sum(map(len, stream))
+    if not fds:
+        return await decode(size, lambda: codecs.load(stream, buffers))
+    # Closed by who reads them: a call that is cancelled must not pull them away from a thread.
+    luggage = supervision.hand_over(fds)
+
+    def load() -> Any:
+        try:
+            return codecs.load(stream, buffers, fds)
+        finally:
+            luggage.close_all()
+
+    return await decode(size, load, otherwise=luggage.close_all)
 
 
 async def _as_data(

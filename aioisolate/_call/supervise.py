@@ -23,6 +23,7 @@ from .._child.bootstrap import STACK_SIGNAL
 from .._child.worker import MARK_AT
 from .._options import CallOptions
 from .._os import memfd
+from .._os.fds import Descriptors
 from .._os.process import Status
 from .._outcome import CallEvent, Progress
 from .._wire import inert
@@ -377,6 +378,13 @@ class Supervision:
         _log.debug("child %d: %s after %.6f s", event.pid, name, event.time)
         if self.options.on_event is not None:
             self.options.on_event(event)
+
+    def hand_over(self, fds: Sequence[int]) -> Descriptors:
+        """Give descriptors that have come to whoever is to close them."""
+        given = Descriptors()
+        for fd in fds:
+            given.own(self._line.received.release(fd))
+        return given
 
     def release(self) -> None:
         """Close everything that belonged to the call. The child must be gone."""
