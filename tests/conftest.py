@@ -45,9 +45,13 @@ ONCE = {
     "test_fuzz",
     "test_hierarchies",
     "test_landlock",
+    "test_layers",
+    "test_listening",
     "test_ordinary_user",
+    "test_peers",
     "test_plain",
     "test_rlimit",
+    "test_seccomp",
     "test_seccomp_programs",
     "test_verdict",
 }
