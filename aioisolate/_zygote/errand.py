@@ -262,9 +262,6 @@ class WardChild:
         """Let the server see it off, and with it whoever is in its control group."""
         if not self._ward.ended:
             self._ward.group, self.group = self.group, None
-        if self._stranger:
-            # All has been said; what a stranger's code does from here on would be for nothing.
-            self._ward.keeper.discard(self._ward)
         self._ward.keeper.see_off(self._ward)
         self._left = True
         return True
@@ -284,6 +281,9 @@ class WardChild:
             self._close_all()
 
     def _close_all(self) -> None:
+        if self._left and self._stranger:
+            # All has been said; what a stranger's code does from here on would be for nothing.
+            self._ward.keeper.discard(self._ward)
         self._close()
         self._ward.close()
 
