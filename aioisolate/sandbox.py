@@ -40,7 +40,8 @@ class Sandbox:
         read: files and directories that may be read, with all below them (Landlock). `PYTHON`
             stands for what the interpreter needs. None: whatever this user may.
         write: files and directories that may be written and read, as far as *user* may: as root,
-            that is by default one who owns nothing. None: whatever this user may.
+            that is by default one who owns nothing. None: whatever this user may. With neither
+            paths here nor *scratch* no file can be locked (ENOLCK), unless *syscalls* is "off".
         scratch: the size of an empty directory of its own, in memory, which is its HOME, TMPDIR
             and working directory and goes with it. Needs namespaces, and paths in *read*.
             None: it has none.

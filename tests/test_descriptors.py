@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import resource
 import signal
@@ -233,15 +234,10 @@ async def test_none_may_travel_to_the_server(start):
 
 async def test_whoever_is_refused_takes_nobody_elses_child():
     """Every second request is; the answers to the others are for those who have made them."""
-    count = 0
-
-    def every_second(sock, data, fds):
-        nonlocal count
-        count += bool(fds)
-        return errno.ETOOMANYREFS if fds and count % 2 else 0
-
+    requests = itertools.count(1)
+    refuse = lambda _, __, fds: errno.ETOOMANYREFS if fds and next(requests) % 2 else 0
     async with Isolator(max_concurrency=8) as iso, contextlib.AsyncExitStack() as stack:
-        with refusing(every_second):
+        with refusing(refuse):
             jobs = [await stack.enter_async_context(iso.open_job(os.getpid)) for _ in range(8)]
             refused = 0
             with anyio.fail_after(20):
@@ -256,21 +252,16 @@ async def test_whoever_is_refused_takes_nobody_elses_child():
 
 
 async def test_one_ahead_of_need_that_is_refused_fails_no_call():
-    requests = 0
-
-    def the_second(sock, data, fds):
-        nonlocal requests
-        requests += bool(fds)
-        return errno.ETOOMANYREFS if fds and requests == 2 else 0
-
+    requests = itertools.count(1)
+    refuse = lambda _, __, fds: errno.ETOOMANYREFS if fds and next(requests) == 2 else 0
     async with Isolator(warm=1) as iso:
         pool = iso._core._source._pool
         await until(lambda: not pool._coming)
         while pool._idle:
             pool.let_go(pool._idle.popleft())
-        with refusing(the_second), anyio.fail_after(20):
+        with refusing(refuse), anyio.fail_after(20):
             assert await iso.run(abs, -1) == 1
-        assert requests == 2
+        assert next(requests) == 3
 
 
 async def test_an_order_to_the_server_is_not_lost():

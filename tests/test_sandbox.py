@@ -455,6 +455,17 @@ async def test_who_stays_after_the_answer_is_killed(monkeypatch):
         await until(lambda: not zygote.wards, 10)  # it would stay for 20 s
 
 
+@one_loop
+async def test_who_is_trusted_and_stays_is_killed_after_a_while(monkeypatch, caplog):
+    monkeypatch.setattr("aioisolate._zygote.farewell.PATIENCE", 0.3)
+    async with Isolator(preload=["tests.attacks"]) as iso:
+        assert await iso.run(channel.answer_and_stay, pickle.dumps(4)) == 4
+        zygote = iso._core._source._pool._zygote
+        assert zygote.wards
+        await until(lambda: not zygote.wards, 10)  # it would stay for 20 s
+    assert "ran on after its answer" in caplog.text
+
+
 @needs_layers
 @one_loop
 async def test_a_path_that_is_not_there(start, tmp_path):

@@ -235,7 +235,7 @@ async def test_a_slow_consumer_holds_the_child_up(start, tmp_path):
             assert len(first) == 10_000
             produced = -1
             while produced != (produced := int(path.read_text() or 0)):
-                await anyio.sleep(0.2)
+                await anyio.sleep(0.2)  # that nothing comes any more is no event
             # 256 KiB here, 256 KiB read at once, and what a socket or pipe holds.
             assert produced < 100
             for _ in range(200):

@@ -183,7 +183,7 @@ class Served:
             from .._wire import plain  # noqa: PLC0415 - only for those who ask for it
 
             self._pool.learn("aioisolate._wire.plain")
-            self._pool.learn(plain.library(plan.options.codec))
+            self._pool.learn(plain.module_name(plan.options.codec))
         if plan.enforcement.bounds is not None:
             self._pool.learn("aioisolate._child.bounds")
         if self._functions is not None:

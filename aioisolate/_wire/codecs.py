@@ -52,8 +52,7 @@ def dump(value: object) -> Dumped:
                 return pickle.dumps(value, 5, buffer_callback=callback), buffers, packing
         return pickle.dumps(value, 5, buffer_callback=_taking(buffers)), buffers, None
     except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
-        # Imported only now: a small fork server's children do without cloudpickle.
-        from .kinship import KinPickler  # noqa: PLC0415 - as said
+        from .kinship import KinPickler  # noqa: PLC0415 - small servers do without cloudpickle
 
         return dump_by(KinPickler, value)
 

@@ -17,7 +17,7 @@ from typing import Any
 from . import bounds
 from .inert import escape, shorten
 
-__all__ = ["CODECS", "available", "check_result_type", "dump", "library", "load"]
+__all__ = ["CODECS", "available", "check_result_type", "dump", "load", "module_name"]
 
 CODECS = ("msgspec", "json")
 
@@ -39,7 +39,7 @@ def _has_msgspec() -> bool:
     return find_spec("msgspec") is not None
 
 
-def library(codec: str) -> str:
+def module_name(codec: str) -> str:
     """Name the module that does the work of *codec*, for a fork server to import ahead."""
     if codec == "json":
         return "msgspec.json" if _has_msgspec() else "aioisolate._wire.stdjson"
@@ -48,13 +48,12 @@ def library(codec: str) -> str:
 
 def _module(codec: str) -> Any:
     """Return msgspec's encoder and decoder, or None where json is to do without."""
-    # Imported only where it is used: children of a small fork server stay small.
     _check_codec(codec)
     try:
         if codec == "json":
-            import msgspec.json as module  # noqa: PLC0415 - as said
+            import msgspec.json as module  # noqa: PLC0415 - small servers do without
         else:
-            import msgspec.msgpack as module  # type: ignore[no-redef]  # noqa: PLC0415 - as said
+            import msgspec.msgpack as module  # type: ignore[no-redef]  # noqa: PLC0415 - likewise
     except ImportError:
         if codec == "json":
             return None
@@ -109,14 +108,14 @@ def _find(
         for name, part in _parts(value):
             try:
                 encode(part)
-            except Exception as exc:  # noqa: BLE001 - as above
+            except Exception as exc:  # noqa: BLE001 - hooks of its class raise anything
                 return _find(encode, part, path + name, depth + 1) or (path + name, part, exc)
         for key in value if isinstance(value, dict) else ():
             try:
                 encode({key: None})
-            except Exception as exc:  # noqa: BLE001 - as above
+            except Exception as exc:  # noqa: BLE001 - likewise
                 return f"a key of {path}", key, exc
-    except Exception as exc:  # noqa: BLE001 - as above
+    except Exception as exc:  # noqa: BLE001 - so does going through it
         return path, value, exc
     return None
 

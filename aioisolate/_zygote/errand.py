@@ -179,8 +179,7 @@ class WardChild:
             entrances,
         ).encode()
         # The loop itself can't be told to leave a descriptor alone for a while.
-        strange = options.codec != "pickle"
-        if plan.streaming or self.streams or options.on_progress or strange:
+        if plan.streaming or self.streams or options.on_progress or self._stranger:
             self.waitset = WaitSet()
             self.waitset.add(self.channel)
             for output_stream in self.streams:

@@ -62,15 +62,14 @@ class Farewell:
 
     async def _sweep(self) -> None:
         while self._leaving:
-            now = time.monotonic()
-            # Those that are late are looked at again: an order to kill may not have got through.
-            await anyio.sleep(max(min(self._leaving.values()) - now, PATIENCE / 4))
+            await anyio.sleep(max(0.0, min(self._leaving.values()) - time.monotonic()))
             now = time.monotonic()
             for ward, until in list(self._leaving.items()):
                 if until <= now:
                     _log.warning("child %d ran on after its answer: killed", ward.pid)
                     ward.keeper.kill(ward.pid, signal.SIGKILL, group=True)
                     ward.keeper.kill(ward.pid, signal.SIGKILL, group=False)
+                    self._leaving[ward] = now + PATIENCE
         del self._tasks["sweep"]
 
     async def _tidy(self) -> None:
