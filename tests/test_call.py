@@ -15,6 +15,7 @@ import subprocess
 import threading
 import time
 import traceback
+from types import CodeType
 
 import anyio
 import numpy as np
@@ -371,7 +372,8 @@ async def test_timeout_says_how_long_and_where():
     assert isinstance(error, CallableStatusUnknownError)
     assert error.reason is Reason.TIMEOUT
     assert "0.3 s" in str(error)
-    line = stuck.__code__.co_consts[1].co_firstlineno + 1
+    inner = next(const for const in stuck.__code__.co_consts if isinstance(const, CodeType))
+    line = inner.co_firstlineno + 1
     assert f'File "{__file__}", line {line} in deep' in error.crash_traceback
     assert "stuck" in error.crash_traceback
     # Nothing of the machinery, nothing of the parent's own stack.

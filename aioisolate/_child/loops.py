@@ -24,7 +24,8 @@ def steps_to_forget(backend: AsyncBackend) -> Steps:
     steps: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
     if backend.loop is not None:
         asyncio = modules["asyncio"]
-        if backend.task is not None:
+        if backend.task is not None and sys.version_info < (3, 14):
+            # From 3.14 on the interpreter forgets the running loop and its task at a fork.
             steps.append((asyncio._leave_task, (backend.loop, backend.task)))
         steps.append((asyncio._set_running_loop, (None,)))
         policy = getattr(asyncio.events, "_event_loop_policy", None)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._os import fds, memfd, messages, signals
 from .._os.prctl import set_parent_death_signal
-from .._wire import codecs, handles
+from .._wire import codecs, handles, sources  # noqa: F401 - a confined child can't import it
 from .._wire.frames import NONCE_SIZE, Kind, encode, encode_failure
 from .._wire.request import HEADER, Request
 from . import worker

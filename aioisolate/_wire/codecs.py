@@ -89,10 +89,16 @@ class Call(NamedTuple):
     by_cloudpickle: bool = False
 
 
-def dump_call(fn: Callable[..., Any], args: Sequence[Any]) -> Call:
+def dump_call(
+    fn: Callable[..., Any],
+    args: Sequence[Any],
+    *,
+    needs_source: Callable[[str], bool] = lambda _: False,
+) -> Call:
     """Pickle a call for a fresh fork server's child.
 
     What ``__main__`` defines, lambdas and closures travel by value, modules' functions by name.
+    *needs_source* tells of a file name whether the child can't read that file.
     """
     lent: list[Lent] = []
     with handles.Packing() as packing:
@@ -104,20 +110,23 @@ def dump_call(fn: Callable[..., Any], args: Sequence[Any]) -> Call:
         # There, __main__ is another module.
         if stream and b"__main__" not in stream:
             return Call(stream, lent, packing)
-        import cloudpickle  # noqa: PLC0415 - only where pickle is not enough
+        from .by_value import CodePickler  # noqa: PLC0415 - only where pickle is not enough
 
         lent.clear()
-        stream = cloudpickle.dumps((fn, args), 5, buffer_callback=callback)
-        return Call(stream, lent, packing, by_cloudpickle=True)
+        file = io.BytesIO()
+        pickler = CodePickler(file, 5, buffer_callback=callback)
+        pickler.needs_source = needs_source
+        pickler.dump((fn, args))
+        return Call(file.getvalue(), lent, packing, by_cloudpickle=True)
 
 
 def dump_call_to_copy(
     fn: Callable[..., Any], args: Sequence[Any], functions: relation.Functions
 ) -> Call:
     """Pickle a call for a copy of this process that has *functions*: these are not copied again."""
-    import cloudpickle  # noqa: PLC0415 - only where pickle is not enough
+    from .by_value import CodePickler  # noqa: PLC0415 - only where pickle is not enough
 
-    class CallPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+    class CallPickler(CodePickler):
         def persistent_id(self, obj: Any) -> int | None:
             reference = functions.get(id(obj))
             return id(obj) if reference is not None and reference() is obj else None

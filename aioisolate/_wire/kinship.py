@@ -13,14 +13,13 @@ import gc
 import sys
 from typing import Any
 
-from cloudpickle import Pickler
-
 from . import relation
+from .by_value import CodePickler
 
 __all__ = ["KinPickler", "find_kin"]
 
 
-class KinPickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
+class KinPickler(CodePickler):
     """cloudpickle, but classes from before the fork stay what they are."""
 
     def __init__(self, *args: Any, **options: Any) -> None:

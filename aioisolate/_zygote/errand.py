@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import errno
+import functools
 import os
 import time
 from collections.abc import Sequence
@@ -296,6 +297,16 @@ class WardChild:
             self.group.dissolve()
 
 
+@functools.lru_cache(1024)  # a file system that hangs would hold up the event loop
+def _is_no_file(name: str) -> bool:
+    return not os.path.isfile(name)
+
+
+def _is_confined(name: str) -> bool:
+    del name
+    return True
+
+
 def encode_call(plan: Plan, functions: relation.Functions | None) -> codecs.Call:
     """Pickle a call for a fork server's child.
 
@@ -305,7 +316,9 @@ def encode_call(plan: Plan, functions: relation.Functions | None) -> codecs.Call
     try:
         if functions is not None:
             return codecs.dump_call_to_copy(plan.fn, plan.args, functions)
-        return codecs.dump_call(plan.fn, plan.args)
+        confined = plan.policy is not None and plan.policy.read is not None
+        unreadable = _is_confined if confined else _is_no_file
+        return codecs.dump_call(plan.fn, plan.args, needs_source=unreadable)
     except KeyboardInterrupt:
         raise  # the user's
     except BaseException as exc:  # a SystemExit of some __reduce__ would end the event loop

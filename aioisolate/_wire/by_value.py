@@ -1,0 +1,80 @@
+"""Functions that travel by value: cloudpickle's way, with their file names and their source.
+
+cloudpickle replaces the file name of a code object by ``<dynamic-code>`` (from 3.1.3 on), so a
+traceback or a crash report would not say where the code is from. Code objects are therefore
+pickled here, by marshal, which keeps all of it. Both sides run the same interpreter.
+
+Where the child can't read the file, the lines of the function travel along and go into
+`linecache` there: those of a notebook's cell, of ``python -c``, and, for a child in a sandbox, of
+any file.
+"""
+
+from __future__ import annotations
+
+import linecache
+import marshal
+import sys
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+from cloudpickle import Pickler
+
+from .sources import load_code
+
+__all__ = ["CodePickler"]
+
+
+class CodePickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """cloudpickle, but code objects keep their file name.
+
+    Attributes:
+        needs_source: tells of a file name whether the lines of its code are to travel along.
+    """
+
+    needs_source: Callable[[str], bool] | None = None
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Reduce a code object; leave all else to cloudpickle."""
+        if type(obj) is CodeType:
+            return self._reduce_code(obj)
+        return super().reducer_override(obj)
+
+    def _reduce_code(self, code: CodeType) -> Any:
+        try:
+            data = marshal.dumps(code)
+        except ValueError:  # a tool has put something other than a literal among its constants
+            return NotImplemented
+        if self.needs_source is not None and self.needs_source(code.co_filename):
+            first, lines = _source(code)
+            if lines:
+                return load_code, (data, first, lines)
+        return marshal.loads, (data,)
+
+
+def _source(code: CodeType) -> tuple[int, list[str]]:
+    """Return the number of the first line of a code object, and its lines; none if not known."""
+    first = code.co_firstlineno
+    lines = linecache.getlines(code.co_filename) or _lines_of_command(code)
+    return first, lines[first - 1 : _last_line(code)]
+
+
+def _last_line(code: CodeType) -> int:
+    last = max((line for _, _, line in code.co_lines() if line), default=code.co_firstlineno)
+    inner = (const for const in code.co_consts if type(const) is CodeType)
+    return max(last, *map(_last_line, inner), 0)
+
+
+def _lines_of_command(code: CodeType) -> list[str]:
+    """Return the lines of the program that was given as ``-c``, if *code* is from there."""
+    # The interpreter's own, from 3.13 on: what was typed, too.
+    known = getattr(linecache, "_getlines_from_code", None)
+    if known is not None and (lines := known(code)):
+        return list(lines)
+    options = sys.orig_argv
+    if code.co_filename != "<string>" or "-c" not in options[:-1]:
+        return []
+    lines = options[options.index("-c") + 1].splitlines(keepends=True)
+    # `exec` names its code the same.
+    begins = "".join(lines[code.co_firstlineno - 1 : code.co_firstlineno])
+    return lines if code.co_name.strip("<>") in begins else []
