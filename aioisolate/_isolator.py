@@ -73,6 +73,10 @@ class Isolator:
     Raises:
         TypeError, ValueError: an argument makes no sense.
 
+    It belongs to the process and the event loop that enter it. In a forked copy of that process
+    (a child of `multiprocessing`'s, say) it owns nothing: closing or dropping it there does
+    nothing, and using it there is a RuntimeError.
+
     Entering it raises `CallableDidNotExecuteError` if the fork server can't be started or can't
     import what it should; the error's text has the server's own traceback.
     """
@@ -166,7 +170,7 @@ class Isolator:
 
     def __del__(self) -> None:
         core = getattr(self, "_core", None)
-        if core is not None and core.state in ("open", "closing"):
+        if core is not None and core.state in ("open", "closing") and core.is_owned():
             warnings.warn(
                 "an Isolator was not closed: use `async with`, or await aclose()",
                 ResourceWarning,

@@ -147,7 +147,7 @@ def test_a_fork_server_and_its_children_stay_small():
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_modules_fit_in_one_sitting_and_say_what_they_are_for(path):
     source = path.read_text()
-    assert source.count("\n") <= 400
+    assert source.count("\n") <= 600
     assert ast.get_docstring(ast.parse(source))
     assert "print(" not in source
 

@@ -7,6 +7,7 @@ belongs to a scope of the caller's, so each has an end that must be brought abou
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -74,10 +75,12 @@ class _Reader:
     def __init__(self, loop: Any, fd: int, callback: Callable[[], object]) -> None:
         self._loop = loop
         self._fd = fd
+        self._owner_pid = os.getpid()
         loop.add_reader(fd, callback)
 
     def cancel(self) -> None:
-        if not self._loop.is_closed():
+        # A forked copy of the loop has the same epoll: the reader would be the original's.
+        if not self._loop.is_closed() and self._owner_pid == os.getpid():
             self._loop.remove_reader(self._fd)
 
 

@@ -6,6 +6,7 @@ touching the loop's memory afterwards means copying it; and anyio for every othe
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -50,6 +51,7 @@ class AsyncioWaiter:
         self.cancelled: type[BaseException] = sys.modules["asyncio"].CancelledError
         self._loop = loop
         self._fd = fd
+        self._owner_pid = os.getpid()
         self._future: Any = loop.create_future()
         self._timer: Any = None
         self._timer_at = -1.0
@@ -90,7 +92,8 @@ class AsyncioWaiter:
         self._lose.clear()
         if self._timer is not None:
             self._timer.cancel()
-        if not self._loop.is_closed():
+        # A forked copy of the loop has the same epoll: the reader would be the original's.
+        if not self._loop.is_closed() and self._owner_pid == os.getpid():
             self._loop.remove_reader(self._fd)
 
 

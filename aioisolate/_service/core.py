@@ -5,6 +5,7 @@ Apart from the object that users hold, so that this one may be forgotten while j
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, Literal
@@ -33,6 +34,7 @@ class Core:
     Attributes:
         backend: the event loop that it belongs to, once it is open.
         state: where it is in its life.
+        owner_pid: the process that it belongs to. In a forked copy of that process it does nothing.
         limiter: who may run.
     """
 
@@ -46,6 +48,7 @@ class Core:
         start: Start,
     ) -> None:
         self.state: Literal["new", "open", "closing", "closed"] = "new"
+        self.owner_pid = os.getpid()
         self.backend: AsyncBackend
         self.limiter: anyio.CapacityLimiter
         self._make_source = make_source
@@ -63,7 +66,9 @@ class Core:
 
     async def open(self) -> None:
         """Get ready in the running loop. Raises CallableDidNotExecuteError if that can't be."""
-        if self.state != "new":
+        if self.state == "new":
+            self.owner_pid = os.getpid()  # it may have been made before a fork
+        else:
             raise RuntimeError(f"an Isolator is entered once, and this one is {self.state}")
         backend = running_backend()
         self.backend = backend._replace(task=None)
@@ -81,6 +86,8 @@ class Core:
 
     async def aclose(self, *, cancel: bool) -> None:
         """Let no more in, see the jobs off, end every process."""
+        if not self.is_owned():
+            return
         source = self._source
         if source is None or self.state == "closed":
             self.state = "closed"
@@ -105,14 +112,32 @@ class Core:
 
     def put_down(self) -> None:
         """End every process at once, blocking."""
+        if not self.is_owned():
+            return
         self.state = "closed"
         if self._source is not None:
             self._source.put_down()
 
+    def is_owned(self) -> bool:
+        """Tell whether this process entered it, and is not a forked copy of that one."""
+        return self.owner_pid == os.getpid()
+
     # Its jobs
 
+    def check_owner(self) -> None:
+        """Raise RuntimeError in a forked copy of the process that entered it."""
+        if not self.is_owned():
+            raise RuntimeError(
+                f"this Isolator belongs to process {self.owner_pid}, of which process "
+                f"{os.getpid()} is a forked copy: enter an Isolator of its own here"
+            )
+
     def check_open(self) -> None:
-        """Raise CallableDidNotExecuteError if it takes no jobs, RuntimeError in a wrong loop."""
+        """Raise CallableDidNotExecuteError if it takes no jobs.
+
+        Raises RuntimeError in a wrong loop, or in a forked copy of its process.
+        """
+        self.check_owner()
         if self.state != "open":
             what = "has not been entered" if self.state == "new" else f"is {self.state}"
             raise CallableDidNotExecuteError(
@@ -135,6 +160,7 @@ class Core:
 
     def submit(self, call: Callable[[], Any]) -> Job[Any]:
         """Make a job of a call without arguments, in the loop's thread but perhaps in no task."""
+        self.check_owner()
         if self.state != "open":
             raise RuntimeError("cannot schedule new futures: the Isolator is closed")
         plan = make_plan(call, (), self._defaults, features.current(), start=self._start)

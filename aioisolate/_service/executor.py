@@ -21,6 +21,13 @@ T = TypeVar("T")
 class _Service(Protocol):
     backend: AsyncBackend
 
+    def check_owner(self) -> None:
+        """Raise RuntimeError in a forked copy of the process that it belongs to."""
+
+    def is_owned(self) -> bool:
+        """Tell whether this process is no such copy."""
+        ...
+
     def submit(self, call: Callable[[], Any]) -> Job[Any]:
         """Make a job of a call, in the loop's thread."""
         ...
@@ -75,8 +82,10 @@ class Executor(futures.Executor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> futures.Future[T]:
         """Have ``fn(*args, **kwargs)`` run in a child; return a future for its result.
 
-        Raises RuntimeError if the executor has been shut down or its Isolator's loop is closed.
+        Raises RuntimeError if the executor has been shut down, if its Isolator's loop is closed, or
+        in a forked copy of its Isolator's process.
         """
+        self._service.check_owner()
         future = _Future(self._post)
         with self._lock:
             if self._shut:
@@ -130,6 +139,8 @@ class Executor(futures.Executor):
                 which has to carry them out: RuntimeError, unless there are none.
             cancel_futures: cancel those that have not begun.
         """
+        if not self._service.is_owned():
+            return  # the futures are the original's
         with self._lock:
             self._shut = True
             pending = list(self._futures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -90,6 +91,7 @@ class Job(Generic[T]):
         self.started_at: float | None = None
         self.progress: Progress | None = None
         self._service = service
+        self._owner_pid = os.getpid()
         self.plan = plan
         self._whole = whole
         self._on_item = on_item
@@ -172,8 +174,13 @@ class Job(Generic[T]):
         return self.as_outcome()
 
     async def wait(self) -> None:
-        """Wait until it is done."""
+        """Wait until it is done. Raises RuntimeError in a forked copy of its process."""
         if not self._done:
+            if not self._is_owned():
+                raise RuntimeError(
+                    f"this job belongs to process {self._owner_pid}, of which process "
+                    f"{os.getpid()} is a forked copy: it never ends here"
+                )
             if self._finished is None:
                 self._finished = anyio.Event()
             await self._finished.wait()
@@ -181,8 +188,8 @@ class Job(Generic[T]):
     # For its service
 
     def end(self, cause: KilledFor) -> None:
-        """End it for a reason of the caller's."""
-        if self._done:
+        """End it for a reason of the caller's. A copy of it in a forked process does nothing."""
+        if self._done or not self._is_owned():
             return
         if self._ended_for is None:
             self._ended_for = cause
@@ -227,9 +234,14 @@ class Job(Generic[T]):
 
     async def abort(self) -> None:
         """End it, and wait until it is; that can't be cancelled."""
+        if not self._is_owned():
+            return
         self.end(KilledFor.CANCELLED)
         with anyio.CancelScope(shield=True):
             await self.wait()
+
+    def _is_owned(self) -> bool:
+        return self._owner_pid == os.getpid()
 
     async def carry_out(self) -> tuple[Any, BaseException | None]:
         """Do it; return what fn returned and None, or None and the error.

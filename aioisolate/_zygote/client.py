@@ -142,8 +142,12 @@ class Zygote:
         self._backlog.open(self._socket)
         self._reader = loops.watch(self._backend, ours, self._listen)
 
+    def is_owned(self) -> bool:
+        """Tell whether this process started the server, and is not a forked copy of that one."""
+        return self._process.owner_pid == os.getpid()
+
     def _say(self, *record: Any) -> None:
-        if not self._down:
+        if not self._down and self.is_owned():
             self._backlog.put(control.encode(record))
 
     def request(self, count: int, *, ahead: bool) -> None:
@@ -151,7 +155,7 @@ class Zygote:
 
         *ahead* of need: they have time to rehearse.
         """
-        if self._down:
+        if self._down or not self.is_owned():
             return  # whoever asks is about to hear of it
         for _ in range(count):
             try:
@@ -296,7 +300,7 @@ class Zygote:
 
     async def aclose(self) -> None:
         """End the server; whatever children it has are killed."""
-        if self._down:
+        if self._down or not self.is_owned():
             return
         for ward in list(self.wards.values()):
             self.discard(ward)
@@ -312,7 +316,7 @@ class Zygote:
 
     def put_down(self) -> None:
         """Kill the server, and with it its children; blocking, but not for long."""
-        if self._down:
+        if self._down or not self.is_owned():
             return
         self._backlog.close()  # from here on there may be no loop to try anything again
         wards, self.wards = self.wards, {}

@@ -34,6 +34,10 @@ _signal: Any = signal
 class Keeper(Protocol):
     """Who looks after a ward: its fork server."""
 
+    def is_owned(self) -> bool:
+        """Tell whether this process started it, and is not a forked copy of that one."""
+        ...
+
     def kill(self, pid: int, number: int, *, group: bool) -> None:
         """Have the server send a signal to one of its children."""
 
@@ -163,7 +167,7 @@ class Ward:
 
     def signal(self, number: int, *, group: bool = False) -> None:
         """Send a signal to it or to its process group, if it has not ended."""
-        if self.ended:
+        if self.ended or not self.keeper.is_owned():
             return
         if self.pidfd >= 0:
             try:
