@@ -39,10 +39,11 @@ class Reason(enum.Enum):
     PIPE_CREATION = "a descriptor for the call could not be created"
     FORK = "the process could not be forked"
     CHILD_SETUP = "the child failed before it reached fn"
-    START_TIMEOUT = "the child did not reach fn in time"
+    START_TIMEOUT = "fn did not begin in time"
     ARGUMENT_ENCODING = "fn or its arguments could not be pickled"
     ARGUMENT_DECODING = "fn or its arguments could not be unpickled in the child"
     QUEUE_FULL = "too many calls are waiting"
+    QUEUE_TIMEOUT = "the call waited too long for its turn"
     CLOSED = "the Isolator was closed"
     FEATURE_UNAVAILABLE = "this platform lacks something that the call needs"
     # fn ran to its end

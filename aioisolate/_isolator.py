@@ -23,7 +23,7 @@ from ._child.order import AsyncBackend
 from ._child.policy import Start
 from ._errors import IsolationError
 from ._limits import Limits
-from ._options import CallOptions, Codec, IsolatorArgs, JobArgs, Output
+from ._options import CallOptions, Codec, IsolatorArgs, JobArgs, Output, check_seconds
 from ._os import features
 from ._outcome import Outcome, Progress
 from ._service.children import Forks, Source, fresh_interpreter, template
@@ -64,6 +64,9 @@ class Isolator:
             affinity and cgroup quota. Further calls wait, first come, first served.
         max_queue: how many calls may wait; one more is refused, which is safe to retry. None:
             any number.
+        queue_timeout: how many seconds a call may wait for its turn; then it is refused, which is
+            safe to retry (``Reason.QUEUE_TIMEOUT``). None: any number. From its turn on
+            *timeout* and *start_timeout* count.
         env: the zygote's environment. None: this process's, as it is when entered.
         limits: what each call may consume; a call's own go first, one by one.
         sandbox: what the children may reach; applied once in the fork server, as far as children
@@ -89,6 +92,7 @@ class Isolator:
         warm: int = 0,
         max_concurrency: int | anyio.CapacityLimiter | None = None,
         max_queue: int | None = None,
+        queue_timeout: float | None = None,
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
         grace: float = 0.0,
@@ -101,15 +105,13 @@ class Isolator:
         if start not in _STARTS:
             raise ValueError(f"start must be one of {', '.join(map(repr, _STARTS))}, not {start!r}")
         modules = _checked_names(preload)
+        _check_queue(max_concurrency, max_queue, queue_timeout)
         if start != "zygote" and (modules or env is not None):
             raise ValueError(f"preload and env are for start='zygote', not for {start!r}")
         _check_count("warm", warm, 0)
         if start == "fork" and warm:
             raise ValueError("warm children are forked ahead; with start='fork' there are none")
-        if max_concurrency is not None and not isinstance(max_concurrency, anyio.CapacityLimiter):
-            _check_count("max_concurrency", max_concurrency, 1)
-        if max_queue is not None:
-            _check_count("max_queue", max_queue, 0)
+        self._queue_timeout = queue_timeout
         self._start: Start = start
         self._defaults: IsolatorArgs = {
             "timeout": timeout,
@@ -131,15 +133,21 @@ class Isolator:
             if start == "fork":
                 return Forks(backend)
             if start == "template":
-                return template(backend, warm=warm, policy=policy)
+                return template(backend, warm=warm, policy=policy, patience=start_timeout)
             return fresh_interpreter(
-                backend, preload=modules, environment=env, warm=warm, policy=policy
+                backend,
+                preload=modules,
+                environment=env,
+                warm=warm,
+                policy=policy,
+                patience=start_timeout,
             )
 
         self._core = Core(
             make_source,
             limit=max_concurrency,
             max_queue=max_queue,
+            queue_timeout=queue_timeout,
             defaults=self._default_options,
             start=start,
         )
@@ -200,12 +208,16 @@ class Isolator:
     ) -> Any:
         """Run ``fn(*args)`` in a child of its own and return what it returns.
 
-        As `run_isolated`, with its options but ``start``; it may have to wait for its turn.
+        As `run_isolated`, with its options but ``start`` and ``sandbox``; it may have to wait for
+        its turn, at most *queue_timeout* seconds.
 
         Raises:
             what `run_isolated` raises, and `CallableDidNotExecuteError` also if the queue is full
-            (``Reason.QUEUE_FULL``), the Isolator is closed or not entered (``Reason.CLOSED``), or
-            fn or its arguments can't be pickled (``Reason.ARGUMENT_ENCODING``).
+            (``Reason.QUEUE_FULL``), the call's turn does not come within *queue_timeout*
+            (``Reason.QUEUE_TIMEOUT``, also a TimeoutError), the Isolator is closed or not entered
+            (``Reason.CLOSED``), or fn or its arguments can't be pickled
+            (``Reason.ARGUMENT_ENCODING``). RuntimeError in another event loop or process than
+            the one that it was entered in.
 
         Example::
 
@@ -250,16 +262,21 @@ class Isolator:
         streaming: bool = False,
         **more: Any,
     ) -> Job[Any]:
-        checked = self._checked(options) if options else self._default_options
+        checked, queue_timeout = self._default_options, self._queue_timeout
+        if options:
+            checked = self._checked(options)
+            queue_timeout = options.get("queue_timeout", queue_timeout)
         plan = make_plan(
             fn, args, checked, features.current(), streaming=streaming, start=self._start
         )
-        return self._core.make_job(plan, **more)
+        return self._core.make_job(plan, queue_timeout=queue_timeout, **more)
 
     def _checked(self, options: JobArgs) -> CallOptions:
         if "sandbox" in options:
             raise TypeError("a sandbox belongs to the Isolator, not to one of its calls")
-        merged = self._defaults | options
+        _check_queue(None, None, options.get("queue_timeout"))
+        merged: dict[str, Any] = {**self._defaults, **options}
+        merged.pop("queue_timeout", None)
         limits = options.get("limits")
         if isinstance(limits, Limits):
             merged["limits"] = limits.over(self._defaults.get("limits"))
@@ -395,6 +412,19 @@ def _checked_names(preload: Iterable[str]) -> tuple[str, ...]:
         if not isinstance(name, str):
             raise TypeError(f"preload must be names of modules, not {name!r}")
     return names
+
+
+def _check_queue(
+    max_concurrency: int | anyio.CapacityLimiter | None,
+    max_queue: int | None,
+    queue_timeout: float | None,
+) -> None:
+    if max_concurrency is not None and not isinstance(max_concurrency, anyio.CapacityLimiter):
+        _check_count("max_concurrency", max_concurrency, 1)
+    if max_queue is not None:
+        _check_count("max_queue", max_queue, 0)
+    if queue_timeout is not None:
+        check_seconds("queue_timeout", queue_timeout, optional=True)
 
 
 def _check_count(name: str, value: object, least: int) -> None:

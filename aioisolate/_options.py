@@ -14,12 +14,14 @@ from .sandbox import Sandbox
 __all__ = [
     "CallOptions",
     "Codec",
+    "CommonArgs",
     "IsolatorArgs",
     "JobArgs",
     "OnEvent",
     "OnProgress",
     "OptionArgs",
     "Output",
+    "check_seconds",
 ]
 
 OnLine: TypeAlias = Callable[[str, str], object]
@@ -30,8 +32,8 @@ Start: TypeAlias = Literal["fork"]
 Codec: TypeAlias = Literal["pickle", "msgspec", "json"]
 
 
-class JobArgs(TypedDict, total=False):
-    """The keyword options of one call of an `Isolator`; each overrides the Isolator's own."""
+class CommonArgs(TypedDict, total=False):
+    """The keyword options that every kind of call has."""
 
     timeout: float | None
     grace: float
@@ -45,7 +47,13 @@ class JobArgs(TypedDict, total=False):
     result_type: Any
 
 
-class IsolatorArgs(JobArgs, total=False):
+class JobArgs(CommonArgs, total=False):
+    """The keyword options of one call of an `Isolator`; each overrides the Isolator's own."""
+
+    queue_timeout: float | None
+
+
+class IsolatorArgs(CommonArgs, total=False):
     """Those that an `Isolator` has for all its calls."""
 
     sandbox: Sandbox | None
@@ -99,11 +107,11 @@ class CallOptions:
         result_type: Any = None,
     ) -> None:
         if timeout is not None:
-            _check_seconds("timeout", timeout, optional=True)
+            check_seconds("timeout", timeout, optional=True)
         if grace != 0.0 or grace is False:
-            _check_seconds("grace", grace, finite=True)
+            check_seconds("grace", grace, finite=True)
         if start_timeout is not None:
-            _check_seconds("start_timeout", start_timeout, optional=True, above_zero=True)
+            check_seconds("start_timeout", start_timeout, optional=True, above_zero=True)
         if start != "fork":
             raise ValueError(f"start must be 'fork', not {start!r}")
         if output not in ("inherit", "capture", "null") and not callable(output):
@@ -175,7 +183,7 @@ def _checked_limits(limits: object, others: Limits | None) -> Limits:
     return limits.over(others)
 
 
-def _check_seconds(
+def check_seconds(
     name: str,
     value: object,
     *,
@@ -183,6 +191,7 @@ def _check_seconds(
     finite: bool = False,
     above_zero: bool = False,
 ) -> None:
+    """Raise TypeError or ValueError if an option is no number of seconds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         what = "a number of seconds" + (" or None" if optional else "")
         raise TypeError(f"{name} must be {what}, not {value!r}")

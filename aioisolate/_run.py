@@ -11,6 +11,7 @@ from ._call.plan import Plan, check_callable, make_plan
 from ._call.settle import outcome_of, settle
 from ._call.spawn import ForkedChild, let_imports_finish
 from ._call.supervise import Supervision
+from ._call.turn import Turn
 from ._call.waiter import running_backend
 from ._errors import IsolationError
 from ._limits import Limits
@@ -68,7 +69,8 @@ async def run_isolated(
         fn: what to call: a function, lambda, bound method, `functools.partial`, callable object;
             or an ``async def``, which then runs in a fresh event loop of the kind that runs here.
         args: its positional arguments; use `functools.partial` for keyword arguments.
-        timeout: kill the child after this many seconds. None: never.
+        timeout: how many seconds the call may take, from its turn to its end; then the child is
+            killed. None: any number.
         grace: on timeout and on cancellation send SIGTERM first and wait this many seconds
             before killing. 0: kill at once.
         start: how the child comes about; ``"fork"`` forks this process now.
@@ -76,8 +78,8 @@ async def run_isolated(
             ``"inherit"``: where this process's go. ``"null"``: nowhere. ``"capture"``: to this
             call; see `capture_isolated`, and `IsolationError.stderr_tail`. A callable is called
             here with ``(stream, line)`` for each line, ``stream`` being "stdout" or "stderr".
-        start_timeout: kill the child if it has not reached fn after this many seconds: the
-            safeguard against a lock that another thread held while forking. None: never.
+        start_timeout: how many seconds fn may take to begin; then the child is killed. The
+            safeguard against a lock that another thread held while forking. None: any number.
         on_event: called here with a `CallEvent` when the child is spawned, has started, has
             sent its result, has been reaped.
         on_progress: called here with a `Progress` whenever fn calls `report_progress`.
@@ -98,7 +100,8 @@ async def run_isolated(
             Exception. Anything else (SystemExit, KeyboardInterrupt, CancelledError...) becomes
             the ``__cause__`` of a `CallableStatusUnknownError`; and so does the
             CallableDidNotExecuteError of a nested call, which says nothing about this one.
-        CallableDidNotExecuteError: fn never began; always safe to retry.
+        CallableDidNotExecuteError: fn never began; always safe to retry. It is also a TimeoutError
+            if fn did not begin in time (``Reason.START_TIMEOUT``), by either of the deadlines.
         CallableExecutedError: fn ended, but its result could not be brought here.
         CallableStatusUnknownError: fn began and did not end as it should: a crash, an exit, a
             deadline (then it is also a TimeoutError), a kill.
@@ -171,12 +174,13 @@ async def capture_isolated(
 
 async def _call(plan: Plan) -> tuple[Any, BaseException | None, Supervision]:
     """Follow a call from its plan to what fn returned, or an error."""
+    turn = Turn(plan.options)
     backend = running_backend()
     others = threads.others()
     if others:
-        await let_imports_finish(plan.options.start_timeout)
+        await let_imports_finish(turn)
     child = ForkedChild(plan, backend, others)
-    supervision = Supervision(child, plan.options)
+    supervision = Supervision(child, plan.options, turn)
     try:
         await supervise(supervision, plan.options.grace)
         value, error = await settle(supervision)

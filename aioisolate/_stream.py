@@ -41,7 +41,11 @@ class _Direct:
 
     async def provide(self, job: Job[Any]) -> Child:
         """Fork, once no other thread is in the middle of an import."""
-        return await self._forks.provide(job.plan, quiet=job.quiet)
+        return await self._forks.provide(job.plan, job.turn, quiet=job.quiet)
+
+    def hindrance(self) -> str:
+        """Say what keeps a call from getting a child."""
+        return self._forks.hindrance()
 
     def finished(self, job: Job[Any]) -> None:
         """Do nothing: nobody asks."""

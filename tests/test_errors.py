@@ -610,7 +610,7 @@ async def test_a_nested_call_that_did_not_begin_does_not_make_this_one_safe_to_r
 
     error = await caught(outer)
     assert type(error) is CallableStatusUnknownError
-    assert error.reason is Reason.TIMEOUT
+    assert error.reason is Reason.START_TIMEOUT
     assert isinstance(error.__cause__, CallableDidNotExecuteError)
 
 

@@ -57,7 +57,9 @@ def make_plan(
             reason=Reason.FEATURE_UNAVAILABLE,
         )
     if options.timeout == 0:
-        raise StartTimeoutError("the timeout of 0 s left no time to begin", reason=Reason.TIMEOUT)
+        raise StartTimeoutError(
+            "the timeout of 0 s left no time to begin", reason=Reason.START_TIMEOUT
+        )
     if options.codec == "pickle" and options.sandbox is None and options.limits is None:
         return Plan(fn, args, options, streaming)
     if options._confinement is None:

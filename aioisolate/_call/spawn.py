@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import faulthandler
-import math
 import os
 import signal
 import sys
@@ -21,7 +20,6 @@ from .._errors import (
     CallableStatusUnknownError,
     ForkSafetyWarning,
     Reason,
-    StartTimeoutError,
 )
 from .._os import cstdio, imports, memfd, signals
 from .._os import fds as os_fds
@@ -35,6 +33,7 @@ from . import registry
 from .child import Members
 from .output import OutputStream, open_streams
 from .plan import Plan
+from .turn import Turn
 from .waiter import AnyioWaiter, AsyncioWaiter, Waiter
 
 if TYPE_CHECKING:
@@ -48,19 +47,17 @@ _STREAMS = ("__stdin__", "__stdout__", "__stderr__")
 _LOOK_HERE_MAX = 128
 
 
-async def let_imports_finish(patience: float | None) -> None:
-    """Wait, at most *patience* seconds, while other threads are in the middle of an import.
+async def let_imports_finish(turn: Turn) -> None:
+    """Wait while other threads are in the middle of an import.
 
     A child forked meanwhile would wait for ever as soon as it imports the same module. Raises
-    StartTimeoutError if they don't finish.
+    StartTimeoutError if they don't finish in time.
     """
-    until = time.monotonic() + (math.inf if patience is None else patience)
     while names := imports.in_progress():
-        if time.monotonic() >= until:
-            raise StartTimeoutError(
-                f"no child was forked: another thread has been importing {', '.join(names)} for "
-                f"{patience:g} s, and a child would wait for that import for ever",
-                reason=Reason.START_TIMEOUT,
+        if not turn.left():
+            raise turn.late(
+                f"another thread is still importing {', '.join(names)}, and a child that is forked "
+                "now would wait for that import for ever"
             )
         await anyio.sleep(0.002)
 

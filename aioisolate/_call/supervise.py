@@ -35,6 +35,7 @@ from .crash import StackText
 from .line import READ_SIZE, FaultError, Line
 from .listening import Listening
 from .output import OutputStream
+from .turn import Turn
 
 __all__ = ["FIRST_LOOK", "OnItem", "Supervision"]
 
@@ -86,6 +87,7 @@ class Supervision:
         self,
         child: Child,
         options: CallOptions,
+        turn: Turn,
         *,
         whole: bool = False,
         on_item: OnItem | None = None,
@@ -107,10 +109,8 @@ class Supervision:
         self._phase_ends = math.inf
         self.listens = options.on_event is not None or _log.isEnabledFor(logging.DEBUG)
         now = time.monotonic()
-        self._deadline = math.inf if options.timeout is None else now + options.timeout
-        self._start_deadline = (
-            math.inf if options.start_timeout is None else now + options.start_timeout
-        )
+        self._deadline = turn.end
+        self._start_deadline = turn.start
         self._first_look = now + FIRST_LOOK
         self.gone = False
         limits = options.limits

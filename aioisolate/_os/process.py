@@ -30,7 +30,9 @@ __all__ = [
     "children_of_session",
     "fork",
     "group_is_gone",
+    "has_ended",
     "hush_fork_warning",
+    "is_child_of",
 ]
 
 # Not every platform has pidfds and waitid; a plan is made only where there is the latter.
@@ -110,6 +112,25 @@ def _look_for_group(pid: int, pidfd: int) -> None:
     # Before Linux 6.9. A number is taken as long as there is anybody in its group. Afterwards it
     # may be another group's, which gets no signal by this, and is waited for in vain for a while.
     os.killpg(pid, 0)
+
+
+def has_ended(pidfd: int, seconds: float = 0) -> bool:
+    """Tell whether the process that a pidfd names has ended, blocking at most *seconds* for it."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def is_child_of(parent: int, pid: int) -> bool:
+    """Tell whether a process has not ended and is a child of *parent* (Linux; elsewhere: True)."""
+    if sys.platform != "linux":
+        return True
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            state, ppid, *_ = file.read().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return state not in "ZX" and int(ppid) == parent
 
 
 def children_of_session(session: int) -> set[int]:
@@ -230,9 +251,7 @@ class Process:
         """Tell whether the process has ended, blocking at most *seconds* for it."""
         if self._reaped:
             return True
-        poll = select.poll()
-        poll.register(self._wait_fd, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
+        return has_ended(self._wait_fd, seconds)
 
     def reap(self) -> Status:
         """Collect the status of the process, which must have ended.

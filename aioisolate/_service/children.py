@@ -13,6 +13,7 @@ import anyio
 from .._call.child import Child
 from .._call.plan import Plan
 from .._call.spawn import ForkedChild, let_imports_finish
+from .._call.turn import Turn
 from .._child.order import AsyncBackend
 from .._child.policy import Layer, Policy
 from .._os import threads
@@ -45,8 +46,12 @@ class Source(Protocol):
         """Return a child for a call if there is one ready."""
         ...
 
-    async def provide(self, plan: Plan, *, quiet: bool) -> Child:
+    async def provide(self, plan: Plan, turn: Turn, *, quiet: bool) -> Child:
         """Return a child for a call. Raises CallableDidNotExecuteError if there can be none."""
+        ...
+
+    def hindrance(self) -> str:
+        """Say what keeps a call from getting a child."""
         ...
 
     def after_call(self) -> None:
@@ -76,13 +81,17 @@ class Forks:
         del quiet
         return None if threads.others() else ForkedChild(plan, self._of_task(), ())
 
-    async def provide(self, plan: Plan, *, quiet: bool) -> Child:
+    async def provide(self, plan: Plan, turn: Turn, *, quiet: bool) -> Child:
         """Fork, once no other thread is in the middle of an import."""
         del quiet
         others = threads.others()
         if others:
-            await let_imports_finish(plan.options.start_timeout)
+            await let_imports_finish(turn)
         return ForkedChild(plan, self._of_task(), others)
+
+    def hindrance(self) -> str:
+        """Say what keeps a call from getting a child."""
+        return "the event loop was held up"
 
     def _of_task(self) -> AsyncBackend:
         backend = self._backend
@@ -150,13 +159,18 @@ class Served:
             return None
         return WardChild(ward, plan, call, self._backend, quiet=quiet)
 
-    async def provide(self, plan: Plan, *, quiet: bool) -> Child:
+    async def provide(self, plan: Plan, turn: Turn, *, quiet: bool) -> Child:
         """Wait for a child."""
+        del turn  # whoever waits for this sees to that
         call = self._encode(plan)
         ward = await self._pool.acquire()
         if self._layers is not None:
             await self._prove(ward, self._layers)
         return WardChild(ward, plan, call, self._backend, quiet=quiet)
+
+    def hindrance(self) -> str:
+        """Say what keeps a call from getting a child."""
+        return self._pool.hindrance()
 
     def _is_proved(self, ward: Ward, layers: Sequence[str]) -> bool:
         """Tell whether a child has told that it is confined. Raises if it is not as it should."""
@@ -219,8 +233,12 @@ def fresh_interpreter(
     environment: Mapping[str, str] | None,
     warm: int,
     policy: Policy | None,
+    patience: float | None,
 ) -> Served:
-    """Make a source of children of a fresh interpreter."""
+    """Make a source of children of a fresh interpreter.
+
+    *patience*: how many seconds a call may wait for its child.
+    """
     if policy is not None:
         if environment is not None:  # and not the sandbox's
             layers = tuple(sorted({*policy.server_layers, Layer.ENVIRONMENT}))
@@ -238,15 +256,17 @@ def fresh_interpreter(
 
     backend = backend._replace(task=None)
     launch = launch_interpreter(environment)
-    pool = Pool(backend, launch, setup, warm=warm, layers=wanted)
+    pool = Pool(backend, launch, setup, warm=warm, layers=wanted, patience=patience)
     return Served(backend, pool, policy=policy)
 
 
-def template(backend: AsyncBackend, *, warm: int, policy: Policy | None) -> Served:
+def template(
+    backend: AsyncBackend, *, warm: int, policy: Policy | None, patience: float | None
+) -> Served:
     """Make a source of children of a copy of this process as it is now."""
     functions = relation.functions_of_now()
     launch = launch_copy(backend, functions, threads.others(), policy)
     layers = None if policy is None else policy.server_layers
     backend = backend._replace(task=None)  # which only the copy itself has to forget
-    pool = Pool(backend, launch, None, warm=warm, layers=layers)
+    pool = Pool(backend, launch, None, warm=warm, layers=layers, patience=patience)
     return Served(backend, pool, functions, policy=policy)

@@ -44,6 +44,7 @@ class Core:
         *,
         limit: int | anyio.CapacityLimiter | None,
         max_queue: int | None,
+        queue_timeout: float | None,
         defaults: CallOptions,
         start: Start,
     ) -> None:
@@ -54,6 +55,7 @@ class Core:
         self._make_source = make_source
         self._limit = limit
         self._max_queue = max_queue
+        self._queue_timeout = queue_timeout
         self._defaults = defaults
         self._start: Start = start
         self._figures = Figures()
@@ -164,7 +166,7 @@ class Core:
         if self.state != "open":
             raise RuntimeError("cannot schedule new futures: the Isolator is closed")
         plan = make_plan(call, (), self._defaults, features.current(), start=self._start)
-        job: Job[Any] = Job(self, plan)
+        job: Job[Any] = Job(self, plan, queue_timeout=self._queue_timeout)
         self._figures.submitted += 1
         self._jobs[job.id] = job
         return job
@@ -226,7 +228,11 @@ class Core:
     async def provide(self, job: Job[Any]) -> Child:
         """Wait for a child for the job."""
         assert self._source is not None
-        return await self._source.provide(job.plan, quiet=job.quiet)
+        return await self._source.provide(job.plan, job.turn, quiet=job.quiet)
+
+    def hindrance(self) -> str:
+        """Say what keeps a job from getting a child."""
+        return "" if self._source is None else self._source.hindrance()
 
     def finished(self, job: Job[Any]) -> None:
         """Take note of how the job has ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -16,8 +17,9 @@ from .._call.drive import supervise
 from .._call.plan import Plan
 from .._call.settle import loss_of_item, outcome_of, settle
 from .._call.supervise import OnItem, Supervision
+from .._call.turn import Turn
 from .._child.order import AsyncBackend
-from .._errors import CallableDidNotExecuteError, IsolationError, Reason
+from .._errors import CallableDidNotExecuteError, IsolationError, Reason, StartTimeoutError
 from .._outcome import Outcome, Progress
 from .._wire.verdict import KilledFor
 
@@ -49,6 +51,10 @@ class Service(Protocol):
 
     async def provide(self, job: Job[Any]) -> Child:
         """Get the job a child. Raises CallableDidNotExecuteError if there can be none."""
+        ...
+
+    def hindrance(self) -> str:
+        """Say what keeps a job from getting a child."""
         ...
 
     def leave(self, job: Job[Any]) -> None:
@@ -84,6 +90,7 @@ class Job(Generic[T]):
         *,
         whole: bool = False,
         on_item: OnItem | None = None,
+        queue_timeout: float | None = None,
     ) -> None:
         self.id = next(_numbers)
         self.name: str = getattr(plan.fn, "__qualname__", type(plan.fn).__qualname__)
@@ -93,6 +100,8 @@ class Job(Generic[T]):
         self._service = service
         self._owner_pid = os.getpid()
         self.plan = plan
+        self.turn: Turn
+        self._queue_timeout = queue_timeout
         self._whole = whole
         self._on_item = on_item
         self._born = time.monotonic()
@@ -271,7 +280,13 @@ class Job(Generic[T]):
         service = self._service
         self._check_wanted()
         if not service.enter_nowait(self):
-            await self._queue(service.enter)
+            entered = await self._queue(service.enter, self._queue_timeout)
+            if not entered:
+                raise StartTimeoutError(
+                    f"fn was not called: its turn did not come within {self._queue_timeout:g} s",
+                    reason=Reason.QUEUE_TIMEOUT,
+                )
+        self.turn = Turn(self.plan.options)
         self.queue_wait = time.monotonic() - self._born
         try:
             value, error = await self._try()
@@ -289,7 +304,11 @@ class Job(Generic[T]):
         start = time.monotonic()
         child = self._service.provide_nowait(self)
         if child is None:
-            child = await self._queue(self._service.provide)
+            left = self.turn.left()
+            found = await self._queue(self._service.provide, None if left == math.inf else left)
+            if not found:
+                raise self.turn.late(self._service.hindrance())
+            child = found[0]
         if self._ended_for is not None:
             child.put_down()
             child.release()
@@ -297,7 +316,9 @@ class Job(Generic[T]):
         self.child_wait = time.monotonic() - start
         self.started_at = time.time()
         options = self.plan.options
-        supervision = Supervision(child, options, whole=self._whole, on_item=self._on_item)
+        supervision = Supervision(
+            child, options, self.turn, whole=self._whole, on_item=self._on_item
+        )
         self.supervision = supervision
         try:
             await supervise(supervision, options.grace)
@@ -305,15 +326,20 @@ class Job(Generic[T]):
         finally:
             supervision.release()
 
-    async def _queue(self, wait: Callable[[Job[T]], Awaitable[R]]) -> R:
-        """Wait for something, unless the job is ended meanwhile."""
-        found: list[R] = []
-        with anyio.CancelScope() as self._queueing:
-            found.append(await wait(self))
+    async def _queue(
+        self, wait: Callable[[Job[T]], Awaitable[R]], seconds: float | None
+    ) -> tuple[R] | None:
+        """Wait for something, at most *seconds*; None if it has not come by then.
+
+        Raises CallableDidNotExecuteError if the job is ended meanwhile.
+        """
+        found: tuple[R] | None = None
+        with anyio.move_on_after(seconds) as self._queueing:
+            found = (await wait(self),)
         self._queueing = None
-        if not found:
-            raise self._refusal()
-        return found[0]
+        if found is None:
+            self._check_wanted()
+        return found
 
     def _check_wanted(self) -> None:
         if self._ended_for is not None:

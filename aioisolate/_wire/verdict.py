@@ -144,14 +144,17 @@ def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:  # noqa: PLR0911 -
             error = CallTimeoutError if started else StartTimeoutError
             where = "" if started else " before it called fn"
             message = f"the child was killed{where}: it took longer than {evidence.seconds:g} s"
-            return Verdict(error, Reason.TIMEOUT, message)
+            reason = Reason.TIMEOUT if started else Reason.START_TIMEOUT
+            return Verdict(error, reason, message)
         case KilledFor.START_TIMEOUT:
             error = CallTimeoutError if started else StartTimeoutError
             message = (
                 f"the child was killed: it did not reach fn within {evidence.seconds:g} s "
                 "(perhaps another thread of this process held a lock when it was forked)"
             )
-            return Verdict(error, Reason.START_TIMEOUT, message)
+            # It may have reached fn in the moment in which it was killed.
+            reason = Reason.TIMEOUT if started else Reason.START_TIMEOUT
+            return Verdict(error, reason, message)
         case KilledFor.PROTOCOL | KilledFor.CHANNEL_READ:
             # Whoever wrote those bytes may be fn, so nothing is proved by a missing mark.
             message = f"the child was killed: {evidence.detail}"

@@ -9,7 +9,7 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import anyio
@@ -32,6 +32,12 @@ from .ward import Ward
 
 __all__ = ["Zygote"]
 
+# So often it is looked, in the time that a server has to answer, whether it has.
+_LOOKS = 4
+# Between looks at the children of a server that does not answer.
+_SILENT_PAUSE = 0.05
+# So many seconds a server that was killed may take to end before it is watched in a thread.
+_KILL_PATIENCE = 5.0
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 # What the server hears when it is at its limit of descriptors, or was put below what it has.
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.EBADF, errno.EINVAL})
@@ -44,6 +50,7 @@ class Zygote:
         wards: its children that have not ended, by pid.
         problem: why it is not of any use (any more), or "".
         modules: what it had imported when it was ready.
+        silent: it does not answer.
     """
 
     def __init__(
@@ -53,11 +60,26 @@ class Zygote:
         on_ward: Callable[[Ward], object],
         on_refusal: Callable[[CallableDidNotExecuteError], object],
         on_lost: Callable[[Zygote], object],
+        on_silent: Callable[[Zygote], object],
+        patience: float,
     ) -> None:
+        """*on_silent* is called when it has not answered for *patience* seconds."""
         self._backend = backend
         self._on_ward = on_ward
         self._on_refusal = on_refusal
         self._on_lost = on_lost
+        self._on_silent = on_silent
+        self._patience = patience
+        self.silent = False
+        # Whether it has said anything since that was last asked; the calls that run.
+        self._heard = False
+        self._busy = 0
+        self._watching = False
+        self._watchdog: loops.Background | None = None
+        # Gets no more work; called when it has gone.
+        self._on_gone: Callable[[], object] | None = None
+        # There once somebody closes it; set when it has gone.
+        self._gone: anyio.Event | None = None
         self._process = Process()
         self._fds = Descriptors()
         self._inbox = control.Inbox()
@@ -157,6 +179,8 @@ class Zygote:
         """
         if self._down or not self.is_owned():
             return  # whoever asks is about to hear of it
+        if count:
+            self._watch()
         for _ in range(count):
             try:
                 ward = Ward(self)
@@ -194,6 +218,68 @@ class Zygote:
         """Have the server import a module, for the children to come."""
         self._say("import", module)
 
+    # Whether it answers
+
+    def begin(self) -> None:
+        """Note that a call has begun in one of its wards."""
+        self._busy += 1
+        if not self._watching:
+            self._watch()
+
+    def finish(self) -> None:
+        """Note that such a call is over."""
+        self._busy -= 1
+
+    def _watch(self) -> None:
+        if not self._watching and not self._down:
+            self._watching = True
+            self._watchdog = loops.spawn(self._backend, self._look_for_answers)
+
+    async def _look_for_answers(self) -> None:
+        """Find out, while anything is expected of the server, whether it still answers."""
+        quiet = 0
+        while self._busy or self._coming or (self.silent and self.wards):
+            # Looks are counted, and no clock is asked: a loop that was held up proves nothing.
+            await anyio.sleep(_SILENT_PAUSE if self.silent else self._patience / _LOOKS)
+            self._listen()  # what has come meanwhile
+            if self._down:
+                return
+            if self.silent:
+                self._look_for_ends()
+            elif self._heard:
+                self._heard, quiet = False, 0
+            elif quiet < _LOOKS:
+                if not quiet:
+                    self._say("ping")
+                quiet += 1
+            else:
+                quiet = 0
+                self.silent = True
+                self._on_silent(self)
+        # Here and not at the end of the task, which is a little later.
+        self._watching = False
+
+    def _look_for_ends(self) -> None:
+        """Find out which wards have ended: the server does not tell any more."""
+        for ward in [ward for ward in self.wards.values() if ward.seems_ended()]:
+            del self.wards[ward.pid]
+            ward.signal(signal.SIGKILL, group=True)
+            ward.end(Status(None))
+            self._farewell.ended(ward)
+        self._look_if_empty()
+
+    def retire(self, on_gone: Callable[[], object]) -> None:
+        """Give it no more work, kill it when its last child has ended, and call *on_gone*."""
+        self._on_gone = on_gone
+        for number in list(self._coming):
+            self._coming.pop(number).close()
+        self._look_if_empty()
+
+    async def _go(self) -> None:
+        await self.aclose()
+        if self._on_gone is not None:
+            self._on_gone()
+
     # Keeper of its wards
 
     def kill(self, pid: int, number: int, *, group: bool) -> None:
@@ -222,6 +308,7 @@ class Zygote:
         if not data:
             self._lose()
             return
+        self._heard, self.silent = True, False
         for record in self._inbox.feed(data):
             self._hear(record)
         self._backlog.send()
@@ -270,11 +357,18 @@ class Zygote:
             return
         ward.adopt(pid, pidfd)
         self.wards[pid] = ward
+        if self._on_gone is not None:  # too late
+            self.discard(ward)
+            return
         self._on_ward(ward)
 
     def _look_if_empty(self) -> None:
-        if self._emptied is not None and not self.wards and self._farewell.is_over():
+        if self.wards or not self._farewell.is_over():
+            return
+        if self._emptied is not None:
             self._emptied.set()
+        elif self._on_gone is not None and not self._down:
+            loops.spawn(self._backend, self._go)
 
     def _lose(self) -> None:
         """The server has gone: so have its children, or will in a moment."""
@@ -300,19 +394,32 @@ class Zygote:
 
     async def aclose(self) -> None:
         """End the server; whatever children it has are killed."""
-        if self._down or not self.is_owned():
+        if not self.is_owned():
             return
-        for ward in list(self.wards.values()):
-            self.discard(ward)
-        self._emptied = anyio.Event()
-        self._look_if_empty()
-        with anyio.CancelScope(shield=True), anyio.move_on_after(PATIENCE):
-            await self._emptied.wait()
-        self._hang_up()
+        if self._gone is not None:
+            with anyio.CancelScope(shield=True):
+                await self._gone.wait()
+        if self._down:
+            return
+        self._gone = anyio.Event()
+        try:
+            for ward in list(self.wards.values()):
+                self.discard(ward)
+            self._emptied = anyio.Event()
+            self._look_if_empty()
+            await _within(PATIENCE, self._emptied.wait)
+            self._hang_up()
+            if not self.silent:
+                await self._until_ended(PATIENCE)
+            self._process.signal(signal.SIGKILL)
+            await self._until_ended(_KILL_PATIENCE)
+        finally:
+            self._bury(0)
+            self._gone.set()
+
+    async def _until_ended(self, seconds: float) -> None:
         if self._process.is_owned():  # it has not died just now
-            with anyio.CancelScope(shield=True), anyio.move_on_after(PATIENCE):
-                await anyio.wait_readable(self._process.fileno())
-        self._bury()
+            await _within(seconds, lambda: anyio.wait_readable(self._process.fileno()))
 
     def put_down(self) -> None:
         """Kill the server, and with it its children; blocking, but not for long."""
@@ -335,6 +442,8 @@ class Zygote:
         if self._reader is not None:
             self._reader.cancel()
         self._farewell.cancel()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
         if hasattr(self, "_socket"):
             self._socket.detach()
         self._fds.close_all()
@@ -362,15 +471,24 @@ class Zygote:
             except ChildProcessError:
                 pass  # it was collected before its server died
 
-    def _bury(self) -> Status:
-        """Collect the server's process, which is killed if it has not ended."""
+    def _bury(self, seconds: float = _KILL_PATIENCE) -> Status:
+        """Collect the server's process, which is killed if it has not ended.
+
+        If it takes more than *seconds*, blocking, it is left to a thread.
+        """
         status = Status(None)
         registry.discard(self._process)
         if self._process.is_owned():
             self._process.signal(signal.SIGKILL)
-            if self._process.ended(5):
+            if self._process.ended(seconds):
                 status = self._process.reap()
                 self._process.close()
             else:
                 registry.watch_on(self._process)
         return status
+
+
+async def _within(seconds: float, wait: Callable[[], Awaitable[object]]) -> None:
+    """Wait for something, at most so long; that can't be cancelled."""
+    with anyio.CancelScope(shield=True), anyio.move_on_after(seconds):
+        await wait()

@@ -1,13 +1,15 @@
 """What a fork server and its parent say to each other: records of plain data, by marshal.
 
-    to the server     setup, fork(number, ahead of need), kill(pid, signal, group), import(module)
+    to the server     setup, fork(number, ahead of need), kill(pid, signal, group), import(module),
+                      ping
     from the server   ready(modules, layers engaged), child(number, pid, index of its pidfd),
                       ended(pid, status, user, system, rss),
-                      refused(number, errno, text), unfit(number, text), failed(text, errno)
+                      refused(number, errno, text), unfit(number, text), failed(text, errno),
+                      pong
 
 With each `fork` come the child's channel and its scratch file, with each `child` its pidfd, if it
 has one: the first of a message has index 0, and -1 is none, or one that could not be passed. Each
-`fork` is answered by `child`, `refused` or `unfit`, with its number.
+`fork` is answered by `child`, `refused` or `unfit`, with its number, and each `ping` by `pong`.
 """
 
 from __future__ import annotations

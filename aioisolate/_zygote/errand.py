@@ -108,6 +108,7 @@ class WardChild:
         Raises CallableDidNotExecuteError if a descriptor can't be had.
         """
         self._ward = ward
+        ward.keeper.begin()
         self._backend = backend
         self._left = False
         self._stranger = plan.options.codec != "pickle"
@@ -286,6 +287,7 @@ class WardChild:
             self._ward.keeper.discard(self._ward)
         self._close()
         self._ward.close()
+        self._ward.keeper.finish()
 
     def _close(self) -> None:
         if hasattr(self, "waiter"):

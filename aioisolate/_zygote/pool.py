@@ -19,7 +19,7 @@ import anyio
 
 from .._call import loops
 from .._child.order import AsyncBackend
-from .._errors import CallableDidNotExecuteError
+from .._errors import CallableDidNotExecuteError, Reason
 from . import control
 from .client import Zygote
 from .launch import Launch
@@ -31,6 +31,10 @@ _log = logging.getLogger("aioisolate.zygote")
 
 # A fresh server may have a lot to import.
 _READY_PATIENCE = 120.0
+# A server that has not answered for so many seconds, while something is asked of it, gets no more
+# work. (It answers in a millisecond; a fork of a very large template may take a second.)
+_ANSWER_PATIENCE = 5.0
+_ANSWER_LEAST = 0.25
 # After so many deaths in a row, each without a child in between, whoever waits is told.
 _FAILURES_MAX = 3
 _BACKOFF_FIRST = 0.05
@@ -67,11 +71,18 @@ class Pool:
         *,
         warm: int,
         layers: Sequence[str] | None = None,
+        patience: float | None = None,
     ) -> None:
         """*setup* None: the server is a copy of this process, and can't be started again.
 
-        *layers*: what is to confine the server.
+        *layers*: what is to confine the server. *patience*: how many seconds fn may take to begin.
         """
+        # So that another server can take its place in time.
+        self._answer_patience = _ANSWER_PATIENCE
+        if patience is not None:
+            self._answer_patience = max(_ANSWER_LEAST, min(_ANSWER_PATIENCE, patience / 2))
+        # Those that don't answer, until their last child has ended.
+        self._retired: set[Zygote] = set()
         self._layers = layers
         self._backend = backend
         self._launch = launch
@@ -107,7 +118,14 @@ class Pool:
         await self._start()
         self._refill()
         if self._warm:  # the first call should find one
-            self.give_back(await self.acquire())
+            with anyio.move_on_after(_READY_PATIENCE):
+                self.give_back(await self.acquire())
+                return
+            raise CallableDidNotExecuteError(
+                f"no child could be had from the fork server within {_READY_PATIENCE:g} s: "
+                f"{self.hindrance()}",
+                reason=Reason.CHILD_SETUP,
+            )
 
     async def _start(self) -> None:
         zygote = Zygote(
@@ -115,12 +133,23 @@ class Pool:
             on_ward=self._welcome,
             on_refusal=self._refuse,
             on_lost=self._recover,
+            on_silent=self._retire,
+            patience=self._answer_patience,
         )
         setup = None if self._setup is None else self._setup()
         await zygote.start(self._launch, setup, _READY_PATIENCE, self._layers)
         self._zygote = zygote
         for module in self._learned:
             zygote.learn(module)
+
+    def hindrance(self) -> str:
+        """Say what keeps a call from getting a child."""
+        zygote = self._zygote
+        if zygote is None:
+            return "the fork server is being started"
+        if zygote.silent:
+            return f"the fork server (process {zygote.pid}) does not answer"
+        return f"the fork server (process {zygote.pid}) has not forked a child for it yet"
 
     # Who gets a child
 
@@ -269,11 +298,33 @@ class Pool:
         ward.keeper.discard(ward)
         ward.close()
 
-    # When the server dies
+    # When the server does not answer, or dies
+
+    def _retire(self, zygote: Zygote) -> None:
+        """Give a server that does not answer no more work, and have another one take its place.
+
+        Calls that run in its children go on; it is killed when the last of these has ended.
+        """
+        if zygote is not self._zygote:
+            return  # it has not even been ready; whoever started it knows
+        if self._setup is None:
+            # Another one would be another snapshot. It may go on one day.
+            _log.warning("the fork server %d does not answer", zygote.pid)
+            return
+        _log.warning("the fork server %d does not answer; starting another", zygote.pid)
+        self._zygote = None
+        self._coming = 0
+        self._retired.add(zygote)
+        while self._idle:
+            self.let_go(self._idle.popleft())
+        zygote.retire(lambda: self._retired.discard(zygote))
+        self._failures += 1
+        self.restarts += 1
+        self._starting = loops.spawn(self._backend, self._restart)
 
     def _recover(self, zygote: Zygote) -> None:
         if zygote is not self._zygote:
-            return  # it has not even been ready; whoever started it knows
+            return  # it has not even been ready: whoever started it knows; or it was retired
         self._zygote = None
         self._coming = 0
         while self._idle:
@@ -318,18 +369,16 @@ class Pool:
 
     async def aclose(self) -> None:
         """End the server and every child of it."""
-        zygote = self._shut()
-        if zygote is not None:
+        for zygote in self._shut():
             await zygote.aclose()
 
     def put_down(self) -> None:
         """Do the same at once, blocking: nobody can await anything any more."""
-        zygote = self._shut()
-        if zygote is not None:
+        for zygote in self._shut():
             zygote.put_down()
 
-    def _shut(self) -> Zygote | None:
-        """Let go of everything but the server; return that."""
+    def _shut(self) -> list[Zygote]:
+        """Let go of everything but the servers; return those."""
         self._closed = True
         for background in (self._starting, self._trimming):
             if background is not None:
@@ -337,4 +386,4 @@ class Pool:
         zygote, self._zygote = self._zygote, None
         while self._idle:
             self.let_go(self._idle.popleft())
-        return zygote
+        return [*self._retired, *([zygote] if zygote is not None else [])]

@@ -273,22 +273,26 @@ class Server:
         for record in self._inbox.feed(data):
             what = record[0]
             if what == "fork":
-                number, ahead = record[1:]
-                self._given = self._parcels.next()
-                try:
-                    self._fork(number, ahead)
-                except OSError as exc:
-                    why = exc.errno or 0, exc.strerror or str(exc)
-                    self._outbox.append(("refused", number, *why))
-                finally:
-                    for fd in self._given:
-                        os.close(fd)
-                    self._given = []
+                self._fork_for(*record[1:])
             elif what == "kill":
                 self._reaper.kill(*record[1:])
+            elif what == "ping":
+                self._outbox.append(("pong",))
             elif what == "import":
                 self._learn(record[1])
         return True
+
+    def _fork_for(self, number: int, ahead: bool) -> None:
+        self._given = self._parcels.next()
+        try:
+            self._fork(number, ahead)
+        except OSError as exc:
+            why = exc.errno or 0, exc.strerror or str(exc)
+            self._outbox.append(("refused", number, *why))
+        finally:
+            for fd in self._given:
+                os.close(fd)
+            self._given = []
 
     def _learn(self, name: str) -> None:
         try:

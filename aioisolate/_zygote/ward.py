@@ -15,7 +15,7 @@ from .._call.causes import why_unconfined
 from .._errors import CallableDidNotExecuteError, Reason
 from .._os import memfd
 from .._os.fds import Descriptors
-from .._os.process import Status, group_is_gone
+from .._os.process import Status, group_is_gone, has_ended, is_child_of
 from .._wire.frames import NONCE_SIZE, Kind, ProtocolError, encode
 from .._wire.state import Conversation, Message
 
@@ -34,6 +34,9 @@ _signal: Any = signal
 class Keeper(Protocol):
     """Who looks after a ward: its fork server."""
 
+    @property
+    def pid(self) -> int: ...
+
     def is_owned(self) -> bool:
         """Tell whether this process started it, and is not a forked copy of that one."""
         ...
@@ -43,6 +46,12 @@ class Keeper(Protocol):
 
     def see_off(self, ward: Ward) -> None:
         """Watch a ward that has given its answer until it is gone."""
+
+    def begin(self) -> None:
+        """Note that a call has begun in one of its wards."""
+
+    def finish(self) -> None:
+        """Note that such a call is over."""
 
     def discard(self, ward: Ward) -> None:
         """Kill a ward that nobody wants."""
@@ -180,6 +189,12 @@ class Ward:
                     raise
         # Only its parent can name it safely by its number.
         self.keeper.kill(self.pid, number, group=group)
+
+    def seems_ended(self) -> bool:
+        """Tell whether it has ended, without its server, which does not answer, having told."""
+        if self.pidfd >= 0:
+            return has_ended(self.pidfd)
+        return not is_child_of(self.keeper.pid, self.pid)
 
     def group_is_gone(self) -> bool:
         """Tell whether nobody is left of its process group."""
