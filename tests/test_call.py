@@ -420,7 +420,7 @@ async def test_grace_is_not_endless():
 async def test_no_time_at_all():
     with pytest.raises(CallableDidNotExecuteError) as caught:
         await run_isolated(double, 1, timeout=0)
-    assert caught.value.reason is Reason.TIMEOUT
+    assert caught.value.reason is Reason.START_TIMEOUT
     assert isinstance(caught.value, TimeoutError)
 
 
