@@ -23,7 +23,7 @@ from ._child.order import AsyncBackend
 from ._child.policy import Start
 from ._errors import IsolationError
 from ._limits import Limits
-from ._options import CallOptions, Codec, IsolatorArgs, JobArgs, Output, check_seconds
+from ._options import CallOptions, Codec, IsolatorArgs, JobArgs, Output, Stdin, check_seconds
 from ._os import features
 from ._outcome import Outcome, Progress
 from ._service.children import Forks, Source, fresh_interpreter, template
@@ -71,7 +71,8 @@ class Isolator:
         limits: what each call may consume; a call's own go first, one by one.
         sandbox: what the children may reach; applied once in the fork server, as far as children
             share it. *env* is the sandbox's unless it is given.
-        codec, timeout, grace, output, start_timeout: defaults for each call; see `run_isolated`.
+        codec, timeout, grace, stdin, output, start_timeout: defaults for each call; see
+            `run_isolated`.
 
     Raises:
         TypeError, ValueError: an argument makes no sense.
@@ -96,6 +97,7 @@ class Isolator:
         env: Mapping[str, str] | None = None,
         timeout: float | None = None,
         grace: float = 0.0,
+        stdin: Stdin = "null",
         output: Output = "inherit",
         start_timeout: float | None = 10.0,
         limits: Limits | None = None,
@@ -116,6 +118,7 @@ class Isolator:
         self._defaults: IsolatorArgs = {
             "timeout": timeout,
             "grace": grace,
+            "stdin": stdin,
             "output": output,
             "start_timeout": start_timeout,
             "limits": limits,

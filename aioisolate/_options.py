@@ -21,6 +21,7 @@ __all__ = [
     "OnProgress",
     "OptionArgs",
     "Output",
+    "Stdin",
     "check_seconds",
 ]
 
@@ -28,6 +29,7 @@ OnLine: TypeAlias = Callable[[str, str], object]
 OnProgress: TypeAlias = Callable[[Progress], object]
 OnEvent: TypeAlias = Callable[[CallEvent], object]
 Output: TypeAlias = Literal["inherit", "capture", "null"] | OnLine
+Stdin: TypeAlias = Literal["null", "inherit"]
 Start: TypeAlias = Literal["fork"]
 Codec: TypeAlias = Literal["pickle", "msgspec", "json"]
 
@@ -37,6 +39,7 @@ class CommonArgs(TypedDict, total=False):
 
     timeout: float | None
     grace: float
+    stdin: Stdin
     output: Output
     start_timeout: float | None
     on_event: OnEvent | None
@@ -87,6 +90,7 @@ class CallOptions:
         "result_type",
         "sandbox",
         "start_timeout",
+        "stdin",
         "timeout",
     )
 
@@ -96,6 +100,7 @@ class CallOptions:
         timeout: float | None = None,
         grace: float = 0.0,
         start: str = "fork",
+        stdin: Stdin = "null",
         output: Output = "inherit",
         start_timeout: float | None = 10.0,
         on_event: OnEvent | None = None,
@@ -112,13 +117,7 @@ class CallOptions:
             check_seconds("grace", grace, finite=True)
         if start_timeout is not None:
             check_seconds("start_timeout", start_timeout, optional=True, above_zero=True)
-        if start != "fork":
-            raise ValueError(f"start must be 'fork', not {start!r}")
-        if output not in ("inherit", "capture", "null") and not callable(output):
-            raise ValueError(
-                "output must be 'inherit', 'capture', 'null' or a callable that takes "
-                f"(stream, line), not {output!r}"
-            )
+        _check_choices(start, stdin, output)
         if on_event is not None and not callable(on_event):
             raise TypeError(f"on_event must be callable, not {on_event!r}")
         if on_progress is not None and not callable(on_progress):
@@ -126,6 +125,7 @@ class CallOptions:
         self.codec: Codec = "pickle"
         if sandbox is not None or limits is not None or codec is not None:
             self.codec, limits, output = _contained(sandbox, limits, codec, output)
+            _check_stdin(stdin, sandbox)
         if result_type is not None and self.codec == "pickle":
             raise ValueError("result_type is for codec='msgspec' and 'json'; a pickle has its own")
         # What `make_plan` has worked out of these for the calls that share them.
@@ -135,11 +135,32 @@ class CallOptions:
         self.result_type = result_type
         self.timeout = timeout
         self.grace = grace
+        self.stdin: Stdin = stdin
         self.output: Output = output
         self.start_timeout = start_timeout
         self.on_event = on_event
         self.on_progress = on_progress
         self.pass_fds = _checked_fds(pass_fds) if pass_fds else _NO_FDS
+
+
+def _check_choices(start: object, stdin: object, output: object) -> None:
+    if start != "fork":
+        raise ValueError(f"start must be 'fork', not {start!r}")
+    if stdin not in ("null", "inherit"):
+        raise ValueError(f"stdin must be 'null' or 'inherit', not {stdin!r}")
+    if output not in ("inherit", "capture", "null") and not callable(output):
+        raise ValueError(
+            "output must be 'inherit', 'capture', 'null' or a callable that takes "
+            f"(stream, line), not {output!r}"
+        )
+
+
+def _check_stdin(stdin: Stdin, sandbox: Sandbox | None) -> None:
+    if stdin == "inherit" and sandbox is not None and sandbox.read is not None:
+        raise ValueError(
+            "stdin='inherit' is not for this sandbox: its children may read what its read names, "
+            "and nothing else"
+        )
 
 
 def _contained(

@@ -15,7 +15,7 @@ from ._call.turn import Turn
 from ._call.waiter import running_backend
 from ._errors import IsolationError
 from ._limits import Limits
-from ._options import CallOptions, Codec, OnEvent, OnProgress, OptionArgs, Output
+from ._options import CallOptions, Codec, OnEvent, OnProgress, OptionArgs, Output, Stdin
 from ._os import features, threads
 from ._outcome import Outcome
 from .sandbox import Sandbox
@@ -49,6 +49,7 @@ async def run_isolated(
     timeout: float | None = None,
     grace: float = 0.0,
     start: Literal["fork"] = "fork",
+    stdin: Stdin = "null",
     output: Output = "inherit",
     start_timeout: float | None = 10.0,
     on_event: OnEvent | None = None,
@@ -74,6 +75,8 @@ async def run_isolated(
         grace: on timeout and on cancellation send SIGTERM first and wait this many seconds
             before killing. 0: kill at once.
         start: how the child comes about; ``"fork"`` forks this process now.
+        stdin: what the child reads from standard input. ``"null"``: nothing, it is at its end.
+            ``"inherit"``: this process's, a terminal included.
         output: where the child's standard output and error go, C code's included.
             ``"inherit"``: where this process's go. ``"null"``: nowhere. ``"capture"``: to this
             call; see `capture_isolated`, and `IsolationError.stderr_tail`. A callable is called
@@ -119,6 +122,7 @@ async def run_isolated(
         timeout=timeout,
         grace=grace,
         start=start,
+        stdin=stdin,
         output=output,
         start_timeout=start_timeout,
         on_event=on_event,

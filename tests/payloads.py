@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
 
 
@@ -56,3 +58,12 @@ async def slow_count(n):
     for i in range(n):
         await anyio.sleep(0)
         yield i
+
+
+def everything_typed():
+    return sys.stdin.read(), sys.__stdin__ is sys.stdin, os.readlink("/proc/self/fd/0")
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return "went on"

@@ -6,15 +6,20 @@ import atexit
 import logging
 import signal
 import threading
+import time
+from collections.abc import Iterable
 
 from .._os.fds import Descriptors
-from .._os.process import Process
+from .._os.process import Process, reap_adopted
 
-__all__ = ["abandon", "discard", "put_down", "register", "watch_on"]
+__all__ = ["abandon", "collect_adopted", "discard", "put_down", "register", "watch_on"]
 
 _log = logging.getLogger("aioisolate.call")
 _live: set[Process] = set()
 _PATIENCE = 5.0
+# Those that were killed are gone within a moment, of which the kernel does not tell.
+_LOOKS = 200
+_PAUSE = 0.001
 
 
 def register(process: Process) -> None:
@@ -36,9 +41,20 @@ def put_down(process: Process) -> None:
     process.signal(signal.SIGKILL)
     if process.ended(_PATIENCE):
         process.reap()
+        collect_adopted([process.pid])
         process.close()
     else:
         watch_on(process)
+
+
+def collect_adopted(leaders: Iterable[int]) -> None:
+    """Collect what children that have ended left behind and this process got, blocking."""
+    leaders = list(leaders)
+    for _ in range(_LOOKS):
+        leaders = [pid for pid in leaders if reap_adopted(pid)]
+        if not leaders:
+            return
+        time.sleep(_PAUSE)
 
 
 def abandon(process: Process, fds: Descriptors) -> None:

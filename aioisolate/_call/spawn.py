@@ -24,7 +24,6 @@ from .._errors import (
 from .._os import cstdio, imports, memfd, signals
 from .._os import fds as os_fds
 from .._os.fds import Descriptors
-from .._os.prctl import is_subreaper
 from .._os.process import Process, Status, fork, hush_fork_warning
 from .._os.waitset import WaitSet
 from .._wire.frames import NONCE_SIZE, Kind, encode
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ForkedChild", "draft_order", "let_imports_finish", "warn_about"]
 
-_STREAMS = ("__stdin__", "__stdout__", "__stderr__")
+_STREAMS = ((1, "__stdout__"), (2, "__stderr__"))
 # With more descriptors than this the child looks through them itself: that takes longer there
 # (each page it touches is copied), but it does not hold up the event loop.
 _LOOK_HERE_MAX = 128
@@ -141,6 +140,8 @@ class ForkedChild:
         for stream in self.streams:
             waitset.add(stream.fd)
         keep = plan.options.pass_fds | {channel_write, scratch, null, stdout, stderr}
+        if plan.options.stdin == "inherit" and sys.__stdin__ is not None:
+            keep |= {0}
         self.nonce = nonce = os.urandom(NONCE_SIZE)
         policy = plan.policy
         confined = policy is not None and policy.read is not None
@@ -262,7 +263,7 @@ class ForkedChild:
 
     def reap_adopted(self) -> bool:
         """Collect orphans of it that have become this process's; tell if there may be more."""
-        more = is_subreaper() and self.process.reap_adopted()
+        more = self.process.reap_adopted()
         # An init that was killed takes all others with it, and is the last of its group to go.
         more |= self.has_init and not self.process.group_is_gone()
         return more or not (self.group is None or self.group.dissolve())
@@ -304,13 +305,9 @@ def draft_order(
 ) -> Order:
     """Draft the order for a copy of this process: what it must shed, whatever it will do.
 
-    If *confined*, it sheds its standard input and open files, too.
+    If *confined*, it sheds open files, too.
     """
-    keep |= {
-        fd
-        for fd, name in enumerate(_STREAMS)
-        if getattr(sys, name) is not None and not (confined and fd == 0)
-    }
+    keep |= {fd for fd, name in _STREAMS if getattr(sys, name) is not None}
     numpy_random = sys.modules.get("numpy.random")
     # One by one: passing twenty names touches twenty strings.
     order = Order()

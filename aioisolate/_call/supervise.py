@@ -24,7 +24,7 @@ from .._child.worker import MARK_AT
 from .._options import CallOptions
 from .._os import memfd
 from .._os.fds import Descriptors
-from .._os.process import Status
+from .._os.process import Status, stopped_by
 from .._outcome import CallEvent, Progress
 from .._wire import inert
 from .._wire.frames import Kind
@@ -53,6 +53,9 @@ _DUMP_PATIENCE = 0.25
 _DUMP_POLL = 0.002
 _LINGER_PATIENCE = 1.0
 _KILL_PATIENCE = 10.0
+# Between looks whether a signal has stopped it: rarely, and ever more so.
+_STOP_PAUSE = 1.0
+_STOP_PAUSE_MAX = 60.0
 # A pipe holds no more than this, so what is left in one when its child has ended is no more.
 _DRAIN_MAX = 1 << 20
 
@@ -81,6 +84,7 @@ class Supervision:
         detail: what was wrong, if it was killed for nonsense on its channel.
         seconds: the deadline that passed, if one did.
         out_of_memory: who killed it for want of memory, if that is known.
+        stopped_by: the signal that had stopped it when that was last looked at, or "".
     """
 
     def __init__(
@@ -103,6 +107,8 @@ class Supervision:
         self.detail = ""
         self.seconds = 0.0
         self.out_of_memory = ""
+        self.stopped_by = ""
+        self._stop_pause = _STOP_PAUSE
         self._kills_before = None if options.limits is None else note_memory()
         self._look_due = not child.talks
         self._heard_result = False
@@ -112,6 +118,7 @@ class Supervision:
         self._deadline = turn.end
         self._start_deadline = turn.start
         self._first_look = now + FIRST_LOOK
+        self._stop_look = now + _STOP_PAUSE
         self.gone = False
         limits = options.limits
         self._output_left = math.inf
@@ -141,7 +148,7 @@ class Supervision:
     def _due(self) -> float:
         if self._phase is not _Phase.RUNNING or self._heard_result:
             return self._phase_ends
-        due = self._deadline
+        due = min(self._deadline, self._stop_look)
         if not (self.conversation.started or self._marked):
             due = min(due, self._start_deadline)
         return min(due, self._first_look) if self._look_due else due
@@ -169,22 +176,13 @@ class Supervision:
         elif time.monotonic() >= self._due():
             self._on_time()
 
-    def _on_time(self) -> None:  # noqa: C901 - one arm per phase
+    def _on_time(self) -> None:
         now = time.monotonic()
         match self._phase:
             case _Phase.RUNNING if self._heard_result:
                 self.kill(KilledFor.LINGERING)
             case _Phase.RUNNING:
-                if self._look_due:
-                    self._watch_channel()
-                if not self._paused:
-                    self._read_channel()  # the mark may be waiting there
-                if self._heard_result or self._phase is not _Phase.RUNNING:
-                    return
-                if now >= self._deadline:
-                    self._pass_deadline(KilledFor.TIMEOUT, self.options.timeout or 0.0)
-                elif now >= self._start_deadline and not self.has_started():
-                    self._pass_deadline(KilledFor.START_TIMEOUT, self.options.start_timeout or 0.0)
+                self._on_time_while_running(now)
             case _Phase.DUMPING:
                 if self.stack.whole() or now >= self._dump_ends:
                     self.terminate(self.options.grace)
@@ -195,7 +193,34 @@ class Supervision:
             case _Phase.KILLING:
                 self._give_up()
 
+    def _on_time_while_running(self, now: float) -> None:
+        if self._look_due:
+            self._watch_channel()
+        if not self._paused:
+            self._read_channel()  # the mark may be waiting there
+        if self._heard_result or self._phase is not _Phase.RUNNING:
+            return
+        if now >= self._deadline:
+            self._pass_deadline(KilledFor.TIMEOUT, self.options.timeout or 0.0)
+        elif now >= self._start_deadline and not self.has_started():
+            self._pass_deadline(KilledFor.START_TIMEOUT, self.options.start_timeout or 0.0)
+        elif now >= self._stop_look:
+            self._look_whether_stopped()
+
+    def _look_whether_stopped(self) -> None:
+        """Find out whether a signal has stopped it: no event tells, and it would never end."""
+        self._stop_pause = min(2 * self._stop_pause, _STOP_PAUSE_MAX)
+        self._stop_look = time.monotonic() + self._stop_pause
+        before, self.stopped_by = self.stopped_by, stopped_by(self.child.pid)
+        if self.stopped_by and not before:
+            _log.warning(
+                "child %d has been stopped by %s and waits for SIGCONT",
+                self.child.pid,
+                self.stopped_by,
+            )
+
     def _pass_deadline(self, cause: KilledFor, seconds: float) -> None:
+        self._look_whether_stopped()
         self.killed_for = cause
         self.seconds = seconds
         if cause is KilledFor.TIMEOUT and self.has_started():

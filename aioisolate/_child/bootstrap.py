@@ -50,10 +50,11 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
             # Before anything is used that it counts.
             for entrance in order.entrances:
                 os.write(entrance, b"0")
-            step = "process group"
-            # Before anything that could start a process: a Ctrl-C in the terminal is the
-            # parent's business, and the whole group can be killed by one number.
-            os.setpgid(0, 0)
+            step = "session"
+            # Before anything that could start a process. A session of its own: a Ctrl-C in the
+            # terminal is the parent's business, and a terminal that is no child's stops none that
+            # uses it. It is a process group, too, which can be killed by one number.
+            os.setsid()
             step = "garbage collector"
             # Before anything is collected: the parent's unreachable objects must not be finalized
             # here (a temporary directory would be deleted under the parent), and a full
@@ -91,9 +92,10 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
             # After the descriptors: the streams write to 1 and 2 as they are now.
             if order.purge_c_stdout:
                 cstdio.purge()
-            streams = order.streams or stdio.build()
+            stdin, *streams = order.streams or stdio.build()
+            sys.stdin = sys.__stdin__ = stdin  # type: ignore[misc]  # final for others
             sys.stdout, sys.stderr = streams
-            sys.__stdout__, sys.__stderr__ = streams  # type: ignore[misc]  # final for others
+            sys.__stdout__, sys.__stderr__ = streams  # type: ignore[misc]  # likewise
             step = "event loop"
             # After the descriptors: what is dropped here can't reach the parent's epoll.
             for forget, arguments in order.forget_loop:

@@ -55,7 +55,7 @@ class Order:
         signals: signals that are not at their default.
         faulthandler: the parent has its crash reports enabled.
         purge_c_stdout: the C library holds output of the parent's.
-        streams: a fresh sys.stdout and sys.stderr, or None: build them in the child.
+        streams: a fresh sys.stdin, sys.stdout and sys.stderr, or None: build them in the child.
         inherited: the parent's streams, kept alive: collecting one writes out what it holds.
         forget_loop: what to call so that no event loop seems to be running.
         backend: the parent's event loop.
@@ -63,6 +63,7 @@ class Order:
         deadline_stack: be ready to dump the stack when the parent's deadline passes.
         started_mark: the encoded frame that says that fn is called next.
         quiet: nobody waits for that frame: leave a mark in the scratch file, send it at the end.
+        note_pid: write this process's id to the scratch file, before anything else.
         rehearsing: this is no call; nothing is to be marked or limited.
         streaming: fn returns an iterator, whose items are to be sent one by one.
         progress: somebody wants to know how far fn has got.
@@ -94,6 +95,7 @@ class Order:
         "keep",
         "last_word",
         "nonce",
+        "note_pid",
         "null",
         "parent_pid",
         "policy",
@@ -132,7 +134,7 @@ class Order:
     signals: Sequence[int]
     faulthandler: bool
     purge_c_stdout: bool
-    streams: tuple[io.TextIOWrapper, io.TextIOWrapper] | None
+    streams: tuple[io.TextIOWrapper, io.TextIOWrapper, io.TextIOWrapper] | None
     inherited: Sequence[object]
     forget_loop: Steps
     backend: AsyncBackend
@@ -140,6 +142,7 @@ class Order:
     deadline_stack: bool
     started_mark: bytes
     quiet: bool
+    note_pid: bool
     rehearsing: bool
     streaming: bool
     progress: bool

@@ -19,7 +19,7 @@ from .._os.prctl import set_parent_death_signal
 from .._wire import codecs, handles, sources  # noqa: F401 - a confined child can't import it
 from .._wire.frames import NONCE_SIZE, Kind, encode, encode_failure
 from .._wire.request import HEADER, Request
-from . import worker
+from . import stdio, worker
 from .order import AsyncBackend, Order
 from .policy import Bounds
 
@@ -50,11 +50,14 @@ def serve(
     """
     code = 1
     try:
-        # As in `bootstrap.main`: first, and valid only if the parent was still there then.
+        if order.note_pid:
+            # The very first: whoever inherits this process if its parent dies now knows it by that.
+            os.pwrite(order.scratch, b"%d" % os.getpid(), worker.PID_AT)
+        # As in `bootstrap.main`: early, and valid only if the parent was still there then.
         set_parent_death_signal(9)
         if os.getppid() != order.parent_pid:
             os._exit(1)
-        os.setpgid(0, 0)
+        os.setsid()
         signals.reset_child_signal()
         null = order.null
         for fd in sever:
@@ -171,8 +174,8 @@ def _serve_one(order: Order, channel: _socket.socket) -> int:
             return 1
     assert order.streams is not None
     if request.bounds is not None:
-        return worker.work_within(order, order.streams)
-    return worker.work(order, order.streams)
+        return worker.work_within(order, order.streams[1:])
+    return worker.work(order, order.streams[1:])
 
 
 def _bind(order: Order, limits: Bounds, *, as_noted: bool) -> None:
@@ -238,11 +241,12 @@ def _take_over(  # noqa: C901 - one loop for each kind
         os.close(file)
         if len(call) != size:
             raise EOFError(f"the call has {len(call)} of {size} bytes")
-    if request.output:
-        for number in (1, 2):
-            source = descriptors.pop(0)
-            os.dup2(source, number)
-            os.close(source)
+    for number in (0,) * request.stdin + (1, 2) * request.output:
+        source = descriptors.pop(0)
+        os.dup2(source, number)
+        os.close(source)
+    if request.stdin:
+        sys.stdin = sys.__stdin__ = stdio.build_stdin()  # type: ignore[misc]  # final for others
     own = fds.Descriptors()
     for number in request.numbers:  # ours make way
         if number == order.channel:

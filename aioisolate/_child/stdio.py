@@ -1,23 +1,25 @@
-"""Fresh sys.stdout and sys.stderr for a child.
+"""Fresh sys.stdin, sys.stdout and sys.stderr for a child.
 
 The parent's own stream objects may hold text that is not written yet (the child would write it a
-second time) and a lock that another thread had taken. So a child gets a pair that the parent
-built ahead and never used. They are line-buffered: a child may be killed at any time, and
-what it printed before must not die with it.
+second time), text that is read but not used yet, and a lock that another thread had taken. So a
+child gets three that the parent built ahead and never used. Those for output are line-buffered: a
+child may be killed at any time, and what it printed before must not die with it.
 """
 
 from __future__ import annotations
 
 import io
 import sys
+from typing import TypeAlias
 
-__all__ = ["build", "prepared"]
+__all__ = ["Streams", "build", "build_stdin", "prepared"]
 
-_prepared: tuple[io.TextIOWrapper, io.TextIOWrapper] | None = None
+Streams: TypeAlias = tuple[io.TextIOWrapper, io.TextIOWrapper, io.TextIOWrapper]
+_prepared: Streams | None = None
 
 
-def prepared() -> tuple[io.TextIOWrapper, io.TextIOWrapper] | None:
-    """Return the streams for the next child, built once; None where 1 or 2 is closed by now."""
+def prepared() -> Streams | None:
+    """Return the streams for the next child, built once; None where one is closed by now."""
     global _prepared
     if _prepared is None:
         try:
@@ -27,9 +29,20 @@ def prepared() -> tuple[io.TextIOWrapper, io.TextIOWrapper] | None:
     return _prepared
 
 
-def build() -> tuple[io.TextIOWrapper, io.TextIOWrapper]:
-    """Build a stream on 1 and one on 2."""
-    return _stream(1, sys.__stdout__, "strict"), _stream(2, sys.__stderr__, "backslashreplace")
+def build() -> Streams:
+    """Build a stream on 0, one on 1 and one on 2."""
+    stdout = _stream(1, sys.__stdout__, "strict")
+    return build_stdin(), stdout, _stream(2, sys.__stderr__, "backslashreplace")
+
+
+def build_stdin() -> io.TextIOWrapper:
+    """Build a stream on 0."""
+    model = sys.__stdin__
+    return io.TextIOWrapper(
+        io.BufferedReader(io.FileIO(0, "r", closefd=False)),
+        encoding=getattr(model, "encoding", None) or "utf-8",
+        errors=getattr(model, "errors", None) or "strict",
+    )
 
 
 def _stream(fd: int, model: object, errors: str) -> io.TextIOWrapper:

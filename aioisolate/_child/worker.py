@@ -16,12 +16,14 @@ from .._wire.handles import Lent, Packing
 from . import loops, progress
 from .order import Order
 
-__all__ = ["MARK_AT", "SCRATCH_START", "have_last_word", "work", "work_within"]
+__all__ = ["MARK_AT", "PID_AT", "SCRATCH_START", "have_last_word", "work", "work_within"]
 
-# The scratch file begins with room for the text of a crash; then comes the mark of a quiet start,
-# where it is a byte and no seal; then results.
+# The scratch file begins with room for the text of a crash; then come the process id of a fork
+# server's child, if its parent wants that; the mark of a quiet start, where it is a byte and no
+# seal; and results.
 SCRATCH_START = 1 << 20
 MARK_AT = SCRATCH_START - 1
+PID_AT = SCRATCH_START - 32
 
 _HERE = os.path.dirname(__file__)
 

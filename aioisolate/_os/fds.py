@@ -13,6 +13,7 @@ __all__ = [
     "Descriptors",
     "channel",
     "duplicate",
+    "is_open",
     "lift",
     "lift_above",
     "listed",
@@ -121,6 +122,15 @@ def lift_above(fd: int, floor: int, owner: Descriptors) -> int:
     lifted = owner.own(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, floor + 1))
     os.close(fd)
     return lifted
+
+
+def is_open(fd: int) -> bool:
+    """Tell whether *fd* is an open descriptor of this process."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def listed() -> list[int]:

@@ -7,10 +7,17 @@ import errno
 import os
 import sys
 
-__all__ = ["is_subreaper", "set_dumpable", "set_no_new_privs", "set_parent_death_signal"]
+__all__ = [
+    "is_subreaper",
+    "set_dumpable",
+    "set_no_new_privs",
+    "set_parent_death_signal",
+    "set_subreaper",
+]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
+_PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -42,6 +49,11 @@ if sys.platform == "linux":
         if _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:  # Linux before 3.5
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
+    def set_subreaper() -> None:
+        """Have orphaned descendants become this process's own children. Not inherited by a fork."""
+        if _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:  # Linux before 3.4
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
     def is_subreaper() -> bool:
         """Tell whether orphaned descendants become this process's own children."""
         _prctl(_PR_GET_CHILD_SUBREAPER, _answer_at)
@@ -59,6 +71,9 @@ else:
     def set_no_new_privs() -> None:
         """Raise OSError: there is no such attribute here."""
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    def set_subreaper() -> None:
+        """Do nothing: there is no such attribute here; the system collects orphans."""
 
     def is_subreaper() -> bool:
         """Tell whether orphaned descendants become this process's own children."""

@@ -27,12 +27,13 @@ from .prctl import is_subreaper
 __all__ = [
     "Process",
     "Status",
-    "children_of_session",
     "fork",
     "group_is_gone",
     "has_ended",
     "hush_fork_warning",
     "is_child_of",
+    "reap_adopted",
+    "stopped_by",
 ]
 
 # Not every platform has pidfds and waitid; a plan is made only where there is the latter.
@@ -133,24 +134,76 @@ def is_child_of(parent: int, pid: int) -> bool:
     return state not in "ZX" and int(ppid) == parent
 
 
-def children_of_session(session: int) -> set[int]:
-    """List the children of this process, zombies included, that belong to a session (Linux)."""
-    found = set()
+def reap_adopted(leader: int) -> bool:
+    """Collect what the child *leader*, which has ended, left in its session and this process got.
+
+    That happens where this process is a subreaper or pid 1, as servers in containers are. Those in
+    the group have been killed with the leader; here those are that made a group of their own. (Who
+    made a session of its own is a daemon, and lives on.) Return whether there may be more to come.
+    """
+    if leader <= 0 or not is_subreaper():
+        return False
+    more = _reap_group(leader)
+    for pid, group in _adopted(leader):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except PermissionError:
+            continue  # it has changed its user
+        more |= _reap_group(group)
+    return more
+
+
+def _reap_group(group: int) -> bool:
     try:
-        for task in os.listdir("/proc/self/task"):
-            with open(f"/proc/self/task/{task}/children") as file:
-                found |= {int(pid) for pid in file.read().split() if _session(pid) == session}
+        while _os.waitid(os.P_PGID, group, os.WEXITED | os.WNOHANG) is not None:
+            pass
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _adopted(session: int) -> list[tuple[int, int]]:
+    """List the children of this process that belong to a session but lead or share other groups."""
+    found = []
+    try:
+        # Orphans go to the main thread.
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            for pid in map(int, file.read().split()):
+                group, belongs_to = (-1, -1) if pid in _owned else _group_and_session(pid)
+                if belongs_to == session != group:
+                    found.append((pid, group))
     except OSError:
-        pass  # no such files here; or a thread has just ended
+        pass  # no such file here
     return found
 
 
-def _session(pid: str) -> int:
+def _group_and_session(pid: int) -> tuple[int, int]:
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return int(file.read().rpartition(")")[2].split()[3])
+            _, _, group, session, *_ = file.read().rpartition(")")[2].split()
     except OSError:
-        return -1
+        return -1, -1
+    return int(group), int(session)
+
+
+def stopped_by(pid: int) -> str:
+    """Name the signal that has stopped a process, which has not ended; "" if none has."""
+    try:
+        options = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+        info = _os.waitid(os.P_PID, pid, options)
+        return "" if info is None else signal.Signals(info.si_status).name
+    except (ChildProcessError, AttributeError):
+        pass  # not a child of this process
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+    return "a signal" if state in "Tt" else ""
+
+
+# The children that have a `Process`; there is no need to look at those.
+_owned: set[int] = set()
 
 
 class Process:
@@ -191,6 +244,7 @@ class Process:
     def adopt(self, pid: int) -> None:
         """Begin to own the child *pid*, or raise OSError if it can't be watched."""
         self.pid = pid
+        _owned.add(pid)
         try:
             self._wait_fd = self._fds.own(_os.pidfd_open(pid))
             self._is_pidfd = True
@@ -199,6 +253,7 @@ class Process:
                 self._helper = threads.Helper("wait", self._await_exit)
                 self._wait_fd = self._helper.fileno()
             except OSError:
+                _owned.discard(pid)
                 self.pid = 0
                 raise
 
@@ -260,6 +315,7 @@ class Process:
         """
         self.signal_group(signal.SIGKILL)
         status = self._collect()
+        _owned.discard(self.pid)
         self._reaped = True
         return status
 
@@ -299,17 +355,11 @@ class Process:
         return Exit(os.waitstatus_to_exitcode(code)) if mask & _INFO_EXIT else None
 
     def reap_adopted(self) -> bool:
-        """Collect dead members of the child's group that have become children of this process.
+        """Collect members of the child's session that have become children of this process.
 
-        That happens where this process is a subreaper or pid 1, as servers in containers are.
         Return whether there may be more to come.
         """
-        try:
-            while _os.waitid(os.P_PGID, self.pid, os.WEXITED | os.WNOHANG) is not None:
-                pass
-        except ChildProcessError:
-            return False
-        return True
+        return reap_adopted(self.pid)
 
     def group_is_gone(self) -> bool:
         """Tell whether nobody is left of its process group."""

@@ -26,6 +26,7 @@ class Request(NamedTuple):
         quiet, streaming, progress: as in `Order`.
         backend: the caller's event loop, "asyncio" or "trio".
         uvloop: it is uvloop's.
+        stdin: a descriptor comes along that is to become 0.
         output: two descriptors come along that are to become 1 and 2.
         numbers: what the next descriptors are to be called.
         lent: the call's buffers that are in files: which of the remaining descriptors (from 0),
@@ -44,6 +45,7 @@ class Request(NamedTuple):
     progress: bool = False
     backend: str = "asyncio"
     uvloop: bool = False
+    stdin: bool = False
     output: bool = False
     numbers: tuple[int, ...] = ()
     lent: tuple[tuple[int, int, int, bool], ...] = ()
@@ -56,7 +58,7 @@ class Request(NamedTuple):
     @property
     def descriptors(self) -> int:
         """How many descriptors come along."""
-        own = self.entrances + self.in_file + 2 * self.output
+        own = self.entrances + self.in_file + self.stdin + 2 * self.output
         return own + len(self.numbers) + self.luggage
 
     def encode(self) -> bytes:

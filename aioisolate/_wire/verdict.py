@@ -69,6 +69,7 @@ class Evidence(NamedTuple):
         spent: the CPU seconds that the child has used.
         out_of_memory: who killed it for want of memory, if that is known.
         confined: it was in a sandbox.
+        stopped_by: the signal that had stopped it when its deadline passed, or "".
     """
 
     started: bool
@@ -81,6 +82,7 @@ class Evidence(NamedTuple):
     spent: float = 0.0
     out_of_memory: str = ""
     confined: bool = False
+    stopped_by: str = ""
 
 
 class Verdict(NamedTuple):
@@ -144,13 +146,14 @@ def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:  # noqa: PLR0911 -
             error = CallTimeoutError if started else StartTimeoutError
             where = "" if started else " before it called fn"
             message = f"the child was killed{where}: it took longer than {evidence.seconds:g} s"
+            message += _stopped(evidence)
             reason = Reason.TIMEOUT if started else Reason.START_TIMEOUT
             return Verdict(error, reason, message)
         case KilledFor.START_TIMEOUT:
             error = CallTimeoutError if started else StartTimeoutError
-            message = (
-                f"the child was killed: it did not reach fn within {evidence.seconds:g} s "
-                "(perhaps another thread of this process held a lock when it was forked)"
+            message = f"the child was killed: it did not reach fn within {evidence.seconds:g} s"
+            message += _stopped(evidence) or (
+                " (perhaps another thread of this process held a lock when it was forked)"
             )
             # It may have reached fn in the moment in which it was killed.
             reason = Reason.TIMEOUT if started else Reason.START_TIMEOUT
@@ -191,6 +194,10 @@ def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:  # noqa: PLR0911 -
                 "stuck in the kernel); it is still being watched"
             )
             return Verdict(error, Reason.WAIT, message)
+
+
+def _stopped(evidence: Evidence) -> str:
+    return f"; {evidence.stopped_by} had stopped it" if evidence.stopped_by else ""
 
 
 def _died(evidence: Evidence) -> Verdict:

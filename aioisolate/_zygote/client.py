@@ -9,7 +9,7 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio
@@ -22,7 +22,7 @@ from .._os import fds as os_fds
 from .._os import messages
 from .._os.fds import Descriptors
 from .._os.prctl import is_subreaper
-from .._os.process import Process, Status, children_of_session
+from .._os.process import Process, Status
 from .._outcome import Exit
 from . import control
 from .backlog import Backlog
@@ -194,7 +194,7 @@ class Zygote:
             number = next(self._numbers)
             self._coming[number] = ward
             self._backlog.pass_on(
-                control.encode(("fork", number, ahead)),
+                control.encode(("fork", number, ahead, is_subreaper())),
                 ward.to_pass(),
                 ward.passed,
                 functools.partial(self._not_asked, number),
@@ -374,11 +374,9 @@ class Zygote:
         """The server has gone: so have its children, or will in a moment."""
         if self._down:
             return
-        self._hang_up()
         # Closing the socket is the last that a server does by itself: let it.
         self._process.ended(0.05)
-        status = self._bury()
-        self._collect_orphans(self.wards.values())
+        status = self._hang_up_and_bury()
         if not self.problem:
             self.problem = f"it ended with {status.exit}" if status.exit is not None else "it ended"
         self._ready.set()
@@ -426,12 +424,10 @@ class Zygote:
         if self._down or not self.is_owned():
             return
         self._backlog.close()  # from here on there may be no loop to try anything again
-        wards, self.wards = self.wards, {}
-        for ward in wards.values():
+        for ward in self.wards.values():
             self.discard(ward)
-        self._hang_up()
-        self._bury()
-        self._collect_orphans(wards.values())
+        self._hang_up_and_bury()
+        wards, self.wards = self.wards, {}
         for ward in wards.values():
             ward.end(Status(None), lost=True)
         self._look_if_empty()
@@ -454,22 +450,30 @@ class Zygote:
         self._coming.clear()
         self._backlog.close()
 
-    def _collect_orphans(self, wards: Iterable[Ward]) -> None:
-        """Collect the children of a server that is dead, where they have become this process's.
+    def _hang_up_and_bury(self) -> Status:
+        """Hang up, collect the server's process, and its children if they are this process's now.
 
         That is so where this process is a subreaper or pid 1, as servers in containers are.
         """
-        if not is_subreaper():
-            return
-        for ward in wards:
-            ward.signal(signal.SIGKILL)
-        # The server led a session of its own, so this finds those, too, that it had forked and
-        # not told of. (A template does not: its group was made for it.)
-        for pid in {ward.pid for ward in wards} | children_of_session(self.pid):
+        coming, self._coming = self._coming, {}
+        self._hang_up()
+        status = self._bury()
+        orphans = set()
+        if is_subreaper():
+            for ward in self.wards.values():
+                ward.signal(signal.SIGKILL, group=True)
+                ward.signal(signal.SIGKILL)
+            # There may be some that the server has not told of.
+            orphans = set(self.wards) | {ward.noted_pid() for ward in coming.values()} - {0}
+        for ward in coming.values():
+            ward.close()
+        for pid in orphans:
             try:
                 os.waitpid(pid, 0)
             except ChildProcessError:
                 pass  # it was collected before its server died
+        registry.collect_adopted(orphans)
+        return status
 
     def _bury(self, seconds: float = _KILL_PATIENCE) -> Status:
         """Collect the server's process, which is killed if it has not ended.

@@ -1,7 +1,7 @@
 """What a fork server and its parent say to each other: records of plain data, by marshal.
 
-    to the server     setup, fork(number, ahead of need), kill(pid, signal, group), import(module),
-                      ping
+    to the server     setup, fork(number, ahead of need, note its pid), kill(pid, signal, group),
+                      import(module), ping
     from the server   ready(modules, layers engaged), child(number, pid, index of its pidfd),
                       ended(pid, status, user, system, rss),
                       refused(number, errno, text), unfit(number, text), failed(text, errno),

@@ -18,7 +18,7 @@ from .._call.waiter import AnyioWaiter, AsyncioWaiter, Waiter
 from .._child.order import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason
 from .._os import memfd, messages
-from .._os.fds import Descriptors
+from .._os.fds import Descriptors, is_open
 from .._os.process import Status
 from .._os.waitset import WaitSet
 from .._wire import codecs, relation
@@ -152,6 +152,9 @@ class WardChild:
                 view = view[os.write(file, view) :]
             os.lseek(file, 0, os.SEEK_SET)
             self._sent_along.append(file)
+        stdin = options.stdin == "inherit" and is_open(0)
+        if stdin:
+            self._sent_along.append(0)
         silent = plan.policy is not None and plan.policy.codec != "pickle"  # from the beginning
         output = options.output != "inherit" and not (silent and options.output == "null")
         if output:
@@ -171,6 +174,7 @@ class WardChild:
             options.on_progress is not None,
             backend.name,
             backend.uvloop,
+            stdin,
             output,
             numbers,
             tuple((lent.which, *lent[1:]) for lent in call.lent),

@@ -33,9 +33,15 @@ def launch_interpreter(environment: Mapping[str, str] | None) -> Launch:
             # to resolve anew.
             {"LD_BIND_NOW": "1", **(os.environ if environment is None else environment)},
             # Under its own number it would be closed on exec.
-            file_actions=[(os.POSIX_SPAWN_DUP2, fd, 3), (os.POSIX_SPAWN_DUP2, 3, fd)]
-            if fd != 3
-            else [(os.POSIX_SPAWN_DUP2, fd, 4)],
+            file_actions=[
+                # What is typed is not for it.
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                *(
+                    [(os.POSIX_SPAWN_DUP2, fd, 3), (os.POSIX_SPAWN_DUP2, 3, fd)]
+                    if fd != 3
+                    else [(os.POSIX_SPAWN_DUP2, fd, 4)]
+                ),
+            ],
             setsid=True,
             setsigmask=(),
             setsigdef=set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP},

@@ -95,6 +95,8 @@ class Pool:
         # Since the last call that got a child.
         self._idle_deaths = 0
         self._zygote: Zygote | None = None
+        # One that is not ready yet.
+        self._begun: Zygote | None = None
         self._learned: set[str] = set()
         self._failures = 0
         self._starting: loops.Background | None = None
@@ -137,7 +139,11 @@ class Pool:
             patience=self._answer_patience,
         )
         setup = None if self._setup is None else self._setup()
-        await zygote.start(self._launch, setup, _READY_PATIENCE, self._layers)
+        self._begun = zygote
+        try:
+            await zygote.start(self._launch, setup, _READY_PATIENCE, self._layers)
+        finally:
+            self._begun = None
         self._zygote = zygote
         for module in self._learned:
             zygote.learn(module)
@@ -386,4 +392,4 @@ class Pool:
         zygote, self._zygote = self._zygote, None
         while self._idle:
             self.let_go(self._idle.popleft())
-        return [*self._retired, *([zygote] if zygote is not None else [])]
+        return [*self._retired, *(one for one in (zygote, self._begun) if one is not None)]

@@ -1,67 +1,119 @@
-"""The children of a fork server: waiting for their ends, and for what the parent says.
+"""The children of a fork server, and their orphans: waiting for their ends, and collecting them.
 
-By pidfds in an epoll; where there are none, by SIGCHLD and a pipe. A child is collected only after
-its process group has been killed, while its number is still taken.
+The server is the subreaper of its children: what fn has started and left behind becomes a child of
+the server, not of the user's process, where it would stay a zombie. So SIGCHLD, and not a pidfd for
+each child, tells that a process has ended. A child is collected only after its process group has
+been killed, while its number is still taken.
 """
 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # the C part of signal; it has no stubs
-import fcntl
 import os
 import select
-from typing import Any, Protocol
+import time
+from collections import deque
+from typing import Any
 
-__all__ = ["End", "Reaper", "make"]
+from .._os.prctl import set_subreaper
+
+__all__ = ["End", "Reaper"]
 
 _raw: Any = _signal
 _os: Any = os  # not every platform has all of it
 _SIGKILL = int(_raw.SIGKILL)
+# At the end of the server: how long those who were killed may take to be gone.
+_PATIENCE = 0.5
+_PAUSE = 10  # in milliseconds
+# So many of the last groups that were killed may not be gone yet.
+_RECENT = 64
 
 # pid, wait status, user seconds, system seconds, peak resident size in the platform's unit
 End = tuple[int, int, float, float, int]
 
 
-class Reaper(Protocol):
-    """Waits for children, and kills them.
+class Reaper:
+    """Waits for children, kills them, and collects whatever becomes a child of this process."""
 
-    Attributes:
-        floor: where its pidfds are to be, and above.
-    """
-
-    floor: int
+    def __init__(self) -> None:
+        """Become a subreaper, and take over SIGCHLD. Raises OSError."""
+        set_subreaper()
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        _raw.signal(_raw.SIGCHLD, _wake)
+        _raw.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._poll = select.poll()
+        self._poll.register(self._read, select.POLLIN)
+        self._pids: set[int] = set()
+        self._groups: deque[int] = deque(maxlen=_RECENT)
 
     def fds(self) -> tuple[int, ...]:
-        """Return the descriptors that a child must lose, but for pidfds."""
-        ...
-
-    def pidfds(self) -> set[int]:
-        """Return the descriptors that name children."""
-        ...
-
-    def count_fds(self) -> int:
-        """Return how many of them there are."""
-        ...
+        """Return the descriptors that a child must lose."""
+        return self._read, self._write
 
     def watch(self, fd: int) -> None:
         """Wait for *fd*, too."""
+        self._poll.register(fd, select.POLLIN)
 
     def wait(self, fd: int) -> tuple[bool, list[End]]:
         """Wait; tell whether *fd* is readable, and collect the children that have ended."""
-        ...
+        ready = [ready for ready, _ in self._poll.poll()]
+        return fd in ready, self._collect_all() if self._read in ready else []
 
     def adopt(self, pid: int) -> int:
-        """Wait for a child from now on; return a pidfd for the parent, or -1.
-
-        Raises OSError if it can't be waited for; then it has been killed and collected.
-        """
-        ...
+        """Wait for a child from now on; return a pidfd for the parent, or -1."""
+        self._pids.add(pid)
+        try:
+            pidfd: int = _os.pidfd_open(pid)
+        except (OSError, AttributeError):  # not compiled in, ENOSYS, EPERM, EMFILE...
+            return -1
+        return pidfd
 
     def kill(self, pid: int, number: int, group: bool) -> None:
         """Send a signal to a child or its group, if it has not been collected."""
+        if pid in self._pids:
+            _kill(pid, number, group)
 
-    def kill_all(self) -> None:
-        """Kill every child and its group."""
+    def end_all(self) -> None:
+        """Kill every child and its group, and collect what becomes of that within a moment."""
+        for pid in self._pids:
+            _kill(pid, _SIGKILL, True)
+            _kill(pid, _SIGKILL, False)
+        poll = select.poll()
+        poll.register(self._read, select.POLLIN)
+        until = time.monotonic() + _PATIENCE
+        while self._collect_all() or self._pids or any(map(_is_there, self._groups)):
+            if time.monotonic() >= until:
+                return
+            poll.poll(_PAUSE)
+
+    def _collect_all(self) -> list[End]:
+        try:
+            while os.read(self._read, 4096):
+                pass
+        except BlockingIOError:
+            pass  # it is empty; whoever ends from here on writes to it again
+        ended: list[End] = []
+        while True:
+            try:
+                # Looked at first, since a child's group is killed before it is collected.
+                found = _os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return ended
+            if found is None:
+                return ended
+            pid = found.si_pid
+            if pid in self._pids:
+                self._pids.remove(pid)
+                self._groups.append(pid)
+                ended.append(_collect(pid))
+            else:
+                os.waitpid(pid, 0)  # an orphan of some child
+
+
+def _wake(number: int, frame: object) -> None:
+    """Handle a signal that is only there to wake up the loop."""
 
 
 def _kill(pid: int, number: int, group: bool) -> None:
@@ -74,143 +126,16 @@ def _kill(pid: int, number: int, group: bool) -> None:
         pass  # it has not got as far as having a group; or what is left has changed its user
 
 
+def _is_there(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except OSError:
+        return False
+    return True
+
+
 def _collect(pid: int) -> End:
-    """Collect a child that has ended, and what is left of its group."""
+    """Collect a child that has ended, and kill what is left of its group."""
     _kill(pid, _SIGKILL, True)
     _, status, used = os.wait4(pid, 0)
     return pid, status, used.ru_utime, used.ru_stime, used.ru_maxrss
-
-
-class PidfdReaper:
-    """Waits for pidfds."""
-
-    floor = 3
-
-    def __init__(self) -> None:
-        self._epoll = _Any.epoll()
-        self._pids: dict[int, int] = {}
-        self._fd_of: dict[int, int] = {}
-
-    def fds(self) -> tuple[int, ...]:
-        return (self._epoll.fileno(),)
-
-    def pidfds(self) -> set[int]:
-        return set(self._pids)
-
-    def count_fds(self) -> int:
-        return len(self._pids)
-
-    def watch(self, fd: int) -> None:
-        self._epoll.register(fd, _Any.EPOLLIN)
-
-    def wait(self, fd: int) -> tuple[bool, list[End]]:
-        readable = False
-        ended = []
-        for ready, _ in self._epoll.poll():
-            if ready == fd:
-                readable = True
-            else:
-                pid = self._pids.pop(ready)
-                del self._fd_of[pid]
-                ended.append(_collect(pid))
-                # By hand: a close takes out only what nobody else has a duplicate of.
-                self._epoll.unregister(ready)
-                os.close(ready)
-        return readable, ended
-
-    def adopt(self, pid: int) -> int:
-        opened = pidfd = -1
-        try:
-            opened = _os.pidfd_open(pid)
-            pidfd = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, self.floor)
-            self._epoll.register(pidfd, _Any.EPOLLIN)
-        except OSError:
-            if pidfd >= 0:
-                os.close(pidfd)
-            _kill(pid, _SIGKILL, False)
-            _collect(pid)
-            raise
-        finally:
-            if opened >= 0:
-                os.close(opened)
-        self._pids[pidfd] = pid
-        self._fd_of[pid] = pidfd
-        return pidfd
-
-    def kill(self, pid: int, number: int, group: bool) -> None:
-        if pid in self._fd_of:
-            _kill(pid, number, group)
-
-    def kill_all(self) -> None:
-        for pid in self._fd_of:
-            _kill(pid, _SIGKILL, True)
-            _kill(pid, _SIGKILL, False)
-
-
-class SignalReaper:
-    """Waits for SIGCHLD."""
-
-    floor = 3
-
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._read, False)
-        os.set_blocking(self._write, False)
-        _raw.signal(_raw.SIGCHLD, _wake)
-        _raw.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._poll = select.poll()
-        self._poll.register(self._read, select.POLLIN)
-        self._pids: set[int] = set()
-
-    def fds(self) -> tuple[int, ...]:
-        return self._read, self._write
-
-    def pidfds(self) -> set[int]:
-        return set()
-
-    def count_fds(self) -> int:
-        return 0
-
-    def watch(self, fd: int) -> None:
-        self._poll.register(fd, select.POLLIN)
-
-    def wait(self, fd: int) -> tuple[bool, list[End]]:
-        ready = [ready for ready, _ in self._poll.poll()]
-        ended = []
-        if self._read in ready:
-            os.read(self._read, 4096)
-            for pid in list(self._pids):
-                # Looked at first, since its group is killed before it is collected.
-                if _os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                    self._pids.remove(pid)
-                    ended.append(_collect(pid))
-        return fd in ready, ended
-
-    def adopt(self, pid: int) -> int:
-        self._pids.add(pid)
-        return -1
-
-    def kill(self, pid: int, number: int, group: bool) -> None:
-        if pid in self._pids:
-            _kill(pid, number, group)
-
-    def kill_all(self) -> None:
-        for pid in self._pids:
-            _kill(pid, _SIGKILL, True)
-            _kill(pid, _SIGKILL, False)
-
-
-_Any: Any = select  # not every platform has epoll
-
-
-def _wake(number: int, frame: object) -> None:
-    """Handle a signal that is only there to wake up the loop."""
-
-
-def make() -> Reaper:
-    """Make the reaper that works here."""
-    try:
-        os.close(_os.pidfd_open(os.getpid()))
-        return PidfdReaper()
-    except (OSError, AttributeError):
-        return SignalReaper()

@@ -29,7 +29,8 @@ from .._os import fds, messages, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire import relation
 from .._wire.frames import NONCE_SIZE
-from . import control, inspection, reaper
+from . import control, inspection
+from .reaper import Reaper
 
 if TYPE_CHECKING:
     from .._child import confine
@@ -154,7 +155,7 @@ class Server:
         self._null = null
         self._channel_at = own.own(fds.duplicate(null))
         self._scratch_at = own.own(fds.duplicate(null))
-        self._reaper = reaper.make()
+        self._reaper = Reaper()
         self._inbox = control.Inbox()
         self._parcels = control.Parcels()
         # What belongs to the child that is about to be forked.
@@ -177,8 +178,6 @@ class Server:
     def _confine(self, policy: Policy) -> None:
         from .._child import bounds, confine  # noqa: F401, PLC0415 - only then
 
-        if policy.read is not None:
-            os.dup2(self._null, 0)  # what is typed here is none of their business
         if policy.codec != "pickle":
             # Nor is what is read here, unless it is captured.
             os.dup2(self._null, 1)
@@ -199,7 +198,9 @@ class Server:
         numpy_random = sys.modules.get("numpy.random")
         order.reseed = None if numpy_random is None else numpy_random.seed
         # A fork server prints nothing, so what its streams hold is nothing.
-        sys.stdout, sys.stderr = order.streams = sys.__stdout__, sys.__stderr__ = stdio.build()  # type: ignore[misc]
+        order.streams = streams = stdio.build()
+        sys.stdin, sys.stdout, sys.stderr = streams
+        sys.__stdin__, sys.__stdout__, sys.__stderr__ = streams  # type: ignore[misc]
         order.nonce = b"\0" * NONCE_SIZE
         order.policy = order.bounds = order.result_size = None
         order.codec = "pickle"
@@ -213,11 +214,11 @@ class Server:
         gc.freeze()
         given = self._given + self._parcels.all()
         # But for those of children, which come and go.
-        self._known = set(self._inspection.list_fds()) - self._reaper.pidfds() - set(given)
+        self._known = set(self._inspection.list_fds()) - set(self._passing) - set(given)
         count = self._inspection.count_fds()
-        self._count = count and count - len(given) - self._reaper.count_fds()
+        self._count = count and count - len(given) - len(self._passing)
         # What comes and goes lives above everything that stays, so a child closes it in one go.
-        self._order.floor = self._reaper.floor = max(self._known) + 1
+        self._order.floor = max(self._known) + 1
 
     def run(self) -> None:
         """Serve until the parent closes the control socket."""
@@ -241,7 +242,7 @@ class Server:
                     if not self._obey():
                         break
         finally:
-            self._reaper.kill_all()
+            self._reaper.end_all()
 
     def _end_threads(self) -> None:
         """Have thread pools of numerical libraries end.
@@ -282,8 +283,9 @@ class Server:
                 self._learn(record[1])
         return True
 
-    def _fork_for(self, number: int, ahead: bool) -> None:
+    def _fork_for(self, number: int, ahead: bool, note_pid: bool) -> None:
         self._given = self._parcels.next()
+        self._order.note_pid = note_pid
         try:
             self._fork(number, ahead)
         except OSError as exc:
@@ -318,11 +320,11 @@ class Server:
             pid = os.fork()
             if pid == 0:
                 loose = self._given + self._parcels.all() + self._inspection.held()
+                loose += self._passing
                 serve(self._order, self._sever, loose, ahead, self._ground)
-            # Two descriptors less are two that its pidfd may need for a moment.
+            # Two descriptors less are two that its pidfd may need.
             while self._given:
                 os.close(self._given.pop())
-            # At once: whatever fails from here on, it will be collected.
             pidfd = self._reaper.adopt(pid)
         finally:
             if pid == 0:
@@ -340,25 +342,28 @@ class Server:
         if not self._outbox:
             return True
         records, self._outbox = self._outbox, []
-        passing, self._passing = self._passing, []
+        fds = passing = self._passing
         data = control.encode(*records)
         self._channel.setblocking(True)  # a slow parent is waited for, and nothing is lost
         try:
             while data:
                 try:
-                    data = data[messages.send(self._channel, data, passing) :]
+                    data = data[messages.send(self._channel, data, fds) :]
                 except (BrokenPipeError, ConnectionResetError):
                     return False
                 except OSError:
-                    if passing:
+                    if fds:
                         # How many may be on their way is counted for all of a user's processes.
                         # Nothing has gone yet: this process signals the children, then.
                         data = control.encode(*map(_without_pidfd, records))
                     else:
                         time.sleep(_PAUSE)
-                passing = []
+                fds = []
         finally:
             self._channel.setblocking(False)
+            self._passing = []
+            for fd in passing:
+                os.close(fd)
         return True
 
     def _problem(self) -> str:
@@ -372,10 +377,10 @@ class Server:
                 "preloaded modules has started them"
             )
         given = self._given + self._parcels.all()
-        mine = len(given) + self._reaper.count_fds()
+        mine = len(given) + len(self._passing)
         if self._count and here.count_fds() == self._count + mine:
             return ""
-        more = set(here.list_fds()) - self._known - set(given) - self._reaper.pidfds()
+        more = set(here.list_fds()) - self._known - set(given) - set(self._passing)
         strange = sorted(f"{fd} ({target})" for fd in more if (target := here.target(fd)))
         if strange:
             return (

@@ -6,12 +6,14 @@ import _socket
 import errno
 import functools
 import os
+import select
 import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._call.causes import why_unconfined
+from .._child.worker import PID_AT
 from .._errors import CallableDidNotExecuteError, Reason
 from .._os import memfd
 from .._os.fds import Descriptors
@@ -26,6 +28,8 @@ __all__ = ["Keeper", "Ward"]
 
 # What a child says of its confinement is far less.
 _PROOF_MAX = 16 * 1024
+# In milliseconds: how long a child may take to end whose server is dead.
+_ORPHAN_PATIENCE = 500
 _SIGNAL_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 
 _signal: Any = signal
@@ -195,6 +199,18 @@ class Ward:
         if self.pidfd >= 0:
             return has_ended(self.pidfd)
         return not is_child_of(self.keeper.pid, self.pid)
+
+    def noted_pid(self) -> int:
+        """Return its process id, which it has noted itself; 0 if there never was a process.
+
+        For one that its server, which is dead, has not told of. Blocks until it has ended.
+        """
+        poll = select.poll()
+        poll.register(self.channel, 0)  # POLLHUP: nobody has the other end any more
+        self._fds.close(self._theirs)
+        if not poll.poll(_ORPHAN_PATIENCE):
+            return 0
+        return int(os.pread(self.scratch, 16, PID_AT).rstrip(b"\0") or b"0")
 
     def group_is_gone(self) -> bool:
         """Tell whether nobody is left of its process group."""
