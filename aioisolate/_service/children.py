@@ -232,7 +232,8 @@ def fresh_interpreter(
     wanted = None if policy is None else policy.server_layers
 
     def setup() -> control.Setup:
-        path = [os.path.abspath(entry) if entry == "" else entry for entry in sys.path]
+        entries: Sequence[object] = sys.path  # of which Python passes over what is no string
+        path = [str(entry) or os.getcwd() for entry in entries if isinstance(entry, str)]
         early = "LD_BIND_NOW" not in (os.environ if environment is None else environment)
         return control.Setup(os.getpid(), os.getcwd(), path, tuple(preload), early, told)
 

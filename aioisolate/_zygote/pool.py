@@ -117,7 +117,12 @@ class Pool:
             on_lost=self._recover,
         )
         setup = None if self._setup is None else self._setup()
-        await zygote.start(self._launch, setup, _READY_PATIENCE, self._layers)
+        try:
+            await zygote.start(self._launch, setup, _READY_PATIENCE, self._layers)
+        except CallableDidNotExecuteError as exc:
+            if zygote.outdated:
+                self._dead = exc
+            raise
         self._zygote = zygote
         for module in self._learned:
             zygote.learn(module)
@@ -301,6 +306,9 @@ class Pool:
             except CallableDidNotExecuteError as exc:
                 self._failures += 1
                 _log.warning("the fork server could not be started: %s", exc)
+                if self._dead is not None:
+                    self._fail_line(exc)
+                    return  # the next one would be as outdated
                 if self._failures >= _FAILURES_MAX:
                     self._fail_line(exc)
                 continue
