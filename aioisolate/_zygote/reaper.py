@@ -9,6 +9,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # the C part of signal; it has no stubs
 import fcntl
 import os
+import resource  # noqa: F401 - os.wait4 imports it: from where, that is decided before
 import select
 from typing import Any, Protocol
 

@@ -98,8 +98,9 @@ def _tell_failure(channel: _socket.socket, exc: BaseException) -> None:
     with preparation.library_first():
         import traceback  # noqa: PLC0415 - rarely needed, and not small
 
+        text = traceback.format_exc()  # which imports more
     number = exc.errno if isinstance(exc, OSError) else None
-    _tell(channel, ("failed", traceback.format_exc(), number or 0))
+    _tell(channel, ("failed", text, number or 0))
 
 
 def _await_setup(channel: _socket.socket) -> control.Setup:
