@@ -1,4 +1,4 @@
-"""How a fork server's fresh interpreter starts: what it imports, from where, and of which version."""
+"""How a fork server starts as a fresh interpreter: from where it imports, and which version."""
 
 from __future__ import annotations
 
@@ -225,11 +225,13 @@ def install_hook(site: Path) -> Path:
             import sys
             from importlib.util import spec_from_file_location
 
+            MAPPING = {{"aioisolate": {f"{ROOT}/aioisolate/__init__.py"!r}}}
+
             class Finder:
                 @classmethod
                 def find_spec(cls, name, path=None, target=None):
-                    if name == "aioisolate":
-                        return spec_from_file_location(name, {str(ROOT)!r} + "/aioisolate/__init__.py")
+                    if name in MAPPING:
+                        return spec_from_file_location(name, MAPPING[name])
 
             def install():
                 sys.meta_path.append(Finder)
