@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from aioisolate import CallableDidNotExecuteError, Isolator, Reason
+import aioisolate
+from aioisolate import CallableDidNotExecuteError, Isolator
 from tests.helpers import ROOT, error_of
 
 DEPENDENCIES = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
@@ -335,3 +335,170 @@ async def test_9_1_a_frozen_application(monkeypatch):
     error = await error_of(Isolator().__aenter__())
     assert isinstance(error, CallableDidNotExecuteError)
     assert "frozen application" in str(error)
+
+
+@pytest.mark.one_loop
+async def test_9_1_nothing_that_the_environment_puts_first_is_imported(tmp_path):
+    """An empty entry of PYTHONPATH, as in ``PYTHONPATH=$PYTHONPATH:lib``, is the current directory.
+
+    What the interpreter itself imports when it starts is the environment's business.
+    """
+    plant(tmp_path / "lib", tmp_path / "witness")
+    for path in list((tmp_path / "lib").iterdir()):
+        if path.stem not in ("ctypes", "fcntl", "mmap", "pickle", "resource", "signal", "struct"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    async with Isolator(env={"PYTHONPATH": f"{tmp_path}/lib"}) as iso:
+        assert await iso.run(abs, -1) == 1
+        assert f"{tmp_path}/lib" not in await iso.run(lambda: sys.path)
+    assert not (tmp_path / "witness").exists(), (tmp_path / "witness").read_text()
+
+
+# An upgrade under a running process
+
+UPGRADED = """
+import asyncio, json, logging, os, pathlib, shutil, signal, sys, time
+from aioisolate import CallableDidNotExecuteError, Isolator
+
+package = pathlib.Path(sys.argv[1]) / "aioisolate"
+assert package.samefile(sys.modules["aioisolate"].__path__[0])
+logged = []
+handler = logging.Handler()
+handler.emit = lambda record: logged.append(record.getMessage())
+logging.getLogger("aioisolate.zygote").addHandler(handler)
+
+def rewrite(name, old, new):
+    path = package / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+def move_away():
+    package.rename(package.with_name("away"))
+
+def move_back():
+    package.with_name("away").rename(package)
+
+def double(x):
+    return 2 * x
+
+def wait_for(name):
+    while not os.path.exists(name):
+        time.sleep(0.01)
+    return "done"
+
+async def refusals(iso, count):
+    found = []
+    for i in range(count):
+        started = time.monotonic()
+        try:
+            await iso.run(double, i)
+        except CallableDidNotExecuteError as error:
+            found.append([str(error), error.reason.name, error.crash_traceback])
+            found[-1].append(time.monotonic() - started)
+        else:
+            found.append(None)
+    return found
+
+async def main():
+    async with Isolator(warm=2, max_concurrency=4) as iso:
+        server = await iso.run(os.getppid)
+        running = asyncio.create_task(iso.run(wait_for, sys.argv[2]))
+        assert await iso.run(double, 1) == 2
+        UPGRADE
+        # The old server and what it forks go on.
+        for i in range(4):
+            assert await iso.run(double, i) == 2 * i
+        pathlib.Path(sys.argv[2]).touch()
+        assert await running == "done"
+        os.kill(server, signal.SIGKILL)
+        while iso.statistics().restarts == 0:
+            await asyncio.sleep(0.005)
+        found = await refusals(iso, REFUSALS)
+        AFTERWARDS
+        print(json.dumps([found, iso.statistics().restarts, logged]))
+
+asyncio.run(main())
+"""
+
+
+def upgraded(tmp_path: Path, upgrade: str, afterwards: str = "pass", refusals: int = 2):
+    """Run a process whose package is changed by *upgrade* while it runs.
+
+    Return what its calls come to once its fork server has died, how often one was started again,
+    and what was logged.
+    """
+    home = install_copy(tmp_path / "home")
+    source = UPGRADED.replace("UPGRADE", upgrade).replace("AFTERWARDS", afterwards)
+    source = source.replace("REFUSALS", str(refusals))
+    (home / "app.py").write_text(source)
+    python = [sys.executable, home / "app.py", home, tmp_path / "go"]
+    return json.loads(run(*python, cwd=tmp_path))
+
+
+VERSION = aioisolate.__version__
+
+
+@pytest.mark.parametrize("missing", [None, "_zygote/server.py", "_os/__init__.py"])
+def test_9_upgrade_to_another_version(tmp_path, missing):
+    """If the version is known to be another one, that is told, whatever else is wrong."""
+    upgrade = f"rewrite('__init__.py', '\"{VERSION}\"', '\"99.1\"')"
+    if missing:
+        upgrade += f"; (package / {missing!r}).unlink()"
+    found, restarts, logged = upgraded(tmp_path, upgrade, refusals=5)
+    for text, reason, stack, seconds in found:
+        assert text == (
+            f"the fork server runs aioisolate 99.1 and this process {VERSION}: aioisolate was "
+            "upgraded under a running process; restart it"
+        )
+        assert reason == "CHILD_SETUP"
+        assert not stack
+        assert seconds < 5
+    # It is not tried again and again.
+    assert restarts == 1
+    assert [line for line in logged if "could not be started" in line] == [
+        f"the fork server could not be started: {found[0][0]}"
+    ]
+
+
+def test_9_upgrade_of_the_protocol_alone(tmp_path):
+    found, restarts, _ = upgraded(
+        tmp_path, "rewrite('_zygote/control.py', 'PROTOCOL = ', 'PROTOCOL = 100 + ')"
+    )
+    assert restarts == 1
+    for text, *_ in found:
+        assert f"runs aioisolate {VERSION} (protocol 10" in text
+        assert f"this process {VERSION} (protocol " in text
+
+
+def test_9_upgrade_of_python(tmp_path):
+    """The interpreter's program is another one by now; what is pickled would not fit."""
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.implementation.cache_tag = 'x-99'")
+    found, restarts, _ = upgraded(tmp_path, f"os.environ['PYTHONPATH'] = {str(tmp_path)!r}")
+    assert restarts == 1
+    tag = sys.implementation.cache_tag
+    assert f"runs Python x-99 and this process {tag}: Python was upgraded" in found[0][0]
+
+
+def test_9_upgrade_half_way(tmp_path):
+    """Files are missing, for a while: who calls is told so in time, and calls go on afterwards."""
+    found, restarts, logged = upgraded(
+        tmp_path,
+        "move_away()",
+        "move_back()\n        while (await refusals(iso, 1))[0]: await asyncio.sleep(0.01)",
+    )
+    assert restarts == 1
+    for text, reason, stack, _ in found:
+        assert f"can't import aioisolate of unknown version from {tmp_path}/home" in text
+        assert f"this process runs {VERSION}" in text
+        assert reason == "CHILD_SETUP"
+        assert "there is no package" in stack
+    attempts = [line for line in logged if "could not be started" in line]
+    assert 3 <= len(attempts) <= 6  # at growing intervals
+
+
+def test_9_upgrade_with_a_module_that_fails(tmp_path):
+    found, _, _ = upgraded(
+        tmp_path, "rewrite('_zygote/server.py', 'class Server:', 'class Server(Gone):')"
+    )
+    assert f"can't import aioisolate {VERSION} from {tmp_path}/home" in found[0][0]
+    assert "NameError: name 'Gone' is not defined" in found[0][2]
