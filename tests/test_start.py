@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 import aioisolate
-from aioisolate import CallableDidNotExecuteError, Isolator
+from aioisolate import CallableDidNotExecuteError, Isolator, Reason
+from aioisolate._zygote import control
 from tests.helpers import ROOT, error_of
 
 DEPENDENCIES = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
@@ -357,7 +358,8 @@ async def test_9_1_nothing_that_the_environment_puts_first_is_imported(tmp_path)
 
 UPGRADED = """
 import asyncio, json, logging, os, pathlib, shutil, signal, sys, time
-from aioisolate import CallableDidNotExecuteError, Isolator
+from aioisolate import CallableDidNotExecuteError, Isolator, Reason
+from aioisolate._zygote import control
 
 package = pathlib.Path(sys.argv[1]) / "aioisolate"
 assert package.samefile(sys.modules["aioisolate"].__path__[0])
@@ -444,7 +446,8 @@ def test_9_upgrade_to_another_version(tmp_path, missing):
     upgrade = f"rewrite('__init__.py', '\"{VERSION}\"', '\"99.1\"')"
     if missing:
         upgrade += f"; (package / {missing!r}).unlink()"
-    found, restarts, logged = upgraded(tmp_path, upgrade, refusals=5)
+    # It is not tried again and again: the next time would be long before that.
+    found, restarts, logged = upgraded(tmp_path, upgrade, "await asyncio.sleep(0.5)", refusals=5)
     for text, reason, stack, seconds in found:
         assert text == (
             f"the fork server runs aioisolate 99.1 and this process {VERSION}: aioisolate was "
@@ -453,7 +456,6 @@ def test_9_upgrade_to_another_version(tmp_path, missing):
         assert reason == "CHILD_SETUP"
         assert not stack
         assert seconds < 5
-    # It is not tried again and again.
     assert restarts == 1
     assert [line for line in logged if "could not be started" in line] == [
         f"the fork server could not be started: {found[0][0]}"
@@ -502,3 +504,14 @@ def test_9_upgrade_with_a_module_that_fails(tmp_path):
     )
     assert f"can't import aioisolate {VERSION} from {tmp_path}/home" in found[0][0]
     assert "NameError: name 'Gone' is not defined" in found[0][2]
+
+
+@pytest.mark.one_loop
+async def test_9_upgrade_is_told_whatever_has_been_said_to_the_server(monkeypatch):
+    """More than a socket holds, so that somebody has to read it."""
+    monkeypatch.setattr(control, "PROTOCOL", 99)
+    monkeypatch.setattr(sys, "path", [*sys.path, *(f"/{i:0999}" for i in range(2000))])
+    error = await error_of(Isolator().__aenter__())
+    assert isinstance(error, CallableDidNotExecuteError)
+    assert f"and this process {VERSION} (protocol 99)" in str(error)
+    assert error.reason is Reason.CHILD_SETUP
