@@ -21,6 +21,8 @@ from aioisolate import CallableDidNotExecuteError, Isolator, Reason
 from aioisolate._zygote import control
 from tests.helpers import ROOT, error_of
 
+hazard = pytest.mark.hazard
+
 DEPENDENCIES = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
 SANDBOXES = {"none": "None", "guard": "Sandbox.crash_guard()", "untrusted": "Sandbox.untrusted()"}
 
@@ -120,6 +122,7 @@ def plant(folder: Path, witness: Path, *more: str) -> None:
 # Nothing that somebody has put in its way
 
 
+@hazard(46)
 @pytest.mark.parametrize("sandbox", SANDBOXES)
 def test_9_1_nothing_of_the_current_directory_is_imported(tmp_path, sandbox):
     cwd, witness, script = tmp_path / "cwd", tmp_path / "witness", tmp_path / "app" / "script.py"
@@ -130,6 +133,7 @@ def test_9_1_nothing_of_the_current_directory_is_imported(tmp_path, sandbox):
     assert not witness.exists(), witness.read_text()
 
 
+@hazard(46)
 @pytest.mark.parametrize("sandbox", SANDBOXES)
 def test_9_1_nothing_beside_the_package_comes_before_the_standard_library(
     tmp_path, environment, sandbox
@@ -144,6 +148,7 @@ def test_9_1_nothing_beside_the_package_comes_before_the_standard_library(
     assert not (tmp_path / "witness").exists(), (tmp_path / "witness").read_text()
 
 
+@hazard(46)
 def test_9_1_the_server_itself_imports_nothing_from_where_the_parents_path_begins(tmp_path):
     """Preloaded modules and functions are found as in the parent; what the server needs is not."""
     hostile, witness = tmp_path / "hostile", tmp_path / "witness"
@@ -191,6 +196,7 @@ def test_9_1_the_server_itself_imports_nothing_from_where_the_parents_path_begin
     assert not [line for line in told if line.split()[0] in servers]
 
 
+@hazard(46)
 def test_9_1_what_the_start_of_the_interpreter_has_imported_is_not_taken_for_ours(tmp_path):
     """A sitecustomize that imports another aioisolate, as a debugger's or a tracer's may."""
     other = tmp_path / "other"
@@ -338,6 +344,7 @@ async def test_9_1_a_frozen_application(monkeypatch):
     assert "frozen application" in str(error)
 
 
+@hazard(46)
 @pytest.mark.one_loop
 async def test_9_1_nothing_that_the_environment_puts_first_is_imported(tmp_path):
     """An empty entry of PYTHONPATH, as in ``PYTHONPATH=$PYTHONPATH:lib``, is the current directory.
@@ -440,6 +447,7 @@ def upgraded(tmp_path: Path, upgrade: str, afterwards: str = "pass", refusals: i
 VERSION = aioisolate.__version__
 
 
+@hazard(47)
 @pytest.mark.parametrize("missing", [None, "_zygote/server.py", "_os/__init__.py"])
 def test_9_upgrade_to_another_version(tmp_path, missing):
     """If the version is known to be another one, that is told, whatever else is wrong."""
@@ -462,6 +470,7 @@ def test_9_upgrade_to_another_version(tmp_path, missing):
     ]
 
 
+@hazard(47)
 def test_9_upgrade_of_the_protocol_alone(tmp_path):
     found, restarts, _ = upgraded(
         tmp_path, "rewrite('_zygote/control.py', 'PROTOCOL = ', 'PROTOCOL = 100 + ')"
@@ -472,6 +481,7 @@ def test_9_upgrade_of_the_protocol_alone(tmp_path):
         assert f"this process {VERSION} (protocol " in text
 
 
+@hazard(47)
 def test_9_upgrade_of_python(tmp_path):
     """The interpreter's program is another one by now; what is pickled would not fit."""
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.implementation.cache_tag = 'x-99'")
@@ -481,6 +491,7 @@ def test_9_upgrade_of_python(tmp_path):
     assert f"runs Python x-99 and this process {tag}: Python was upgraded" in found[0][0]
 
 
+@hazard(47)
 def test_9_upgrade_half_way(tmp_path):
     """Files are missing, for a while: who calls is told so in time, and calls go on afterwards."""
     found, restarts, logged = upgraded(
@@ -498,6 +509,7 @@ def test_9_upgrade_half_way(tmp_path):
     assert 3 <= len(attempts) <= 6  # at growing intervals
 
 
+@hazard(47)
 def test_9_upgrade_with_a_module_that_fails(tmp_path):
     found, _, _ = upgraded(
         tmp_path, "rewrite('_zygote/server.py', 'class Server:', 'class Server(Gone):')"
@@ -506,6 +518,7 @@ def test_9_upgrade_with_a_module_that_fails(tmp_path):
     assert "NameError: name 'Gone' is not defined" in found[0][2]
 
 
+@hazard(47)
 @pytest.mark.one_loop
 async def test_9_upgrade_is_told_whatever_has_been_said_to_the_server(monkeypatch):
     """More than a socket holds, so that somebody has to read it."""
