@@ -1,5 +1,8 @@
 """Run any function in a throw-away copy of your process, from asyncio."""
 
+# First: whatever fails below, as in a package that is just being upgraded, the version is known.
+__version__ = "0.1.0"
+
 # What is named here is imported when it is first used: a fork server, which imports parts of this
 # package and is forked again and again, must stay small.
 from typing import TYPE_CHECKING
@@ -29,8 +32,6 @@ if TYPE_CHECKING:
     from ._run import capture_isolated, isolated, run_isolated
     from ._stream import stream_isolated
     from .sandbox import Sandbox
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Access",

@@ -21,7 +21,7 @@ from aioisolate import (
     run_isolated,
     stream_isolated,
 )
-from tests.helpers import Stages, alive, error_of, isolator, until
+from tests.helpers import Stages, alive, error_of, isolator, python, until
 from tests.payloads import double
 
 SERVED = [{"start": "zygote"}, {"start": "zygote", "warm": 2}]
@@ -291,3 +291,40 @@ async def test_9_5_a_loop_that_was_held_up_proves_nothing():
             await anyio.sleep(0)
         assert await iso.run(double, 1) == 2
         assert iso.statistics().restarts == 0
+
+
+def test_9_5_a_server_that_can_not_be_started_again(loop, tmp_path):
+    """The current directory has gone; when it is there again, so is the server."""
+    done = python(
+        f"""
+        import os, signal, anyio
+        from aioisolate import Isolator
+
+        os.makedirs({str(tmp_path / "gone")!r})
+        os.chdir({str(tmp_path / "gone")!r})
+
+        async def main():
+            async with Isolator(start_timeout=1) as iso:
+                server = await iso.run(os.getppid)
+                os.rmdir(os.getcwd())
+                os.kill(server, signal.SIGKILL)
+                await anyio.sleep(0.1)
+                with anyio.fail_after(20):
+                    for _ in range(2):
+                        try:
+                            print(await iso.run(abs, -1))
+                        except Exception as exc:
+                            print(type(exc).__name__, exc)
+                    os.chdir("/")
+                    while True:
+                        try:
+                            print(await iso.run(abs, -1))
+                            break
+                        except Exception:
+                            pass
+
+        anyio.run(main, backend={"trio" if loop == "trio" else "asyncio"!r})
+        """
+    )
+    assert done.stdout.endswith("\n1\n"), done.stderr
+    assert "is being started" in done.stdout or "current directory is gone" in done.stdout

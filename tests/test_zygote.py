@@ -35,6 +35,12 @@ def pool_of(iso):
 # What a fresh interpreter is like
 
 
+def flags_but_for_the_path():
+    """Return what it was started with; a fork server is always started with -P."""
+    names = sys.flags.__match_args__
+    return dict(zip(names, sys.flags, strict=True)) | {"safe_path": True}
+
+
 async def test_a_fresh_interpreter_like_this_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AIOISOLATE_TEST", "here")
@@ -45,7 +51,7 @@ async def test_a_fresh_interpreter_like_this_one(tmp_path, monkeypatch):
             os.environ.get("AIOISOLATE_TEST"),
             sys.executable,
             sys.path,
-            [*sys.flags],
+            flags_but_for_the_path(),
         )
 
     async with Isolator() as iso:
@@ -54,7 +60,7 @@ async def test_a_fresh_interpreter_like_this_one(tmp_path, monkeypatch):
             str(tmp_path),
             "here",
             sys.executable,
-            [*sys.flags],
+            flags_but_for_the_path(),
         )
         assert path == [entry or str(tmp_path) for entry in sys.path]
         assert "LD_BIND_NOW" not in await iso.run(lambda: dict(os.environ))

@@ -16,6 +16,7 @@ from .._call.spawn import ForkedChild, let_imports_finish
 from .._call.turn import Turn
 from .._child.order import AsyncBackend
 from .._child.policy import Layer, Policy
+from .._errors import CallableDidNotExecuteError, Reason
 from .._os import threads
 from .._wire import codecs, relation
 from .._zygote import control
@@ -250,9 +251,18 @@ def fresh_interpreter(
     wanted = None if policy is None else policy.server_layers
 
     def setup() -> control.Setup:
-        path = [os.path.abspath(entry) if entry == "" else entry for entry in sys.path]
+        try:
+            here = os.getcwd()
+        except OSError as exc:
+            raise CallableDidNotExecuteError(
+                f"the fork server could not be started: the current directory is gone: "
+                f"{exc.strerror}",
+                reason=Reason.FORK,
+            ) from exc
+        entries: Sequence[object] = sys.path  # of which Python passes over what is no string
+        path = [str(entry) or here for entry in entries if isinstance(entry, str)]
         early = "LD_BIND_NOW" not in (os.environ if environment is None else environment)
-        return control.Setup(os.getpid(), os.getcwd(), path, tuple(preload), early, told)
+        return control.Setup(os.getpid(), here, path, tuple(preload), early, told)
 
     backend = backend._replace(task=None)
     launch = launch_interpreter(environment)

@@ -27,7 +27,7 @@ from .._outcome import Exit
 from . import control
 from .backlog import Backlog
 from .farewell import PATIENCE, Farewell
-from .launch import Launch
+from .launch import Launch, explain
 from .ward import Ward
 
 __all__ = ["Zygote"]
@@ -51,6 +51,7 @@ class Zygote:
         problem: why it is not of any use (any more), or "".
         modules: what it had imported when it was ready.
         silent: it does not answer.
+        outdated: it is of another version than this process, and so will the next one be.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Zygote:
         self._socket: _socket.socket
         self.wards: dict[int, Ward] = {}
         self.problem = ""
+        self.outdated = False
         self._problem_number = 0
         self.modules: frozenset[str] = frozenset()
 
@@ -140,7 +142,7 @@ class Zygote:
     def error(self) -> CallableDidNotExecuteError:
         """Make the error that says what is wrong with this server."""
         error = CallableDidNotExecuteError(
-            f"the fork server can't be used: {self.problem}",
+            self.problem if self.outdated else f"the fork server can't be used: {self.problem}",
             reason=Reason.CHILD_SETUP,
             pid=self.pid or None,
             crash_traceback=self.problem if "Traceback" in self.problem else "",
@@ -337,15 +339,20 @@ class Zygote:
                 self._refuse(number, error)
             case ("unfit", number, text):
                 self._refuse(number, CallableDidNotExecuteError(text, reason=Reason.CHILD_SETUP))
-            case ("failed", text, number):
-                self.problem = str(text).rstrip()
-                self._problem_number = number
-                self._ready.set()
+            case ("failed" | "strange" as how, what, more):
+                self._fail(how, what, more)
             case ("ready", modules, engaged):
                 self.modules = frozenset(modules)
                 if self._layers is not None:
                     self.problem = why_unconfined(self._layers, ",".join(engaged).encode())
                 self._ready.set()
+
+    def _fail(self, how: str, what: Any, more: Any) -> None:
+        if how == "strange":
+            self.problem, self.outdated = explain(what, more)
+        else:
+            self.problem, self._problem_number = str(what).rstrip(), more
+        self._ready.set()
 
     def _receive(self, number: int, pid: int, pidfd: int) -> None:
         ward = self._coming.pop(number, None)

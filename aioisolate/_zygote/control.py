@@ -5,7 +5,7 @@
     from the server   ready(modules, layers engaged), child(number, pid, index of its pidfd),
                       ended(pid, status, user, system, rss),
                       refused(number, errno, text), unfit(number, text), failed(text, errno),
-                      pong
+                      pong, strange(what it runs, traceback), see `launch`
 
 With each `fork` come the child's channel and its scratch file, with each `child` its pidfd, if it
 has one: the first of a message has index 0, and -1 is none, or one that could not be passed. Each
@@ -19,7 +19,11 @@ import struct
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-__all__ = ["Inbox", "Parcels", "Setup", "encode"]
+__all__ = ["PROTOCOL", "Inbox", "Parcels", "Setup", "encode"]
+
+# To be raised with every change to what the two processes, or the parent and a child, say to each
+# other: a fresh fork server runs the files on disk, which may have been changed under the parent.
+PROTOCOL = 1
 
 _LENGTH = struct.Struct("<I")
 

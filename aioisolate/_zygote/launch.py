@@ -2,33 +2,126 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["Launch", "launch_interpreter"]
+from . import control
+
+__all__ = ["Launch", "explain", "launch_interpreter"]
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 # Starts the server's process with one end of a socket pair, and returns its pid.
 Launch = Callable[[int], int]
 
+_UNKNOWN = "of unknown version"
+
+# What the fresh interpreter runs first. This text belongs to this process's version, whatever
+# version the files on disk have by then; so it can compare the two, and tell what it has found,
+# before anything is said that depends on the version.
+#
+# The fork server is not confined, so it must import nothing that somebody else may have put in its
+# way. The current directory is not on its path (-P), and the path begins with the standard library.
+# The package is loaded from where this process has it; the folder around it, which may be
+# site-packages with an old backport of typing or enum in it, is not put on the path for that.
+_SOURCE = f"""\
+def start():
+    import sys
+    library = getattr(sys, "_stdlib_dir", None)
+    if library in sys.path:
+        at = sys.path.index(library)
+        zipped = "/python%d%d.zip" % sys.version_info[:2]
+        del sys.path[:at - 1 if at and sys.path[at - 1].endswith(zipped) else at]
+    root, fd, *wanted = sys.argv[1:]
+    del sys.argv[1:]
+    fd = int(fd)
+    found = [str(sys.implementation.cache_tag)]
+    trouble = ""
+    try:
+        if found == wanted[:1]:
+            from _frozen_importlib import module_from_spec
+            from _frozen_importlib_external import PathFinder
+            spec = PathFinder.find_spec("aioisolate", [root])
+            if spec is None or spec.loader is None:
+                raise ImportError("there is no package aioisolate in " + root)
+            package = sys.modules.get("aioisolate")
+            try:
+                if getattr(package, "__file__", None) != spec.origin:
+                    # Not yet there, or imported by the start of the interpreter, from elsewhere.
+                    for name in list(sys.modules):
+                        if name.partition(".")[0] == "aioisolate":
+                            del sys.modules[name]
+                    package = sys.modules["aioisolate"] = module_from_spec(spec)
+                    spec.loader.exec_module(package)
+            finally:
+                found.append(str(getattr(package, "__version__", "{_UNKNOWN}")))
+            if found == wanted[:2]:
+                from aioisolate._zygote.control import PROTOCOL
+                found.append(str(PROTOCOL))
+                if found == wanted:
+                    from aioisolate._zygote.server import main
+                    return main, fd
+    except BaseException:
+        import traceback
+        trouble = traceback.format_exc()
+    import marshal, os
+    body = marshal.dumps([("strange", found, trouble)], 4)
+    try:
+        os.write(fd, len(body).to_bytes(4, "little") + body)
+        while os.read(fd, 65536):  # what is left unread may take along what has been written
+            pass
+    finally:
+        os._exit(1)
+
+main, fd = start()
+main(fd)
+"""
+
+
+def _identity() -> list[str]:
+    """Say what runs here: the kind of bytecode, the version of this package, the protocol."""
+    package: Any = sys.modules[__name__.partition(".")[0]]
+    return [str(sys.implementation.cache_tag), package.__version__, str(control.PROTOCOL)]
+
+
+def explain(found: Sequence[str], trouble: str) -> tuple[str, bool]:
+    """Say why a fresh interpreter does not serve, and whether the next one would not either.
+
+    *found*: its `_identity`, as far as it is known; *trouble*: a traceback, or "".
+    """
+    what, (python, version, protocol) = "aioisolate", _identity()
+    there, here = found[1] if len(found) > 1 else _UNKNOWN, version
+    if found[0] != python:
+        what, there, here = "Python", found[0], python
+    elif there in (_UNKNOWN, version):
+        if len(found) < 3 or trouble:
+            # Perhaps it is just being upgraded.
+            return (
+                f"it can't import aioisolate {there} from {_ROOT}; this process runs {version}. If "
+                f"the package was upgraded under a running process, restart it\n{trouble}".rstrip()
+            ), False
+        there, here = f"{there} (protocol {found[2]})", f"{here} (protocol {protocol})"
+    return (
+        f"the fork server runs {what} {there} and this process {here}: {what} was upgraded "
+        "under a running process; restart it"
+    ), True
+
 
 def launch_interpreter(environment: Mapping[str, str] | None) -> Launch:
     """Make a launcher of fresh interpreters like this one."""
 
     def launch(fd: int) -> int:
-        source = (
-            f"import sys; sys.path.insert(0, {_ROOT!r}); "
-            f"from aioisolate._zygote.server import main; main({fd if fd != 3 else 4})"
-        )
         flags: Any = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        arguments = [_ROOT, str(fd if fd != 3 else 4), *_identity()]
+        program = _find_program()
         return os.posix_spawn(
-            sys.executable,
-            [sys.executable, *flags, "-c", source],
+            program,
+            [program, *flags, "-P", "-c", _SOURCE, *arguments],
             # What the dynamic linker resolves only when it is called first, each child would have
             # to resolve anew.
             {"LD_BIND_NOW": "1", **(os.environ if environment is None else environment)},
@@ -48,3 +141,22 @@ def launch_interpreter(environment: Mapping[str, str] | None) -> Launch:
         )
 
     return launch
+
+
+def _find_program() -> str:
+    """Return this interpreter's program. Raises OSError if that is not known."""
+    program = sys.executable
+    # A relative path would be looked for in the current directory.
+    if not program or not os.path.isabs(program):
+        raise OSError(
+            errno.ENOENT,
+            f"sys.executable is {program!r}, and has to be the path of a Python interpreter. Set "
+            "it, or use start='template' or 'fork'",
+        )
+    if getattr(sys, "frozen", None) is True:
+        raise OSError(
+            errno.ENOEXEC,
+            f"this is a frozen application: {program} is the application, not a Python "
+            "interpreter. Use start='template' or 'fork'",
+        )
+    return program

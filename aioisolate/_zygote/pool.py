@@ -142,6 +142,10 @@ class Pool:
         self._begun = zygote
         try:
             await zygote.start(self._launch, setup, _READY_PATIENCE, self._layers)
+        except CallableDidNotExecuteError as exc:
+            if zygote.outdated:
+                self._dead = exc
+            raise
         finally:
             self._begun = None
         self._zygote = zygote
@@ -358,6 +362,9 @@ class Pool:
             except CallableDidNotExecuteError as exc:
                 self._failures += 1
                 _log.warning("the fork server could not be started: %s", exc)
+                if self._dead is not None:
+                    self._fail_line(exc)
+                    return  # the next one would be as outdated
                 if self._failures >= _FAILURES_MAX:
                     self._fail_line(exc)
                 continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # the C part of signal; it has no stubs
 import os
+import resource  # noqa: F401 - os.wait4 imports it: from where, that is decided before
 import select
 import time
 from collections import deque

@@ -29,7 +29,7 @@ from .._os import fds, messages, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire import relation
 from .._wire.frames import NONCE_SIZE
-from . import control, inspection
+from . import control, inspection, preparation
 from .reaper import Reaper
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def main(fd: int) -> NoReturn:
             os._exit(1)
         try:
             bootstrap.volunteer()  # and every child with it
-            _prepare(setup, fd)
+            preparation.prepare(setup, fd)
             faulthandler.disable()  # it is enabled again, for the children
             # Python's own for SIGINT, and what was installed by an import: not the children's.
             signals.reset(signals.handled())
@@ -96,10 +96,12 @@ def _run(server: Server, channel: _socket.socket) -> None:
 
 
 def _tell_failure(channel: _socket.socket, exc: BaseException) -> None:
-    import traceback  # noqa: PLC0415 - rarely needed, and not small
+    with preparation.library_first():
+        import traceback  # noqa: PLC0415 - rarely needed, and not small
 
+        text = traceback.format_exc()  # which imports more
     number = exc.errno if isinstance(exc, OSError) else None
-    _tell(channel, ("failed", traceback.format_exc(), number or 0))
+    _tell(channel, ("failed", text, number or 0))
 
 
 def _await_setup(channel: _socket.socket) -> control.Setup:
@@ -111,34 +113,6 @@ def _await_setup(channel: _socket.socket) -> control.Setup:
             os._exit(1)
         for record in inbox.feed(data):
             return control.Setup(*record[1:])
-
-
-def _prepare(setup: control.Setup, fd: int) -> None:
-    """Become like the parent, as far as it wants that."""
-    if setup.bound_early:
-        del os.environ["LD_BIND_NOW"]
-    os.chdir(setup.cwd)
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_RDWR), number)
-    # Whatever the parent had marked as inheritable for somebody else is not for us.
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for number in fds.listed():
-        if number > 2 and number not in (fd, null):
-            try:
-                os.close(number)
-            except OSError:
-                pass  # the listing's own
-    os.close(null)
-    sys.path[:] = setup.path
-    for name in setup.preload:
-        _import(name)
-
-
-def _import(name: str) -> None:
-    __import__(name)
 
 
 class Server:
@@ -298,7 +272,8 @@ class Server:
 
     def _learn(self, name: str) -> None:
         try:
-            _import(name)
+            with preparation.library_first():
+                preparation.import_module(name)
             self._settle()
         except Exception:  # noqa: BLE001 - a child that needs it will say what is wrong
             return

@@ -1,0 +1,68 @@
+"""What a fresh fork server does to become like its parent, and where its modules come from.
+
+The server is not confined. What it needs for itself comes from the standard library and from this
+package, whatever the parent's `sys.path` begins with; preloaded modules are found as in the parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from .._child.policy import Policy
+from .._os import fds
+from . import control
+
+__all__ = ["import_module", "library_first", "prepare"]
+
+# Where the standard library is; nothing in a copy of the parent, which has its path and modules.
+_library: list[str] = []
+
+
+@contextlib.contextmanager
+def library_first() -> Iterator[None]:
+    """Let imports look into the standard library before anything else."""
+    sys.path[:0] = _library
+    try:
+        yield
+    finally:
+        for entry in _library:
+            sys.path.remove(entry)  # the first of several: that one
+
+
+def import_module(name: str) -> None:
+    """Import a module."""
+    __import__(name)
+
+
+def prepare(setup: control.Setup, fd: int) -> None:
+    """Become like the parent, as far as it wants that; *fd*: the control socket."""
+    if setup.bound_early:
+        del os.environ["LD_BIND_NOW"]
+    os.chdir(setup.cwd)
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    # Whatever the parent had marked as inheritable for somebody else is not for us.
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number in fds.listed():
+        if number > 2 and number not in (fd, null):
+            try:
+                os.close(number)
+            except OSError:
+                pass  # the listing's own
+    os.close(null)
+    home = getattr(sys, "_stdlib_dir", None)
+    _library[:] = [entry for entry in sys.path if entry in (home, f"{home}/lib-dynload")]
+    sys.path[:] = setup.path
+    if setup.policy is not None:
+        with library_first():  # before a preloaded module can have changed what is found
+            from .._child import bounds, confine  # noqa: F401, PLC0415 - only then
+
+            confine.get_ready(Policy(*setup.policy))
+    for name in setup.preload:
+        import_module(name)
