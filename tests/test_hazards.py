@@ -38,7 +38,7 @@ from aioisolate._os import fds as os_fds
 from aioisolate._os import prctl
 from aioisolate._os.process import Process
 from tests.conftest import LOOPS, descriptors, has_children, run_on
-from tests.helpers import Stages, alive, python, until, wait_until
+from tests.helpers import Stages, alive, fork, python, until, wait_until
 
 hazard = pytest.mark.hazard
 
@@ -676,7 +676,7 @@ async def test_somebody_else_collects_our_children(reaper, monkeypatch):
 @hazard(30)
 def test_a_handle_forgets_its_number():
     def child():
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             signal.pause()
             os._exit(0)
@@ -702,13 +702,13 @@ def test_a_handle_forgets_its_number():
 
 
 def test_a_copy_of_a_handle_does_nothing():
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         signal.pause()
         os._exit(0)
     process = Process()
     process.adopt(pid)
-    copy = os.fork()
+    copy = fork()
     if copy == 0:
         process.signal(signal.SIGKILL)
         process.close()
@@ -760,7 +760,7 @@ def test_a_group_is_gone_with_its_last_member(monkeypatch, kernel):
     if kernel == "without pidfds":
         without_pidfds(monkeypatch)
     read, write = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         os.setpgid(0, 0)
         if os.fork() == 0:
