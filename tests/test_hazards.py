@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 
 import anyio
 import numpy as np
@@ -827,7 +828,9 @@ async def test_every_system_call_may_fail(monkeypatch, module, name, code, reaso
         calls += 1
         if calls == nth:
             raise OSError(code, os.strerror(code))
-        return original(*args, **options)
+        with warnings.catch_warnings():  # about threads: here os.fork is called by another module
+            warnings.filterwarnings("ignore", "This process", DeprecationWarning)
+            return original(*args, **options)
 
     before = descriptors()
     monkeypatch.setattr(module, name, failing)
