@@ -20,7 +20,7 @@ import warnings
 from typing import Any, NamedTuple
 
 from .._outcome import Exit
-from . import threads
+from . import imports, threads
 from .fds import Descriptors
 from .prctl import is_subreaper
 
@@ -60,6 +60,7 @@ _filter: object = None
 
 def fork() -> int:
     """Fork this process: 0 in the child, the child's pid here."""
+    imports.finish_own()
     return os.fork()
 
 

@@ -23,6 +23,8 @@ def launch_interpreter(environment: Mapping[str, str] | None) -> Launch:
     def launch(fd: int) -> int:
         source = (
             f"import sys; sys.path.insert(0, {_ROOT!r}); "
+            # Whatever flag has come from here: what is not imported there, each child would import.
+            "from aioisolate._os.imports import be_eager; be_eager(); "
             f"from aioisolate._zygote.server import main; main({fd if fd != 3 else 4})"
         )
         flags: Any = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
