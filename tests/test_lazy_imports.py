@@ -53,14 +53,14 @@ def package(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def run_lazily(source, *, flag=False):
+def run_lazily(source, *, mode="all", flag=False, path=ROOT):
     """Run a program with all imports lazy; return what it prints as JSON."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{path}"}
     command = [sys.executable, "-c", textwrap.dedent(source)]
     if flag:
-        command[1:1] = ["-X", "lazy_imports=all"]
+        command[1:1] = ["-X", f"lazy_imports={mode}"]
     else:
-        environment["PYTHON_LAZY_IMPORTS"] = "all"
+        environment["PYTHON_LAZY_IMPORTS"] = mode
     done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -260,6 +260,46 @@ def test_all_imports_lazy(flag):
         # Where it is a copy, `textwrap` is imported by the function itself, in the child.
         assert not [name for name in more if name.startswith(("aioisolate", "anyio"))], start
         assert "gc" not in more, start
+
+
+NEWS = """
+    import asyncio, json, sys
+    from aioisolate import Isolator, Limits
+    from lazy_hook import news
+
+    def news_by_value():
+        return sys.modules["lazy_hook"].news()
+
+    async def main():
+        answers = {}
+        async with Isolator(start="zygote", preload=["lazy_hook"]) as iso:
+            answers["by name"] = await iso.run(news)
+            await iso.run(news_by_value)  # so the server learns what such functions need
+            answers["by value"] = await iso.run(news_by_value)
+            answers["bounds"] = await iso.run(news, limits=Limits(open_files=50))
+            answers["bounds"] = await iso.run(news, limits=Limits(open_files=50))
+        print(json.dumps(answers))
+
+    asyncio.run(main())
+"""
+
+
+def test_a_fork_servers_children_import_no_more_than_elsewhere(package, tmp_path):
+    package(
+        {
+            "lazy_hook": """
+                import os, sys
+                at_fork = []
+                os.register_at_fork(after_in_child=lambda: at_fork.append(set(sys.modules)))
+
+                def news():
+                    return sorted(set(sys.modules) - at_fork[-1])
+            """
+        }
+    )
+    eager = run_lazily(NEWS, mode="normal", path=tmp_path)
+    assert not [name for names in eager.values() for name in names if "cloudpickle" in name]
+    assert run_lazily(NEWS, path=tmp_path) == eager
 
 
 def test_the_first_fork_finds_this_package_imported():
