@@ -61,7 +61,8 @@ def run_lazily(source, *, mode="all", flag=False, path=ROOT):
         command[1:1] = ["-X", f"lazy_imports={mode}"]
     else:
         environment["PYTHON_LAZY_IMPORTS"] = mode
-    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=60)
+    options = {"text": True, "capture_output": True, "timeout": 60}
+    done = subprocess.run(command, check=False, env=environment, **options)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
