@@ -546,6 +546,34 @@ def test_threads_are_warned_about_before_the_fork(filters):
 
 
 @hazard(17)
+@pytest.mark.parametrize("aware", ["0", "1"])
+def test_pythons_own_warning_never_loses_a_child(aware):
+    """It is raised when the child is there; filters may be each context's own (Python 3.14)."""
+    result = python(
+        """
+        import asyncio, os, threading, warnings
+        from aioisolate import ForkSafetyWarning, run_isolated
+        stop = threading.Event()
+        thread = threading.Thread(target=stop.wait)
+        thread.start()
+        async def main():
+            warnings.simplefilter("ignore", ForkSafetyWarning)
+            for _ in range(2):
+                print(await run_isolated(int))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", DeprecationWarning)
+                    print(await run_isolated(int))
+        try:
+            asyncio.run(main())
+        finally:
+            stop.set()
+        """,
+        env={"PYTHON_CONTEXT_AWARE_WARNINGS": aware},
+    )
+    assert result.stdout == "0\n" * 4, result.stderr
+
+
+@hazard(17)
 async def test_no_warning_without_threads(recwarn):
     await run_isolated(int)
     await run_isolated(lambda: b"x" * 20_000_000)  # unpickled in a thread of ours
