@@ -347,6 +347,19 @@ def test_a_child_without_files(start, codec):
     assert answers == [[3, "text"], "LookupError"]
 
 
+def test_where_it_can_not_work_its_import_is_refused_at_once():
+    said = run_lazily("""
+        import json, sys
+        sys.abiflags += "t"
+        try:
+            import aioisolate
+            aioisolate
+        except ImportError as error:
+            print(json.dumps(str(error)))
+    """)
+    assert "free-threaded" in said
+
+
 # Other threads
 
 SLOW = """
