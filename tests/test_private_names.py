@@ -276,7 +276,7 @@ def test_concurrent_futures_have_a_condition_and_a_state():
 def test_numpy_has_an_error_of_its_own_for_want_of_memory():
     with pytest.raises(MemoryError) as raised:
         np.empty(1 << 60, "u1")
-    assert type(raised.value).__name__ == "_ArrayMemoryError"
+    assert type(raised.value).__qualname__ == "_ArrayMemoryError"
 
 
 def test_the_modules_in_c():
