@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 # package and is forked again and again, must stay small.
 from typing import TYPE_CHECKING
 
-from . import _os as _os  # refuses, early, to be imported where there is no fork
+__import__(f"{__name__}._os")  # refuses to be imported where this can't work, even if that is lazy
 
 if TYPE_CHECKING:
     from ._child.progress import report_progress

@@ -81,7 +81,8 @@ class IsolationError(Exception):
         stderr_tail: the last 8 KiB that the child wrote to standard error;
             empty with ``output="inherit"``, where it is not read.
         crash_traceback: the child's Python stack when it crashed or when the deadline
-            passed, most recent call first; empty if there is none.
+            passed, most recent call first; empty if there is none. After a crash, from Python
+            3.14 on, the C functions come first that the innermost Python function had called.
 
     Example::
 

@@ -22,7 +22,13 @@ import httpx
 import skimage
 
 ROOT = Path(__file__).resolve().parent.parent
-PICTURES = Path(skimage.__file__).parent / "data"
+# Up to scikit-image 0.26 they lie in the package itself.
+PACKAGES = Path(skimage.__file__).parent.parent
+PICTURES = next(
+    folder
+    for folder in (PACKAGES / "skimage/data", PACKAGES / "_skimage2/data")
+    if (folder / "coffee.png").exists()
+)
 WIDTH = 78
 
 promises: list[tuple[str, bool]] = []

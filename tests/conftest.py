@@ -11,6 +11,7 @@ import gc
 import inspect
 import os
 import signal
+import sys
 import time
 from collections.abc import Generator
 from typing import Any
@@ -169,9 +170,13 @@ def has_children() -> bool:
 
 
 def _unfinished_tasks() -> set[Any]:
-    tasks = getattr(asyncio.tasks, "_scheduled_tasks", None)
-    if tasks is None:
-        tasks = asyncio.tasks._all_tasks
+    if sys.version_info >= (3, 14):
+        # What lists them is in C, and tells only of those of one loop.
+        tasks = [task for task in gc.get_objects() if issubclass(type(task), asyncio.Task)]
+    else:
+        tasks = getattr(asyncio.tasks, "_scheduled_tasks", None)
+        if tasks is None:
+            tasks = asyncio.tasks._all_tasks
     return {task for task in tasks if not task.done()}
 
 

@@ -6,16 +6,10 @@ import contextlib
 import errno
 import os
 import signal
-import warnings
 from collections.abc import Callable
 from typing import Any
 
-
-def fork() -> int:
-    """os.fork without the warning that there are threads, which numpy may have started."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return os.fork()
+from tests.helpers import fork
 
 
 def leave() -> None:

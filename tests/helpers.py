@@ -14,6 +14,7 @@ import sys
 import textwrap
 import time
 import traceback
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,10 +81,22 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20) -> Any:
     return value
 
 
+def fork() -> int:
+    """Fork this process as `os.fork` does, without the warning that there are threads.
+
+    From 3.15 on Python counts native threads, too: pytest's watchdog (faulthandler_timeout) and
+    libuv's workers, which are there as soon as uvloop has looked up a name. Neither of them holds
+    a lock that a child of a test's could need.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This process", DeprecationWarning)
+        return os.fork()
+
+
 def forked(work: Callable[..., Any], *args: Any) -> tuple[Any, int]:
     """Run *work* in a bare forked child; return what JSON makes of its result, and its status."""
     read, write = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if not pid:
         try:
             os.close(read)
@@ -197,7 +210,7 @@ def count_forks(limit: int = 20) -> int:
     forks = []
     try:
         for _ in range(limit):
-            pid = os.fork()
+            pid = fork()
             if not pid:
                 time.sleep(30)
                 os._exit(0)

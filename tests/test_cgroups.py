@@ -11,7 +11,7 @@ import pytest
 from aioisolate._os import cgroups, delegation, hierarchies, oom
 from aioisolate._os.cgroups import Group
 from aioisolate._os.delegation import Home
-from tests.helpers import alive, count_forks, forked, wait_until
+from tests.helpers import alive, count_forks, fork, forked, wait_until
 
 MiB = 1 << 20
 # Version 2 kills the chosen one, and then all of its group, where it mostly counts once more.
@@ -175,7 +175,7 @@ def test_killing_reaches_a_daemon(group, limits):
 def test_killing_ends_those_who_run_away(group, limits):
     limited = group(**limits)
     read, write = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if not pid:
         cgroups.enter(limited.entrances)
         os.fork()

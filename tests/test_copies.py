@@ -14,13 +14,13 @@ import anyio
 import pytest
 
 from aioisolate import Isolator, run_isolated
-from tests.helpers import Stages, alive, isolator, python
+from tests.helpers import Stages, alive, fork, isolator, python
 from tests.payloads import double
 
 
 def in_a_copy(work) -> int:
     """Run *work* in a bare forked copy, as os.fork leaves it; return its exit code."""
-    pid = os.fork()
+    pid = fork()
     if not pid:
         code = 99
         try:
@@ -154,7 +154,7 @@ async def test_9_2_a_copy_that_leaves_the_contexts(start):
                 with anyio.fail_after(20):
                     while job.pid is None:
                         await anyio.sleep(0.005)
-                pid = os.fork()
+                pid = fork()
                 if not pid:
                     copy = True
                     raise ZeroDivisionError

@@ -38,7 +38,7 @@ from aioisolate._os.features import Features
 from aioisolate._wire import inert
 from aioisolate._wire.frames import Kind, encode
 from tests.attacks.channel import find_line
-from tests.helpers import python
+from tests.helpers import error_of, isolator, python
 
 
 class TwoArguments(Exception):
@@ -408,6 +408,53 @@ async def test_a_segfault_names_its_line():
     assert f'File "{__file__}", line {line} in poke' in error.crash_traceback
     assert "test_a_segfault" not in error.crash_traceback
     assert "bootstrap.py" not in error.crash_traceback
+
+
+def crash_in_c():
+    import ctypes
+
+    ctypes.string_at(0)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="Python 3.14 and newer tell of C functions")
+async def test_c_functions_stand_above_the_python_function_that_called_them(start):
+    async with isolator(start) as iso:
+        error = await error_of(iso.run(crash_in_c))
+    lines = error.crash_traceback.splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("Current thread 0x")) + 1
+    frames = [line.split('"')[1] for line in lines[first:]]
+    kinds = [line.split('"')[0].strip() for line in lines[first:]]
+    assert kinds == ["Binary file"] * kinds.count("Binary file") + ["File"] * 2
+    # libffi, or what of it is built into _ctypes.
+    assert any("ffi" in frame or "_ctypes" in frame for frame in frames)
+    assert frames[-1] == __file__
+    assert "in crash_in_c" in lines[-1]
+    # Nothing of the interpreter, or of what is below it.
+    assert not {os.path.basename(frame) for frame in frames} & {"python", "python3"}
+    assert "C stack trace" not in error.crash_traceback
+
+
+@pytest.mark.parametrize(
+    ("frames", "left"),
+    [
+        ("p p c x y p p c", "c x y"),
+        ("p p c p", "c"),
+        ("p p p", ""),
+        ("p c", "c"),
+        ("", ""),
+    ],
+)
+def test_which_c_functions_are_told_of(tmp_path, frames, left):
+    text = "Current thread 0x1 [python] (most recent call first):\n  File a, line 1 in f\n\n"
+    text += "Current thread's C stack trace (most recent call first):\n"
+    text += "".join(f'  Binary file "{name}", at {name} [0x1]\n' for name in frames.split())
+    text += "\nExtension modules: numpy (total: 1)\n"
+    (tmp_path / "file").write_text(text)
+    with open(tmp_path / "file") as file:
+        lines = crash.StackText(file.fileno()).text().split("\n  ")
+    assert lines[0].startswith("Current thread 0x1")
+    assert [line.split('"')[1] for line in lines[1:-1]] == left.split()
+    assert lines[-1] == "File a, line 1 in f"
 
 
 @pytest.mark.parametrize("number", [signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT])

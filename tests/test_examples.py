@@ -9,6 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import anyio
 import httpx
@@ -17,6 +18,13 @@ import skimage
 
 from tests.helpers import ROOT, alive, service, until, wait_until
 
+# Up to scikit-image 0.26 they lie in the package itself.
+PICTURES = next(
+    folder
+    for package in ("skimage", "_skimage2")
+    if (folder := Path(skimage.__file__).parent.parent / package / "data")
+    and (folder / "coffee.png").exists()
+)
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 EXPECTED = {
     "quick_tour": [
@@ -88,8 +96,7 @@ def test_the_leaky_extension():
 
 
 def picture(name="coffee.png"):
-    with open(os.path.join(os.path.dirname(skimage.__file__), "data", name), "rb") as file:
-        return file.read()
+    return (PICTURES / name).read_bytes()
 
 
 def test_the_image_service():

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 
 import anyio
 import numpy as np
@@ -38,7 +39,7 @@ from aioisolate._os import fds as os_fds
 from aioisolate._os import prctl
 from aioisolate._os.process import Process
 from tests.conftest import LOOPS, descriptors, has_children, run_on
-from tests.helpers import Stages, alive, python, until, wait_until
+from tests.helpers import Stages, alive, fork, python, until, wait_until
 
 hazard = pytest.mark.hazard
 
@@ -545,6 +546,34 @@ def test_threads_are_warned_about_before_the_fork(filters):
 
 
 @hazard(17)
+@pytest.mark.parametrize("aware", ["0", "1"])
+def test_pythons_own_warning_never_loses_a_child(aware):
+    """It is raised when the child is there; filters may be each context's own (Python 3.14)."""
+    result = python(
+        """
+        import asyncio, os, threading, warnings
+        from aioisolate import ForkSafetyWarning, run_isolated
+        stop = threading.Event()
+        thread = threading.Thread(target=stop.wait)
+        thread.start()
+        async def main():
+            warnings.simplefilter("ignore", ForkSafetyWarning)
+            for _ in range(2):
+                print(await run_isolated(int))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", DeprecationWarning)
+                    print(await run_isolated(int))
+        try:
+            asyncio.run(main())
+        finally:
+            stop.set()
+        """,
+        env={"PYTHON_CONTEXT_AWARE_WARNINGS": aware},
+    )
+    assert result.stdout == "0\n" * 4, result.stderr
+
+
+@hazard(17)
 async def test_no_warning_without_threads(recwarn):
     await run_isolated(int)
     await run_isolated(lambda: b"x" * 20_000_000)  # unpickled in a thread of ours
@@ -676,7 +705,7 @@ async def test_somebody_else_collects_our_children(reaper, monkeypatch):
 @hazard(30)
 def test_a_handle_forgets_its_number():
     def child():
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             signal.pause()
             os._exit(0)
@@ -702,13 +731,13 @@ def test_a_handle_forgets_its_number():
 
 
 def test_a_copy_of_a_handle_does_nothing():
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         signal.pause()
         os._exit(0)
     process = Process()
     process.adopt(pid)
-    copy = os.fork()
+    copy = fork()
     if copy == 0:
         process.signal(signal.SIGKILL)
         process.close()
@@ -760,7 +789,7 @@ def test_a_group_is_gone_with_its_last_member(monkeypatch, kernel):
     if kernel == "without pidfds":
         without_pidfds(monkeypatch)
     read, write = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         os.setpgid(0, 0)
         if os.fork() == 0:
@@ -827,7 +856,9 @@ async def test_every_system_call_may_fail(monkeypatch, module, name, code, reaso
         calls += 1
         if calls == nth:
             raise OSError(code, os.strerror(code))
-        return original(*args, **options)
+        with warnings.catch_warnings():  # about threads: here os.fork is called by another module
+            warnings.filterwarnings("ignore", "This process", DeprecationWarning)
+            return original(*args, **options)
 
     before = descriptors()
     monkeypatch.setattr(module, name, failing)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from aioisolate._os import landlock, prctl, syscalls
-from tests.contained import fork, in_child, leave, outcome
+from tests.contained import in_child, leave, outcome
+from tests.helpers import fork
 
 ABI = landlock.abi()
 pytestmark = pytest.mark.skipif(not ABI, reason="this kernel has no Landlock")

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from aioisolate import Access, Advice, IsolationError, Pages, Reason, page_size, run_isolated
 from aioisolate._memory.area import Area
 from aioisolate._os import mappings as seam
-from tests.helpers import leaves_nothing, resident
+from tests.helpers import fork, leaves_nothing, resident
 
 PAGE = page_size()
 RW = Access.READ | Access.WRITE
@@ -274,7 +274,7 @@ def test_advice_outlives_a_resize(guard):
         assert "rr" not in shown
         if length > PAGE:
             pages.advise(Advice.RANDOM, slice(PAGE, None))
-    pid = os.fork()
+    pid = fork()
     if not pid:
         os._exit(pages[9 * PAGE])
     assert os.waitpid(pid, 0)[1] == 0

@@ -16,7 +16,7 @@ import traceback
 import pytest
 
 from aioisolate._os import rlimit
-from tests.helpers import count_forks, forked
+from tests.helpers import count_forks, fork, forked
 
 MiB = 1 << 20
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="as Linux has it")
@@ -155,7 +155,7 @@ def beside_others(others, work):
     ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE
     waiting = []
     for _ in range(others):
-        pid = os.fork()
+        pid = fork()
         if not pid:
             time.sleep(30)
             os._exit(0)
@@ -229,7 +229,7 @@ def spin():
 
 def ended(work):
     """Fork *work*; return its exit status, and its CPU time in seconds."""
-    pid = os.fork()
+    pid = fork()
     if not pid:
         try:
             work()

@@ -22,8 +22,8 @@ import pytest
 
 from aioisolate._os import native, prctl, seccomp, syscalls
 from aioisolate._os.syscall_numbers import NUMBERS
-from tests.contained import fork, in_child, leave
-from tests.helpers import python
+from tests.contained import in_child, leave
+from tests.helpers import fork, python
 
 MACHINE = syscalls.machine()
 pytestmark = pytest.mark.skipif(not seccomp.available(), reason="no seccomp here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from .._child import worker
 
@@ -16,6 +17,9 @@ _STRANGERS_MAX = 64 * 1024
 _LOOK_SIZE = 16 * 1024
 _WORKER = f'File "{worker.__file__}"'
 _MARKS = (_WORKER.encode(), b"\n  ...")
+# How faulthandler begins the stack of the thread that has crashed, and its C stack.
+_CURRENT = "Current thread 0x"
+_C_STACK = "Current thread's C stack trace"
 _OVERLAP = max(map(len, _MARKS)) - 1
 
 
@@ -59,11 +63,21 @@ class StackText:
         return False
 
     def text(self) -> str:
-        """Return the stack without what lies below fn: this package, and the parent's frames."""
+        """Return the stack without what lies below fn: this package, and the parent's frames.
+
+        Of the C stack only those frames are left that lie above the Python ones, and they stand
+        there, most recent call first like all else.
+        """
         text = self._read(self._limit, self._start).decode(errors="replace")
-        lines = []
-        skipping = False
+        lines: list[str] = []
+        native: list[str] = []
+        skipping = in_c = False
         for line in text.splitlines():
+            # From Python 3.14 on, after the Python stacks.
+            in_c = line.startswith(_C_STACK) or (in_c and line.startswith("  "))
+            if in_c:
+                native.append(line)
+                continue
             if line.startswith("  File "):
                 skipping = skipping or line.lstrip().startswith(_WORKER)
             elif not line.startswith("  ..."):
@@ -72,4 +86,18 @@ class StackText:
                 continue
             if not skipping:
                 lines.append(line)
+        at = next((n for n, line in enumerate(lines) if line.startswith(_CURRENT)), -1)
+        if at >= 0:
+            lines[at + 1 : at + 1] = _above_python(native[1:])
         return "\n".join(lines).strip()
+
+
+def _above_python(frames: Sequence[str]) -> Sequence[str]:
+    """Return the C frames that lie above the interpreter's: what a Python function has called.
+
+    The first ones are those of faulthandler itself, and tell which file the interpreter is.
+    """
+    files = [frame.partition('"')[2].partition('"')[0] for frame in frames]
+    first = next((n for n, file in enumerate(files) if file != files[0]), len(files))
+    end = next((n for n in range(first, len(files)) if files[n] == files[0]), len(files))
+    return frames[first:end]

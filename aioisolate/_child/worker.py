@@ -84,6 +84,8 @@ def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901, PLR0912
             _ease()
         answer, luggage = _returned(order, value)
     _flush(streams)
+    if "multiprocessing.synchronize" in sys.modules:
+        _unlink_semaphores()
     mark = order.started_mark if order.quiet else b""
     try:
         try:
@@ -230,6 +232,23 @@ def _flush(streams: Sequence[TextIO]) -> None:
         except (OSError, ValueError, AttributeError):
             pass  # fn has closed it, or replaced it by something that is no stream
     cstdio.flush()
+
+
+def _unlink_semaphores() -> None:
+    """Remove the names of semaphores that fn has made and left.
+
+    Else who would: multiprocessing's exit handlers do not run here, and its tracker is killed. With
+    the start methods "spawn" and "forkserver", which is the default from Python 3.14 on, each lock,
+    queue and pool has some.
+    """
+    modules = sys.modules
+    cleanup = modules["multiprocessing.synchronize"].SemLock._cleanup
+    for finalizer in list(modules["multiprocessing.util"]._finalizer_registry.values()):
+        if finalizer._callback is cleanup:
+            try:
+                finalizer()  # does nothing with what is the parent's
+            except Exception:  # noqa: BLE001, S112 - the name is gone, or the tracker is
+                continue
 
 
 def _exit_code(exc: SystemExit) -> int:

@@ -17,10 +17,11 @@ import signal
 import struct
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .._outcome import Exit
-from . import threads
+from . import imports, threads
 from .fds import Descriptors
 from .prctl import is_subreaper
 
@@ -63,6 +64,7 @@ _filter: object = None
 
 def fork() -> int:
     """Fork this process: 0 in the child, the child's pid here."""
+    imports.finish_own()
     return os.fork()
 
 
@@ -76,10 +78,18 @@ def hush_fork_warning() -> None:
     # (Python 3.11 has no such warning; there the filter just does nothing.)
     # A filter for this one module, first in the list, put there again only if it no longer is.
     # (Not warnings.catch_warnings: leaving it makes Python forget which warnings it has shown.)
-    if not warnings.filters or warnings.filters[0] is not _filter:
+    filters = _filters()
+    if not filters or filters[0] is not _filter:
         module = __name__.replace(".", r"\.") + "$"
         warnings.filterwarnings("ignore", "This process", DeprecationWarning, module)
-        _filter = warnings.filters[0]
+        _filter = _filters()[0]
+
+
+def _filters() -> Sequence[object]:
+    # With `-X context_aware_warnings` (Python 3.14, the default without a GIL) each context has its
+    # own, which there is no public way to look at.
+    current = getattr(warnings, "_get_filters", None)
+    return warnings.filters if current is None else current()
 
 
 def group_is_gone(pid: int, pidfd: int) -> bool:

@@ -7,12 +7,18 @@ pickled here, by marshal, which keeps all of it. Both sides run the same interpr
 Where the child can't read the file, the lines of the function travel along and go into
 `linecache` there: those of a notebook's cell, of ``python -c``, and, for a child in a sandbox, of
 any file.
+
+What a module imports lazily (PEP 810) and has not used so far, cloudpickle finds among the globals
+of its functions, and pickle refuses it. It travels as what it is: the child imports that module
+when it is used, this process does not.
 """
 
 from __future__ import annotations
 
+import gc
 import linecache
 import marshal
+import operator
 import sys
 from collections.abc import Callable
 from types import CodeType
@@ -20,7 +26,8 @@ from typing import Any
 
 from cloudpickle import Pickler
 
-from .sources import load_code
+from .._os.imports import LazyImport
+from .sources import load_code, load_lazy
 
 __all__ = ["CodePickler"]
 
@@ -38,6 +45,8 @@ class CodePickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
         """Reduce a code object; leave all else to cloudpickle."""
         if type(obj) is CodeType:
             return self._reduce_code(obj)
+        if type(obj) is LazyImport:
+            return _reduce_lazy(obj)
         return super().reducer_override(obj)
 
     def _reduce_code(self, code: CodeType) -> Any:
@@ -50,6 +59,18 @@ class CodePickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
             if lines:
                 return load_code, (data, first, lines)
         return marshal.loads, (data,)
+
+
+def _reduce_lazy(lazy: Any) -> Any:
+    """Reduce what stands for a module, or a part of one, that is not imported yet."""
+    # There is no public way to ask what it is; where this one fails it is imported here.
+    name = repr(lazy).partition("'")[2].partition("'")[0]
+    module, _, part = name.rpartition(".")
+    if not name or not all(map(str.isidentifier, name.split("."))):
+        return operator.itemgetter(0), ((lazy.resolve(),),)
+    if not module or name in gc.get_referents(lazy):
+        return load_lazy, (f"lazy import {name}", name.partition(".")[0])
+    return load_lazy, (f"lazy from {module} import {part}", part)
 
 
 def _source(code: CodeType) -> tuple[int, list[str]]:

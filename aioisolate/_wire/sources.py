@@ -1,10 +1,11 @@
-"""Source lines of functions that travel by value, for tracebacks in the child."""
+"""What functions that travel by value need in the child: source lines, and lazy imports."""
 
 from __future__ import annotations
 
 from types import CodeType
+from typing import Any
 
-__all__ = ["load_code"]
+__all__ = ["load_code", "load_lazy"]
 
 
 def load_code(data: bytes, first: int, lines: list[str]) -> CodeType:
@@ -24,3 +25,10 @@ def load_code(data: bytes, first: int, lines: list[str]) -> CodeType:
     # Without a time of modification: it is never compared with a file.
     linecache.cache[name] = (sum(map(len, known)), None, known, name)
     return code
+
+
+def load_lazy(statement: str, name: str) -> Any:
+    """Return what a lazy import binds to *name*, which is not imported yet (PEP 810)."""
+    namespace: dict[str, Any] = {}
+    exec(statement, namespace)  # noqa: S102 - there is no other way to make one
+    return namespace[name]

@@ -64,6 +64,10 @@ def start():
                 from aioisolate._zygote.control import PROTOCOL
                 found.append(str(PROTOCOL))
                 if found == wanted:
+                    # Whatever flag has come from the parent: what is not imported in the server,
+                    # each child would import.
+                    from aioisolate._os.imports import be_eager
+                    be_eager()
                     from aioisolate._zygote.server import main
                     return main, fd
     except BaseException:

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterator
 
 from .._child.policy import Policy
-from .._os import fds
+from .._os import fds, imports
 from . import control
 
-__all__ = ["import_module", "library_first", "prepare"]
+__all__ = ["library_first", "prepare"]
 
 # Where the standard library is; nothing in a copy of the parent, which has its path and modules.
 _library: list[str] = []
@@ -30,11 +30,6 @@ def library_first() -> Iterator[None]:
     finally:
         for entry in _library:
             sys.path.remove(entry)  # the first of several: that one
-
-
-def import_module(name: str) -> None:
-    """Import a module."""
-    __import__(name)
 
 
 def prepare(setup: control.Setup, fd: int) -> None:
@@ -65,4 +60,4 @@ def prepare(setup: control.Setup, fd: int) -> None:
 
             confine.get_ready(Policy(*setup.policy))
     for name in setup.preload:
-        import_module(name)
+        imports.import_whole(name)

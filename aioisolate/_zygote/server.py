@@ -25,7 +25,7 @@ from .._child import bootstrap, stdio
 from .._child.order import Order
 from .._child.policy import Policy
 from .._child.serve import serve
-from .._os import fds, messages, signals
+from .._os import fds, imports, messages, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire import relation
 from .._wire.frames import NONCE_SIZE
@@ -147,6 +147,7 @@ class Server:
         if policy is not None:
             self._end_threads()  # only a single one may enter a user namespace
             self._confine(policy)
+        imports.be_as_lazy_as_before()  # the children are like the parent
         self._settle()
 
     def _confine(self, policy: Policy) -> None:
@@ -273,7 +274,7 @@ class Server:
     def _learn(self, name: str) -> None:
         try:
             with preparation.library_first():
-                preparation.import_module(name)
+                imports.import_at_once(name)  # what it puts off may never be needed
             self._settle()
         except Exception:  # noqa: BLE001 - a child that needs it will say what is wrong
             return

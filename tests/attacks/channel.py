@@ -171,8 +171,13 @@ class BombError(Exception):
 
 
 def send_swelling_pickle():
-    """Send a few bytes that take 256 MiB to load: LONG_BINPUT makes room for its number."""
-    answer(_VALUE, _NO_TABLE + b"\x80\x04Nr" + struct.pack("<I", 1 << 24) + b".")
+    """Send a few bytes that take 256 MiB to load, twice.
+
+    LONG_BINPUT makes room for its number, before Python 3.15; a product does everywhere.
+    """
+    memo = b"Nr" + struct.pack("<I", 1 << 24) + b"0"
+    product = b"coperator\nmul\nC\x01xJ" + struct.pack("<i", 1 << 28) + b"\x86R"
+    answer(_VALUE, _NO_TABLE + b"\x80\x04" + memo + product + b".")
     os._exit(0)
 
 

@@ -70,6 +70,7 @@ def search_heap():
     try:
         with open("/proc/self/maps") as file:
             lines = file.readlines()
+        memory = os.open("/proc/self/mem", os.O_RDONLY)
     except OSError:
         lines = []
     for line in lines:
@@ -79,7 +80,12 @@ def search_heap():
             continue
         for at in range(start, end, 1 << 20):
             size = min(1 << 20, end - at)
-            if found := _PATTERN.search(ctypes.string_at(at, size)):
+            try:
+                # Not from the memory itself: the end of the heap may have gone since.
+                data = os.pread(memory, size, at)
+            except OSError:
+                continue
+            if found := _PATTERN.search(data):
                 return found[0].decode()
     for thing in gc.get_objects():
         for part in gc.get_referents(thing):

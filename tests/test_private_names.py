@@ -1,0 +1,293 @@
+"""What this library uses of others that is not public: if one goes away, its test says which."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import importlib._bootstrap
+import io
+import linecache
+import multiprocessing.forkserver
+import multiprocessing.synchronize
+import multiprocessing.util
+import os
+import subprocess
+import sys
+import threading
+import types
+import warnings
+from concurrent.futures import Future
+
+import anyio
+import anyio._core._eventloop
+import cloudpickle
+import numpy as np
+import pytest
+import sniffio
+import trio
+import trio._core._run_context
+import uvloop
+from tblib.pickling_support import pickle_traceback
+
+from aioisolate._os import imports
+from tests.helpers import ROOT
+
+# Modules of the standard library's in C, which are as good as public: those above import little.
+IN_C = {"_signal", "_socket", "_thread"}
+# What named tuples have, and what os and sys document.
+DOCUMENTED = {"_asdict", "_replace", "_exit", "_getframe"}
+# Every other one, and where it is found below.
+KNOWN = {
+    "_args_from_interpreter_flags": "subprocess",
+    "_ArrayMemoryError": "numpy",
+    "_bootstrap": "importlib",
+    "_callback": "multiprocessing",
+    "_cleanup": "multiprocessing",
+    "_condition": "concurrent.futures",
+    "_finalizer_registry": "multiprocessing",
+    "_forkserver": "multiprocessing",
+    "_forkserver_pid": "multiprocessing",
+    "_get_running_loop": "asyncio",
+    "_leave_task": "asyncio",
+    "_local": "asyncio, before 3.12",
+    "_set_running_loop": "asyncio",
+    # by getattr or sys.modules
+    "_core": "anyio and trio",
+    "_event_loop_policy": "asyncio, before 3.12",
+    "_get_filters": "warnings, from 3.14 on",
+    "_getlines_from_code": "linecache, from 3.13 on",
+    "_module_locks": "importlib",
+    "_run_context": "trio",
+    "_eventloop": "anyio",
+}
+
+
+def used():
+    """List the private names that the library uses and does not define, and private modules."""
+    own, attributes, modules = set(), {}, {}
+    for path in sorted((ROOT / "aioisolate").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            match node:
+                case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                    own.add(node.name)
+                case ast.Name(ctx=ast.Store()):
+                    own.add(node.id)
+                case ast.Attribute():
+                    if isinstance(node.ctx, ast.Store):
+                        own.add(node.attr)
+                    elif node.attr.startswith("_") and not node.attr.startswith("__"):
+                        attributes.setdefault(node.attr, where)
+                case ast.Constant(value=str(text)) if text.startswith("_") and text.isidentifier():
+                    if not text.startswith("__"):
+                        attributes.setdefault(text, where)
+                case ast.Import():
+                    for name in node.names:
+                        modules.setdefault(name.name, where)
+                case ast.ImportFrom(level=0):
+                    modules.setdefault(node.module, where)
+    slots = {"_condition"}  # of concurrent.futures, though own code has some of the name
+    attributes = {name: at for name, at in attributes.items() if name not in own - slots}
+    private = {
+        name: at for name, at in modules.items() if any(p.startswith("_") for p in name.split("."))
+    }
+    return attributes, {name: at for name, at in private.items() if name != "__future__"}
+
+
+def test_all_of_them_are_known():
+    attributes, modules = used()
+    files = {path.stem for path in (ROOT / "aioisolate").rglob("*.py")} | {
+        path.name for path in (ROOT / "aioisolate").rglob("*") if path.is_dir()
+    }
+    unknown = {
+        name: where
+        for name, where in attributes.items()
+        if name not in KNOWN.keys() | DOCUMENTED | files
+    }
+    assert unknown == {}
+    assert {n: w for n, w in modules.items() if n not in IN_C | {"importlib._bootstrap"}} == {}
+
+
+def test_asyncio_forgets_a_running_loop():
+    async def look():
+        loop = asyncio.get_running_loop()
+        assert asyncio._get_running_loop() is loop
+        task = asyncio.current_task()
+        asyncio._set_running_loop(None)
+        try:
+            assert asyncio._get_running_loop() is None
+            if sys.version_info < (3, 14):
+                asyncio._leave_task(loop, task)
+                assert asyncio.current_task(loop) is None
+                asyncio.tasks._enter_task(loop, task)
+        finally:
+            asyncio._set_running_loop(loop)
+
+    asyncio.run(look())
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="later ones see to it themselves")
+def test_asyncios_policy_holds_the_loop():
+    asyncio.get_event_loop_policy()
+    assert hasattr(asyncio.events._event_loop_policy, "_local")
+
+
+def test_uvloop_is_told_by_its_module():
+    loop = uvloop.new_event_loop()
+    loop.close()
+    assert type(loop).__module__.startswith("uvloop")
+
+
+def test_trio_knows_its_run_by_a_thread_local():
+    context = sys.modules["trio._core._run_context"].GLOBAL_RUN_CONTEXT
+    assert context.__dict__ == {}
+
+    async def look():
+        assert {"runner", "task"} <= context.__dict__.keys()
+
+    trio.run(look)
+    assert isinstance(context, threading.local)
+
+
+def test_sniffio_has_a_name_for_each_thread_and_context():
+    assert sniffio.thread_local.name is None
+    assert sniffio.current_async_library_cvar.get() is None
+    sniffio.thread_local.name = "trio"
+    try:
+        assert sniffio.current_async_library() == "trio"
+    finally:
+        sniffio.thread_local.name = None
+
+
+def test_anyio_has_thread_locals():
+    threadlocals = sys.modules["anyio._core._eventloop"].threadlocals
+    assert isinstance(threadlocals, threading.local)
+    assert threadlocals.__dict__ == {}
+
+    async def look():  # in a worker thread, which may ask the loop for something
+        return await anyio.to_thread.run_sync(lambda: set(threadlocals.__dict__))
+
+    assert anyio.run(look)
+    assert threadlocals.__dict__ == {}
+
+
+def test_subprocess_tells_the_interpreters_flags():
+    script = "import subprocess; print(subprocess._args_from_interpreter_flags())"
+    told = subprocess.run(
+        [sys.executable, "-B", "-W", "ignore:x", "-X", "utf8=1", "-c", script],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    flags = ast.literal_eval(told.stdout)
+    assert "-B" in flags
+    assert "-Wignore:x" in flags
+    assert "utf8=1" in flags
+
+
+def test_importlib_has_a_lock_for_each_import_with_its_owner():
+    assert imports._locks is importlib._bootstrap._module_locks
+    lock = importlib._bootstrap._get_module_lock("a_module_of_this_test")
+    lock.acquire()
+    assert imports._locks["a_module_of_this_test"]() is lock
+    assert lock.owner == threading.get_ident()
+    lock.release()
+    assert lock.owner is None
+
+
+@pytest.mark.skipif(imports.LazyImport is None, reason="Python 3.15 and newer have lazy imports")
+def test_a_lazy_import_refers_to_what_it_is():
+    import gc
+
+    namespace = {}
+    exec("lazy import a.b\nlazy from c.d import e as f", namespace)
+    plain, part = namespace["a"], namespace["f"]
+    assert (repr(plain), repr(part)) == ("<lazy_import 'a.b'>", "<lazy_import 'c.d.e'>")
+    assert "a.b" in gc.get_referents(plain)
+    assert "c.d.e" not in gc.get_referents(part)
+
+
+def test_cloudpickle_asks_for_reductions():
+    asked = []
+
+    class Pickler(cloudpickle.Pickler):
+        def reducer_override(self, obj):
+            asked.append(type(obj))
+            return super().reducer_override(obj)
+
+    Pickler(io.BytesIO(), 5).dump(lambda: 1)
+    assert types.CodeType in asked
+    assert types.FunctionType in asked
+
+
+def test_tblib_reduces_a_traceback():
+    try:
+        raise ValueError
+    except ValueError as error:
+        stack = error.__traceback__
+    function, arguments, *_ = pickle_traceback(stack)
+    assert function(*arguments).tb_lineno == stack.tb_lineno
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="Python 3.13 and newer register it")
+def test_linecache_knows_code_without_a_file():
+    code = compile("def f():\n    pass\n", "<a test>", "exec")
+    if hasattr(linecache, "_register_code"):
+        linecache._register_code(code, "def f():\n    pass\n", "<a test>")
+        inner = next(const for const in code.co_consts if isinstance(const, types.CodeType))
+        assert list(linecache._getlines_from_code(inner)) == ["def f():\n", "    pass\n"]
+    else:  # 3.13: by name
+        assert callable(linecache._getlines_from_code)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="Python 3.14 and newer have contexts")
+def test_warnings_tells_the_filters_in_force():
+    assert isinstance(warnings._get_filters(), list)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "a message of this test")
+        assert warnings._get_filters()[0][0] == "ignore"
+
+
+def test_multiprocessing_has_a_fork_server_and_finalizers():
+    server = multiprocessing.forkserver._forkserver
+    assert server._forkserver_pid is None
+    fresh = vars(type(server)())
+    assert {"_forkserver_pid", "_forkserver_alive_fd", "_forkserver_address", "_lock"} <= set(fresh)
+    assert multiprocessing.forkserver.ensure_running.__self__ is server
+    lock = multiprocessing.get_context("fork").Lock()
+    assert callable(multiprocessing.synchronize.SemLock._cleanup)
+    del lock
+    finalizer = multiprocessing.util.Finalize(None, len, exitpriority=0)
+    assert finalizer in multiprocessing.util._finalizer_registry.values()
+    assert finalizer._callback is len
+    finalizer.cancel()
+
+
+def test_concurrent_futures_have_a_condition_and_a_state():
+    future = Future()
+    with future._condition:
+        assert future._state == "PENDING"
+    future.set_running_or_notify_cancel()
+    assert future._state == "RUNNING"
+    future.set_result(None)
+    assert future._state == "FINISHED"
+
+
+def test_numpy_has_an_error_of_its_own_for_want_of_memory():
+    with pytest.raises(MemoryError) as raised:
+        np.empty(1 << 60, "u1")
+    assert type(raised.value).__qualname__ == "_ArrayMemoryError"
+
+
+def test_the_modules_in_c():
+    import _signal
+    import _socket
+    import _thread
+
+    assert callable(_thread._count)
+    assert _thread._local is threading.local
+    assert callable(_thread.allocate_lock)
+    here, there = _socket.socketpair()
+    there.close()
+    os.close(here.detach())
+    assert callable(_signal.signal)
