@@ -58,6 +58,7 @@ KNOWN = {
     "_getlines_from_code": "linecache, from 3.13 on",
     "_module_locks": "importlib",
     "_run_context": "trio",
+    "_stdlib_dir": "sys",
     "_eventloop": "anyio",
 }
 
@@ -291,3 +292,8 @@ def test_the_modules_in_c():
     there.close()
     os.close(here.detach())
     assert callable(_signal.signal)
+
+
+def test_sys_tells_where_the_standard_library_is():
+    assert sys._stdlib_dir == os.path.dirname(os.__file__)
+    assert sys._stdlib_dir in sys.path
