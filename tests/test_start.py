@@ -108,7 +108,7 @@ def plant(folder: Path, witness: Path, *more: str) -> None:
     folder.mkdir(exist_ok=True)
     library = [sysconfig.get_path("stdlib"), sysconfig.get_config_var("DESTSHARED")]
     names = {name for name in sys.stdlib_module_names if PathFinder.find_spec(name, library)}
-    assert {"signal", "enum", "pickle", "types", "linecache", "_struct"} <= names
+    assert {"signal", "enum", "pickle", "types", "linecache"} <= names
     for name in names | {"aioisolate", *more}:
         if (folder / name).exists():
             continue
