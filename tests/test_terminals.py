@@ -54,7 +54,7 @@ def debug():
         return False
     try:
         return with_breakpoint()
-    except bdb.BdbQuit:
+    except (bdb.BdbQuit, SystemExit):  # the latter from 3.14 on
         return True
 
 def has_no_terminal():

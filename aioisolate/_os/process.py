@@ -28,6 +28,7 @@ from .prctl import is_subreaper
 __all__ = [
     "Process",
     "Status",
+    "end_adopted",
     "fork",
     "group_is_gone",
     "has_ended",
@@ -142,6 +143,21 @@ def is_child_of(parent: int, pid: int) -> bool:
     except OSError:
         return False
     return state not in "ZX" and int(ppid) == parent
+
+
+def end_adopted(pid: int) -> None:
+    """Kill a process with its group, and collect it, if it has become a child of this process."""
+    try:
+        # While it has not been collected its number is its own.
+        _os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return
+    for kill in (os.killpg, os.kill):
+        try:
+            kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass  # it has not got as far as having a group; or it has changed its user
+    os.waitpid(pid, 0)
 
 
 def reap_adopted(leader: int) -> bool:

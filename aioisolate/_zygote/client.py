@@ -9,6 +9,7 @@ import itertools
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from .._os import fds as os_fds
 from .._os import messages
 from .._os.fds import Descriptors
 from .._os.prctl import is_subreaper
-from .._os.process import Process, Status
+from .._os.process import Process, Status, end_adopted
 from .._outcome import Exit
 from . import control
 from .backlog import Backlog
@@ -32,6 +33,8 @@ from .ward import Ward
 
 __all__ = ["Zygote"]
 
+# So many of the last groups that the server has killed may not be gone yet.
+_RECENT = 64
 # So often it is looked, in the time that a server has to answer, whether it has.
 _LOOKS = 4
 # Between looks at the children of a server that does not answer.
@@ -98,6 +101,7 @@ class Zygote:
         self._layers: Sequence[str] | None = None
         self._socket: _socket.socket
         self.wards: dict[int, Ward] = {}
+        self._recent: deque[int] = deque(maxlen=_RECENT)
         self.problem = ""
         self.outdated = False
         self._problem_number = 0
@@ -320,6 +324,7 @@ class Zygote:
             case ("ended", pid, status, user, system, max_rss):
                 ward = self.wards.pop(pid, None)
                 if ward is not None:
+                    self._recent.append(pid)
                     exit_ = Exit(os.waitstatus_to_exitcode(status))
                     ward.end(Status(exit_, user, system, max_rss * _RSS_UNIT))
                     self._farewell.ended(ward)
@@ -475,11 +480,9 @@ class Zygote:
         for ward in coming.values():
             ward.close()
         for pid in orphans:
-            try:
-                os.waitpid(pid, 0)
-            except ChildProcessError:
-                pass  # it was collected before its server died
-        registry.collect_adopted(orphans)
+            end_adopted(pid)
+        # Of those that have ended some group may not be gone yet.
+        registry.collect_adopted(orphans.union(self._recent))
         return status
 
     def _bury(self, seconds: float = _KILL_PATIENCE) -> Status:

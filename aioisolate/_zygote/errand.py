@@ -6,6 +6,7 @@ import _socket
 import errno
 import functools
 import os
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -152,7 +153,8 @@ class WardChild:
                 view = view[os.write(file, view) :]
             os.lseek(file, 0, os.SEEK_SET)
             self._sent_along.append(file)
-        stdin = options.stdin == "inherit" and is_open(0)
+        # Without a stream something else may have got its number.
+        stdin = options.stdin == "inherit" and sys.__stdin__ is not None and is_open(0)
         if stdin:
             self._sent_along.append(0)
         silent = plan.policy is not None and plan.policy.codec != "pickle"  # from the beginning
