@@ -39,9 +39,11 @@ may_install() {
     if command -v "$command" >/dev/null; then return; fi
     if [ -z "${CI:-}" ] || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then return 1; fi
     echo "installing $* ..." >&2
-    # Others may be installing too.
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -o DPkg::Lock::Timeout=300 \
-        --no-install-recommends "$@"; } >/dev/null 2>&1 || echo "$* could not be installed" >&2
+    mkdir -p .venv
+    # One at a time: apt-get does not wait for another one's lists.
+    { flock 8 && apt-get update -qq &&
+        DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends "$@"; } \
+        8>.venv/apt.lock >/dev/null 2>&1 || echo "$* could not be installed" >&2
     command -v "$command" >/dev/null
 }
 

@@ -2,11 +2,13 @@
 
     python scripts/lowest.py requirements/locked-3.11.txt
 
-Each requirement in pyproject.toml of the package and of its extras has to be of the form `name>=version`.
+In pyproject.toml each requirement of the package and of its extras has to be of the form
+`name>=version`.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 import tomllib
@@ -23,7 +25,8 @@ def normal(name: str) -> str:
 def lowest() -> dict[str, str]:
     """Read the lowest version that pyproject.toml allows of each requirement."""
     project = tomllib.loads(PYPROJECT.read_text())["project"]
-    requirements = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    extras = project["optional-dependencies"].values()
+    requirements = itertools.chain(project["dependencies"], *extras)
     found = {}
     for requirement in requirements:
         match = re.fullmatch(r"([\w.-]+)>=([\w.]+)", requirement)
