@@ -73,8 +73,13 @@ day = sys.argv[1] or time.strftime('%F')
 print(sys.version, *sys.argv[2:], day, hashlib.sha256(files).hexdigest())" "$limits" "$@") || return 1
     if [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ]; then return; fi
     echo "setting up $venv ..." >&2
-    rm -rf "$venv" && "$python" -m venv "$venv" && install "$venv" "$lock" "$limits" "$@" &&
-        printf '%s' "$stamp" >"$venv/stamp"
+    rm -rf "$venv" && "$python" -m venv "$venv" || return 1
+    if ! install "$venv" "$lock" "$limits" "$@"; then
+        [ "$versions" = lowest ] || return 1
+        echo "the locked tools do not go with the lowest versions: others are taken" >&2
+        "$python" scripts/lowest.py >"$limits" && install "$venv" "$lock" "$limits" "$@" || return 1
+    fi
+    printf '%s' "$stamp" >"$venv/stamp"
 }
 
 # install VENV LOCK LIMITS GROUP...: fill a new environment, with the versions of the file LIMITS if

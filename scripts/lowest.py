@@ -1,6 +1,6 @@
-"""Print constraints: the package's requirements at their lowest, everything else as locked.
+"""Print constraints: the package's requirements at their lowest, all else as a lock has it, if any.
 
-    python scripts/lowest.py requirements/locked-3.11.txt
+    python scripts/lowest.py [requirements/locked-3.11.txt]
 
 In pyproject.toml each requirement of the package and of its extras has to be of the form
 `name>=version`.
@@ -36,13 +36,13 @@ def lowest() -> dict[str, str]:
     return found
 
 
-def constraints(lock: Path) -> list[str]:
+def constraints(*locks: Path) -> list[str]:
     """Merge the lowest versions into the locked ones."""
     found = lowest()
-    locked = [line for line in lock.read_text().splitlines() if "==" in line]
+    locked = [line for lock in locks for line in lock.read_text().splitlines() if "==" in line]
     others = [line for line in locked if normal(line.partition("==")[0]) not in found]
     return [*(f"{name}=={version}" for name, version in found.items()), *others]
 
 
 if __name__ == "__main__":
-    print("\n".join(constraints(Path(sys.argv[1]))))
+    print("\n".join(constraints(*map(Path, sys.argv[1:]))))
