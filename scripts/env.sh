@@ -67,10 +67,11 @@ environment() {
     lowest) limits=.venv/$name.txt && "$python" scripts/lowest.py "$lock" >"$limits" || return 1 ;;
     newest) limits="" ;;
     esac
-    stamp=$("$python" -c "import hashlib, sys, time
+    # Of the directory, too: an environment does not go with a tree that is moved.
+    stamp=$("$python" -c "import hashlib, os, sys, time
 files = b''.join(open(name, 'rb').read() for name in ['pyproject.toml', sys.argv[1]] if name)
 day = sys.argv[1] or time.strftime('%F')
-print(sys.version, *sys.argv[2:], day, hashlib.sha256(files).hexdigest())" "$limits" "$@") || return 1
+print(sys.version, os.getcwd(), *sys.argv[2:], day, hashlib.sha256(files).hexdigest())" "$limits" "$@") || return 1
     if [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ]; then return; fi
     echo "setting up $venv ..." >&2
     rm -rf "$venv" && "$python" -m venv "$venv" || return 1
