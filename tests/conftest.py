@@ -34,31 +34,8 @@ LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-# Another interpreter runs all of it: so here neither each event loop, nor what is about the kernel,
-# pure, or an application.
-ELSEWHERE = os.environ.get("AIOISOLATE_TESTS") == "interpreter"
-ONCE = {
-    "test_attack_table",
-    "test_attacks",
-    "test_browser",
-    "test_cgroups",
-    "test_code_interpreter",
-    "test_fuzz",
-    "test_hierarchies",
-    "test_landlock",
-    "test_layers",
-    "test_listening",
-    "test_ordinary_user",
-    "test_peers",
-    "test_plain",
-    "test_rlimit",
-    "test_seccomp",
-    "test_seccomp_programs",
-    "test_verdict",
-}
-# Of these each interpreter runs one event loop, if there are several interpreters.
-LONGEST = {"test_limits", "test_sandbox"}
-LOOP_OF_LONGEST = os.environ.get("AIOISOLATE_LOOP", "")
+# Where other interpreters run the same tests, each may take one of the loops.
+CHOSEN = [name for name in LOOPS if os.environ.get("AIOISOLATE_LOOPS", "all") in {name, "all"}]
 
 # Every way of starting a child.
 STARTS: dict[str, dict[str, Any]] = {
@@ -71,8 +48,6 @@ STARTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(params=STARTS)
 def start(request: pytest.FixtureRequest) -> dict[str, Any]:
-    if ELSEWHERE and request.path.stem in LONGEST and request.param != "warm":
-        pytest.skip("another interpreter does that")
     return STARTS[request.param]
 
 
@@ -100,9 +75,7 @@ def pytest_asyncio_loop_factories() -> dict[str, Any]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "loop" in metafunc.fixturenames:
         one = metafunc.definition.get_closest_marker("one_loop")
-        loops = ["asyncio"] if one or ELSEWHERE else list(LOOPS)
-        if not one and LOOP_OF_LONGEST and metafunc.definition.path.stem in LONGEST:
-            loops = [LOOP_OF_LONGEST]
+        loops = ["asyncio"] if one else CHOSEN
         metafunc.parametrize("loop", loops, indirect=False)
 
 
@@ -134,14 +107,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
     run_on(pyfuncitem.funcargs["loop"], call)
     return True
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what does not depend on the interpreter where another one has run it."""
-    if ELSEWHERE:
-        once = [item for item in items if item.path.stem in ONCE]
-        config.hook.pytest_deselected(items=once)
-        items[:] = [item for item in items if item.path.stem not in ONCE]
 
 
 def pytest_collection_finish() -> None:

@@ -64,6 +64,11 @@ def alive(pid: int) -> bool:
         return False
 
 
+def must_have_browser() -> bool:
+    """Whether a missing browser is an error: scripts/test installs one on a CI machine, once."""
+    return "CI" in os.environ and "AIOISOLATE_INSIDE" not in os.environ
+
+
 async def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
     """Wait for something that gives no event."""
     with anyio.fail_after(seconds):

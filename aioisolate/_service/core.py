@@ -197,6 +197,8 @@ class Core:
 
     def enter_nowait(self, job: Job[Any]) -> bool:
         """Take the job's turn if nobody has to wait."""
+        if self.limiter.available_tokens <= 0:
+            return False  # where anyio before 4.14.2 raises trio's own WouldBlock
         try:
             self.limiter.acquire_on_behalf_of_nowait(job)
         except anyio.WouldBlock:
