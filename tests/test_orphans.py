@@ -192,6 +192,34 @@ async def main():
     )
 
 
+def test_9_3_no_zombie_is_left_by_a_server_that_is_stuck(start, loop):
+    if start["start"] == "fork":
+        pytest.skip("there is no server")
+    subreaper(
+        """
+async def main():
+    iso = await Isolator(**start).__aenter__()
+    async with anyio.create_task_group() as tasks:
+        async def call():
+            try:
+                await iso.run(lambda: (leave_sleepers(), time.sleep(60)))
+            except Exception as exc:
+                assert "closed" in str(exc) or "observed" in str(exc), exc
+        tasks.start_soon(call)
+        await until(lambda: iso.jobs() and iso.jobs()[0].state == "running")
+        await anyio.sleep(0.3)
+        server, = children()
+        os.kill(server, signal.SIGSTOP)
+        with anyio.fail_after(20):
+            await iso.aclose(cancel=True)
+    assert not children(), children()
+    print("done")
+        """,
+        start,
+        loop,
+    )
+
+
 @pytest.mark.one_loop
 def test_9_3_an_interrupted_call_leaves_no_zombie(loop):
     subreaper(

@@ -9,8 +9,9 @@ import itertools
 import os
 import signal
 import sys
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import anyio
@@ -33,8 +34,9 @@ from .ward import Ward
 
 __all__ = ["Zygote"]
 
-# So many of the last groups that the server has killed may not be gone yet.
+# So many of the last groups that the server has killed may not be gone yet, for so many seconds.
 _RECENT = 64
+_GROUP_PATIENCE = 2.0
 # So often it is looked, in the time that a server has to answer, whether it has.
 _LOOKS = 4
 # Between looks at the children of a server that does not answer.
@@ -101,7 +103,9 @@ class Zygote:
         self._layers: Sequence[str] | None = None
         self._socket: _socket.socket
         self.wards: dict[int, Ward] = {}
-        self._recent: deque[int] = deque(maxlen=_RECENT)
+        # Ended, as far as can be seen, and not collected by the server, which does not answer.
+        self._missed: set[int] = set()
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
         self.problem = ""
         self.outdated = False
         self._problem_number = 0
@@ -269,6 +273,7 @@ class Zygote:
         """Find out which wards have ended: the server does not tell any more."""
         for ward in [ward for ward in self.wards.values() if ward.seems_ended()]:
             del self.wards[ward.pid]
+            self._missed.add(ward.pid)
             ward.signal(signal.SIGKILL, group=True)
             ward.end(Status(None))
             self._farewell.ended(ward)
@@ -322,9 +327,10 @@ class Zygote:
     def _hear(self, record: Sequence[Any]) -> None:
         match record:
             case ("ended", pid, status, user, system, max_rss):
+                self._missed.discard(pid)
                 ward = self.wards.pop(pid, None)
                 if ward is not None:
-                    self._recent.append(pid)
+                    self._recent.append((pid, time.monotonic()))
                     exit_ = Exit(os.waitstatus_to_exitcode(status))
                     ward.end(Status(exit_, user, system, max_rss * _RSS_UNIT))
                     self._farewell.ended(ward)
@@ -388,7 +394,9 @@ class Zygote:
             return
         # Closing the socket is the last that a server does by itself: let it.
         self._process.ended(0.05)
-        status = self._hang_up_and_bury()
+        coming = self._hang_up()
+        status = self._bury()
+        self._collect_orphans(coming)
         if not self.problem:
             self.problem = f"it ended with {status.exit}" if status.exit is not None else "it ended"
         self._ready.set()
@@ -398,6 +406,8 @@ class Zygote:
             self.discard(ward)
             ward.end(Status(None), lost=True)
         self._look_if_empty()
+        if self._on_gone is not None:
+            self._on_gone()
         self._on_lost(self)
 
     # The end
@@ -412,19 +422,23 @@ class Zygote:
         if self._down:
             return
         self._gone = anyio.Event()
+        coming: Iterable[Ward] = ()
         try:
             for ward in list(self.wards.values()):
                 self.discard(ward)
             self._emptied = anyio.Event()
             self._look_if_empty()
             await _within(PATIENCE, self._emptied.wait)
-            self._hang_up()
+            coming = self._hang_up()
             if not self.silent:
                 await self._until_ended(PATIENCE)
             self._process.signal(signal.SIGKILL)
             await self._until_ended(_KILL_PATIENCE)
         finally:
+            if not self._down:
+                coming = self._hang_up()
             self._bury(0)
+            self._collect_orphans(coming)
             self._gone.set()
 
     async def _until_ended(self, seconds: float) -> None:
@@ -438,14 +452,19 @@ class Zygote:
         self._backlog.close()  # from here on there may be no loop to try anything again
         for ward in self.wards.values():
             self.discard(ward)
-        self._hang_up_and_bury()
+        coming = self._hang_up()
+        self._bury()
+        self._collect_orphans(coming)
         wards, self.wards = self.wards, {}
         for ward in wards.values():
             ward.end(Status(None), lost=True)
         self._look_if_empty()
 
-    def _hang_up(self) -> None:
-        """Say no more and hear no more: the server ends when it sees that."""
+    def _hang_up(self) -> list[Ward]:
+        """Say no more and hear no more: the server ends when it sees that.
+
+        Return the children that have been asked for and are not known yet, still open.
+        """
         self._down = True
         if self._reader is not None:
             self._reader.cancel()
@@ -457,33 +476,32 @@ class Zygote:
         self._fds.close_all()
         for fd in self._pidfds + self._parcels.all():
             os.close(fd)
-        for ward in self._coming.values():
-            ward.close()
-        self._coming.clear()
         self._backlog.close()
+        coming, self._coming = self._coming, {}
+        return list(coming.values())
 
-    def _hang_up_and_bury(self) -> Status:
-        """Hang up, collect the server's process, and its children if they are this process's now.
+    def _collect_orphans(self, coming: Iterable[Ward]) -> None:
+        """Collect the children of the server, which is dead, if they are this process's now.
 
         That is so where this process is a subreaper or pid 1, as servers in containers are.
+        *coming* are those of which the server may not have told; they are closed.
         """
-        coming, self._coming = self._coming, {}
-        self._hang_up()
-        status = self._bury()
         orphans = set()
         if is_subreaper():
             for ward in self.wards.values():
                 ward.signal(signal.SIGKILL, group=True)
                 ward.signal(signal.SIGKILL)
-            # There may be some that the server has not told of.
-            orphans = set(self.wards) | {ward.noted_pid() for ward in coming.values()} - {0}
-        for ward in coming.values():
+            orphans = set(self.wards) | {ward.noted_pid() for ward in coming} - {0}
+            orphans |= self._missed
+        for ward in coming:
             ward.close()
         for pid in orphans:
             end_adopted(pid)
-        # Of those that have ended some group may not be gone yet.
-        registry.collect_adopted(orphans.union(self._recent))
-        return status
+        # The group of one that has just ended may not be gone yet; a moment later its number may be
+        # somebody else's.
+        now = time.monotonic()
+        orphans |= {pid for pid, ended_at in self._recent if now - ended_at < _GROUP_PATIENCE}
+        registry.collect_adopted(orphans)
 
     def _bury(self, seconds: float = _KILL_PATIENCE) -> Status:
         """Collect the server's process, which is killed if it has not ended.
