@@ -27,6 +27,13 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("here")
 
+
+@hypothesis.settings(max_examples=1, database=None)
+@hypothesis.given(hypothesis.strategies.none())
+def _first(_: None) -> None:
+    """Make hypothesis find its own random numbers while it can: it warns once they are frozen."""
+
+
 LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
     "uvloop": ("asyncio", {"use_uvloop": True}),
@@ -110,6 +117,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 def pytest_collection_finish() -> None:
+    _first()
     # What is there by now stays; so the collections after each test need not look through it.
     gc.collect()
     gc.freeze()
