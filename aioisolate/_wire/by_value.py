@@ -76,7 +76,10 @@ def _reduce_lazy(lazy: Any) -> Any:
 def _source(code: CodeType) -> tuple[int, list[str]]:
     """Return the number of the first line of a code object, and its lines; none if not known."""
     first = code.co_firstlineno
-    lines = linecache.getlines(code.co_filename) or _lines_of_command(code)
+    if code.co_filename == "<string>":
+        lines = _lines_of_command(code)
+    else:
+        lines = linecache.getlines(code.co_filename) or _registered(code)
     return first, lines[first - 1 : _last_line(code)]
 
 
@@ -88,14 +91,16 @@ def _last_line(code: CodeType) -> int:
 
 def _lines_of_command(code: CodeType) -> list[str]:
     """Return the lines of the program that was given as ``-c``, if *code* is from there."""
-    # The interpreter's own, from 3.13 on: what was typed, too.
-    known = getattr(linecache, "_getlines_from_code", None)
-    if known is not None and (lines := known(code)):
-        return list(lines)
+    lines = _registered(code)
     options = sys.orig_argv
-    if code.co_filename != "<string>" or "-c" not in options[:-1]:
-        return []
-    lines = options[options.index("-c") + 1].splitlines(keepends=True)
+    if not lines and "-c" in options[:-1]:
+        lines = options[options.index("-c") + 1].splitlines(keepends=True)
     # `exec` names its code the same.
     begins = "".join(lines[code.co_firstlineno - 1 : code.co_firstlineno])
     return lines if code.co_name.strip("<>") in begins else []
+
+
+def _registered(code: CodeType) -> list[str]:
+    """Return the lines of what was typed, or given as ``-c``, as the interpreter knows them."""
+    known = getattr(linecache, "_getlines_from_code", None)  # from 3.13 on
+    return [] if known is None else list(known(code))
