@@ -55,7 +55,7 @@ KNOWN = {
     "_core": "anyio and trio",
     "_event_loop_policy": "asyncio, before 3.12",
     "_get_filters": "warnings, from 3.14 on",
-    "_getlines_from_code": "linecache, from 3.13 on",
+    "_getlines_from_code": "linecache, from 3.13 or 3.14 on",
     "_module_locks": "importlib",
     "_run_context": "trio",
     "_stdlib_dir": "sys",
@@ -230,15 +230,12 @@ def test_tblib_reduces_a_traceback():
     assert function(*arguments).tb_lineno == stack.tb_lineno
 
 
-@pytest.mark.skipif(sys.version_info < (3, 13), reason="Python 3.13 and newer register it")
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="Python 3.14 and newer register it so")
 def test_linecache_knows_code_without_a_file():
     code = compile("def f():\n    pass\n", "<a test>", "exec")
-    if hasattr(linecache, "_register_code"):
-        linecache._register_code(code, "def f():\n    pass\n", "<a test>")
-        inner = next(const for const in code.co_consts if isinstance(const, types.CodeType))
-        assert list(linecache._getlines_from_code(inner)) == ["def f():\n", "    pass\n"]
-    else:  # 3.13: by name
-        assert callable(linecache._getlines_from_code)
+    linecache._register_code(code, "def f():\n    pass\n", "<a test>")
+    inner = next(const for const in code.co_consts if isinstance(const, types.CodeType))
+    assert list(linecache._getlines_from_code(inner)) == ["def f():\n", "    pass\n"]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="Python 3.14 and newer have contexts")

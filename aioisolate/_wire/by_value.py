@@ -102,5 +102,5 @@ def _lines_of_command(code: CodeType) -> list[str]:
 
 def _registered(code: CodeType) -> list[str]:
     """Return the lines of what was typed, or given as ``-c``, as the interpreter knows them."""
-    known = getattr(linecache, "_getlines_from_code", None)  # from 3.13 on
+    known = getattr(linecache, "_getlines_from_code", None)  # not before 3.13.1
     return [] if known is None else list(known(code))
