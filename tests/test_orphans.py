@@ -14,7 +14,7 @@ import pytest
 
 from aioisolate import run_isolated
 from tests.conftest import LOOPS
-from tests.helpers import alive, isolator, python, until
+from tests.helpers import alive, forked, isolator, python, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="subreapers are Linux's")
 
@@ -266,3 +266,33 @@ async def test_9_3_sigchld_is_fns_own(start):
 
     async with isolator(start) as iso:
         assert await iso.run(look) == (signal.SIG_DFL, -1)
+
+
+@pytest.mark.one_loop
+def test_9_3_many_orphans_do_not_keep_a_server_from_its_work(loop):
+    """They are collected some at a time, and what the parent wants is looked at in between."""
+
+    def serve():
+        from aioisolate._zygote.reaper import Reaper
+
+        reaper = Reaper()
+        read, write = os.pipe()
+        reaper.watch(read)
+        for _ in range(300):
+            pid = os.fork()
+            if not pid:
+                os._exit(0)
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        os.write(write, b"fork")
+        turns = 0
+        try:
+            while True:
+                readable, ended = reaper.wait(read)
+                assert readable
+                assert not ended
+                turns += 1
+                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return turns
+
+    assert forked(serve) == (3, 0)

@@ -26,6 +26,8 @@ _SIGKILL = int(_raw.SIGKILL)
 # At the end of the server: how long those who were killed may take to be gone.
 _PATIENCE = 0.5
 _PAUSE = 10  # in milliseconds
+# So many are collected before it is looked what the parent wants.
+_AT_ONCE = 128
 # So many of the last groups that were killed may not be gone yet.
 _RECENT = 64
 
@@ -96,7 +98,7 @@ class Reaper:
         except BlockingIOError:
             pass  # it is empty; whoever ends from here on writes to it again
         ended: list[End] = []
-        while True:
+        for _ in range(_AT_ONCE):
             try:
                 # Looked at first, since a child's group is killed before it is collected.
                 found = _os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -111,6 +113,10 @@ class Reaper:
                 ended.append(_collect(pid))
             else:
                 os.waitpid(pid, 0)  # an orphan of some child
+        # There may be more: a child that leaves orphans faster than they can be collected must not
+        # keep the server from its work.
+        os.write(self._write, b"\0")
+        return ended
 
 
 def _wake(number: int, frame: object) -> None:
