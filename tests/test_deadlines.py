@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -328,3 +329,83 @@ def test_9_5_a_server_that_can_not_be_started_again(loop, tmp_path):
     )
     assert done.stdout.endswith("\n1\n"), done.stderr
     assert "is being started" in done.stdout or "current directory is gone" in done.stdout
+
+
+async def test_9_5_what_a_retired_server_was_to_be_sent_names_nobody_elses_descriptors(
+    tmp_path, caplog
+):
+    """Its socket is full, so requests wait here; when it goes on, their numbers are others'."""
+    name = str(tmp_path / "go on")
+    results = []
+    async with Isolator(max_concurrency=500, start_timeout=60) as iso:
+        pool = pool_of(iso)
+        pool._zygote._patience = 0.5
+        async with anyio.create_task_group() as tasks, iso.open_job(wait_for, name) as job:
+            await until(lambda: job.state == "running")
+            server, zygote = pool.pid, pool._zygote
+
+            async def call(number):
+                results.append((number, await iso.run(abs, -number)))
+
+            with stopped(server):
+                for number in range(450):
+                    tasks.start_soon(call, number)
+                await until(lambda: zygote._backlog._letters)
+                await until(lambda: pool.pid not in (None, server))
+                assert not any(letter.passing for letter in zygote._backlog._letters)
+            with anyio.fail_after(60):
+                while len(results) < 450:
+                    await anyio.sleep(0.01)
+            (tmp_path / "go on").touch()
+            assert await job.result() == "seen"
+    assert sorted(results) == [(number, number) for number in range(450)]
+
+
+async def test_9_5_an_import_takes_its_time(tmp_path, monkeypatch):
+    """A server that imports what its children turned out to need is not stuck."""
+    (tmp_path / "slow_learned.py").write_text("import time\ntime.sleep(2.5)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    async with Isolator(start_timeout=10) as iso:
+        pool_of(iso)._zygote._patience = 0.4
+        server = pool_of(iso).pid
+        pool_of(iso).learn("slow_learned")
+        with anyio.fail_after(20):
+            assert await iso.run(double, 1) == 2
+        assert pool_of(iso).pid == server
+        assert iso.statistics().restarts == 0
+
+
+async def test_9_5_closing_twice_at_once(start, tmp_path):
+    name = str(tmp_path / "never")
+    iso = await Isolator(**start).__aenter__()
+    server = None if start["start"] == "fork" else pool_of(iso).pid
+    async with anyio.create_task_group() as tasks:
+        errors = []
+
+        async def call():
+            errors.append(await error_of(iso.run(wait_for, name)))
+
+        tasks.start_soon(call)
+        await until(lambda: iso.jobs() and iso.jobs()[0].state == "running")
+        tasks.start_soon(iso.aclose)
+        await until(lambda: iso._core.state == "closing")
+        with anyio.fail_after(20):
+            await iso.aclose(cancel=True)
+        assert iso._core.state == "closed"
+        assert server is None or not alive(server)
+    assert errors[0].reason is Reason.CLOSED
+
+
+@pytest.mark.asyncio
+async def test_9_5_closing_that_is_cancelled_natively():
+    """Which no scope of anyio's holds up."""
+    iso = await Isolator(warm=1).__aenter__()
+    server = pool_of(iso).pid
+    os.kill(server, signal.SIGSTOP)
+    closing = asyncio.ensure_future(iso.aclose())
+    await asyncio.sleep(0.2)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert not alive(server)
+    assert iso._core.state == "closed"

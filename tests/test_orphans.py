@@ -220,6 +220,43 @@ async def main():
     )
 
 
+def test_9_3_a_subreaper_whose_children_somebody_else_collects(start, loop):
+    """With SIGCHLD ignored the kernel does, at any moment."""
+    if start["start"] == "fork":
+        pytest.skip("there is no server")
+    subreaper(
+        """
+async def main():
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    async with Isolator(**start) as iso:
+        for _ in range(5):
+            reasons = []
+            async with anyio.create_task_group() as tasks:
+                async def call():
+                    try:
+                        await iso.run(lambda: (leave_sleepers(), time.sleep(60)))
+                    except Exception as exc:
+                        reasons.append(exc.reason.name)
+                for _ in range(2):
+                    tasks.start_soon(call)
+                await until(lambda: [j.state for j in iso.jobs()] == ["running"] * 2)
+                await anyio.sleep(0.1)
+                with anyio.fail_after(5):
+                    os.kill(iso._core._source._pool.pid, signal.SIGKILL)
+                    while len(reasons) < 2:
+                        await anyio.sleep(0.005)
+            assert reasons == ["SERVER_DIED"] * 2, reasons
+            if start["start"] == "template":
+                break
+            await until(lambda: iso._core._source._pool.pid)
+    await until(lambda: not children())
+    print("done")
+        """,
+        {**start, "max_concurrency": 2},
+        loop,
+    )
+
+
 @pytest.mark.one_loop
 def test_9_3_an_interrupted_call_leaves_no_zombie(loop):
     subreaper(

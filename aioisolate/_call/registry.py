@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterable
 
 from .._os.fds import Descriptors
-from .._os.process import Process, reap_adopted
+from .._os.process import Process, kill_adopted, reap_adopted
 
-__all__ = ["abandon", "collect_adopted", "discard", "put_down", "register", "watch_on"]
+__all__ = [
+    "abandon",
+    "collect_adopted",
+    "discard",
+    "end_adopted",
+    "put_down",
+    "register",
+    "watch_on",
+]
 
 _log = logging.getLogger("aioisolate.call")
 _live: set[Process] = set()
@@ -57,6 +66,33 @@ def collect_adopted(leaders: Iterable[int]) -> None:
         time.sleep(_PAUSE)
 
 
+def end_adopted(pids: Iterable[int], ended: Iterable[int], *, session: int) -> None:
+    """Kill and collect the children of a dead process that this process has got, blocking.
+
+    *pids* are its children, *ended* those of which only others of their groups may be left,
+    *session* is the session that it led.
+    """
+    left, groups = set(pids), {*pids, *ended}
+    for _ in range(_LOOKS):
+        left = {pid for pid in left if kill_adopted(pid, session)}
+        groups = {pid for pid in groups if reap_adopted(pid)} | left
+        if not groups:
+            return
+        time.sleep(_PAUSE)
+    for pid in left:
+        _log.error("process %d does not end although it was killed; watching on", pid)
+        threading.Thread(
+            target=_wait_for, args=(pid,), name="aioisolate-watch", daemon=True
+        ).start()
+
+
+def _wait_for(pid: int) -> None:
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # somebody else has collected it
+
+
 def abandon(process: Process, fds: Descriptors) -> None:
     """Kill a child whose loop was closed under it, and close what belonged to its call."""
     if not process.is_owned():  # or a copy of the loop, collected in a forked child
@@ -68,7 +104,7 @@ def abandon(process: Process, fds: Descriptors) -> None:
 
 def watch_on(process: Process) -> None:
     """Keep waiting, in a thread, for a child that does not end although it was killed."""
-    _log.error("child %d does not end although it was killed; watching on", process.pid)
+    _log.error("process %d does not end although it was killed; watching on", process.pid)
     process.watched = True
 
     def wait() -> None:
@@ -76,7 +112,7 @@ def watch_on(process: Process) -> None:
             pass
         process.reap()
         process.close()
-        _log.warning("child %d, killed long ago, has ended at last", process.pid)
+        _log.warning("process %d, killed long ago, has ended at last", process.pid)
 
     threading.Thread(target=wait, name="aioisolate-watch", daemon=True).start()
 

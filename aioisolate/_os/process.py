@@ -28,12 +28,12 @@ from .prctl import is_subreaper
 __all__ = [
     "Process",
     "Status",
-    "end_adopted",
     "fork",
     "group_is_gone",
     "has_ended",
     "hush_fork_warning",
     "is_child_of",
+    "kill_adopted",
     "reap_adopted",
     "stopped_by",
 ]
@@ -145,19 +145,25 @@ def is_child_of(parent: int, pid: int) -> bool:
     return state not in "ZX" and int(ppid) == parent
 
 
-def end_adopted(pid: int) -> None:
-    """Kill a process with its group, and collect it, if it has become a child of this process."""
+def kill_adopted(pid: int, session: int) -> bool:
+    """Kill a process with its group, if it has become a child of this process; collect it.
+
+    It is one of a dead process that led *session*, or leads a session itself. Return whether it has
+    not ended yet.
+    """
     try:
         # While it has not been collected its number is its own.
         _os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return
-    for kill in (os.killpg, os.kill):
-        try:
-            kill(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass  # it has not got as far as having a group; or it has changed its user
-    os.waitpid(pid, 0)
+        if os.getsid(pid) not in (pid, session):
+            return False  # somebody else's, with that number
+        for kill in (os.killpg, os.kill):
+            try:
+                kill(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass  # it has not got as far as having a group; or it has changed its user
+        return _os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is None
+    except (ChildProcessError, ProcessLookupError):
+        return False  # no child of this process, or somebody else has collected it
 
 
 def reap_adopted(leader: int) -> bool:
@@ -173,8 +179,8 @@ def reap_adopted(leader: int) -> bool:
     for pid, group in _adopted(leader):
         try:
             os.kill(pid, signal.SIGKILL)
-        except PermissionError:
-            continue  # it has changed its user
+        except (ProcessLookupError, PermissionError):
+            continue  # somebody else has collected it; or it has changed its user
         more |= _reap_group(group)
     return more
 

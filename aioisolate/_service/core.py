@@ -62,6 +62,8 @@ class Core:
         self._jobs: dict[int, Job[Any]] = {}
         self._queued = 0
         self._drained: anyio.Event | None = None
+        # There once it is being closed.
+        self._over: anyio.Event | None = None
         self._source: Source | None = None
 
     # Its life
@@ -94,17 +96,29 @@ class Core:
         if source is None or self.state == "closed":
             self.state = "closed"
             return
+        if self._over is not None:  # somebody else is closing it
+            if cancel:
+                self._end_jobs()
+            await self._over.wait()
+            return
         self.state = "closing"
+        self._over = anyio.Event()
         try:
             if not cancel:
                 await self._drain()
         finally:
-            for job in self.jobs():
-                job.end(KilledFor.CLOSED)
-            with anyio.CancelScope(shield=True):
-                await self._drain()
-                await source.aclose()
-            self.state = "closed"
+            self._end_jobs()
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._drain()
+                    await source.aclose()
+            finally:
+                self.state = "closed"
+                self._over.set()
+
+    def _end_jobs(self) -> None:
+        for job in self.jobs():
+            job.end(KilledFor.CLOSED)
 
     async def _drain(self) -> None:
         while self._jobs:

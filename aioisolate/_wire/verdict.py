@@ -190,8 +190,8 @@ def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:  # noqa: PLR0911 -
         case _:
             error = CallableStatusUnknownError if started else CallableDidNotExecuteError
             message = (
-                f"the child was killed and had not ended {evidence.seconds:g} s later (it is "
-                "stuck in the kernel); it is still being watched"
+                f"the child was killed and had not ended {evidence.seconds:g} s later (perhaps "
+                "it is stuck in the kernel); it is still being watched"
             )
             return Verdict(error, Reason.WAIT, message)
 

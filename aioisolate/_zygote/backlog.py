@@ -91,6 +91,11 @@ class Backlog:
         self._again = None
         self.send()
 
+    def forget_fds(self) -> None:
+        """Forget what has not been sent and has descriptors with it, which are being closed."""
+        # What is left of one that has been sent in part has none any more, and must follow.
+        self._letters = deque(letter for letter in self._letters if not letter.passing)
+
     def close(self) -> None:
         """Forget what has not been sent, and try nothing twice."""
         self._closed = True

@@ -24,7 +24,7 @@ from .._os import fds as os_fds
 from .._os import messages
 from .._os.fds import Descriptors
 from .._os.prctl import is_subreaper
-from .._os.process import Process, Status, end_adopted
+from .._os.process import Process, Status
 from .._outcome import Exit
 from . import control
 from .backlog import Backlog
@@ -37,10 +37,16 @@ __all__ = ["Zygote"]
 # So many of the last groups that the server has killed may not be gone yet, for so many seconds.
 _RECENT = 64
 _GROUP_PATIENCE = 2.0
+# So many seconds children may take to end, all together, whose server is dead.
+_ORPHAN_PATIENCE = 0.5
 # So often it is looked, in the time that a server has to answer, whether it has.
 _LOOKS = 4
+# An import keeps it from that, and may take its time.
+_LOOKS_AT_IMPORT = 100
 # Between looks at the children of a server that does not answer.
 _SILENT_PAUSE = 0.05
+# If nobody can wait any more: so many seconds, blocking.
+_MOMENT = 0.1
 # So many seconds a server that was killed may take to end before it is watched in a thread.
 _KILL_PATIENCE = 5.0
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
@@ -79,6 +85,7 @@ class Zygote:
         self.silent = False
         # Whether it has said anything since that was last asked; the calls that run.
         self._heard = False
+        self._importing = 0
         self._busy = 0
         self._watching = False
         self._watchdog: loops.Background | None = None
@@ -226,6 +233,7 @@ class Zygote:
 
     def learn(self, module: str) -> None:
         """Have the server import a module, for the children to come."""
+        self._importing += 1
         self._say("import", module)
 
     # Whether it answers
@@ -247,6 +255,13 @@ class Zygote:
 
     async def _look_for_answers(self) -> None:
         """Find out, while anything is expected of the server, whether it still answers."""
+        try:
+            await self._look_until_idle()
+        finally:
+            # Here and not at the end of the task, which is a little later.
+            self._watching = False
+
+    async def _look_until_idle(self) -> None:
         quiet = 0
         while self._busy or self._coming or (self.silent and self.wards):
             # Looks are counted, and no clock is asked: a loop that was held up proves nothing.
@@ -258,7 +273,7 @@ class Zygote:
                 self._look_for_ends()
             elif self._heard:
                 self._heard, quiet = False, 0
-            elif quiet < _LOOKS:
+            elif quiet < (_LOOKS_AT_IMPORT if self._importing else _LOOKS):
                 if not quiet:
                     self._say("ping")
                 quiet += 1
@@ -266,8 +281,6 @@ class Zygote:
                 quiet = 0
                 self.silent = True
                 self._on_silent(self)
-        # Here and not at the end of the task, which is a little later.
-        self._watching = False
 
     def _look_for_ends(self) -> None:
         """Find out which wards have ended: the server does not tell any more."""
@@ -282,6 +295,7 @@ class Zygote:
     def retire(self, on_gone: Callable[[], object]) -> None:
         """Give it no more work, kill it when its last child has ended, and call *on_gone*."""
         self._on_gone = on_gone
+        self._backlog.forget_fds()
         for number in list(self._coming):
             self._coming.pop(number).close()
         self._look_if_empty()
@@ -324,7 +338,7 @@ class Zygote:
             self._hear(record)
         self._backlog.send()
 
-    def _hear(self, record: Sequence[Any]) -> None:
+    def _hear(self, record: Sequence[Any]) -> None:  # noqa: C901 - one arm for each record
         match record:
             case ("ended", pid, status, user, system, max_rss):
                 self._missed.discard(pid)
@@ -352,6 +366,8 @@ class Zygote:
                 self._refuse(number, CallableDidNotExecuteError(text, reason=Reason.CHILD_SETUP))
             case ("failed" | "strange" as how, what, more):
                 self._fail(how, what, more)
+            case ("imported",):
+                self._importing -= 1
             case ("ready", modules, engaged):
                 self.modules = frozenset(modules)
                 if self._layers is not None:
@@ -396,10 +412,10 @@ class Zygote:
         self._process.ended(0.05)
         coming = self._hang_up()
         status = self._bury()
-        self._collect_orphans(coming)
         if not self.problem:
             self.problem = f"it ended with {status.exit}" if status.exit is not None else "it ended"
         self._ready.set()
+        self._collect_orphans(coming)
         wards, self.wards = self.wards, {}
         for ward in wards.values():
             # The kernel kills them with their parent, but not what they have started.
@@ -435,11 +451,12 @@ class Zygote:
             self._process.signal(signal.SIGKILL)
             await self._until_ended(_KILL_PATIENCE)
         finally:
-            if not self._down:
-                coming = self._hang_up()
-            self._bury(0)
-            self._collect_orphans(coming)
-            self._gone.set()
+            try:
+                coming = [*coming, *self._hang_up()]
+                self._bury(_MOMENT)
+                self._collect_orphans(coming)
+            finally:
+                self._gone.set()
 
     async def _until_ended(self, seconds: float) -> None:
         if self._process.is_owned():  # it has not died just now
@@ -465,6 +482,8 @@ class Zygote:
 
         Return the children that have been asked for and are not known yet, still open.
         """
+        if self._down:
+            return []
         self._down = True
         if self._reader is not None:
             self._reader.cancel()
@@ -486,22 +505,16 @@ class Zygote:
         That is so where this process is a subreaper or pid 1, as servers in containers are.
         *coming* are those of which the server may not have told; they are closed.
         """
-        orphans = set()
+        now = time.monotonic()
         if is_subreaper():
-            for ward in self.wards.values():
-                ward.signal(signal.SIGKILL, group=True)
-                ward.signal(signal.SIGKILL)
-            orphans = set(self.wards) | {ward.noted_pid() for ward in coming} - {0}
-            orphans |= self._missed
+            until = now + _ORPHAN_PATIENCE
+            orphans = set(self.wards) | {ward.noted_pid(until) for ward in coming} - {0}
+            # The group of one that has just ended may not be gone yet; a moment later its number
+            # may be somebody else's.
+            ended = {pid for pid, ended_at in self._recent if now - ended_at < _GROUP_PATIENCE}
+            registry.end_adopted(orphans | self._missed, ended, session=self.pid)
         for ward in coming:
             ward.close()
-        for pid in orphans:
-            end_adopted(pid)
-        # The group of one that has just ended may not be gone yet; a moment later its number may be
-        # somebody else's.
-        now = time.monotonic()
-        orphans |= {pid for pid, ended_at in self._recent if now - ended_at < _GROUP_PATIENCE}
-        registry.collect_adopted(orphans)
 
     def _bury(self, seconds: float = _KILL_PATIENCE) -> Status:
         """Collect the server's process, which is killed if it has not ended.

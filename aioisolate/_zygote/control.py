@@ -5,7 +5,7 @@
     from the server   ready(modules, layers engaged), child(number, pid, index of its pidfd),
                       ended(pid, status, user, system, rss),
                       refused(number, errno, text), unfit(number, text), failed(text, errno),
-                      pong, strange(what it runs, traceback), see `launch`
+                      imported, pong, strange(what it runs, traceback), see `launch`
 
 With each `fork` come the child's channel and its scratch file, with each `child` its pidfd, if it
 has one: the first of a message has index 0, and -1 is none, or one that could not be passed. Each

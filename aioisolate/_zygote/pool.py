@@ -34,7 +34,7 @@ _READY_PATIENCE = 120.0
 # A server that has not answered for so many seconds, while something is asked of it, gets no more
 # work. (It answers in a millisecond; a fork of a very large template may take a second.)
 _ANSWER_PATIENCE = 5.0
-_ANSWER_LEAST = 0.25
+_ANSWER_LEAST = 1.0
 # After so many deaths in a row, each without a child in between, whoever waits is told.
 _FAILURES_MAX = 3
 _BACKOFF_FIRST = 0.05
@@ -159,7 +159,8 @@ class Pool:
             return "the fork server is being started"
         if zygote.silent:
             return f"the fork server (process {zygote.pid}) does not answer"
-        return f"the fork server (process {zygote.pid}) has not forked a child for it yet"
+        before = f", and {self.restarts} before it had to be replaced" if self.restarts else ""
+        return f"the fork server (process {zygote.pid}) has not forked a child for it yet{before}"
 
     # Who gets a child
 
@@ -382,8 +383,13 @@ class Pool:
 
     async def aclose(self) -> None:
         """End the server and every child of it."""
-        for zygote in self._shut():
-            await zygote.aclose()
+        zygotes = self._shut()
+        try:
+            for zygote in zygotes:
+                await zygote.aclose()
+        finally:
+            for zygote in zygotes:  # if that was cancelled; nothing if they are down
+                zygote.put_down()
 
     def put_down(self) -> None:
         """Do the same at once, blocking: nobody can await anything any more."""

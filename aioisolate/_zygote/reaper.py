@@ -40,7 +40,10 @@ class Reaper:
 
     def __init__(self) -> None:
         """Become a subreaper, and take over SIGCHLD. Raises OSError."""
-        set_subreaper()
+        try:
+            set_subreaper()
+        except OSError:
+            pass  # refused by an older kernel or a filter: orphans go where they always went
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)

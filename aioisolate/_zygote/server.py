@@ -256,6 +256,7 @@ class Server:
                 self._outbox.append(("pong",))
             elif what == "import":
                 self._learn(record[1])
+                self._outbox.append(("imported",))
         return True
 
     def _fork_for(self, number: int, ahead: bool, note_pid: bool) -> None:

@@ -28,8 +28,6 @@ __all__ = ["Keeper", "Ward"]
 
 # What a child says of its confinement is far less.
 _PROOF_MAX = 16 * 1024
-# In milliseconds: how long a child may take to end whose server is dead.
-_ORPHAN_PATIENCE = 500
 _SIGNAL_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 
 _signal: Any = signal
@@ -200,16 +198,16 @@ class Ward:
             return has_ended(self.pidfd)
         return not is_child_of(self.keeper.pid, self.pid)
 
-    def noted_pid(self) -> int:
+    def noted_pid(self, until: float) -> int:
         """Return its process id, which it has noted itself; 0 if there never was a process.
 
-        For one that its server, which is dead, has not told of. Blocks until it has ended.
+        For one that its server, which is dead, has not told of. Blocks until it has ended, at most
+        *until* then, on the clock of time.monotonic.
         """
         poll = select.poll()
         poll.register(self.channel, 0)  # POLLHUP: nobody has the other end any more
         self._fds.close(self._theirs)
-        if not poll.poll(_ORPHAN_PATIENCE):
-            return 0
+        poll.poll(max(0.0, until - time.monotonic()) * 1000)
         return int(os.pread(self.scratch, 16, PID_AT).rstrip(b"\0") or b"0")
 
     def group_is_gone(self) -> bool:
