@@ -22,6 +22,8 @@ async def main() -> None:
     await run_isolated(plain, 1, "a", timeout="5")  # wrong
     await run_isolated(plain, 1, "a", output="pipe")  # wrong
     await run_isolated(plain, 1, "a", no_such_option=1)  # wrong
+    await run_isolated(plain, 1, "a", stdin="pipe")  # wrong
+    await capture_isolated(plain, 1, "a", queue_timeout=1)  # wrong
     await capture_isolated(plain, "x", "a")  # wrong
     await decorated("a")  # wrong
     await decorated(1, c=2)  # wrong

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Coroutine
 from typing import Any, assert_type
 
-from aioisolate import Outcome, capture_isolated, isolated, run_isolated
+from aioisolate import Isolator, Outcome, capture_isolated, isolated, run_isolated
 
 
 def plain(x: int, y: str) -> bytes:
@@ -53,5 +53,8 @@ async def main() -> None:
     assert_type(await optional(1), str)
     assert_type(await Thing().decorated(2, scale=0.5), float)
     assert_type((await capture_isolated(later, 1)).unwrap(), str)
+    assert_type(await run_isolated(plain, 1, "a", stdin="inherit"), bytes)
+    async with Isolator(queue_timeout=2, stdin="null") as iso:
+        assert_type(await iso.run(later, 1, queue_timeout=None, stdin="inherit"), str)
     kept: Callable[[int], Coroutine[Any, Any, str]] = optional
     await kept(1)
