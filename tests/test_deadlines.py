@@ -225,7 +225,7 @@ async def test_9_5_calls_of_a_retired_server_keep_their_results(start, fn, tmp_p
 
 
 async def test_9_5_a_template_that_is_stopped_and_goes_on(loop):
-    async with Isolator("template", start_timeout=0.5) as iso:
+    async with Isolator("template", start_timeout=4) as iso:
         assert await iso.run(double, 1) == 2
         server = pool_of(iso).pid
         with stopped(server), anyio.fail_after(20):

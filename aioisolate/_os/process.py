@@ -42,6 +42,7 @@ __all__ = [
 _os: Any = os
 _signal: Any = signal
 
+_LINUX = sys.platform == "linux"
 _SIGNAL_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 _GET_INFO = 0xC040FF0B  # PIDFD_GET_INFO: _IOWR(0xFF, 11, struct pidfd_info of 64 bytes)
 _INFO_EXIT = 1 << 3  # PIDFD_INFO_EXIT, Linux 6.15
@@ -135,7 +136,7 @@ def has_ended(pidfd: int, seconds: float = 0) -> bool:
 
 def is_child_of(parent: int, pid: int) -> bool:
     """Tell whether a process has not ended and is a child of *parent* (Linux; elsewhere: True)."""
-    if sys.platform != "linux":
+    if not _LINUX:
         return True
     try:
         with open(f"/proc/{pid}/stat") as file:
