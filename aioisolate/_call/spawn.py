@@ -24,6 +24,7 @@ from .._errors import (
 from .._os import cstdio, imports, memfd, signals
 from .._os import fds as os_fds
 from .._os.fds import Descriptors
+from .._os.killing import kill_through_descriptor
 from .._os.process import Process, Status, fork, hush_fork_warning
 from .._os.waitset import WaitSet
 from .._wire.frames import NONCE_SIZE, Kind, encode
@@ -223,9 +224,12 @@ class ForkedChild:
         """Kill a child that can't be watched. Until waitpid its pid is its own."""
         try:
             os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it has not got as far as having a group of its own
-        os.kill(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass  # it has not got as far as having a group of its own; or it has another user
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except PermissionError:
+            kill_through_descriptor(pid, lambda: False)
         os.waitpid(pid, 0)
         conversation = Conversation(self.nonce)
         try:

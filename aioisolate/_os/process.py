@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import select
 import signal
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 from .._outcome import Exit
 from . import imports, threads
 from .fds import Descriptors
+from .killing import kill_through_descriptor
 from .prctl import is_subreaper
 
 __all__ = [
@@ -37,6 +39,8 @@ __all__ = [
     "reap_adopted",
     "stopped_by",
 ]
+
+_log = logging.getLogger("aioisolate.call")
 
 # Not every platform has pidfds and waitid; a plan is made only where there is the latter.
 _os: Any = os
@@ -120,10 +124,11 @@ def _look_for_group(pid: int, pidfd: int) -> None:
             _signal.pidfd_send_signal(pidfd, 0, None, _SIGNAL_GROUP)
             return
         except OSError as exc:
-            if exc.errno != errno.EINVAL:
+            if exc.errno not in (errno.EINVAL, errno.EPERM):
                 raise
-    # Before Linux 6.9. A number is taken as long as there is anybody in its group. Afterwards it
-    # may be another group's, which gets no signal by this, and is waited for in vain for a while.
+    # Before Linux 6.9, or where a filter forbids that call. A number is taken as long as there is
+    # anybody in its group. Afterwards it may be another group's, which gets no signal by this, and
+    # is waited for in vain for a while.
     os.killpg(pid, 0)
 
 
@@ -310,11 +315,18 @@ class Process:
             return
         try:
             if self._is_pidfd:
-                _signal.pidfd_send_signal(self._wait_fd, number)
-            elif not self._reaped:
+                try:
+                    _signal.pidfd_send_signal(self._wait_fd, number)
+                    return
+                except PermissionError:
+                    pass  # a filter forbids this call, perhaps, and not the other
+            if not self._reaped:  # while it is not, nobody else can have its number
                 os.kill(self.pid, number)
         except ProcessLookupError:
             pass
+        except PermissionError:
+            if number == signal.SIGKILL and not kill_through_descriptor(self.pid, self.ended):
+                _log.error("process %d may not be killed by this one", self.pid)
 
     def signal_group(self, number: int) -> None:
         """Send a signal to every process of the group that the child leads, if it leads one."""
@@ -326,13 +338,12 @@ class Process:
                     _signal.pidfd_send_signal(self._wait_fd, number, None, _SIGNAL_GROUP)
                     return
                 except OSError as exc:
-                    if exc.errno != errno.EINVAL:
+                    # EINVAL: before Linux 6.9. EPERM: a filter forbids this call, perhaps.
+                    if exc.errno not in (errno.EINVAL, errno.EPERM):
                         raise
             if not self._reaped:  # while it is not, nobody else can have its number
                 os.killpg(self.pid, number)
-        except ProcessLookupError:
-            pass
-        except PermissionError:
+        except (ProcessLookupError, PermissionError):
             pass  # what is left of the group has changed its user: not ours to kill any more
 
     def ended(self, seconds: float = 0) -> bool:

@@ -17,6 +17,7 @@ from .._child.worker import PID_AT
 from .._errors import CallableDidNotExecuteError, Reason
 from .._os import memfd
 from .._os.fds import Descriptors
+from .._os.killing import kill_through_descriptor
 from .._os.process import Status, group_is_gone, has_ended, is_child_of
 from .._wire.frames import NONCE_SIZE, Kind, ProtocolError, encode
 from .._wire.state import Conversation, Message
@@ -187,8 +188,12 @@ class Ward:
             except ProcessLookupError:
                 return
             except OSError as exc:
-                if exc.errno != errno.EINVAL:
+                # EINVAL: before Linux 6.9. EPERM: it has another user, and this process has given
+                # up the right to signal it since; or a filter forbids this call.
+                if exc.errno not in (errno.EINVAL, errno.EPERM):
                     raise
+                if exc.errno == errno.EPERM and number == signal.SIGKILL:
+                    kill_through_descriptor(self.pid, functools.partial(has_ended, self.pidfd))
         # Only its parent can name it safely by its number.
         self.keeper.kill(self.pid, number, group=group)
 
