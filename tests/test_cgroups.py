@@ -251,7 +251,10 @@ def test_stale_groups_are_removed_and_others_are_not(group):
     group(processes=3)
     home = delegation.delegated().pids
     dead, _ = forked(os.getpid)
-    names = [f"aioisolate-{dead}-0", f"aioisolate-{dead}-1", f"aioisolate-{os.getppid()}-x"]
+    makers = [dead, dead, os.getppid()]
+    names = [f"{cgroups._prefix(pid)}-{number}" for number, pid in enumerate(makers)]
+    # Of another pid namespace, where that number is somebody else's.
+    names.append(f"aioisolate-1-{dead}-0")
     for name in names:
         os.mkdir(f"{home.directory}/{name}")
     inside = f"{home.directory}/{names[1]}"
@@ -262,12 +265,13 @@ def test_stale_groups_are_removed_and_others_are_not(group):
         cgroups._tidied.discard(home.directory)
         group(processes=3)
         found = [os.path.exists(f"{home.directory}/{name}") for name in names]
-        assert found == [False, True, True]
+        assert found == [False, True, True, True]
         assert alive(left)
     finally:
         assert busy.kill(10)
         assert busy.remove()
-        os.rmdir(f"{home.directory}/{names[2]}")
+        for name in names[2:]:
+            os.rmdir(f"{home.directory}/{name}")
 
 
 def test_the_kernel_kills_a_group_of_version_2():

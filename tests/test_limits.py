@@ -57,7 +57,7 @@ def directories():
         for line in mounts:
             if " - cgroup" in line:
                 top = line.split()[4]
-                found.update(glob.glob(f"{top}/**/aioisolate-{os.getpid()}-*", recursive=True))
+                found.update(glob.glob(f"{top}/**/aioisolate-*-{os.getpid()}-*", recursive=True))
     return found
 
 
@@ -676,7 +676,12 @@ def test_processes_of_a_given_user():
     bounds, group = plan(Limits(processes=3), FULL, given)
     assert bounds.processes is None
     assert group == (None, 3)
-    assert "limits.processes" in refusal(Limits(processes=3), NO_GROUPS, given)
+    bounds, group = plan(Limits(processes=3), NO_GROUPS, given)
+    assert bounds.processes == 3
+    assert bounds.besides  # those that user 77 has when the call begins
+    assert group is None
+    programs = Sandbox(user=77, subprocesses=True)
+    assert "limits.processes" in refusal(Limits(processes=3), NO_GROUPS, programs)
 
 
 def test_memory_of_all_processes_together():

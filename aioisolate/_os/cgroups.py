@@ -7,6 +7,7 @@ charged to the parent, and a copied page is charged to the group.
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import os
 import signal
@@ -88,7 +89,7 @@ class Group:
             )
             if limit is not None
         ]
-        name = f"{_PREFIX}{os.getpid()}-{next(_numbers)}"
+        name = f"{_prefix(os.getpid())}-{next(_numbers)}"
         group = cls([])
         try:
             for controller, home, limit in wanted:
@@ -191,11 +192,28 @@ class Group:
         return not self.homes
 
 
+@functools.cache
+def _prefix(pid: int) -> str:
+    """Return the beginning of the names of this process's groups.
+
+    Its number says something in its pid namespace only, and containers may share a hierarchy.
+    """
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        namespace = 0
+    return f"{_PREFIX}{namespace}-{pid}"
+
+
 def remove_stale(home: str) -> None:
-    """Remove what is left there of groups whose makers are no more, unless somebody is in it."""
+    """Remove what is left there of groups whose makers are no more, unless somebody is in it.
+
+    Those of another pid namespace are let alone: whether their makers live can't be seen.
+    """
+    prefix = _prefix(0).removesuffix("0")
     for name in os.listdir(home):
-        if name.startswith(_PREFIX):
-            pid = name.removeprefix(_PREFIX).partition("-")[0]
+        if name.startswith(prefix):
+            pid = name.removeprefix(prefix).partition("-")[0]
             if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
                 try:
                     _remove(f"{home}/{name}")
@@ -254,29 +272,34 @@ def _kill_listed(directory: str) -> bool:
     pids = _listed(directory)
     if not pids:
         return False
-    if not hasattr(os, "pidfd_open"):
-        for pid in pids - {0}:
-            _try_kill(os.kill, pid)
-        return True
     owner = Descriptors()
     try:
         opened = {}
         for pid in pids - {0}:  # 0: not in this pid namespace
             try:
                 opened[pid] = owner.own(_os.pidfd_open(pid))
-            except OSError:
-                continue  # it has ended; or there are no more descriptors: the next round's
+            except (OSError, AttributeError) as exc:
+                # -1: there is no such call here, or a filter forbids it; then the number has to do.
+                # Else it has ended; or there are no more descriptors: the next round's.
+                if isinstance(exc, AttributeError) or exc.errno in (errno.ENOSYS, errno.EPERM):
+                    opened[pid] = -1
         # Who is still listed is who was opened, and nobody else that has got its number since.
         for pid in _listed(directory) & opened.keys():
-            _try_kill(_signal.pidfd_send_signal, opened[pid])
+            _try_kill(pid, opened[pid])
     finally:
         owner.close_all()
     return True
 
 
-def _try_kill(send: Any, target: int) -> None:
+def _try_kill(pid: int, pidfd: int) -> None:
     try:
-        send(target, signal.SIGKILL)
+        if pidfd >= 0:
+            try:
+                _signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                return
+            except PermissionError:
+                pass  # a filter forbids this call, perhaps, and not the other
+        os.kill(pid, signal.SIGKILL)
     except OSError:
         pass  # it has ended, or is not ours to kill
 
