@@ -12,10 +12,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ._child import confine
-from ._child.policy import Policy
 from ._os import cgroups, landlock, memfd, namespaces, rlimit, seccomp, users
+from ._os.containment import containment, why_no_landlock
 from ._os.prctl import set_no_new_privs, set_parent_death_signal
+from ._os.view import make_view
 
 __all__ = ["findings"]
 
@@ -127,7 +127,7 @@ def _children(most: int) -> int:
 
 
 def _processes_by_user() -> str:
-    users.become(users.spare_id(os.getpid()), users.spare_id(os.getpid()))
+    _become_somebody()
     return _count(3, "a user id of its own")
 
 
@@ -182,9 +182,16 @@ def _memory_by_group() -> str:
     return "a control group, all processes of a call together"
 
 
-def _own_user() -> str:
-    uid = users.spare_id(os.getpid())
+def _become_somebody() -> int:
+    uid = users.spare_id(os.getpid(), users.spare_ids() or users.SPARE)
     users.become(uid, uid)
+    return uid
+
+
+def _own_user() -> str:
+    if (here := containment()).why_not_becomes:  # which has also tried to end such a process
+        raise _UnfulfilledError(here.why_not_becomes)
+    uid = _become_somebody()
     _must_fail("becoming root again", lambda: os.setuid(0), errno.EPERM)
     return f"user id {uid}"
 
@@ -192,11 +199,13 @@ def _own_user() -> str:
 def _namespace(flag: int) -> Callable[[], str]:
     def attempt() -> str:
         uid, gid = os.getuid(), os.getgid()
-        as_user = not users.capabilities() & users.SYS_ADMIN
-        namespaces.unshare(flag | (namespaces.NEWUSER if as_user else 0))
-        if as_user:
+        try:
+            namespaces.unshare(flag)
+        except PermissionError:
+            namespaces.unshare(flag | namespaces.NEWUSER)
             namespaces.map_user(uid, gid)
-        return "through a user namespace" if as_user else "by privilege"
+            return "through a user namespace"
+        return "by privilege"
 
     return attempt
 
@@ -211,15 +220,12 @@ def _network_namespace() -> str:
 
 
 def _view() -> str:
-    as_user = not users.capabilities() & users.SYS_ADMIN
-    policy = Policy(
-        unshare=namespaces.ALL, as_user=as_user, uid=-1, read=("/usr",), write=("/dev/null",)
-    )
-    confine.enter_server(policy, confine.Ground())
+    word = _namespace(namespaces.NEWNS)()
+    make_view(["/usr", "/dev/null"])
     seen = sorted(os.listdir("/"))
-    if seen != ["aioisolate", "dev", "usr"]:
+    if seen != ["dev", "usr"]:
         raise _UnfulfilledError(f"there is more to be seen than there should be: {seen}")
-    return "a root file system of its own (pivot_root)"
+    return f"a root directory of its own, {word}"
 
 
 def _no_new_privs() -> str:
@@ -230,7 +236,7 @@ def _no_new_privs() -> str:
 def _landlock() -> str:
     version = landlock.abi()
     if not version:
-        raise _UnfulfilledError("this kernel has none, or it is not enabled (lsm=landlock)")
+        raise _UnfulfilledError(why_no_landlock())
     rules = landlock.make_ruleset(("/usr",), (), execute=False, network=False)
     set_no_new_privs()
     landlock.restrict(rules)
@@ -251,8 +257,8 @@ def _landlock() -> str:
 
 def _filter(kind: Any) -> Callable[[], str]:
     def attempt() -> str:
-        if not seccomp.available():
-            raise _UnfulfilledError(f"there are none here, or not for {os.uname().machine}")
+        if why := seccomp.why_unavailable():
+            raise _UnfulfilledError(why)
         program = seccomp.compile_filter(kind, "whole", subprocesses=False, network=False)
         set_no_new_privs()
         seccomp.install(seccomp.bind_pid(program, os.getpid()))

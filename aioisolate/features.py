@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ._attempts import findings as attempt_all
-from ._call.policy import make_policy, plan_limits
-from ._errors import IsolationError
-from ._os.features import containment
+from ._call.policy import survey, survey_limits
+from ._child.policy import Enforcement, Layer, Policy, Start
+from ._os.features import Containment, containment
 from ._os.process import fork, hush_fork_warning
 from .sandbox import Sandbox
 
-__all__ = ["Finding", "Report", "probe"]
+__all__ = ["Finding", "Report", "probe", "report"]
 
 
 class Finding(NamedTuple):
@@ -71,7 +71,7 @@ class Report(NamedTuple):
         for finding in self.findings:
             mark = "yes" if finding.holds else "NO "
             lines.append(f"  {mark}  {finding.name:{width}}  {finding.detail}")
-            if not finding.holds:
+            if not finding.holds and finding.promises:
                 lines.append(f"       {'':{width}}  without it: {finding.promises}")
         return "\n".join(lines)
 
@@ -109,25 +109,116 @@ def probe() -> Report:
         text = file.read()
     os.waitpid(pid, 0)
     findings = [Finding(*entry) for entry in json.loads(text or "[]")]
+    return Report(_platform(), _user(), (*findings, *_presets()))
+
+
+def report(sandbox: Sandbox, start: Start = "zygote") -> Report:
+    """Tell what holds here of what a sandbox promises, and what does not.
+
+    Args:
+        sandbox: the policy.
+        start: how its children are started; see `Isolator`.
+
+    Returns:
+        a finding for the sandbox as a whole, by the name "sandbox", and one for each of its layers
+        and limits, by the names that `Sandbox.require` takes; a layer that it would have and does
+        without is among them. What does not hold says what to change.
+
+    Raises:
+        CallableDidNotExecuteError: the sandbox is not for this *start*.
+
+    Example::
+
+        found = features.report(Sandbox.untrusted())
+        if not found.holds("namespaces"):
+            log.warning("%s", found)
+    """
+    here = containment()
+    policy, lacks = survey(sandbox, here, start)
+    enforcement, more = survey_limits(sandbox.limits, sandbox, policy, here, start)
+    refused = [lack for lack in lacks if lack.hard or lack.name in sandbox.require] + more
+    text = "; ".join(map(str, refused)) or "it can be used here"
+    findings = [Finding("sandbox", not refused, text, _outcome(sandbox))]
+    findings += [Finding(name, True, detail, "") for name, detail in _layers(sandbox, policy, here)]
+    missing = {lack.name: lack for lack in (*lacks, *more)}
+    findings += [
+        Finding(name, name not in missing, detail, "")
+        for name, detail in _limits(sandbox, policy, enforcement)
+        if name not in missing
+    ]
+    findings += [
+        Finding(
+            lack.name, False, str(lack), _outcome(sandbox) if lack in refused else "it does without"
+        )
+        for lack in missing.values()
+    ]
+    return Report(_platform(), _user(), tuple(findings))
+
+
+def _outcome(sandbox: Sandbox) -> str:
+    return "it is refused" if sandbox.missing == "refuse" else "it does without, with a warning"
+
+
+def _platform() -> str:
     system = os.uname()
-    return Report(
-        f"{system.sysname} {system.release} {system.machine}",
-        "root" if os.geteuid() == 0 else f"user {os.geteuid()}",
-        (*findings, *_presets()),
-    )
+    return f"{system.sysname} {system.release} {system.machine}"
+
+
+def _user() -> str:
+    return "root" if os.geteuid() == 0 else f"user {os.geteuid()}"
+
+
+def _layers(sandbox: Sandbox, policy: Policy, here: Containment) -> Iterator[tuple[str, str]]:
+    way = "by privilege" if here.namespaces == "privilege" else "through a user namespace"
+    threads = "" if policy.threads else ", no new threads"
+    details = {
+        Layer.NAMESPACES: way,
+        Layer.VIEW: "a root directory with nothing else in it",
+        Layer.USER: "a user id of its own" if policy.uid >= 0 else "a user namespace of its own",
+        Layer.CAPABILITIES: "this user, without any capability",
+        Layer.LANDLOCK: f"version {policy.landlock}",
+        Layer.SECCOMP: f"system calls: {sandbox.syscalls}{threads}",
+        Layer.PRIVILEGES: "programs gain none",
+        Layer.ENVIRONMENT: "an environment of its own",
+        Layer.SCRATCH: f"{policy.scratch} bytes",
+        Layer.PROCESSES: "with an init",
+    }
+    engaged = {*policy.server_layers, *policy.child_layers}
+    for name, detail in details.items():
+        if name in engaged:
+            yield name, detail
+
+
+def _limits(
+    sandbox: Sandbox, policy: Policy, enforcement: Enforcement
+) -> Iterator[tuple[str, str]]:
+    limits, (bounds, group) = sandbox.limits, enforcement
+    if limits is None or bounds is None:
+        return
+    for name in limits.__slots__:
+        value = getattr(limits, name)
+        if value is None:
+            continue
+        how = "a resource limit"
+        if name in ("result_size", "output_size"):
+            how = "counted by this process, as it reads"
+        elif group is not None and getattr(group, name, None) is not None:
+            how = "a control group"
+        elif name == "processes" and not policy.threads:
+            how = "no other process, and no thread, can be started"
+        elif name == "processes" and bounds.besides:
+            how = "a resource limit, so many besides those that this user has when the call begins"
+        yield f"limits.{name}", f"{value}: {how}"
 
 
 def _presets() -> Iterator[Finding]:
-    here = containment()
     for name, sandbox in (
         ("Sandbox.crash_guard()", Sandbox.crash_guard()),
         ("Sandbox.untrusted()", Sandbox.untrusted()),
+        ("Sandbox.untrusted(level='portable')", Sandbox.untrusted(level="portable")),
     ):
-        try:
-            policy = make_policy(sandbox, here, "zygote")
-            plan_limits(sandbox.limits, sandbox, policy, here)
-        except IsolationError as refusal:
-            yield Finding(name, False, str(refusal), "it is refused")
-        else:
-            layers = sorted({*policy.server_layers, *policy.child_layers})
-            yield Finding(name, True, ", ".join(layers), "it is refused")
+        found = report(sandbox)
+        whole = found.findings[0]
+        layers = [finding.name for finding in found.findings[1:] if finding.holds]
+        detail = ", ".join(layers) if whole.holds else whole.detail
+        yield Finding(name, whole.holds, detail, whole.promises)

@@ -27,6 +27,22 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "codec": ("pickle", "msgspec", "json"),
     "missing": ("refuse", "warn"),
 }
+_LEVELS = ("full", "portable")
+# What can be required, and taken away from a preset, and how the latter is done.
+_WITHOUT: dict[str, dict[str, Any]] = {
+    "namespaces": {"namespaces": "off", "scratch": None},
+    "view of files": {},
+    "user": {"user": "unprivileged"},
+    "capabilities": {"user": "keep"},
+    "landlock": {"read": None, "write": None},
+    "seccomp": {"syscalls": "off", "network": "inherit"},
+    "environment": {"env": None},
+    "scratch": {"scratch": None},
+    "control group": {"cgroup": "off"},
+    "process namespace": {},
+    "no_new_privs": {},
+}
+_NAMES = (*_WITHOUT, *(f"limits.{name}" for name in Limits.__slots__))
 Paths = Iterable[str | os.PathLike[str]] | None
 
 
@@ -55,8 +71,10 @@ class Sandbox:
         syscalls: which system calls it may make (seccomp). ``"default"``: all but those that
             reach out of it or that enlarge what of the kernel can be attacked. ``"strict"``: what
             computing in memory and in allowed files needs. ``"off"``: no filter.
-        user: ``"auto"``: as root, a user id of its own for each call, which owns nothing; other
-            users stay who they are. ``"keep"``: as it is. A number: that user.
+        user: ``"auto"``: as root, where that may become another user and end its processes, a
+            user id of its own for each call, which owns nothing; otherwise as
+            ``"unprivileged"``. That is: the user stays who it is, and has no capabilities, root
+            included. ``"keep"``: as it is. A number: that user.
         cgroup: a control group for limits of all its processes together. ``"auto"``: if a limit
             needs it, and if one can be made.
         env: its environment. None: as this process's.
@@ -69,6 +87,9 @@ class Sandbox:
         missing: what to do without a layer that this machine lacks. ``"refuse"``: nothing
             (`Reason.FEATURE_UNAVAILABLE`, by name). ``"warn"``: go on without, with a
             `SandboxWarning`.
+        require: names of layers and limits without which nothing is to be done, whatever is
+            said above: ``"user"``, ``"namespaces"``, ``"view of files"``, ``"limits.memory"``
+            and so on, as `features.report` has them.
 
     Raises:
         TypeError, ValueError: an argument makes no sense.
@@ -90,6 +111,7 @@ class Sandbox:
         "namespaces",
         "network",
         "read",
+        "require",
         "scratch",
         "subprocesses",
         "syscalls",
@@ -104,13 +126,14 @@ class Sandbox:
     subprocesses: bool
     namespaces: Literal["auto", "require", "off"]
     syscalls: Literal["default", "strict", "off"]
-    user: Literal["auto", "keep"] | int
+    user: Literal["auto", "keep", "unprivileged"] | int
     cgroup: Literal["auto", "require", "off"]
     env: Mapping[str, str] | None
     codec: Literal["pickle", "msgspec", "json"]
     limits: Limits | None
     fresh: bool
     missing: Literal["refuse", "warn"]
+    require: tuple[str, ...]
 
     def __init__(  # noqa: PLR0917 - in this order they are documented
         self,
@@ -121,7 +144,7 @@ class Sandbox:
         subprocesses: bool = False,
         namespaces: Literal["auto", "require", "off"] = "auto",
         syscalls: Literal["default", "strict", "off"] = "default",
-        user: Literal["auto", "keep"] | int = "auto",
+        user: Literal["auto", "keep", "unprivileged"] | int = "auto",
         cgroup: Literal["auto", "require", "off"] = "auto",
         env: Mapping[str, str] | None = {},
         codec: Literal["pickle", "msgspec", "json"] = "msgspec",
@@ -129,6 +152,7 @@ class Sandbox:
         limits: Limits | None = None,
         fresh: bool = False,
         missing: Literal["refuse", "warn"] = "refuse",
+        require: Iterable[str] = (),
     ) -> None:
         choices = {
             "network": network,
@@ -159,10 +183,11 @@ class Sandbox:
             raise ValueError("sandbox.read and sandbox.write are both None or both paths")
         put(self, "scratch", _checked_scratch(scratch, namespaces, read))
         put(self, "user", _checked_user(user))
+        put(self, "require", _checked_names("require", require))
         put(self, "env", _checked_env(env))
 
     @classmethod
-    def crash_guard(cls, **changes: Any) -> Self:
+    def crash_guard(cls, *, without: Iterable[str] = (), **changes: Any) -> Self:
         """Return the policy for code that is trusted, but leaks, crashes or never ends.
 
         It may reach what this process may. Its memory is limited (1 GiB above what it starts
@@ -170,7 +195,8 @@ class Sandbox:
         version 1 and ten in version 2: ``cgroup="off"`` if it starts none), it leaves no core dump
         and gains no privileges by programs that it starts.
 
-        *changes* are arguments of `Sandbox`.
+        *changes* are arguments of `Sandbox`; and *without* names layers and limits that are to be
+        left out, ``without=["limits.memory"]`` for example.
 
         Example::
 
@@ -189,17 +215,31 @@ class Sandbox:
             "codec": "pickle",
             "limits": Limits(memory="1 GiB"),
         }
-        return cls(**(defaults | changes))
+        return cls(**_reduced(defaults | changes, without))
 
     @classmethod
-    def untrusted(cls, **changes: Any) -> Self:
+    def untrusted(
+        cls,
+        *,
+        level: Literal["full", "portable"] = "full",
+        without: Iterable[str] = (),
+        **changes: Any,
+    ) -> Self:
         """Return the policy for code of strangers, or of a language model.
 
         Children of a fresh interpreter only; no files but Python's own, no network, no programs,
         an empty environment, results as data only; 512 MiB of memory, 10 s of CPU time, 16
-        threads, 1 MiB of output and 16 MiB of results. Refused where a layer is missing.
+        threads, 1 MiB of output and 16 MiB of results. Refused where one of these can't be held.
 
-        *changes* are arguments of `Sandbox`; ``codec="pickle"`` and ``fresh=False`` are refused.
+        Args:
+            level: ``"full"``: with all layers that can be had here; Landlock, system call filter
+                and resource limits are enough for what is said above, namespaces and a user id
+                of its own stand behind them (`features.report` tells; *require* insists).
+                ``"portable"``: with those that need no privilege and no namespaces, so that
+                a server, a container and a laptop are alike.
+            without: names of layers and limits that are to be left out, such as
+                ``["limits.processes"]``; see *require* of `Sandbox`.
+            changes: arguments of `Sandbox`; ``codec="pickle"`` and ``fresh=False`` are refused.
 
         Example::
 
@@ -230,9 +270,12 @@ class Sandbox:
                 "Sandbox.untrusted() is for children of a fresh interpreter: a copy of this "
                 "process holds every secret that this process holds"
             )
+        if level not in _LEVELS:
+            raise ValueError(f"level must be one of {', '.join(map(repr, _LEVELS))}, not {level!r}")
         defaults: dict[str, Any] = {"codec": _data_codec(), "fresh": True}
-        merged: dict[str, Any] = defaults | changes | {"limits": limits}
-        return cls(**merged)
+        if level == "portable":
+            defaults |= {"namespaces": "off", "user": "unprivileged", "cgroup": "off"}
+        return cls(**_reduced(defaults | changes | {"limits": limits}, without))
 
     @property
     def confines_files(self) -> bool:
@@ -271,6 +314,30 @@ def _rebuild(cls: type[Sandbox], fields: dict[str, Any]) -> Sandbox:
     return cls(**fields)
 
 
+def _reduced(arguments: dict[str, Any], without: Iterable[str]) -> dict[str, Any]:
+    """Return a preset's arguments without some layers and limits."""
+    limits = arguments["limits"]
+    for name in _checked_names("without", without):
+        if name.startswith("limits."):
+            kept = {one: getattr(limits, one) for one in limits.__slots__}
+            limits = Limits(**(kept | {name.removeprefix("limits."): None}))
+        elif not _WITHOUT[name]:
+            raise ValueError(f"without can't name {name!r}: it comes with another layer")
+        else:
+            arguments = arguments | _WITHOUT[name]
+    return arguments | {"limits": limits}
+
+
+def _checked_names(option: str, names: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise TypeError(f"{option} must be a list of names, not the one name {names!r}")
+    checked = tuple(names)
+    for name in checked:
+        if name not in _NAMES:
+            raise ValueError(f"{option} must hold names of {', '.join(_NAMES)}, not {name!r}")
+    return checked
+
+
 def _data_codec() -> str:
     from importlib.util import find_spec  # noqa: PLC0415 - only for this preset
 
@@ -306,10 +373,12 @@ def _checked_scratch(size: Size | None, namespaces: str, read: Paths) -> int | N
 
 
 def _checked_user(user: object) -> Any:
-    if user in ("auto", "keep"):
+    if user in ("auto", "keep", "unprivileged"):
         return user
     if isinstance(user, bool) or not isinstance(user, int):
-        raise TypeError(f"sandbox.user must be 'auto', 'keep' or a user id, not {user!r}")
+        raise TypeError(
+            f"sandbox.user must be 'auto', 'keep', 'unprivileged' or a user id, not {user!r}"
+        )
     if not 0 < user < 1 << 32:
         raise ValueError(f"sandbox.user must be an unprivileged user's id, not {user!r}")
     return user

@@ -42,6 +42,7 @@ from tests.helpers import ROOT, Stages, alive, error_of, python, until, wait_unt
 MiB = 1 << 20
 HERE = features.containment()
 IS_ROOT = HERE.becomes
+SPARE = users.Ids(*HERE.spare)
 one_loop = pytest.mark.one_loop
 as_root = pytest.mark.skipif(not IS_ROOT, reason="only root can become somebody else")
 confinable = HERE.landlock and HERE.seccomp and HERE.namespaces
@@ -223,6 +224,7 @@ def test_policy_of_root():
     assert set(policy.child_layers) == {
         Layer.PRIVILEGES,
         Layer.NAMESPACES,
+        Layer.VIEW,
         Layer.ENVIRONMENT,
         Layer.USER,
         Layer.LANDLOCK,
@@ -744,7 +746,7 @@ async def test_users(start):
         uid, euid, gid, groups = await iso.run(deeds.who)
         assert uid == euid
         if IS_ROOT:
-            assert uid >= users.FIRST_SPARE
+            assert uid in range(SPARE.first, SPARE.first + SPARE.size)
             assert gid == uid
             assert groups == []
             uids = []
@@ -989,7 +991,8 @@ def failing(number=errno.EPERM):
 
 
 SEAMS = {
-    Layer.NAMESPACES: [(namespaces, "unshare"), (namespaces, "seclude_mounts")],
+    Layer.NAMESPACES: [(namespaces, "unshare")],
+    Layer.VIEW: [(namespaces, "seclude_mounts"), (namespaces, "make_root")],
     Layer.USER: [(users, "become"), (users, "drop_capabilities")],
     Layer.PROCESSES: [(init, "live_under_one")],
     Layer.PRIVILEGES: [(confine, "set_no_new_privs"), (confine, "set_dumpable")],
@@ -1078,7 +1081,7 @@ async def test_a_fork_server_that_leaves_one_out(warm, field, monkeypatch, tmp_p
     [
         (lambda _: {"server_filter": b"\xff" * 8}, Layer.SECCOMP),
         (lambda p: {"child_filter": b"\xff" * 8 + p.child_filter[8:]}, Layer.SECCOMP),
-        (lambda p: {"read": (*p.read, "/nothing/here")}, Layer.NAMESPACES),
+        (lambda p: {"read": (*p.read, "/nothing/here")}, Layer.VIEW),
         (lambda _: {"unshare": 0x7FFFFFFF}, Layer.NAMESPACES),
     ],
 )

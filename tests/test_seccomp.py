@@ -495,17 +495,17 @@ def test_a_filter_laid_out_ahead():
 
 def test_where_there_is_none(monkeypatch):
     monkeypatch.setattr(syscalls, "machine", lambda: None)
-    assert not seccomp.available.__wrapped__()
+    assert seccomp.why_unavailable.__wrapped__()
     with pytest.raises(OSError, match="not implemented"):
         seccomp.install(b"")
     monkeypatch.setattr(syscalls, "machine", lambda: MACHINE)
-    assert seccomp.available.__wrapped__()
+    assert not seccomp.why_unavailable.__wrapped__()
 
     def missing(*args):
         raise OSError(38, "no")
 
     monkeypatch.setattr(seccomp, "syscall", missing)
-    assert not seccomp.available.__wrapped__()
+    assert seccomp.why_unavailable.__wrapped__()
 
 
 WORK = """

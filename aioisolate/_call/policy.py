@@ -12,7 +12,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .._child.policy import Bounds, Enforcement, Group, Layer, Policy, Start
 from .._errors import CallableDidNotExecuteError, Reason, SandboxWarning
@@ -23,11 +23,30 @@ from .._os.landlock import TRUNCATE_ABI
 from ..sandbox import PYTHON, Sandbox
 from .warn import warn
 
-__all__ = ["make_policy", "plan_limits", "python_paths"]
+__all__ = ["Lack", "make_policy", "plan_limits", "python_paths", "survey", "survey_limits"]
 
 # The init of a process namespace, and who follows it from outside, unless they are of another
 # user's than the call.
 _KEEPERS = 2
+
+
+class Lack(NamedTuple):
+    """Something that a sandbox promises, or would have, and that can't be had here.
+
+    Attributes:
+        name: the layer's or the limit's, as in `Sandbox.require`.
+        text: what is missing, and why.
+        remedy: what to change.
+        hard: without it the sandbox is refused.
+    """
+
+    name: str
+    text: str
+    remedy: str = ""
+    hard: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.remedy})" if self.remedy else self.text
 
 
 def _refuse(text: str) -> CallableDidNotExecuteError:
@@ -37,36 +56,46 @@ def _refuse(text: str) -> CallableDidNotExecuteError:
 def make_policy(sandbox: Sandbox, here: Containment, start: Start) -> Policy:
     """Decide which layers a sandbox's children engage.
 
-    Raises CallableDidNotExecuteError, naming each layer that can't be had here; with
-    ``missing="warn"`` it warns instead.
+    Raises CallableDidNotExecuteError, naming each layer that can't be had here and what to change;
+    with ``missing="warn"`` it warns instead.
     """
-    policy, lacking = _decide(sandbox, here, start)
-    if lacking:
-        text = "this machine can't hold what the sandbox promises: " + "; ".join(lacking)
-        if sandbox.missing == "refuse":
-            raise _refuse(text)
-        warn(text, SandboxWarning)
+    policy, lacks = survey(sandbox, here, start)
+    _object(sandbox, [lack for lack in lacks if lack.hard or lack.name in sandbox.require])
     return policy
 
 
+def _object(sandbox: Sandbox | None, lacks: Sequence[Lack]) -> None:
+    """Refuse what lacks something, or warn."""
+    if not lacks:
+        return
+    text = f"this machine can't hold what the sandbox promises: {'; '.join(map(str, lacks))}"
+    required = sandbox is not None and any(lack.name in sandbox.require for lack in lacks)
+    if sandbox is None or sandbox.missing == "refuse" or required:
+        raise _refuse(text)
+    warn(text, SandboxWarning)
+
+
+_TO_BECOME = "give the container the capabilities SETUID, SETGID and KILL"
+_TO_UNSHARE = "let the container make user namespaces, or give it the capability SYS_ADMIN"
+
+
 @functools.lru_cache(32)
-def _decide(sandbox: Sandbox, here: Containment, start: Start) -> tuple[Policy, tuple[str, ...]]:
-    """Return the policy, and what it lacks here."""
+def survey(sandbox: Sandbox, here: Containment, start: Start) -> tuple[Policy, tuple[Lack, ...]]:
+    """Return the policy, and what it lacks here. Raises CallableDidNotExecuteError."""
     if sandbox.fresh and start != "zygote":
         raise _refuse(
             f"this sandbox is for children of a fresh interpreter, Isolator(start='zygote'): with "
             f"start={start!r} fn would run in a copy of this process, with every secret that it "
             "holds in memory"
         )
-    lacking: list[str] = []
-    landlock, filtering = _restrictions(sandbox, here, lacking)
-    unshare, init = _namespaces(sandbox, here, lacking)
-    if isinstance(sandbox.user, int) and not here.becomes:
-        lacking.append(f"this process may not become the user {sandbox.user}")
+    if not here.dumpable and start != "zygote" and here.namespaces == "user":
+        why = "this process is not dumpable, as after os.setuid(), so a copy of it may not map ids"
+        here = here._replace(namespaces="", why_no_namespaces=why, ids_in_namespace=False)
+    lacks: list[Lack] = []
+    landlock, filtering = _restrictions(sandbox, here, lacks)
+    unshare, init, view = _namespaces(sandbox, here, lacks)
+    uid = _user(sandbox, here, lacks)
     as_user = bool(unshare) and here.namespaces == "user"
-    uid = -1
-    if here.becomes and sandbox.user != "keep":
-        uid = sandbox.user if isinstance(sandbox.user, int) else 0
     read = _expand(sandbox.read)
     write = _expand(sandbox.write)
     if read is not None and write is not None:
@@ -75,68 +104,111 @@ def _decide(sandbox: Sandbox, here: Containment, start: Start) -> tuple[Policy, 
         unshare=unshare,
         as_user=as_user,
         uid=uid,
+        spare=(uid, 1) if uid > 0 else here.spare,
+        ids=as_user and uid >= 0,
+        drop=uid < 0 and not as_user and sandbox.user != "keep" and here.capable,
+        view=view,
         init=init,
         read=read,
         write=write,
         execute=sandbox.subprocesses,
         network=sandbox.network == "inherit",
         landlock=landlock,
-        scratch=sandbox.scratch or 0 if unshare else 0,
+        scratch=sandbox.scratch or 0 if view else 0,
         env=None if sandbox.env is None else dict(sandbox.env),
         codec=sandbox.codec,
     )
     if filtering:
-        policy = _with_filters(policy, sandbox)
+        way = _count_by(sandbox, policy._replace(child_filter=b"?"), here)
+        limits = sandbox.limits
+        if not way and not sandbox.subprocesses and limits is not None and limits.processes:
+            policy = policy._replace(threads=False)
+        policy = _with_filters(policy, sandbox, counting=way == "user")
     policy = policy._replace(
         server_layers=_server_layers(policy), child_layers=_child_layers(policy, start)
     )
-    return policy, tuple(lacking)
+    return policy, tuple(lacks)
 
 
-def _restrictions(sandbox: Sandbox, here: Containment, lacking: list[str]) -> tuple[int, bool]:
+def _restrictions(sandbox: Sandbox, here: Containment, lacks: list[Lack]) -> tuple[int, bool]:
     """Return the version of Landlock to use, and whether to filter system calls."""
     landlock = here.landlock if sandbox.confines_files else 0
     filtering = sandbox.syscalls != "off" and here.seccomp
     if here.platform != "linux":
         if sandbox.confines_files or sandbox.network == "none":
-            lacking.append(f"files and the network can't be closed off on {here.platform}")
+            text = f"files and the network can't be closed off on {here.platform}"
+            lacks.append(Lack(Layer.LANDLOCK, text))
     elif sandbox.confines_files and not landlock:
-        lacking.append("this kernel has no Landlock, which confines files")
+        why = here.why_no_landlock or "this kernel has no Landlock"
+        remedy = "or leave out read and write: without=['landlock']"
+        lacks.append(Lack(Layer.LANDLOCK, f"files can't be confined: {why}", remedy))
     elif sandbox.confines_files and landlock < TRUNCATE_ABI and not filtering:
-        lacking.append(
+        text = (
             f"this kernel's Landlock (version {landlock}) lets any file be emptied, unless system "
             "calls are filtered"
         )
+        lacks.append(Lack(Layer.LANDLOCK, text))
     if sandbox.syscalls != "off" and not here.seccomp:
-        lacking.append("system calls can't be filtered here (seccomp)")
+        text = f"system calls can't be filtered here: {here.why_no_seccomp or 'no seccomp'}"
+        remedy = "or leave that out: without=['seccomp']"
+        lacks.append(Lack(Layer.SECCOMP, text, remedy))
     if sandbox.network == "none" and sandbox.syscalls == "off":
         raise ValueError("sandbox.network='none' needs a system call filter, and syscalls='off'")
     return landlock, filtering
 
 
-def _namespaces(sandbox: Sandbox, here: Containment, lacking: list[str]) -> tuple[int, bool]:
-    """Return the namespaces to leave, and whether to have an init."""
+def _namespaces(sandbox: Sandbox, here: Containment, lacks: list[Lack]) -> tuple[int, bool, bool]:
+    """Return the namespaces to leave, whether to have an init, and whether to have a view."""
     if sandbox.namespaces == "off":
-        return 0, False
+        return 0, False, False
+    why = here.why_no_namespaces or f"there are none on {here.platform}"
     if not here.namespaces:
+        hard = sandbox.namespaces == "require"
+        lacks.append(Lack(Layer.NAMESPACES, f"namespaces can't be had ({why})", _TO_UNSHARE, hard))
         if sandbox.scratch:
-            lacking.append("a scratch directory needs a mount namespace")
-        if sandbox.namespaces == "require":
-            why = here.why_no_namespaces or f"there are none on {here.platform}"
-            lacking.append(f"namespaces can't be had ({why})")
-        elif sandbox.subprocesses and sandbox.codec != "pickle":
-            lacking.append(
-                "without a process namespace programs that it starts could outlive it "
-                f"({here.why_no_namespaces})"
-            )
-        return 0, False
+            text = f"a scratch directory needs a mount namespace ({why})"
+            lacks.append(Lack(Layer.SCRATCH, text, f"{_TO_UNSHARE}, or leave out scratch"))
+        if sandbox.subprocesses and sandbox.codec != "pickle":
+            text = f"without a process namespace programs that it starts could outlive it ({why})"
+            remedy = f"{_TO_UNSHARE}, or set subprocesses=False"
+            lacks.append(Lack(Layer.PROCESSES, text, remedy, not hard))
+        return 0, False, False
     flags = namespaces.ALL
     if sandbox.network == "inherit":
         flags &= ~namespaces.NEWNET
-    return flags, sandbox.subprocesses
+    view = sandbox.confines_files and here.view
+    if sandbox.confines_files and not view:
+        text = f"names of files can be seen: there can be no other root ({here.why_no_view})"
+        remedy = "let the container's seccomp profile and its security module pass mount"
+        lacks.append(Lack(Layer.VIEW, text, remedy, hard=False))
+        if sandbox.scratch:
+            text = f"a scratch directory needs another root directory ({here.why_no_view})"
+            lacks.append(Lack(Layer.SCRATCH, text, f"{remedy}, or leave out scratch"))
+    if not view:
+        flags &= ~namespaces.NEWNS
+    return flags, sandbox.subprocesses, view
 
 
-def _with_filters(policy: Policy, sandbox: Sandbox) -> Policy:
+def _user(sandbox: Sandbox, here: Containment, lacks: list[Lack]) -> int:
+    """Return whose user id to take, as `Policy.uid` has it."""
+    wanted = sandbox.user
+    if wanted in ("keep", "unprivileged"):
+        return -1
+    if isinstance(wanted, int):
+        if here.becomes:
+            return wanted
+        text = f"this process may not become the user {wanted} ({here.why_not_becomes})"
+        lacks.append(Lack(Layer.USER, text, f"{_TO_BECOME}, or leave out user"))
+        return -1
+    if here.becomes:
+        return 0
+    if here.platform == "linux" and here.capable:
+        text = f"it stays this user, without capabilities ({here.why_not_becomes})"
+        lacks.append(Lack(Layer.USER, text, _TO_BECOME, hard=False))
+    return -1
+
+
+def _with_filters(policy: Policy, sandbox: Sandbox, *, counting: bool) -> Policy:
     kind: Literal["default", "strict"] = "strict" if sandbox.syscalls == "strict" else "default"
     subprocesses, network = sandbox.subprocesses, policy.network
     # As far as Landlock confines files, but does not see that.
@@ -151,6 +223,8 @@ def _with_filters(policy: Policy, sandbox: Sandbox) -> Policy:
             network=network,
             truncate=truncate,
             locks=locks,
+            threads=policy.threads,
+            counting=counting,
         )
 
     return policy._replace(
@@ -164,19 +238,22 @@ def _server_layers(policy: Policy) -> tuple[str, ...]:
     layers = [Layer.PRIVILEGES]
     if policy.env is not None:
         layers.append(Layer.ENVIRONMENT)
-    if policy.unshare:
-        layers.append(Layer.NAMESPACES)
+    layers += _shared(policy)
     if policy.server_filter:
         layers.append(Layer.SECCOMP)
     return tuple(sorted(layers))
+
+
+def _shared(policy: Policy) -> list[str]:
+    layers = [Layer.NAMESPACES] if policy.unshare else []
+    return [*layers, Layer.VIEW] if policy.view else layers
 
 
 def _child_layers(policy: Policy, start: Start) -> tuple[str, ...]:
     layers = []
     if start == "fork":
         layers.append(Layer.PRIVILEGES)
-        if policy.unshare:
-            layers.append(Layer.NAMESPACES)
+        layers += _shared(policy)
         if policy.env is not None:
             layers.append(Layer.ENVIRONMENT)
     if policy.scratch:
@@ -185,6 +262,8 @@ def _child_layers(policy: Policy, start: Start) -> tuple[str, ...]:
         layers.append(Layer.PROCESSES)
     if policy.uid >= 0 or policy.as_user:
         layers.append(Layer.USER)
+    elif policy.drop:
+        layers.append(Layer.CAPABILITIES)
     if policy.landlock:
         layers.append(Layer.LANDLOCK)
     if policy.child_filter:
@@ -249,18 +328,37 @@ def plan_limits(
 ) -> Enforcement:
     """Decide how limits are held.
 
-    Raises CallableDidNotExecuteError, naming the limit, if one can't be.
+    Raises CallableDidNotExecuteError, naming each limit that can't be and what to change; with
+    the sandbox's ``missing="warn"`` it warns instead.
     """
+    enforcement, lacks = survey_limits(limits, sandbox, policy, here, start)
+    _object(sandbox, lacks)
+    return enforcement
+
+
+def survey_limits(
+    limits: Limits | None,
+    sandbox: Sandbox | None,
+    policy: Policy | None,
+    here: Containment,
+    start: Start = "fork",
+) -> tuple[Enforcement, list[Lack]]:
+    """Decide how limits are held; return that, and which ones can't be."""
+    lacks: list[Lack] = []
     if limits is None:
-        return Enforcement()
-    if limits.memory is not None and here.platform != "linux":
-        raise _refuse(
+        return Enforcement(), lacks
+    memory = limits.memory
+    if memory is not None and here.platform != "linux":
+        text = (
             f"limits.memory can't be enforced on {here.platform}, where the size of a process "
             "can't be limited above what it starts with"
         )
-    group, processes = _group(limits, sandbox, policy, here, start)
+        lacks.append(Lack("limits.memory", text, "leave out limits.memory"))
+        memory = None
+    of_group = _memory_of_group(memory, sandbox, here, lacks)
+    counted, processes, besides = _processes(limits, sandbox, policy, here, start, lacks)
     bounds = Bounds(
-        limits.memory,
+        memory,
         limits.address_space,
         None if limits.cpu_time is None else math.ceil(limits.cpu_time),
         limits.open_files,
@@ -268,50 +366,86 @@ def plan_limits(
         processes,
         limits.core_size,
         strict=sandbox is not None and sandbox.codec != "pickle",
+        besides=besides,
     )
-    return Enforcement(bounds, group)
+    group = None if of_group is None and counted is None else Group(of_group, counted)
+    return Enforcement(bounds, group), lacks
 
 
-def _group(
+def _memory_of_group(
+    memory: int | None, sandbox: Sandbox | None, here: Containment, lacks: list[Lack]
+) -> int | None:
+    """Return the memory that all processes of a call may have together, if that is limited."""
+    setting = "off" if sandbox is None else sandbox.cgroup
+    if setting == "require" and not here.groups:
+        text = "this process may not make control groups (sandbox.cgroup='require')"
+        lacks.append(Lack("control group", text, "delegate one, or set cgroup='auto'"))
+    if memory is None or sandbox is None or setting == "off":
+        return None
+    if "memory" in here.groups and (sandbox.subprocesses or setting == "require"):
+        return memory
+    if sandbox.subprocesses and (setting == "require" or sandbox.codec != "pickle"):
+        text = (
+            "limits.memory can't be enforced here for all processes of a call together: no "
+            "control group with the memory controller can be made for it"
+        )
+        remedy = "delegate a control group, set cgroup='off', or leave out limits.memory"
+        lacks.append(Lack("limits.memory", text, remedy))
+    return None
+
+
+def _processes(  # noqa: PLR0917 - it is one step of `survey_limits`
     limits: Limits,
     sandbox: Sandbox | None,
     policy: Policy | None,
     here: Containment,
     start: Start,
-) -> tuple[Group | None, int | None]:
-    """Decide what a control group is needed for; return it, and the processes left to RLIMIT."""
-    setting = "off" if sandbox is None else sandbox.cgroup
-    if setting == "require" and not here.groups:
-        raise _refuse("this process may not make control groups (sandbox.cgroup='require')")
-    memory = counted = None
+    lacks: list[Lack],
+) -> tuple[int | None, int | None, bool]:
+    """Decide who counts processes: the control group's number, RLIMIT_NPROC's, how that counts."""
     processes = limits.processes
-    alone = _counts_alone(policy, here)
+    if processes is None:
+        return None, None, False
+    if policy is not None and not policy.threads:
+        return None, None, False  # there is one, and can be no other
+    way = _count_by(sandbox, policy, here)
     # A fork server's child enters a group when it is given its call, and they don't.
-    if policy is not None and policy.init and policy.uid < 0 and (alone or start == "fork"):
-        processes = processes and processes + _KEEPERS
-    if processes is not None and not alone:
-        if "pids" not in here.groups or (sandbox is not None and setting == "off"):
-            raise _refuse(
-                "limits.processes can't be enforced here: a user's processes are counted all "
-                "together (and root's not at all), this call has no user id or user namespace of "
-                "its own, and no control group with the pids controller can be made for it"
-            )
-        counted, processes = processes, None
-    if limits.memory is not None and sandbox is not None and setting != "off":
-        if "memory" in here.groups and (sandbox.subprocesses or setting == "require"):
-            memory = limits.memory
-        elif sandbox.subprocesses and (setting == "require" or sandbox.codec != "pickle"):
-            raise _refuse(
-                "limits.memory can't be enforced here for all processes of a call together: no "
-                "control group with the memory controller can be made for it"
-            )
-    if memory is None and counted is None:
-        return None, processes
-    return Group(memory, counted), processes
-
-
-def _counts_alone(policy: Policy | None, here: Containment) -> bool:
-    """Tell whether the processes of a call are the only ones that are counted for its user."""
-    return policy is not None and (
-        policy.uid == 0 or (policy.as_user and here.processes_by_namespace)
+    keepers = policy is not None and policy.init and policy.uid < 0
+    if keepers and (way == "alone" or start == "fork"):
+        processes += _KEEPERS
+    match way:
+        case "alone":
+            return None, processes, False
+        case "group":
+            return processes, None, False
+        case "user":
+            return None, processes, True
+    text = (
+        "limits.processes can't be enforced here: a user's processes are counted all "
+        "together (and root's not at all), this call has no user id or user namespace of "
+        "its own, and no control group with the pids controller can be made for it"
     )
+    remedy = (
+        f"{_TO_BECOME}, or let it make user namespaces, or give it a pids control group; or leave "
+        "out limits.processes"
+    )
+    lacks.append(Lack("limits.processes", text, remedy))
+    return None, None, False
+
+
+def _count_by(
+    sandbox: Sandbox | None, policy: Policy | None, here: Containment
+) -> Literal["alone", "group", "user", ""]:
+    """Tell by what the processes and threads of a call can be counted."""
+    if policy is not None:
+        by_namespace = policy.as_user and policy.uid < 0 and here.processes_by_namespace
+        if policy.uid == 0 or by_namespace:
+            return "alone"
+    if "pids" in here.groups and (sandbox is None or sandbox.cgroup != "off"):
+        return "group"
+    # Together with all others of this user, whose number is known when the call begins: so it is
+    # good enough for threads, which end with the call, and not for processes, which may not.
+    threads_only = policy is not None and policy.child_filter and not policy.execute
+    if policy is not None and threads_only and (policy.uid > 0 or here.processes_by_user):
+        return "user"
+    return ""

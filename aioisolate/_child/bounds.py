@@ -13,7 +13,7 @@ import resource
 import select
 import signal
 
-from .._os import rlimit
+from .._os import counting, rlimit
 from .policy import Bounds
 
 __all__ = ["apply", "ease", "open_statm", "rehearse"]
@@ -82,7 +82,8 @@ def apply(bounds: Bounds, statm: int, scratch: int, *, as_noted: bool = False) -
         room = 0 if bounds.strict else rlimit.INFINITY
         _set("file_size", bounds.file_size, room)
     if bounds.processes is not None:
-        _set("processes", bounds.processes)
+        others = counting.count_tasks() - 1 if bounds.besides else 0
+        _set("processes", others + bounds.processes)
     if bounds.cpu_time is not None:
         # A second later it is killed, whatever it does about the signal.
         _set("cpu_time", bounds.cpu_time, 1)

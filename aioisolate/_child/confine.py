@@ -16,6 +16,7 @@ from typing import Any
 
 from .._os import landlock, namespaces, rlimit, seccomp, users
 from .._os.prctl import set_dumpable, set_no_new_privs, set_parent_death_signal
+from .._os.view import make_view
 from .._wire.frames import Kind, encode
 from . import bounds, init, worker
 from .order import GO, Order
@@ -27,8 +28,6 @@ __all__ = ["Ground", "LayerError", "confine", "enter_child", "enter_server", "ge
 # on is hidden by that mount, so the rule is one for its parent.
 SCRATCH_PARENT = "/aioisolate"
 SCRATCH = "/aioisolate/scratch"
-_OLD_ROOT = "/.old"
-_STAGE = "/tmp"  # noqa: S108 - any directory: it is covered, in a mount namespace of our own
 _KILL = 9
 # Timers count, too; what there is of them is for all processes of a user together.
 _PENDING_SIGNALS = 128
@@ -87,12 +86,11 @@ def enter_server(policy: Policy, ground: Ground) -> list[str]:
     parent = os.getppid()
     _set_environment(policy, engaged)
     if policy.unshare:
-        with _layer(Layer.NAMESPACES, engaged):
-            _leave(policy)
-            # A new user namespace clears it.
-            set_parent_death_signal(_KILL)
-            if os.getppid() != parent:
-                os._exit(1)
+        _leave(policy, engaged)
+        # A new user namespace clears it.
+        set_parent_death_signal(_KILL)
+        if os.getppid() != parent:
+            os._exit(1)
     if policy.landlock:
         # Made now, since the paths are looked up in the view of now; each child restricts itself,
         # by a domain of its own: those of one domain could signal each other.
@@ -112,14 +110,15 @@ def enter_child(order: Order, policy: Policy, ground: Ground) -> list[str]:
     engaged: list[str] = []
     parent = os.getppid()
     uid, gid = _ids(policy)
-    flags = namespaces.NEWUSER if policy.as_user else 0
+    # A user namespace of its own, since that is where processes are counted, unless by user id.
+    counted_there = policy.as_user and policy.uid < 0
+    flags = namespaces.NEWUSER if counted_there else 0
     if policy.scratch:
         flags |= namespaces.NEWNS
     if flags:
         with _layer(Layer.SCRATCH if policy.scratch else Layer.USER, []):
-            # A user namespace of its own, since that is where processes are counted.
             namespaces.unshare(flags)
-            if policy.as_user:
+            if counted_there:
                 namespaces.map_user(uid, gid, ground.proc)
     _own(policy, uid, gid, parent, engaged)
     order.statm = bounds.open_statm(ground.proc)
@@ -159,8 +158,7 @@ def _enter_copy(order: Order, policy: Policy, proc: int) -> list[str]:
     _set_environment(policy, engaged)
     uid, gid = _ids(policy)
     if policy.unshare:
-        with _layer(Layer.NAMESPACES, engaged):
-            _leave(policy)
+        _leave(policy, engaged)
     rules = -1
     if policy.landlock:
         # Now: whoever it becomes may not find the paths.
@@ -212,75 +210,24 @@ def _set_environment(policy: Policy, engaged: list[str]) -> None:
 def _ids(policy: Policy) -> tuple[int, int]:
     if policy.uid < 0:
         return os.getuid(), os.getgid()
-    uid = policy.uid or users.spare_id(os.getpid())
+    uid = policy.uid or users.spare_id(os.getpid(), users.Ids(*policy.spare))
     return uid, uid
 
 
-def _leave(policy: Policy) -> None:
+def _leave(policy: Policy, engaged: list[str]) -> None:
     """Leave the namespaces that others are in, and get a view of the files of one's own."""
-    uid, gid = os.getuid(), os.getgid()
-    namespaces.unshare(policy.unshare | (namespaces.NEWUSER if policy.as_user else 0))
-    if policy.as_user:
-        namespaces.map_user(uid, gid)
-    if policy.unshare & namespaces.NEWNS:
-        # Before anything is mounted: outside nobody is to see it.
-        namespaces.seclude_mounts()
-        if policy.read is not None and policy.write is not None:
-            _build_view((*policy.read, *policy.write))
-
-
-def _build_view(paths: tuple[str, ...]) -> None:
-    """Let nothing exist but *paths*: Landlock keeps the rest from being opened, but not its names.
-
-    A file system in memory becomes the root, and what may be reached is mounted into it.
-    """
-    namespaces.mount_tmpfs(_STAGE, "mode=755,size=4m")
-    os.mkdir(_STAGE + _OLD_ROOT)
-    namespaces.pivot(_STAGE, _STAGE + _OLD_ROOT)
-    shown: list[str] = []
-    # A path is there as it was given, and where its links lead to.
-    wanted = {path for given in paths for path in (given, _resolve(given))}
-    for path in sorted(wanted):
-        if any(path.startswith(other + "/") for other in shown):
-            continue
-        source = _OLD_ROOT + _resolve(path)
-        if os.path.isdir(source):
-            os.makedirs(path, 0o755, exist_ok=True)
+    with _layer(Layer.NAMESPACES, engaged):
+        uid, gid = os.getuid(), os.getgid()
+        if not policy.as_user:
+            namespaces.unshare(policy.unshare)
+        elif policy.ids:
+            namespaces.unshare_with_ids(policy.unshare, uid, gid, *policy.spare)
         else:
-            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-        namespaces.bind(source, path)
-        shown.append(path)
-    os.makedirs(SCRATCH, 0o755)
-    namespaces.detach(_OLD_ROOT)
-    os.rmdir(_OLD_ROOT)
-    namespaces.seal_root()
-
-
-def _resolve(path: str) -> str:
-    """Follow the links of a path of the old root, once that is at its new place."""
-    root = _OLD_ROOT if os.path.isdir(_OLD_ROOT) else ""
-    resolved = "/"
-    parts = [part for part in path.split("/") if part]
-    hops = 0
-    while parts:
-        part = parts.pop(0)
-        if part == "..":
-            resolved = os.path.dirname(resolved)
-            continue
-        step = os.path.join(resolved, part)
-        try:
-            target = os.readlink(root + step)
-        except OSError:
-            resolved = step
-            continue
-        hops += 1
-        if hops > 40:
-            raise OSError(40, "too many links", path)
-        if target.startswith("/"):
-            resolved = "/"
-        parts = [piece for piece in target.split("/") if piece and piece != "."] + parts
-    return resolved
+            namespaces.unshare(policy.unshare | namespaces.NEWUSER)
+            namespaces.map_user(uid, gid)
+    if policy.view:
+        with _layer(Layer.VIEW, engaged):
+            make_view((*(policy.read or ()), *(policy.write or ())), [SCRATCH])
 
 
 def _own(policy: Policy, uid: int, gid: int, parent: int, engaged: list[str]) -> None:
@@ -302,6 +249,9 @@ def _own(policy: Policy, uid: int, gid: int, parent: int, engaged: list[str]) ->
             users.become(uid, gid)
     elif policy.as_user:
         with _layer(Layer.USER, engaged):
+            users.drop_capabilities()
+    elif policy.drop:
+        with _layer(Layer.CAPABILITIES, engaged):
             users.drop_capabilities()
     with _layer(Layer.PRIVILEGES, []):
         _keep_apart(policy, parent)

@@ -20,6 +20,8 @@ class Layer:
     SECCOMP = "seccomp"
     SCRATCH = "scratch"
     ENVIRONMENT = "environment"
+    VIEW = "view of files"
+    CAPABILITIES = "capabilities"
 
 
 class Policy(NamedTuple):
@@ -28,12 +30,15 @@ class Policy(NamedTuple):
     Attributes:
         unshare: the namespaces to leave, as flags; 0: none.
         as_user: they are had through a user namespace, not by privilege.
-        own_user: each child of a server gets a user namespace of its own, in which its processes
-            are counted.
         uid: whose user id to take: -1 one's own, 0 a spare one, else that one.
+        spare: the first spare id, and how many there are.
+        ids: in the user namespace these can be had, too.
+        drop: all capabilities are given up, with the user id that there is.
+        view: a root directory in which nothing but *read* and *write* exists.
         init: what it starts lives in a process namespace, and ends with it.
         read, write: the paths that may be reached, or None: all.
         execute: programs may be started.
+        threads: threads may be started.
         network: sockets may be opened.
         landlock: the rules' version, 0: none are made.
         filters: the system call filters: whole, or for a server and for its children.
@@ -45,12 +50,16 @@ class Policy(NamedTuple):
 
     unshare: int = 0
     as_user: bool = False
-    own_user: bool = False
     uid: int = -1
+    spare: tuple[int, int] = (0x70000000, 1 << 22)
+    ids: bool = False
+    drop: bool = False
+    view: bool = False
     init: bool = False
     read: tuple[str, ...] | None = None
     write: tuple[str, ...] | None = None
     execute: bool = True
+    threads: bool = True
     network: bool = True
     landlock: int = 0
     whole_filter: bytes = b""
@@ -68,6 +77,7 @@ class Bounds(NamedTuple):
 
     Attributes:
         strict: fn may be hostile, so no limit is left for it to raise that need not be.
+        besides: *processes* come on top of those that this user has by then.
     """
 
     memory: int | None = None
@@ -78,6 +88,7 @@ class Bounds(NamedTuple):
     processes: int | None = None
     core_size: int | None = None
     strict: bool = False
+    besides: bool = False
 
 
 class Group(NamedTuple):

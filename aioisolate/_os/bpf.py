@@ -33,7 +33,7 @@ class Check(NamedTuple):
     """A question about an argument: is it, or are those of its bits in *mask*, one of *values*?
 
     Only the lower 32 bits are looked at: the kernel looks at no more where an argument is an int,
-    or is about flags that are all there.
+    or is about flags that are all there. *upper*: only the upper ones are.
     """
 
     argument: int
@@ -41,6 +41,7 @@ class Check(NamedTuple):
     then: Rule = ALLOW
     otherwise: Rule = ALLOW
     mask: int = 0xFFFFFFFF
+    upper: bool = False
 
 
 Rule: TypeAlias = int | Check
@@ -144,7 +145,7 @@ class _Program:
             if test != self.size:
                 self.emit(_GOTO, self.size - test)
             test = self.emit(_AND, check.mask)
-        return self.load(_ARGUMENTS + 8 * check.argument, test)
+        return self.load(_ARGUMENTS + 8 * check.argument + 4 * check.upper, test)
 
     def search(self, ranges: list[tuple[int, Rule]]) -> int:
         """Find the range that a number is in, and do as its rule says."""

@@ -7,6 +7,7 @@ first and takes away more.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import stat
@@ -16,7 +17,7 @@ from typing import Any
 
 from .syscalls import syscall
 
-__all__ = ["TRUNCATE_ABI", "abi", "make_ruleset", "restrict"]
+__all__ = ["TRUNCATE_ABI", "abi", "make_ruleset", "refusal", "restrict"]
 
 _os: Any = os
 
@@ -43,12 +44,25 @@ _O_PATH: int = getattr(_os, "O_PATH", 0)
 
 
 @functools.cache
+def _ask() -> tuple[int, int]:
+    try:
+        return syscall(_CREATE_RULESET, 0, 0, _VERSION), 0
+    except OSError as exc:
+        return 0, exc.errno or errno.ENOSYS
+
+
 def abi() -> int:
     """Return the highest version of Landlock that the kernel has; 0 if none, or it is off."""
-    try:
-        return syscall(_CREATE_RULESET, 0, 0, _VERSION)
-    except OSError:  # ENOSYS, also on other systems; EOPNOTSUPP; EPERM in a container
-        return 0
+    return _ask()[0]
+
+
+def refusal() -> int:
+    """Return with which error the kernel refuses Landlock; 0: it does not.
+
+    ENOSYS, also on other systems: there is none, or a filter hides it; EOPNOTSUPP: it is off;
+    EPERM: a filter forbids it, in a container for example.
+    """
+    return _ask()[1]
 
 
 def make_ruleset(

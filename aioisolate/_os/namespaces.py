@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
 
@@ -17,12 +18,13 @@ __all__ = [
     "NEWUTS",
     "bind",
     "detach",
+    "make_root",
     "map_user",
     "mount_tmpfs",
-    "pivot",
     "seal_root",
     "seclude_mounts",
     "unshare",
+    "unshare_with_ids",
 ]
 
 NEWNS = 0x00020000
@@ -41,6 +43,7 @@ _MS_NODEV = 4
 _MS_NOEXEC = 8
 _MS_REMOUNT = 32
 _MS_BIND = 4096
+_MS_MOVE = 8192
 _MS_REC = 16384
 _MS_PRIVATE = 1 << 18
 _MNT_DETACH = 2
@@ -78,13 +81,56 @@ def map_user(uid: int, gid: int, proc: int | None = None) -> None:
         ("uid_map", f"{uid} {uid} 1"),
         ("gid_map", f"{gid} {gid} 1"),
     ):
-        # One system call: these files take a single write.
-        path = f"/proc/self/{name}" if proc is None else f"self/{name}"
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+        _write_map("self", name, text, proc)
+
+
+def _write_map(whose: str, name: str, text: str, proc: int | None) -> None:
+    # One system call: these files take a single write.
+    path = f"/proc/{whose}/{name}" if proc is None else f"{whose}/{name}"
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def unshare_with_ids(flags: int, uid: int, gid: int, first: int, count: int) -> None:
+    """Leave the namespaces that *flags* name through a new user namespace that has ids to become.
+
+    Those are the ids from *first* on, *count* of them, the same outside, beside one's own. Only a
+    process outside, with the privilege to become any user, may map more than one's own id; so one
+    is forked for that. Raises OSError.
+    """
+    asked, ask = os.pipe()
+    told, tell = os.pipe()
+    whose = str(os.getpid())
+    pid = os.fork()
+    if pid == 0:
+        code = 0
         try:
-            os.write(fd, text.encode())
+            os.close(ask)
+            os.close(told)
+            if os.read(asked, 1):
+                _write_map(whose, "uid_map", f"{uid} {uid} 1\n{first} {first} {count}\n", None)
+                _write_map(whose, "gid_map", f"{gid} {gid} 1\n{first} {first} {count}\n", None)
+        except OSError as exc:
+            code = exc.errno or errno.EPERM
         finally:
-            os.close(fd)
+            os.write(tell, bytes([code & 0xFF]))
+            os._exit(0)
+    os.close(asked)
+    os.close(tell)
+    try:
+        unshare(flags | NEWUSER)
+        os.write(ask, b"?")
+        answer = os.read(told, 1)
+        if answer != b"\0":
+            code = answer[0] if answer else errno.EPERM
+            raise OSError(code, os.strerror(code), "uid_map")
+    finally:
+        os.close(ask)
+        os.close(told)
+        os.waitpid(pid, 0)
 
 
 def _mount(
@@ -117,8 +163,26 @@ def seal_root() -> None:
     _mount(None, "/", None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
 
 
-def pivot(new: str, old: str) -> None:
-    """Make the mount at *new* the root; the old one appears at *old*, a directory in it."""
+def make_root(directory: str, spare: str) -> None:
+    """Make the mount at *directory* the root, and let nothing of the old one be in reach.
+
+    *spare* is the name of a directory in it, which is removed. Where pivot_root is forbidden, as
+    in containers, or impossible, the mount is moved over the old root instead: whoever has
+    a directory of the old one open, and may change its root, could still get out of that.
+    """
+    os.chdir(directory)
+    try:
+        _pivot(directory, f"{directory}/{spare}")
+    except OSError:
+        _mount(".", "/", None, _MS_MOVE)
+        _check(_libc.chroot(b"."), "chroot")
+        os.chdir("/")
+    else:
+        detach(f"/{spare}")
+    os.rmdir(f"/{spare}")
+
+
+def _pivot(new: str, old: str) -> None:
     number = _PIVOT_ROOT.get(os.uname().machine)
     if number is None:
         raise OSError(38, f"pivot_root is not known for {os.uname().machine}")

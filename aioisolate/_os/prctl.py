@@ -8,6 +8,8 @@ import os
 import sys
 
 __all__ = [
+    "is_dumpable",
+    "is_filtered",
     "is_subreaper",
     "set_dumpable",
     "set_no_new_privs",
@@ -16,6 +18,8 @@ __all__ = [
 ]
 
 _PR_SET_PDEATHSIG = 1
+_PR_GET_DUMPABLE = 3
+_PR_GET_SECCOMP = 21
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
@@ -44,6 +48,14 @@ if sys.platform == "linux":
         if _prctl(_PR_SET_DUMPABLE, int(flag), 0, 0, 0) != 0:  # only a seccomp filter refuses it
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
+    def is_dumpable() -> bool:
+        """Tell whether this process may look into itself; after os.setuid(), say, it may not."""
+        return bool(_prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) == 1)
+
+    def is_filtered() -> bool:
+        """Tell whether there is a filter on this process's system calls."""
+        return bool(_prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) == 2)
+
     def set_no_new_privs() -> None:
         """Give up, for good, all rights that programs with set-user-ID would bring. Inherited."""
         if _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:  # Linux before 3.5
@@ -67,6 +79,14 @@ else:
     def set_dumpable(flag: bool) -> None:  # noqa: ARG001 - what Linux has
         """Raise OSError: there is no such attribute here."""
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    def is_dumpable() -> bool:
+        """Tell whether this process may look into itself: there is no such attribute here."""
+        return True
+
+    def is_filtered() -> bool:
+        """Tell whether there is a filter on this process's system calls: there are none here."""
+        return False
 
     def set_no_new_privs() -> None:
         """Raise OSError: there is no such attribute here."""

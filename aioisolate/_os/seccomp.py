@@ -11,13 +11,22 @@ import errno
 import functools
 import os
 import struct
+import sys
 from typing import Literal
 
 from . import syscalls
 from .bpf import INSTRUCTION, assemble
+from .prctl import is_filtered
 from .syscalls import ARCHITECTURE, syscall
 
-__all__ = ["Prepared", "available", "bind_pid", "compile_filter", "install"]
+__all__ = [
+    "Prepared",
+    "available",
+    "bind_pid",
+    "compile_filter",
+    "install",
+    "why_unavailable",
+]
 
 _NUMBER = {"x86_64": 317, "aarch64": 277}  # of seccomp itself
 _SET_MODE_FILTER, _GET_ACTION_AVAIL = 1, 2
@@ -29,17 +38,27 @@ _OWN_PID = struct.pack("=I", 0xA105_01A7)
 _OFFSET = 4
 
 
-@functools.cache
 def available() -> bool:
     """Tell whether filters can be installed here: the kernel has them, and the machine is known."""
+    return not why_unavailable()
+
+
+@functools.cache
+def why_unavailable() -> str:
+    """Say why no filter can be installed here; "" if one can be."""
     machine = syscalls.machine()
     if machine is None:
-        return False
+        return f"no system call numbers are known of {os.uname().machine} on {sys.platform}"
     try:
         syscall(_NUMBER[machine], _GET_ACTION_AVAIL, 0, _KILL_PROCESS)
-    except OSError:
-        return False
-    return True
+    except OSError as exc:
+        if exc.errno == errno.ENOSYS and not is_filtered():
+            return "this kernel has no seccomp filters: it takes Linux 4.14"
+        return (
+            "the filter of system calls that this process is under, its container's perhaps, "
+            "forbids the call seccomp: let the seccomp profile pass it, as Docker's own does"
+        )
+    return ""
 
 
 @functools.cache
@@ -51,6 +70,8 @@ def compile_filter(
     network: bool,
     truncate: bool = True,
     locks: bool = True,
+    threads: bool = True,
+    counting: bool = False,
     machine: str | None = None,
 ) -> bytes:
     """Make a filter: the bytes of an array of struct sock_filter.
@@ -68,6 +89,8 @@ def compile_filter(
         truncate: Allow to cut off a file that is not open for writing. Landlock has had a say in
             that since its version 3 only.
         locks: Allow to lock files.
+        threads: Allow to start threads.
+        counting: Allow to count the processes and threads of the user, see `counting`.
         machine: As `uname -m` has it; this one if not given.
 
     Raises:
@@ -88,6 +111,8 @@ def compile_filter(
         network=network,
         truncate=truncate,
         locks=locks,
+        threads=threads,
+        counting=counting,
     )
     by_number = {numbers[name]: rule for name, rule in found.items()}
     return assemble(by_number, UNKNOWN, ARCHITECTURE[machine])

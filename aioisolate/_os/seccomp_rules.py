@@ -11,6 +11,7 @@ import errno
 from collections.abc import Mapping
 
 from .bpf import ALLOW, Check, Rule, errno_rule
+from .counting import CLONE_FLAGS, NOWHERE
 
 __all__ = ["ALWAYS_DENIED", "OWN_PID", "SETTING_UP", "STRICT", "UNKNOWN", "rules"]
 
@@ -117,6 +118,10 @@ _CLONE_NEW = 0x7E02_0000
 _CLONE_PARENT = 0x0000_8000
 _CLONE_THREAD = 0x0001_0000
 _THREAD_ONLY = Check(0, (_CLONE_THREAD,), ALLOW, _DENY, mask=_CLONE_THREAD)
+
+# What `counting` asks, which never makes a process, for what its address is.
+_UPPER = Check(2, (NOWHERE >> 32 & 0xFFFF_FFFF,), ALLOW, _DENY, upper=True)
+_NOWHERE = Check(2, (NOWHERE & 0xFFFF_FFFF,), _UPPER, _DENY)
 
 # A file may be made for anybody to run as its owner by the mode that it is created with, not by
 # chmod only. O_CREAT or __O_TMPFILE: only then the mode means something.
@@ -244,6 +249,8 @@ def rules(
     network: bool,
     truncate: bool = True,
     locks: bool = True,
+    threads: bool = True,
+    counting: bool = False,
 ) -> dict[str, Rule]:
     """Tell the rule of every call in *names*, whatever number it has.
 
@@ -252,6 +259,10 @@ def rules(
     strict = kind == "strict"
     checks = _checks(strict=strict, subprocesses=subprocesses, network=network)
     checks.update(_for_files(truncate=truncate, locks=locks))
+    if not threads:
+        checks["clone"] = _DENY
+    elif counting:
+        checks["clone"] = Check(0, (CLONE_FLAGS,), _NOWHERE, checks["clone"])
     whole = _whole(names, checks, strict=strict, subprocesses=subprocesses)
     if part == "whole":
         return whole

@@ -1,0 +1,60 @@
+"""A view of the files of one's own (Linux): a root directory in which only some paths exist."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from . import namespaces
+
+__all__ = ["make_view"]
+
+_STAGE = "/tmp"  # noqa: S108 - any directory: it is covered, in a mount namespace of our own
+_SPARE = ".old"
+_os: Any = os
+
+
+def make_view(paths: Iterable[str], directories: Iterable[str] = ()) -> None:
+    """Let nothing exist but *paths*, and empty *directories*, in this mount namespace.
+
+    A file system in memory becomes the root, and what may be reached is mounted into it. To be
+    called in a mount namespace of one's own. Raises OSError, with the path that it is about.
+    """
+    # Before anything is mounted: outside nobody is to see it.
+    namespaces.seclude_mounts()
+    # A path is there as it was given, and where its links lead to.
+    wanted = sorted({path for given in paths for path in (given, os.path.realpath(given))})
+    shown = [
+        path
+        for number, path in enumerate(wanted)
+        if not any(path.startswith(other.rstrip("/") + "/") for other in wanted[:number])
+    ]
+    # Opened first: some may be below where the new root is put together.
+    sources = [(path, *_open_source(os.path.realpath(path))) for path in shown]
+    namespaces.mount_tmpfs(_STAGE, "mode=755,size=4m")
+    os.mkdir(f"{_STAGE}/{_SPARE}")
+    for path, fd, name in sources:
+        target = _STAGE + path
+        if name == ".":
+            os.makedirs(target, 0o755, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+            os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+        os.fchdir(fd)
+        os.close(fd)
+        namespaces.bind(name, target)
+    for directory in directories:
+        os.makedirs(_STAGE + directory, 0o755)
+    namespaces.make_root(_STAGE, _SPARE)
+    namespaces.seal_root()
+
+
+def _open_source(path: str) -> tuple[int, str]:
+    """Open a directory, or the directory of a file; return the descriptor and the name in it."""
+    flags = _os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY
+    try:
+        return os.open(path, flags), "."
+    except NotADirectoryError:
+        directory, name = os.path.split(path)
+        return os.open(directory, flags), name
