@@ -6,14 +6,13 @@ answer that is made once fn is over: a MemoryError must be told, too.
 
 from __future__ import annotations
 
-import errno
 import faulthandler
 import os
 import resource
-import select
 import signal
 
 from .._os import counting, rlimit
+from .._os.fds import closed_numbers
 from .policy import Bounds
 
 __all__ = ["apply", "ease", "open_statm", "rehearse"]
@@ -57,7 +56,7 @@ def note(statm: int) -> None:
     """Look ahead of need which numbers will be closed once *statm* is: that takes long."""
     global _noted
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    closed = _closed(0, min(_AT_ONCE, most))
+    closed = closed_numbers(0, min(_AT_ONCE, most))
     _noted = closed[0] if closed else -1, sorted({*closed, statm} - {-1})
 
 
@@ -72,7 +71,7 @@ def apply(bounds: Bounds, statm: int, scratch: int, *, as_noted: bool = False) -
     if bounds.memory is not None or (bounds.address_space is not None and statm >= 0):
         size = _address_space(statm)
     # Whatever has been opened since then, by unpickling say, has got the lowest number first.
-    closed = _noted[1] if as_noted and _noted[0] == _lowest_closed() else []
+    closed = _noted[1] if as_noted and _noted[0] == _lowestclosed_numbers() else []
     if statm >= 0 and not _rehearsing:
         os.close(statm)  # before descriptors are counted
     if bounds.core_size is not None:
@@ -131,7 +130,7 @@ def _number_after(count: int) -> int:
         most = _NUMBERS_MAX
     first = 0
     while first < most:  # no more than that in any case
-        closed = _closed(first, min(_AT_ONCE, most - first))
+        closed = closed_numbers(first, min(_AT_ONCE, most - first))
         if count < len(closed):
             return closed[count]
         count -= len(closed)
@@ -139,18 +138,7 @@ def _number_after(count: int) -> int:
     return most
 
 
-def _closed(first: int, count: int) -> list[int]:
-    """List the numbers that no descriptor has, of *count* from *first* on.
-
-    By what poll says of each: a list of descriptors (/proc) may be out of reach.
-    """
-    poll = select.poll()
-    for number in range(first, first + count):
-        poll.register(number, 0)
-    return [number for number, event in poll.poll(0) if event & select.POLLNVAL]
-
-
-def _lowest_closed() -> int:
+def _lowestclosed_numbers() -> int:
     try:
         number = os.dup(0)
     except OSError:  # 0 is closed, say
@@ -161,5 +149,5 @@ def _lowest_closed() -> int:
 
 def _address_space(statm: int) -> int:
     if statm < 0:
-        raise OSError(errno.ENOENT, "the size of this process can't be learned", "limits.memory")
+        return rlimit.measure_address_space()
     return int(os.pread(statm, 64, 0).split()[0]) * _PAGE

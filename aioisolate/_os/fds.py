@@ -6,12 +6,14 @@ import _socket
 import errno
 import fcntl
 import os
+import select
 import stat
 from collections.abc import Collection, Iterable
 
 __all__ = [
     "Descriptors",
     "channel",
+    "closed_numbers",
     "duplicate",
     "is_open",
     "lift",
@@ -26,6 +28,10 @@ __all__ = [
 # a pipe would get a number from 0 to 2, and code that dups onto small numbers, as shells and
 # C programs do, would cut the channel.
 FLOOR = 64
+
+# Where nothing lists descriptors: so many numbers are looked at, so many at once.
+_NUMBERS_MAX = 65536
+_AT_ONCE = 1024
 
 # What a child may go on using: files, devices (terminals, /dev/urandom) and directories.
 # Sockets, pipes and everything without a type (epoll, eventfd, pidfd, ...) stay the parent's.
@@ -101,20 +107,19 @@ def channel(owner: Descriptors) -> tuple[int, int]:
 
 def lift(fd: int, owner: Descriptors) -> int:
     """Move *fd* out of the low numbers; the moved descriptor is closed on exec."""
-    try:
-        lifted = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FLOOR)
-    except OSError as exc:
-        if exc.errno != errno.EINVAL:  # EINVAL: RLIMIT_NOFILE is below the floor
-            raise
-        lifted = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    owner.own(lifted)
+    lifted = owner.own(duplicate(fd))
     owner.close(fd)
     return lifted
 
 
 def duplicate(fd: int) -> int:
     """Duplicate *fd* above the low numbers; the duplicate is closed on exec."""
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FLOOR)
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FLOOR)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:  # EINVAL: RLIMIT_NOFILE is below the floor
+            raise
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 def lift_above(fd: int, floor: int, owner: Descriptors) -> int:
@@ -141,7 +146,22 @@ def listed() -> list[int]:
         except FileNotFoundError:
             continue
     limit = os.sysconf("SC_OPEN_MAX")
-    return list(range(min(limit if limit > 0 else 1024, 65536)))
+    found = []
+    for first in range(0, min(limit if limit > 0 else 1024, _NUMBERS_MAX), _AT_ONCE):
+        closed = set(closed_numbers(first, _AT_ONCE))
+        found += [fd for fd in range(first, first + _AT_ONCE) if fd not in closed]
+    return found
+
+
+def closed_numbers(first: int, count: int) -> list[int]:
+    """List the numbers that no descriptor has, of *count* from *first* on.
+
+    By what poll says of each: a list of descriptors (/proc) may be out of reach.
+    """
+    poll = select.poll()
+    for number in range(first, first + count):
+        poll.register(number, 0)
+    return [number for number, event in poll.poll(0) if event & select.POLLNVAL]
 
 
 def severable(fds: Iterable[int], keep: Collection[int], *, files: bool = False) -> list[int]:

@@ -34,11 +34,26 @@ _SEALS: int = (
 _SIZE_SEALS: int = _fcntl.F_SEAL_SHRINK | _fcntl.F_SEAL_GROW if sys.platform == "linux" else 0
 _MARK: int = _fcntl.F_SEAL_SHRINK if sys.platform == "linux" else 0
 _old_kernel = False
+_sealable: bool | None = None
 
 
 def sealable() -> bool:
-    """Tell whether a scratch file can be sealed here, so that large results can go through it."""
-    return hasattr(os, "memfd_create")
+    """Tell whether a scratch file can be sealed here, so that large results can go through it.
+
+    It is tried out once in a process, and its forked children, which may not do so, know it then.
+    """
+    global _sealable
+    if _sealable is None:
+        _sealable = hasattr(os, "memfd_create")
+        try:
+            if _sealable:
+                os.close(_memfd())
+        except OSError as exc:
+            if exc.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
+                _sealable = None  # for want of a descriptor, say
+                return True
+            _sealable = False  # forbidden by a filter
+    return _sealable
 
 
 def create(owner: Descriptors) -> int:

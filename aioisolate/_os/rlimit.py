@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import re
 import resource
@@ -16,10 +17,13 @@ __all__ = [
     "address_space",
     "apply",
     "limit_pending_signals",
+    "measure_address_space",
     "nproc_is_per_namespace",
 ]
 
 INFINITY = resource.RLIM_INFINITY
+# No process has more addresses.
+_ADDRESSES = 1 << 57
 
 _resource: Any = resource
 # By the name of the option; not every platform has all of them.
@@ -38,7 +42,7 @@ NUMBERS: dict[str, int] = {
 
 
 def address_space() -> int:
-    """Return how many bytes of addresses this process has in use; 0 where nothing tells.
+    """Return how many bytes of addresses this process has in use.
 
     RLIMIT_AS counts them, those included that a child inherits: a limit has to come on top.
     """
@@ -46,7 +50,31 @@ def address_space() -> int:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split(None, 1)[0]) * resource.getpagesize()
     except OSError:
-        return 0
+        return measure_address_space()
+
+
+def measure_address_space() -> int:
+    """Find out how many bytes of addresses this process has in use, where /proc does not tell.
+
+    By the limit under which not a page more can be had; it is put back. Other threads may be
+    refused memory meanwhile.
+    """
+    which = NUMBERS["address_space"]
+    soft, hard = resource.getrlimit(which)
+    page = resource.getpagesize()
+    low, high = 0, _ADDRESSES if hard == INFINITY else min(hard, _ADDRESSES)
+    try:
+        while high - low > page:
+            middle = (low + high) // 2 // page * page
+            resource.setrlimit(which, (middle, hard))
+            try:
+                mmap.mmap(-1, page).close()
+                high = middle
+            except (OSError, MemoryError):
+                low = middle
+    finally:
+        resource.setrlimit(which, (soft, hard))
+    return low
 
 
 def apply(limits: Sequence[tuple[int, int, int]]) -> None:

@@ -20,9 +20,14 @@ class Inspection:
         self._fds: str | int = "/proc/self/fd"
         self._held: list[int] = []
         if held:
-            self._tasks = os.open("/proc/self/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._fds = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._held = [self._tasks, self._fds]
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            try:
+                self._tasks = os.open("/proc/self/task", flags)
+                self._held.append(self._tasks)
+                self._fds = os.open("/proc/self/fd", flags)
+                self._held.append(self._fds)
+            except FileNotFoundError:
+                pass  # there is no /proc: Python's own count of threads is all there is
 
     def held(self) -> list[int]:
         """Return its own descriptors."""
@@ -37,6 +42,8 @@ class Inspection:
 
     def threads(self) -> list[str]:
         """Name the threads."""
+        if not os.path.isdir(self._tasks):
+            return [""]  # as above
         try:
             return [self._read(f"{task}/comm") for task in os.listdir(self._tasks)]
         except OSError:

@@ -25,7 +25,7 @@ from .._child import bootstrap, stdio
 from .._child.order import Order
 from .._child.policy import Policy
 from .._child.serve import serve
-from .._os import fds, imports, messages, signals
+from .._os import fds, imports, memfd, messages, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire import relation
 from .._wire.frames import NONCE_SIZE
@@ -123,6 +123,7 @@ class Server:
         self._inspection = inspection.Inspection(held=policy is not None)
         self._channel = control_channel
         self._own = own = fds.Descriptors()
+        memfd.sealable()  # each child may be in no position to find that out
         null = fds.lift(own.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)), own)
         # Every child finds its channel and its scratch file under these numbers; so all that
         # depends on them is made here once, and a child has nothing to do for it.
