@@ -335,6 +335,16 @@ def who():
     return [os.getuid(), os.geteuid(), os.getgid(), list(os.getgroups())]
 
 
+def who_and_what():
+    from aioisolate._os import users
+
+    return [os.getuid(), users.capabilities()]
+
+
+def start_a_thread():
+    threading.Thread(target=len, args=("",)).start()
+
+
 def meet(seconds):
     time.sleep(seconds)
     return os.getuid()

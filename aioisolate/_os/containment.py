@@ -155,7 +155,7 @@ def _attempt_in_program() -> dict[str, Any]:
             check=True,
         )
         found: dict[str, Any] = marshal.loads(done.stdout)  # noqa: S302 - of this program
-    except (OSError, ValueError, subprocess.SubprocessError) as exc:
+    except (OSError, EOFError, ValueError, subprocess.SubprocessError) as exc:
         why = f"it could not be tried out: {exc}"
         return {"why_no_namespaces": why, "why_not_becomes": why, "why_no_view": why}
     return found

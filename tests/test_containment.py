@@ -1,0 +1,624 @@
+"""What a machine can hold is found out by attempts, told, required and left out by name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from aioisolate import (
+    CallableDidNotExecuteError,
+    Isolator,
+    Limits,
+    Reason,
+    Sandbox,
+    SandboxWarning,
+    features,
+    run_isolated,
+)
+from aioisolate._call.policy import make_policy, plan_limits, survey
+from aioisolate._child import bounds
+from aioisolate._child.policy import Bounds, Layer
+from aioisolate._os import containment as module
+from aioisolate._os import counting, killing, memfd, namespaces, process, rlimit, seccomp, users
+from aioisolate._os.containment import Containment, containment
+from aioisolate._os.prctl import set_no_new_privs
+from aioisolate._os.process import Process
+from tests import deeds
+from tests.helpers import fork, forked, isolator, python
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="as Linux has it"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+HERE = containment()
+FULL = Containment(
+    "linux", True, "privilege", "", 7, True, frozenset({"memory", "pids"}), True, capable=True
+)
+# Docker's default for root, whose processes nothing counts, and for others.
+CONTAINER = FULL._replace(
+    namespaces="", why_no_namespaces="EPERM", groups=frozenset(), view=False, why_no_view="EPERM"
+)
+POOR_ROOT = CONTAINER._replace(becomes=False, why_not_becomes="killing is refused")
+POOR_USER = POOR_ROOT._replace(processes_by_user=True, capable=False)
+needs_root = pytest.mark.skipif(not HERE.becomes, reason="only root can become another user")
+one_loop = pytest.mark.one_loop
+
+
+# Killing
+
+
+def sleeper(become: bool) -> int:
+    """Fork a child that sleeps, as another user if so."""
+    read, write = os.pipe()
+    pid = fork()
+    if not pid:
+        try:
+            if become:
+                users.become(users.SPARE.first, users.SPARE.first)
+            os.write(write, b"x")
+            signal.alarm(30)
+            signal.pause()
+        finally:
+            os._exit(0)
+    assert os.read(read, 1) == b"x"
+    os.close(read)
+    os.close(write)
+    return pid
+
+
+def ended_by(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@needs_root
+def test_a_child_of_another_user_is_killed_without_the_capability():
+    def work():
+        pid = sleeper(become=True)
+        users.drop_capabilities()
+        with pytest.raises(PermissionError):
+            os.kill(pid, signal.SIGKILL)
+        owner = Process()
+        owner.adopt(pid)
+        owner.signal_group(signal.SIGKILL)
+        owner.signal(signal.SIGTERM)  # of no avail, and no error
+        owner.signal(signal.SIGKILL)
+        assert owner.ended(5)
+        exit_ = owner.reap().exit
+        owner.close()
+        return exit_.code, exit_.signal
+
+    assert forked(work) == ([None, signal.SIGKILL], 0)
+
+
+@needs_root
+def test_nothing_is_killed_that_has_ended():
+    """The number might be somebody else's by then."""
+
+    def work():
+        pid = sleeper(become=True)
+        assert killing.kill_through_descriptor(pid, lambda: True)
+        os.kill(pid, signal.SIGTERM)
+        return ended_by(pid)
+
+    assert forked(work) == (-signal.SIGTERM, 0)
+
+
+def refuse_pidfd_signals(monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "a filter")
+
+    monkeypatch.setattr(process._signal, "pidfd_send_signal", refuse)
+
+
+def test_where_a_filter_forbids_signals_by_pidfd(monkeypatch):
+    refuse_pidfd_signals(monkeypatch)
+    owner = Process()
+    owner.adopt(sleeper(become=False))
+    owner.signal(signal.SIGKILL)
+    assert owner.ended(5)
+    assert owner.reap().exit == -signal.SIGKILL
+    owner.close()
+
+
+async def test_calls_end_where_a_filter_forbids_signals_by_pidfd(start, monkeypatch):
+    refuse_pidfd_signals(monkeypatch)
+    async with Isolator(**start) as iso:
+        with pytest.raises(TimeoutError):
+            await iso.run(deeds.sleep, 30, timeout=0.3)
+
+
+_GIVE_UP = """
+import asyncio, os, sys, time
+from aioisolate import Isolator, IsolationError, Sandbox, run_isolated
+from aioisolate._os import users
+from tests import deeds
+
+def gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+async def call(run, **more):
+    pids = []
+    def begun(event):
+        if event.name == "started":
+            pids.append(event.pid)
+            users.drop_capabilities()
+    try:
+        await run(deeds.sleep, 30, timeout=1.5, on_event=begun, **more)
+    except IsolationError as error:
+        print(error.reason.name, gone(pids[0]))
+
+async def main():
+    if sys.argv[1] == "fork":
+        await call(run_isolated, sandbox=Sandbox())
+    else:
+        async with Isolator(sandbox=Sandbox(), preload=["tests.deeds"]) as iso:
+            await call(iso.run)
+asyncio.run(main())
+"""
+
+
+@needs_root
+@pytest.mark.parametrize("start", ["fork", "zygote"])
+def test_calls_end_whose_parent_has_given_up_its_capabilities(start):
+    done = python(_GIVE_UP, start)
+    assert done.stdout == "TIMEOUT True\n", done.stderr
+    assert done.stderr == ""
+
+
+# Attempts
+
+
+def without(*names: str):
+    """Return what a forked process finds that lacks some capabilities."""
+    bits = {"setgid": 6, "setuid": 7, "kill": 5, "sys_admin": 21}
+
+    def work():
+        everything = (1 << 41) - 1
+        for name in names:
+            everything &= ~(1 << bits[name])
+            assert users._libc.prctl(24, bits[name], 0, 0, 0) == 0  # PR_CAPBSET_DROP
+        everything &= users.capabilities()
+        words = (everything & 0xFFFFFFFF, everything >> 32)
+        data = users._WORDS.pack(words[0], words[0], 0, words[1], words[1], 0)
+        header = users.struct.pack("=Ii", users._CAPABILITY_VERSION_3, 0)
+        assert users._libc.capset(header, data) == 0
+        found = containment()
+        return found._replace(groups=sorted(found.groups))._asdict()
+
+    found, status = forked(work)
+    assert status == 0
+    return found
+
+
+@needs_root
+def test_another_user_takes_three_capabilities():
+    """Without KILL nothing would end what runs as that user."""
+    assert "killing" in without("kill")["why_not_becomes"]
+    for name in ("setuid", "setgid"):
+        found = without(name)
+        assert not found["becomes"]
+        assert "becoming another user is refused" in found["why_not_becomes"]
+    assert without()["becomes"]
+
+
+@needs_root
+def test_namespaces_are_had_in_another_way_without_the_capability():
+    found = without("sys_admin")
+    if not found["namespaces"]:
+        pytest.skip(found["why_no_namespaces"])
+    assert found["namespaces"] == "user"
+    assert found["becomes"]
+    assert found["ids_in_namespace"]
+
+
+def test_an_attempt_that_is_killed_is_none_that_holds(monkeypatch):
+    def die(*_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(namespaces, "unshare", die)
+    found = module._attempt_all()
+    assert not found.get("namespaces")
+    assert "was ended" in found["why_no_namespaces"]
+    monkeypatch.undo()
+    if not HERE.view:
+        return
+    monkeypatch.setattr(namespaces, "seclude_mounts", die)
+    found = module._attempt_all()
+    assert found["namespaces"] == HERE.namespaces
+    assert "was ended" in found["why_no_view"]
+
+
+def test_a_process_that_is_not_dumpable_is_tried_out_in_a_program():
+    assert module._attempt_in_program() == module._attempt_all()
+
+
+def test_a_program_that_can_not_be_started_proves_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nothing/here")
+    assert "could not be tried" in module._attempt_in_program()["why_no_namespaces"]
+
+    def broken(*_, **__):
+        return subprocess.CompletedProcess([], 0, b"")
+
+    monkeypatch.setattr(subprocess, "run", broken)
+    assert "could not be tried" in module._attempt_in_program()["why_no_namespaces"]
+
+
+# Counting
+
+
+def start_threads(count: int) -> threading.Event:
+    gate = threading.Event()
+    for _ in range(count):
+        threading.Thread(target=gate.wait, daemon=True).start()
+    return gate
+
+
+def in_own_count() -> None:
+    """Be the only process that is counted, or raise OSError."""
+    if HERE.becomes:
+        uid = users.spare_id(os.getpid(), users.Ids(*HERE.spare))
+        users.become(uid, uid)
+    elif HERE.processes_by_namespace:
+        uid, gid = os.getuid(), os.getgid()
+        namespaces.unshare(namespaces.NEWUSER)
+        namespaces.map_user(uid, gid)
+        users.drop_capabilities()
+    else:
+        raise OSError(errno.ENOTSUP, "nothing is counted apart here")
+
+
+needs_count = pytest.mark.skipif(
+    not (HERE.becomes or HERE.processes_by_namespace), reason="nothing is counted apart here"
+)
+
+
+@needs_count
+@pytest.mark.parametrize("guess", [1, 4, 5, 6, 100])
+def test_tasks_are_counted(guess):
+    def work():
+        in_own_count()
+        before = resource.getrlimit(resource.RLIMIT_NPROC)
+        counts = [counting.count_tasks(guess)]
+        gate = start_threads(4)
+        counts.append(counting.count_tasks(guess))
+        gate.set()
+        assert resource.getrlimit(resource.RLIMIT_NPROC) == before
+        return counts
+
+    assert forked(work) == ([1, 5], 0)
+
+
+@needs_root
+def test_of_root_nothing_is_counted():
+    assert not counting.is_counted()
+    with pytest.raises(OSError, match="not counted"):
+        counting.count_tasks()
+
+
+@needs_count
+@pytest.mark.parametrize("others", [0, 3])
+def test_so_many_besides_the_others(others):
+    """As `Bounds.besides` has it, in a child that has its filter by then."""
+
+    def work():
+        in_own_count()
+        gate = start_threads(others)
+        program = seccomp.compile_filter(
+            "default", "whole", subprocesses=False, network=False, counting=True
+        )
+        set_no_new_privs()
+        seccomp.install(seccomp.bind_pid(program, os.getpid()))
+        bounds.apply(Bounds(processes=4, besides=True), -1, 2)
+        started = []
+        more = threading.Event()
+        try:
+            for _ in range(8):
+                threading.Thread(target=more.wait, daemon=True).start()
+                started.append(1)
+        except RuntimeError:
+            pass
+        more.set()
+        gate.set()
+        return len(started)
+
+    assert forked(work) == (3, 0)
+
+
+@needs_count
+def test_what_counts_makes_no_process():
+    """The exception for it in the filter is for an address that can't be written to."""
+
+    def work():
+        program = seccomp.compile_filter(
+            "default", "whole", subprocesses=False, network=False, counting=True
+        )
+        set_no_new_privs()
+        seccomp.install(seccomp.bind_pid(program, os.getpid()))
+        number = counting._CLONE[os.uname().machine]
+        found = []
+        for flags, address in (
+            (counting.CLONE_FLAGS, counting.NOWHERE),
+            (counting.CLONE_FLAGS, 0x1_0000_0000 + (counting.NOWHERE & 0xFFFFFFFF)),
+            (counting.CLONE_FLAGS, 8),
+            (counting.CLONE_FLAGS & ~0x1000, counting.NOWHERE),
+            (counting.CLONE_FLAGS | 0x10000000, counting.NOWHERE),
+        ):
+            try:
+                counting.syscall(number, flags, 0, address, 0, 0)
+                found.append("made")
+            except OSError as exc:
+                found.append(errno.errorcode[exc.errno])
+        return found
+
+    assert forked(work) == (["EFAULT", "EPERM", "EPERM", "EPERM", "EPERM"], 0)
+
+
+# Policy
+
+
+def test_without_the_right_to_kill_nobody_becomes_another_user():
+    policy = make_policy(Sandbox(), POOR_ROOT, "zygote")
+    assert policy.uid == -1
+    assert policy.drop
+    assert Layer.CAPABILITIES in policy.child_layers
+    with pytest.raises(CallableDidNotExecuteError, match="SETUID, SETGID and KILL") as caught:
+        make_policy(Sandbox(user=77), POOR_ROOT, "zygote")
+    assert caught.value.reason is Reason.FEATURE_UNAVAILABLE
+
+
+def test_all_capabilities_go_but_with_keep():
+    for user, dropped in (("auto", True), ("unprivileged", True), ("keep", False)):
+        assert make_policy(Sandbox(user=user), POOR_ROOT, "fork").drop is dropped
+    assert not make_policy(Sandbox(), FULL, "fork").drop
+    assert make_policy(Sandbox(user="unprivileged"), FULL, "fork").drop
+    assert not make_policy(Sandbox(), POOR_USER, "fork").drop  # there are none
+
+
+@needs_root
+async def test_root_that_stays_has_no_capability(start):
+    for user, has_some in (("unprivileged", False), ("keep", True)):
+        # Nothing else is taken away, so that it can be seen.
+        box = Sandbox.crash_guard(user=user)
+        async with isolator(start, "tests.deeds", sandbox=box) as iso:
+            uid, capabilities = await iso.run(deeds.who_and_what)
+        assert uid == 0
+        assert bool(capabilities) is has_some
+
+
+def test_threads_are_counted_or_forbidden():
+    box = Sandbox.untrusted()
+    poor = make_policy(box, POOR_USER, "zygote")
+    assert poor.threads
+    found = plan_limits(box.limits, box, poor, POOR_USER, "zygote").bounds
+    assert found.processes == 16
+    assert found.besides
+    policy = make_policy(box, POOR_ROOT, "zygote")
+    assert not policy.threads
+    assert plan_limits(box.limits, box, policy, POOR_ROOT, "zygote").bounds.processes is None
+    group = POOR_ROOT._replace(groups=frozenset({"pids"}))
+    policy = make_policy(box, group, "zygote")
+    assert policy.threads
+    assert plan_limits(box.limits, box, policy, group, "zygote").group == (None, 16)
+
+
+@one_loop
+async def test_a_filter_without_threads(monkeypatch):
+    from aioisolate._os import features as seam
+
+    monkeypatch.setattr(
+        seam,
+        "containment",
+        lambda: HERE._replace(
+            becomes=False, groups=frozenset(), namespaces="", processes_by_user=False
+        ),
+    )
+    box = Sandbox.untrusted()
+    async with Isolator(sandbox=box, preload=["tests.deeds"]) as iso:
+        assert await iso.run(len, "four") == 4
+        with pytest.raises(Exception, match="can't start new thread"):
+            await iso.run(deeds.start_a_thread)
+
+
+def test_limits_that_can_not_be_held_are_left_out_with_a_warning():
+    box = Sandbox(subprocesses=True, missing="warn", namespaces="off", user="keep")
+    policy = make_policy(box, POOR_ROOT, "zygote")
+    with pytest.warns(SandboxWarning, match=r"limits\.processes"):
+        found = plan_limits(Limits(processes=3, open_files=5), box, policy, POOR_ROOT)
+    assert found.bounds.processes is None
+    assert found.bounds.open_files == 5
+
+
+def test_refusals_say_what_to_change():
+    box = Sandbox(subprocesses=True, namespaces="off", limits=Limits(processes=3))
+    policy = make_policy(box, POOR_ROOT, "zygote")
+    with pytest.raises(CallableDidNotExecuteError) as caught:
+        plan_limits(box.limits, box, policy, POOR_ROOT)
+    text = str(caught.value)
+    assert "give the container the capabilities SETUID, SETGID and KILL" in text
+    assert "pids control group" in text
+    assert "leave out limits.processes" in text
+    filtered = POOR_USER._replace(landlock=0, why_no_landlock="a filter forbids it")
+    with pytest.raises(CallableDidNotExecuteError, match=r"a filter.*without=\['landlock'\]"):
+        make_policy(Sandbox(), filtered, "zygote")
+
+
+def test_a_process_that_is_not_dumpable():
+    here = FULL._replace(becomes=False, namespaces="user", dumpable=False)
+    assert make_policy(Sandbox(), here, "zygote").unshare
+    require = Sandbox(namespaces="require")
+    with pytest.raises(CallableDidNotExecuteError, match="not dumpable"):
+        make_policy(require, here, "fork")
+    assert make_policy(require, here, "zygote").unshare
+
+
+def test_ids_in_a_user_namespace():
+    here = FULL._replace(namespaces="user", ids_in_namespace=True, spare=(32768, 1000))
+    policy = make_policy(Sandbox(), here, "zygote")
+    assert policy.as_user
+    assert policy.ids
+    assert policy.spare == (32768, 1000)
+    assert make_policy(Sandbox(user=77), here, "zygote").spare == (77, 1)
+
+
+@pytest.mark.parametrize(
+    ("extents", "expected"),
+    [
+        ("0 0 4294967295\n", users.SPARE),
+        ("0 100000 65536\n", users._SPARE_OF_FEW),
+        ("0 100000 1000\n1000 2000 64536\n", users._SPARE_OF_FEW),
+        ("0 1000 1\n", None),
+        ("", None),
+    ],
+)
+def test_spare_ids_are_mapped_ones(extents, expected, tmp_path, monkeypatch):
+    path = tmp_path / "map"
+    path.write_text(extents)
+    monkeypatch.setattr(users, "open", lambda *_: path.open(), raising=False)
+    assert users.spare_ids() == expected
+    if expected:
+        assert users.spare_id(expected.size + 5, expected) == expected.first + 5
+
+
+# Required, left out, told
+
+
+def test_names_are_checked():
+    for option in ({"require": ["moat"]}, {"require": ["limits.moat"]}):
+        with pytest.raises(ValueError, match="must hold names of namespaces"):
+            Sandbox(**option)
+    with pytest.raises(TypeError, match="not the one name 'user'"):
+        Sandbox(require="user")
+    with pytest.raises(ValueError, match="level must be one of"):
+        Sandbox.untrusted(level="high")
+    with pytest.raises(ValueError, match="comes with another layer"):
+        Sandbox.untrusted(without=["no_new_privs"])
+
+
+def test_what_is_required_is_refused_where_it_is_missing():
+    box = Sandbox.untrusted(require=["user"], missing="warn")
+    make_policy(box, FULL, "zygote")
+    with pytest.raises(CallableDidNotExecuteError, match="stays this user"):
+        make_policy(box, POOR_ROOT, "zygote")
+    make_policy(Sandbox.untrusted(), POOR_ROOT, "zygote")
+
+
+def test_layers_and_limits_are_left_out_by_name():
+    box = Sandbox.untrusted(without=["limits.processes", "namespaces", "environment"])
+    assert box.limits.processes is None
+    assert box.limits.memory == 512 << 20
+    assert box.namespaces == "off"
+    assert box.env is None
+    assert Sandbox.untrusted(without=["landlock"]).read is None
+    assert Sandbox.untrusted(without=["seccomp"]).syscalls == "off"
+    assert Sandbox.untrusted(without=["user"]).user == "unprivileged"
+    assert Sandbox.crash_guard(without=["limits.memory"]).limits == Limits()
+
+
+def test_the_portable_level():
+    box = Sandbox.untrusted(level="portable")
+    first, *others = (
+        make_policy(box, here, "zygote")._replace(drop=False, child_layers=())
+        for here in (FULL._replace(becomes=False, processes_by_user=True), FULL, POOR_USER)
+    )
+    assert not first.unshare
+    assert others[1] == first
+    assert others[0].threads is False  # of root nothing is counted
+    assert box.user == "unprivileged"
+
+
+def test_a_report_names_what_holds_and_what_does_not():
+    found = features.report(Sandbox.untrusted())
+    assert found.holds("sandbox")
+    assert found.holds("landlock")
+    assert found.holds("limits.memory")
+    with pytest.raises(KeyError):
+        found.holds("scratch")  # it has none
+    with pytest.raises(CallableDidNotExecuteError):
+        features.report(Sandbox.untrusted(), start="fork")
+
+
+def test_a_report_of_a_poor_place(monkeypatch):
+    monkeypatch.setattr(features, "containment", lambda: POOR_ROOT)
+    found = features.report(Sandbox.untrusted())
+    assert found.holds("sandbox")
+    assert found.holds("capabilities")
+    assert not found.holds("user")
+    assert not found.holds("namespaces")
+    assert found.holds("limits.processes")
+    assert "no thread" in str(found)
+    assert "without it: it does without" in str(found)
+    strict = features.report(Sandbox.untrusted(require=["namespaces"]))
+    assert not strict.holds("sandbox")
+    assert "without it: it is refused" in str(strict)
+    warning = features.report(Sandbox(missing="warn", subprocesses=True))
+    assert "with a warning" in str(warning)
+
+
+def test_what_is_missing_is_told_once():
+    _, lacks = survey(Sandbox(scratch="1 MiB"), POOR_USER, "zygote")
+    names = [lack.name for lack in lacks]
+    assert sorted(names) == ["namespaces", "scratch"]
+
+
+# Without this and that
+
+
+def test_the_size_of_a_process_without_proc(monkeypatch):
+    with open("/proc/self/statm") as file:
+        expected = int(file.read().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    assert abs(rlimit.measure_address_space() - expected) < 16 << 20
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EMFILE])
+def test_files_in_memory_that_are_refused(number, monkeypatch):
+    monkeypatch.setattr(memfd, "_sealable", None)
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(memfd._os, "memfd_create", refuse)
+    assert memfd.sealable() is (number == errno.EMFILE)
+    monkeypatch.undo()
+    assert memfd.sealable()
+
+
+@one_loop
+@pytest.mark.parametrize("start", ["fork", "template"])
+async def test_calls_without_files_in_memory(start, monkeypatch):
+    monkeypatch.setattr(memfd, "_sealable", False)
+    async with Isolator(start=start) as iso:
+        assert len(await iso.run(bytes, 3 << 20)) == 3 << 20
+    assert len(await run_isolated(bytes, 3 << 20)) == 3 << 20
+
+
+def test_few_descriptors():
+    source = """
+    import asyncio, resource
+    resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+    from aioisolate import Isolator, Sandbox, run_isolated
+
+    async def main():
+        print(await run_isolated(abs, -4))
+        for more in ({}, {"sandbox": Sandbox.crash_guard()}):
+            async with Isolator(**more) as iso:
+                print(await iso.run(abs, -5))
+
+    asyncio.run(main())
+    """
+    done = python(source)
+    assert done.stdout == "4\n5\n5\n", done.stderr
