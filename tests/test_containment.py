@@ -515,6 +515,34 @@ def test_what_is_required_is_refused_where_it_is_missing():
     make_policy(Sandbox.untrusted(), POOR_ROOT, "zygote")
 
 
+def test_what_is_required_must_be_there():
+    for name in ("scratch", "process namespace"):
+        with pytest.raises(CallableDidNotExecuteError, match=f"'{name}' is required"):
+            make_policy(Sandbox(require=[name]), FULL, "zygote")
+    make_policy(Sandbox(require=["capabilities", "view of files"]), FULL, "zygote")
+    make_policy(Sandbox(require=["capabilities"], namespaces="off"), POOR_USER, "zygote")
+    with pytest.raises(CallableDidNotExecuteError, match="'capabilities' is required"):
+        make_policy(Sandbox(require=["capabilities"], user="keep"), FULL, "zygote")
+    box = Sandbox(require=["limits.memory", "control group"])
+    policy = make_policy(box, FULL, "zygote")
+    with pytest.raises(CallableDidNotExecuteError, match=r"limits\.memory is required"):
+        plan_limits(None, box, policy, FULL)
+    with pytest.raises(CallableDidNotExecuteError, match="control group is required"):
+        plan_limits(Limits(memory=9), box, policy, FULL)
+    grouped = Sandbox(require=["control group"], cgroup="require")
+    assert plan_limits(Limits(memory=9), grouped, policy, FULL).group == (9, None)
+
+
+@needs_root
+def test_who_is_not_root_loses_capabilities_with_the_user_id():
+    def work():
+        assert users._libc.prctl(8, 1, 0, 0, 0) == 0  # PR_SET_KEEPCAPS
+        users.become(users.SPARE.first, users.SPARE.first)
+        return users.capabilities()
+
+    assert forked(work) == (0, 0)
+
+
 def test_layers_and_limits_are_left_out_by_name():
     box = Sandbox.untrusted(without=["limits.processes", "namespaces", "environment"])
     assert box.limits.processes is None

@@ -64,6 +64,18 @@ def make_policy(sandbox: Sandbox, here: Containment, start: Start) -> Policy:
     return policy
 
 
+def _add_required(sandbox: Sandbox, policy: Policy, here: Containment, lacks: list[Lack]) -> None:
+    """Add what is required and neither engaged nor known to be lacking."""
+    known = {lack.name for lack in lacks} | {*policy.server_layers, *policy.child_layers}
+    if policy.uid >= 0 or policy.as_user or not here.capable:
+        known.add(Layer.CAPABILITIES)  # they go with the user id, or there are none
+    lacks += [
+        Lack(name, f"{name!r} is required, and this sandbox does without")
+        for name in sandbox.require
+        if name not in known and name != CONTROL_GROUP and not name.startswith("limits.")
+    ]
+
+
 def _object(sandbox: Sandbox | None, lacks: Sequence[Lack]) -> None:
     """Refuse what lacks something, or warn."""
     if not lacks:
@@ -75,6 +87,7 @@ def _object(sandbox: Sandbox | None, lacks: Sequence[Lack]) -> None:
     warn(text, SandboxWarning)
 
 
+CONTROL_GROUP = "control group"
 _TO_BECOME = "give the container the capabilities SETUID, SETGID and KILL"
 _TO_UNSHARE = "let the container make user namespaces, or give it the capability SYS_ADMIN"
 
@@ -127,6 +140,7 @@ def survey(sandbox: Sandbox, here: Containment, start: Start) -> tuple[Policy, t
     policy = policy._replace(
         server_layers=_server_layers(policy), child_layers=_child_layers(policy, start)
     )
+    _add_required(sandbox, policy, here, lacks)
     return policy, tuple(lacks)
 
 
@@ -344,7 +358,7 @@ def survey_limits(
     start: Start = "fork",
 ) -> tuple[Enforcement, list[Lack]]:
     """Decide how limits are held; return that, and which ones can't be."""
-    lacks: list[Lack] = []
+    lacks = [] if sandbox is None else _missing_limits(limits, sandbox)
     if limits is None:
         return Enforcement(), lacks
     memory = limits.memory
@@ -369,7 +383,19 @@ def survey_limits(
         besides=besides,
     )
     group = None if of_group is None and counted is None else Group(of_group, counted)
+    if group is None and sandbox is not None and CONTROL_GROUP in sandbox.require:
+        lacks.append(Lack(CONTROL_GROUP, "a control group is required, and this sandbox has none"))
     return Enforcement(bounds, group), lacks
+
+
+def _missing_limits(limits: Limits | None, sandbox: Sandbox) -> list[Lack]:
+    """List the limits that are required and that a call has not."""
+    return [
+        Lack(name, f"{name} is required, and this call has none")
+        for name in sandbox.require
+        if name.startswith("limits.")
+        and getattr(limits, name.removeprefix("limits."), None) is None
+    ]
 
 
 def _memory_of_group(
@@ -379,7 +405,7 @@ def _memory_of_group(
     setting = "off" if sandbox is None else sandbox.cgroup
     if setting == "require" and not here.groups:
         text = "this process may not make control groups (sandbox.cgroup='require')"
-        lacks.append(Lack("control group", text, "delegate one, or set cgroup='auto'"))
+        lacks.append(Lack(CONTROL_GROUP, text, "delegate one, or set cgroup='auto'"))
     if memory is None or sandbox is None or setting == "off":
         return None
     if "memory" in here.groups and (sandbox.subprocesses or setting == "require"):

@@ -93,6 +93,8 @@ def become(uid: int, gid: int) -> None:
     # Not setuid(): that changes all three ids only with the privilege.
     _os.setresgid(gid, gid, gid)
     _os.setresuid(uid, uid, uid)
+    # Only root loses them by that, and not even root if it has been told to keep them.
+    drop_capabilities()
 
 
 def drop_capabilities() -> None:
