@@ -236,8 +236,9 @@ class Server:
         # A collection in a child would touch, so copy, everything that is here.
         gc.freeze()
         given = self._given + self._parcels.all()
-        # But for those of children, which come and go.
-        self._known = set(self._inspection.list_fds()) - set(self._passing) - set(given)
+        # But for those of children, which come and go, and for the listing's own, which has gone.
+        there = filter(fds.is_open, self._inspection.list_fds())
+        self._known = set(there) - set(self._passing) - set(given)
         count = self._inspection.count_fds()
         self._count = count and count - len(given) - len(self._passing)
         # What comes and goes lives above everything that stays, so a child closes it in one go.
