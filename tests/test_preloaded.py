@@ -297,7 +297,8 @@ async def test_a_file_is_given_by_pass_fds(module, tmp_path, warm):
     """The way out for what a module wants to have at hand: whatever number it happens to have."""
     (tmp_path / "data").write_bytes(b"of the file " * 1000)
     name = module("""
-        import io
+        # So that the library's own get numbers that are free here.
+        many = [os.open(os.devnull, os.O_RDONLY) for _ in range(70)]
         file = open(directory + "/data", "rb")
         copied = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -310,10 +311,8 @@ async def test_a_file_is_given_by_pass_fds(module, tmp_path, warm):
             content = file.read(11)
         again = os.pread(fd, 11, 0)
         view = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)[:11]
-        return [
-            bytes(part).decode()
-            for part in (content, again, view, held.copied[:11], held.mapped[:11])
-        ]
+        parts = content, again, view, held.copied[:11], held.mapped[:11]
+        return [bytes(part).decode() for part in parts]
 
     limits = Limits(memory="256 MiB", open_files=40)
     async with Isolator(sandbox=DATA, preload=[name], warm=warm) as iso:
