@@ -204,16 +204,20 @@ async def test_no_call_leaves_word_to_the_next(module, sandbox, warm):
 
 
 @pytest.mark.one_loop
+@pytest.mark.parametrize("again", [True, False], ids=["again", "another"])
 @pytest.mark.parametrize("sandbox", [None, OPEN], ids=["none", "open"])
-async def test_what_is_opened_after_the_fork(module, tmp_path, sandbox):
-    """By a function that modules have had called in each child."""
-    name = module("""
+async def test_what_is_opened_after_the_fork(module, tmp_path, sandbox, again):
+    """By a function that modules have had called in each child, in place of what they had."""
+    name = module(f"""
         first = os.open("/", os.O_RDONLY)
+        last = os.open("/", os.O_RDONLY)
+        os.close(first)
         def reopen():
             global file
             file = open(directory + "/log", "a")
+            if {again}:
+                os.close(last)
         os.register_at_fork(after_in_child=reopen)
-        os.close(first)
     """)
 
     def write():
@@ -545,7 +549,7 @@ def test_they_are_replaced_without_proc(tmp_path):
         file = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
         order.strangers, order.snapshots, order.count = [file], [], 0
         order.known = frozenset()
-        descriptors.replace_strangers(order, [], -1)
+        descriptors.replace_strangers(order, -1)
         try:
             os.write(file, b"attacked")
         except OSError as exc:

@@ -18,49 +18,48 @@ from .order import Order
 __all__ = ["renew", "replace_strangers"]
 
 
-def replace_strangers(order: Order, loose: list[int], proc: int) -> None:
+def replace_strangers(order: Order, proc: int) -> None:
     """Replace what modules hold open, and open anew what belongs to the library.
 
-    *loose*: descriptors that no object holds, still open. *proc*: a descriptor of /proc, or -1.
+    *proc*: a descriptor of /proc, or -1.
     """
     assert order.strangers is not None
-    shared_null, shared_empty = order.null, order.empty
-    null, empty = _open(shared_null, os.O_RDWR, proc), _open(shared_empty, os.O_RDONLY, proc)
-    for fd in (0, 1, 2, shared_null):
-        os.dup2(null, fd, fd <= 2)
-    fds.replace((shared_empty, *order.strangers), empty)
+    null, empty = order.null, order.empty
+    for fd, mode in ((null, os.O_RDWR), (empty, os.O_RDONLY)):
+        try:
+            _renew(fd, mode, proc)
+        except OSError:
+            pass  # no /proc: its flags are shared
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    fds.replace(order.strangers, empty)
     renew(order.snapshots, empty, proc)
     if proc >= 0:
-        late = _opened_by_hooks(order, {*loose, null, empty}, proc)
-        if late:
-            fds.replace(late, empty)
-    os.close(null)
-    os.close(empty)
+        fds.replace(_opened_by_hooks(order, proc), empty)
 
 
-def _open(fd: int, mode: int, proc: int) -> int:
-    try:
-        return fds.reopen(fd, mode, proc if proc >= 0 else None)
-    except OSError:
-        return os.dup(fd)  # no /proc: then its flags are shared
+def _renew(fd: int, mode: int, proc: int) -> None:
+    own = fds.reopen(fd, mode, proc if proc >= 0 else None)
+    os.dup2(own, fd, False)
+    os.close(own)
 
 
 def renew(files: list[int], empty: int, proc: int = -1) -> None:
     """Open files anew, to be read only; where that can't be, *empty* takes their place."""
     for fd in files:
         try:
-            own = fds.reopen(fd, os.O_RDONLY, proc if proc >= 0 else None)
+            _renew(fd, os.O_RDONLY, proc)
         except OSError:
             os.dup2(empty, fd, False)
-        else:
-            os.dup2(own, fd, False)
-            os.close(own)
 
 
-def _opened_by_hooks(order: Order, known: set[int], proc: int) -> list[int]:
-    """List what functions have opened that run after each fork (os.register_at_fork and C's)."""
-    # Linux 6.2 and later tell how many there are, which costs a tenth.
-    if order.count and os.stat("self/fd", dir_fd=proc).st_size == order.count + len(known):
+def _opened_by_hooks(order: Order, proc: int) -> list[int]:
+    """List what functions have opened that run after each fork (os.register_at_fork and C's).
+
+    If such a function has closed what its module had open, that has been replaced, and is open.
+    """
+    # Linux 6.2 and later tell how many there are, which costs a third.
+    if order.count and os.stat("self/fd", dir_fd=proc).st_size == order.count:
         return []
     directory = os.open("self/fd", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
     try:
@@ -68,4 +67,4 @@ def _opened_by_hooks(order: Order, known: set[int], proc: int) -> list[int]:
     finally:
         os.close(directory)
     # The listing had a descriptor of its own, whose number is free again.
-    return [fd for fd in there - known - order.known - {directory} if fds.is_open(fd)]
+    return [fd for fd in there - order.known - {directory} if fds.is_open(fd)]

@@ -36,7 +36,7 @@ _FD_MAX = 1 << 20
 def serve(  # noqa: C901 - each function that is called here costs page copies
     order: Order,
     sever: Iterable[int],
-    loose: list[int],
+    loose: Iterable[int],
     ahead: bool,
     ground: Ground | None = None,
 ) -> NoReturn:
@@ -59,16 +59,16 @@ def serve(  # noqa: C901 - each function that is called here costs page copies
             os._exit(1)
         os.setsid()
         signals.reset_child_signal()
-        if order.strangers is not None:
-            from . import descriptors  # noqa: PLC0415 - only then; the server has imported it
-
-            descriptors.replace_strangers(order, loose, -1 if ground is None else ground.proc)
-        null = order.null
-        for fd in sever:
-            os.dup2(null, fd, False)
         # Bare numbers, which no object will close a second time.
         for fd in loose:
             os.close(fd)
+        if order.strangers is not None:
+            from . import descriptors  # noqa: PLC0415 - only then; the server has imported it
+
+            descriptors.replace_strangers(order, -1 if ground is None else ground.proc)
+        null = order.null
+        for fd in sever:
+            os.dup2(null, fd, False)
         os.closerange(order.floor, _FD_MAX)
         if order.reseed is not None:
             order.reseed()

@@ -345,7 +345,7 @@ class Server:
         channel_at, scratch_at, null = self._channel_at, self._scratch_at, self._null
         os.dup2(channel, channel_at, False)
         os.dup2(scratch, scratch_at, False)
-        pid = -1
+        pid = pidfd = -1
         try:
             pid = os.fork()
             if pid == 0:
@@ -359,8 +359,13 @@ class Server:
         finally:
             if pid == 0:
                 os._exit(1)  # never: `serve` does not return
-            os.dup2(null, channel_at, False)
-            os.dup2(null, scratch_at, False)
+            try:
+                os.dup2(null, channel_at, False)
+                os.dup2(null, scratch_at, False)
+            except OSError:  # its limit has just been lowered; the child sees that it is not wanted
+                if pidfd >= 0:
+                    os.close(pidfd)
+                raise
         self._outbox.append(("child", number, pid, len(self._passing) if pidfd >= 0 else -1))
         if pidfd >= 0:
             self._passing.append(pidfd)
