@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from aioisolate import ForkSafetyWarning, Isolator, Limits, Sandbox, SandboxWarning
+from aioisolate import ForkSafetyWarning, Limits, Sandbox, SandboxWarning
 from aioisolate._os import features
 from aioisolate.sandbox import PYTHON
 from tests.attacks import ATTACKS, Attack, Scene
@@ -58,7 +58,7 @@ LAYERS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
 
 async def stopped(attack: Attack, layer: str) -> bool:
     """Tell whether an attack fails where this layer alone is engaged."""
-    from tests.test_attacks import carry_out, succeeded
+    from tests.test_attacks import attempt, succeeded
 
     asked, lacking = LAYERS[layer]
     sandbox = None if asked is None else Sandbox(**(_OFF | asked))
@@ -66,10 +66,7 @@ async def stopped(attack: Attack, layer: str) -> bool:
     more = {"limits": Limits(**attack.limits)} if layer == "limits" else {}
     with pytest.MonkeyPatch.context() as patch, Scene() as scene:
         patch.setattr(features, "containment", lambda: here._replace(**lacking))
-        async with Isolator(
-            sandbox=sandbox, preload=["tests.attacks"], max_concurrency=4, output="null"
-        ) as iso:
-            await carry_out(attack, scene, iso, **more)
+        await attempt(attack, scene, sandbox=sandbox, output="null", more=more)
         return not succeeded(attack, scene)
 
 

@@ -12,12 +12,13 @@ import signal
 import socket
 import sys
 import time
+from typing import Any
 
 import anyio
 import pytest
 
 import aioisolate
-from aioisolate import IsolationError, Isolator, Limits, Sandbox
+from aioisolate import CallableDidNotExecuteError, IsolationError, Isolator, Limits, Sandbox
 from tests.attacks import ATTACKS, Attack, Scene, be_a_sibling, without_imports
 from tests.helpers import ROOT, Stages, python
 
@@ -36,6 +37,17 @@ pytestmark = [
 def test_names_are_unique():
     names = [(attack.group, attack.name) for attack in ATTACKS]
     assert len(set(names)) == len(names)
+
+
+async def attempt(attack: Attack, scene: Scene, *, more: dict[str, Any], **options) -> None:
+    """Run an attack with an Isolator of some kind; *more* are options of the call."""
+    if options.get("start") != "fork":
+        options["preload"] = ["tests.attacks", *attack.preload(scene)]
+    try:
+        async with Isolator(max_concurrency=4, **options) as iso:
+            await carry_out(attack, scene, iso, **more)
+    except CallableDidNotExecuteError as refusal:  # the fork server can't be started
+        scene.outcome = aioisolate.Outcome(error=refusal)
 
 
 async def carry_out(attack: Attack, scene: Scene, iso: Isolator, **options) -> None:
@@ -108,9 +120,7 @@ async def test_without_the_sandbox_it_succeeds(attack):
     if why := attack.needs():
         pytest.skip(why)
     with Scene() as scene:
-        more = {} if attack.off_start == "fork" else {"preload": ["tests.attacks"]}
-        async with Isolator(start=attack.off_start, max_concurrency=4, **more) as iso:
-            await carry_out(attack, scene, iso)
+        await attempt(attack, scene, start=attack.off_start, more={})
         worked = succeeded(attack, scene)
         seen = (worked, verdict(scene.outcome.error), scene.outcome, scene.notes.get("unseen"))
         if attack.off == "success":
@@ -123,13 +133,12 @@ async def test_without_the_sandbox_it_succeeds(attack):
 @every_attack
 async def test_untrusted_stops_it(attack):
     with Scene() as scene:
-        async with Isolator(
-            start="zygote",
+        await attempt(
+            attack,
+            scene,
             sandbox=Sandbox.untrusted(),
-            preload=["tests.attacks"],
-            max_concurrency=4,
-        ) as iso:
-            await carry_out(attack, scene, iso, limits=Limits(**attack.limits))
+            more={"limits": Limits(**attack.limits)},
+        )
         seen = (verdict(scene.outcome.error), scene.outcome)
         assert not succeeded(attack, scene), seen
         assert "escaped" not in scene.notes, seen

@@ -15,6 +15,7 @@ import anyio
 
 from .._child import bootstrap, loops, stdio, worker
 from .._child.order import GO, AsyncBackend, Order
+from .._child.policy import Policy
 from .._errors import (
     CallableDidNotExecuteError,
     CallableStatusUnknownError,
@@ -39,7 +40,7 @@ from .waiter import AnyioWaiter, AsyncioWaiter, Waiter
 if TYPE_CHECKING:
     from .groups import CallGroup
 
-__all__ = ["ForkedChild", "draft_order", "let_imports_finish", "warn_about"]
+__all__ = ["ForkedChild", "draft_order", "let_imports_finish", "open_empty", "warn_about"]
 
 _STREAMS = ((1, "__stdout__"), (2, "__stderr__"))
 # With more descriptors than this the child looks through them itself: that takes longer there
@@ -145,7 +146,8 @@ class ForkedChild:
             keep |= {0}
         self.nonce = nonce = os.urandom(NONCE_SIZE)
         policy = plan.policy
-        confined = policy is not None and policy.read is not None
+        empty, confined = open_empty(policy, null, fds)
+        keep |= {empty}
         self._order = order = draft_order(keep, backend, self._threaded, confined=confined)
         bounded = plan.enforcement.bounds is not None
         order.then = worker.work_within if bounded else worker.work
@@ -159,6 +161,7 @@ class ForkedChild:
         order.channel = channel_write
         order.scratch = scratch
         order.null = null
+        order.empty = empty
         order.stdout = stdout
         order.stderr = stderr
         order.deadline_stack = plan.options.timeout is not None
@@ -304,6 +307,19 @@ class ForkedChild:
             self.group.dissolve()
 
 
+def open_empty(policy: Policy | None, null: int, owner: Descriptors) -> tuple[int, bool]:
+    """Return what a copy confined by *policy* gets for its descriptors, and whether for files, too.
+
+    *null* itself, where fn is trusted: what a library writes to a connection that is gone is of no
+    use, but need not fail.
+    """
+    if policy is None:
+        return null, False
+    if policy.codec == "pickle":
+        return null, policy.read is not None
+    return owner.own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)), True
+
+
 def draft_order(
     keep: frozenset[int], backend: AsyncBackend, threaded: bool, *, confined: bool = False
 ) -> Order:
@@ -311,6 +327,8 @@ def draft_order(
 
     If *confined*, it sheds open files, too.
     """
+    if confined:
+        from .._child import descriptors  # noqa: F401, PLC0415 - ahead, for the child
     keep |= {fd for fd, name in _STREAMS if getattr(sys, name) is not None}
     numpy_random = sys.modules.get("numpy.random")
     # One by one: passing twenty names touches twenty strings.
@@ -334,11 +352,13 @@ def draft_order(
 
 
 def _severable(keep: frozenset[int], threaded: bool, confined: bool) -> list[int] | None:
-    if threaded:  # another thread may open something between the look and the fork
+    # Another thread may open something between the look and the fork; a function that runs after
+    # each fork, too, which matters where files do.
+    if threaded or confined:
         return None
     listed = os_fds.listed()
     unknown = len(listed) - len(os_fds.ours)
-    return os_fds.severable(listed, keep, files=confined) if unknown <= _LOOK_HERE_MAX else None
+    return os_fds.severable(listed, keep) if unknown <= _LOOK_HERE_MAX else None
 
 
 def warn_about(names: Sequence[str]) -> None:

@@ -74,8 +74,13 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
                 sever = fds.severable(fds.listed(), order.keep, files=order.confined)
             fds.ours.clear()  # they were the parent's
             null = order.null
+            empty = order.empty
             for fd in sever:
-                os.dup2(null, fd, fd <= 2)
+                os.dup2(null if fd <= 2 else empty, fd, fd <= 2)
+            if order.confined and fds.kept:
+                from . import descriptors  # noqa: PLC0415 - only then; the parent has imported it
+
+                descriptors.renew([fd for fd in fds.kept if fd not in order.keep], empty)
             if order.stdout >= 0:
                 os.dup2(order.stdout, 1)
                 os.dup2(order.stderr, 2)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .._os import landlock, namespaces, rlimit, seccomp, users
+from .._os import landlock, maps, namespaces, rlimit, seccomp, users
 from .._os.prctl import set_dumpable, set_no_new_privs, set_parent_death_signal
 from .._os.view import make_view
 from .._wire.frames import Kind, encode
@@ -143,6 +143,8 @@ def confine(order: Order) -> str:
         order.statm = bounds.open_statm()
     else:
         proc = _open_proc()
+        if policy.codec != "pickle":
+            maps.leave_rings(proc)
         engaged = _enter_copy(order, policy, proc)
         if proc >= 0:
             os.close(proc)

@@ -47,10 +47,17 @@ class Order:
         channel: the descriptor to write frames to.
         scratch: the descriptor of the scratch file.
         null: a descriptor of /dev/null.
+        empty: what to put in the place of descriptors from 3 on: *null*, or, where fn is a
+            stranger's, /dev/null for reading only.
         stdout, stderr: what to put on 1 and 2, or -1 to leave them alone.
         keep: descriptors to leave alone.
         confined: open files are not among what is harmless.
         sever: descriptors to replace by /dev/null, or None: look for them in the child.
+        snapshots: descriptors to be opened anew, for reading, since other processes have them too.
+        strangers: the descriptors that modules of a fork server hold open, which fn must not have;
+            None: fn is trusted with them.
+        known, count: all descriptors that the server had when it was ready; and how many of these
+            a child has, but for those that come and go, or 0: the kernel does not tell.
         threaded: the parent had other threads when it was forked.
         signals: signals that are not at their default.
         faulthandler: the parent has its crash reports enabled.
@@ -85,7 +92,9 @@ class Order:
         "channel",
         "codec",
         "confined",
+        "count",
         "deadline_stack",
+        "empty",
         "entrances",
         "faulthandler",
         "floor",
@@ -93,6 +102,7 @@ class Order:
         "forget_loop",
         "inherited",
         "keep",
+        "known",
         "last_word",
         "nonce",
         "note_pid",
@@ -108,10 +118,12 @@ class Order:
         "scratch",
         "sever",
         "signals",
+        "snapshots",
         "started_mark",
         "statm",
         "stderr",
         "stdout",
+        "strangers",
         "streaming",
         "streams",
         "then",
@@ -125,11 +137,16 @@ class Order:
     channel: int
     scratch: int
     null: int
+    empty: int
     stdout: int
     stderr: int
     keep: frozenset[int]
     sever: Sequence[int] | None
     confined: bool
+    snapshots: list[int]
+    strangers: list[int] | None
+    known: frozenset[int]
+    count: int
     threaded: bool
     signals: Sequence[int]
     faulthandler: bool

@@ -33,7 +33,7 @@ _AT_ONCE = 4096
 _FD_MAX = 1 << 20
 
 
-def serve(
+def serve(  # noqa: C901 - each function that is called here costs page copies
     order: Order,
     sever: Iterable[int],
     loose: Iterable[int],
@@ -59,12 +59,16 @@ def serve(
             os._exit(1)
         os.setsid()
         signals.reset_child_signal()
-        null = order.null
-        for fd in sever:
-            os.dup2(null, fd, False)
         # Bare numbers, which no object will close a second time.
         for fd in loose:
             os.close(fd)
+        if order.strangers is not None:
+            from . import descriptors  # noqa: PLC0415 - only then; the server has imported it
+
+            descriptors.replace_strangers(order, -1 if ground is None else ground.proc)
+        null = order.null
+        for fd in sever:
+            os.dup2(null, fd, False)
         os.closerange(order.floor, _FD_MAX)
         if order.reseed is not None:
             order.reseed()
@@ -254,6 +258,8 @@ def _take_over(  # noqa: C901 - one loop for each kind
         elif number == order.scratch:
             order.scratch = fds.lift_above(order.scratch, max(request.numbers), own)
             faulthandler.enable(order.scratch)
+        elif number == order.statm:
+            order.statm = fds.lift_above(order.statm, max(request.numbers), own)
     # Two steps, since one may arrive under the number that another one wants.
     highest = max(request.numbers, default=2)
     lifted = [fds.lift_above(fd, highest, own) for fd in descriptors]

@@ -40,6 +40,7 @@ class Root:
 
     def __init__(self, fd: int, length: int) -> None:
         self.fd = fd
+        fds.kept.add(fd)
         self.length = length
         self.frozen = False
         self.pid = os.getpid()
@@ -90,6 +91,7 @@ class Root:
             memfd.seal(self.fd)
 
     def __del__(self) -> None:
+        fds.kept.discard(self.fd)
         os.close(self.fd)
 
     def fill(self, content: memoryview, start: int = 0) -> None:

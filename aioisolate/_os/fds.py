@@ -16,11 +16,14 @@ __all__ = [
     "closed_numbers",
     "duplicate",
     "is_open",
+    "kept",
     "lift",
     "lift_above",
     "listed",
     "ours",
     "pipe",
+    "reopen",
+    "replace",
     "severable",
 ]
 
@@ -41,6 +44,9 @@ _HARMLESS = frozenset({stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFDIR})
 # What this package has open for all calls at once. A child need not look at these to know that it
 # must lose them; with many calls in flight they are most of what there is.
 ours: set[int] = set()
+
+# The files of snapshots: this package's, too, but children go on using them.
+kept: set[int] = set()
 
 
 class Descriptors:
@@ -164,10 +170,25 @@ def closed_numbers(first: int, count: int) -> list[int]:
     return [number for number, event in poll.poll(0) if event & select.POLLNVAL]
 
 
+def reopen(fd: int, mode: int, proc: int | None = None) -> int:
+    """Open again what *fd* stands for: with an offset, flags and an owner of its own.
+
+    Raises OSError. *proc*: a descriptor of /proc, where that is not in its place.
+    """
+    path = f"/proc/self/fd/{fd}" if proc is None else f"self/fd/{fd}"
+    return os.open(path, mode | os.O_CLOEXEC, dir_fd=proc)
+
+
+def replace(numbers: Iterable[int], empty: int) -> None:
+    """Put the file *empty* in the place of each descriptor."""
+    for fd in numbers:
+        os.dup2(empty, fd, False)
+
+
 def severable(fds: Iterable[int], keep: Collection[int], *, files: bool = False) -> list[int]:
     """Pick those of *fds* that a child must lose: sockets, pipes, epolls, eventfds, pidfds...
 
-    And *files*, devices and directories, if so.
+    And *files*, devices and directories, if so; but not the files of snapshots.
 
     Of 0, 1 and 2 those that *keep* does not name are picked whatever they are, open or not: a
     process that was started without them has something else under these numbers.
@@ -185,7 +206,7 @@ def severable(fds: Iterable[int], keep: Collection[int], *, files: bool = False)
                 mode = os.fstat(fd).st_mode
             except OSError:
                 continue
-            if files or stat.S_IFMT(mode) not in _HARMLESS:
+            if stat.S_IFMT(mode) not in _HARMLESS or (files and fd not in kept):
                 found.append(fd)
     if len(streams) < 3:
         found += {0, 1, 2} - streams

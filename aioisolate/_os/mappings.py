@@ -24,6 +24,7 @@ __all__ = [
     "decommit",
     "huge_page_size",
     "is_private_copy",
+    "map_empty",
     "map_file",
     "map_private",
     "protect",
@@ -130,6 +131,15 @@ def map_file(area: mmap.mmap, fd: int, offset: int, size: int, *, shared: bool) 
     found = _libc.mmap(address_of(area), size, READ | WRITE, flags, fd, offset)
     if found == _FAILED:
         raise _error(f"{size} bytes of a file can't be mapped")
+
+
+def map_empty(address: int, size: int) -> None:
+    """Put private memory, full of zeros, in the place of whatever is mapped there. Raises OSError.
+
+    The address and the size must be those of whole pages.
+    """
+    if _libc.mmap(address, size, READ | WRITE, _MAP_FIXED | _ANONYMOUS, -1, 0) == _FAILED:
+        raise _error(f"{size} bytes of memory can't be replaced")
 
 
 def map_private(fd: int, offset: int, length: int) -> memoryview:

@@ -73,14 +73,19 @@ class Zygote:
         on_refusal: Callable[[CallableDidNotExecuteError], object],
         on_lost: Callable[[Zygote], object],
         on_silent: Callable[[Zygote], object],
+        on_held: Callable[[Sequence[tuple[int, str, str | None]]], object],
         patience: float,
     ) -> None:
-        """*on_silent* is called when it has not answered for *patience* seconds."""
+        """*on_silent* is called when it has not answered for *patience* seconds.
+
+        *on_held*, with what its modules have open and its children will not have.
+        """
         self._backend = backend
         self._on_ward = on_ward
         self._on_refusal = on_refusal
         self._on_lost = on_lost
         self._on_silent = on_silent
+        self._on_held = on_held
         self._patience = patience
         self.silent = False
         # Whether it has said anything since that was last asked; the calls that run.
@@ -366,6 +371,8 @@ class Zygote:
                 self._refuse(number, CallableDidNotExecuteError(text, reason=Reason.CHILD_SETUP))
             case ("failed" | "strange" as how, what, more):
                 self._fail(how, what, more)
+            case ("held", found):
+                self._on_held(found)
             case ("imported",):
                 self._importing -= 1
             case ("ready", modules, engaged):

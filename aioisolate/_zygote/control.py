@@ -5,7 +5,9 @@
     from the server   ready(modules, layers engaged), child(number, pid, index of its pidfd),
                       ended(pid, status, user, system, rss),
                       refused(number, errno, text), unfit(number, text), failed(text, errno),
-                      imported, pong, strange(what it runs, traceback), see `launch`
+                      imported, pong, strange(what it runs, traceback), see `launch`;
+                      held(list of (descriptor, what it is, by which module or None)): what modules
+                      have open and its children get an empty file for, before `ready` or `imported`
 
 With each `fork` come the child's channel and its scratch file, with each `child` its pidfd, if it
 has one: the first of a message has index 0, and -1 is none, or one that could not be passed. Each
@@ -23,7 +25,7 @@ __all__ = ["PROTOCOL", "Inbox", "Parcels", "Setup", "encode"]
 
 # To be raised with every change to what the two processes, or the parent and a child, say to each
 # other: a fresh fork server runs the files on disk, which may have been changed under the parent.
-PROTOCOL = 1
+PROTOCOL = 2
 
 _LENGTH = struct.Struct("<I")
 

@@ -98,6 +98,8 @@ class Pool:
         # One that is not ready yet.
         self._begun: Zygote | None = None
         self._learned: set[str] = set()
+        # Of what descriptors, by number and module, has been told.
+        self._told: set[tuple[int, str | None]] = set()
         self._failures = 0
         self._starting: loops.Background | None = None
         self._trimming: loops.Background | None = None
@@ -136,6 +138,7 @@ class Pool:
             on_refusal=self._refuse,
             on_lost=self._recover,
             on_silent=self._retire,
+            on_held=self._tell_of,
             patience=self._answer_patience,
         )
         setup = None if self._setup is None else self._setup()
@@ -151,6 +154,22 @@ class Pool:
         self._zygote = zygote
         for module in self._learned:
             zygote.learn(module)
+
+    def _tell_of(self, held: Sequence[tuple[int, str, str | None]]) -> None:
+        """Log, once for all servers, what modules have open and children get an empty file for."""
+        from .._wire.inert import escape  # noqa: PLC0415 - only then
+
+        for fd, what, module in held:
+            if (fd, module) not in self._told:
+                self._told.add((fd, module))
+                _log.warning(
+                    "descriptor %d (%s)%s is open in the fork server; in the children of this "
+                    "sandbox an empty file, for reading only, is in its place. If fn needs the "
+                    "file itself, open it in this process and name it in pass_fds",
+                    fd,
+                    escape(what, line=True),
+                    f", opened while {module!r} was imported," if module else "",
+                )
 
     def hindrance(self) -> str:
         """Say what keeps a call from getting a child."""

@@ -9,11 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from .._child.policy import Policy
 from .._os import fds, imports
 from . import control
+
+if TYPE_CHECKING:
+    from . import holdings
 
 __all__ = ["library_first", "prepare"]
 
@@ -32,8 +36,11 @@ def library_first() -> Iterator[None]:
             sys.path.remove(entry)  # the first of several: that one
 
 
-def prepare(setup: control.Setup, fd: int) -> None:
-    """Become like the parent, as far as it wants that; *fd*: the control socket."""
+def prepare(setup: control.Setup, fd: int) -> dict[int, str]:
+    """Become like the parent, as far as it wants that; *fd*: the control socket.
+
+    Returns which preloaded module has opened which descriptor, where that is to be told.
+    """
     if setup.bound_early:
         del os.environ["LD_BIND_NOW"]
     os.chdir(setup.cwd)
@@ -54,10 +61,24 @@ def prepare(setup: control.Setup, fd: int) -> None:
     home = getattr(sys, "_stdlib_dir", None)
     _library[:] = [entry for entry in sys.path if entry in (home, f"{home}/lib-dynload")]
     sys.path[:] = setup.path
+    watch = None
     if setup.policy is not None:
+        policy = Policy(*setup.policy)
         with library_first():  # before a preloaded module can have changed what is found
             from .._child import bounds, confine  # noqa: F401, PLC0415 - only then
 
-            confine.get_ready(Policy(*setup.policy))
-    for name in setup.preload:
+            confine.get_ready(policy)
+            if policy.codec != "pickle":
+                from .._child import descriptors  # noqa: F401, PLC0415 - likewise
+                from . import holdings  # noqa: PLC0415 - likewise
+
+                watch = holdings.Watch()
+    return _preload(setup.preload, watch)
+
+
+def _preload(names: Iterable[str], watch: holdings.Watch | None) -> dict[int, str]:
+    for name in names:
         imports.import_whole(name)
+        if watch is not None:
+            watch.note(name)
+    return {} if watch is None else watch.opened

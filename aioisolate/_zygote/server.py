@@ -18,14 +18,14 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._child import bootstrap, stdio
 from .._child.order import Order
 from .._child.policy import Policy
 from .._child.serve import serve
-from .._os import fds, imports, memfd, messages, signals
+from .._os import fds, imports, maps, memfd, messages, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire import relation
 from .._wire.frames import NONCE_SIZE
@@ -59,11 +59,12 @@ def main(fd: int) -> NoReturn:
             os._exit(1)
         try:
             bootstrap.volunteer()  # and every child with it
-            preparation.prepare(setup, fd)
+            opened = preparation.prepare(setup, fd)
             faulthandler.disable()  # it is enabled again, for the children
             # Python's own for SIGINT, and what was installed by an import: not the children's.
             signals.reset(signals.handled())
-            server = Server(channel, None if setup.policy is None else Policy(*setup.policy))
+            policy = None if setup.policy is None else Policy(*setup.policy)
+            server = Server(channel, policy, opened)
         except BaseException as exc:  # noqa: BLE001 - importing runs anything
             _tell_failure(channel, exc)
             os._exit(1)
@@ -77,6 +78,8 @@ def serve_copy(order: Order, streams: Sequence[object]) -> int:
     """Be a fork server in a forked copy of the parent; `Order.then` of such a copy."""
     del streams
     faulthandler.disable()  # it is enabled again, for the children
+    for fd in {order.null, order.empty, order.scratch}:
+        os.close(fd)
     channel = _socket.socket(fileno=order.channel)
     try:
         server = Server(channel, *order.args)
@@ -118,8 +121,16 @@ def _await_setup(channel: _socket.socket) -> control.Setup:
 class Server:
     """The loop of a fork server."""
 
-    def __init__(self, control_channel: _socket.socket, policy: Policy | None = None) -> None:
-        """Get ready; with a *policy*, confine this process as far as its children share that."""
+    def __init__(
+        self,
+        control_channel: _socket.socket,
+        policy: Policy | None = None,
+        opened: Mapping[int, str] | None = None,
+    ) -> None:
+        """Get ready; with a *policy*, confine this process as far as its children share that.
+
+        *opened*: which module has opened which descriptor; None: this is a copy of the parent.
+        """
         self._inspection = inspection.Inspection(held=policy is not None)
         self._channel = control_channel
         self._own = own = fds.Descriptors()
@@ -127,7 +138,7 @@ class Server:
         null = fds.lift(own.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)), own)
         # Every child finds its channel and its scratch file under these numbers; so all that
         # depends on them is made here once, and a child has nothing to do for it.
-        self._null = null
+        self._null = self._empty = null
         self._channel_at = own.own(fds.duplicate(null))
         self._scratch_at = own.own(fds.duplicate(null))
         self._reaper = Reaper()
@@ -136,6 +147,9 @@ class Server:
         # What belongs to the child that is about to be forked.
         self._given: list[int] = []
         self._outbox: list[tuple[Any, ...]] = []
+        self._opened = opened
+        # Why its modules make it unfit for strangers.
+        self._shared = ""
         self._passing: list[int] = []
         self._order = self._make_order()
         faulthandler.enable(self._scratch_at)
@@ -147,6 +161,12 @@ class Server:
         self._engaged: list[str] = []
         if policy is not None:
             self._end_threads()  # only a single one may enter a user namespace
+            if policy.codec != "pickle":
+                self._empty = fds.lift(
+                    own.own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)), own
+                )
+                self._order.strangers = []
+                self._take_stock()  # while paths are those that a user knows
             self._confine(policy)
         imports.be_as_lazy_as_before()  # the children are like the parent
         self._settle()
@@ -164,12 +184,40 @@ class Server:
         self._ground = confine.Ground()
         self._engaged = confine.enter_server(policy, self._ground)
 
+    def _take_stock(self) -> None:
+        """Find out what modules hold that is nothing for strangers, and tell the parent."""
+        from .._child import descriptors  # noqa: F401, PLC0415 - only then; for the children
+        from . import holdings  # noqa: PLC0415 - likewise
+
+        copied, ground, order = self._opened is None, self._ground, self._order
+        proc = None if ground is None else ground.proc
+        if copied:
+            maps.leave_rings(proc)
+        self._shared = holdings.why_shared(maps.shared(proc), copied=copied)
+        if not copied:
+            holdings.seal(fds.kept)
+        own = {0, 1, 2, self._null, self._empty, self._channel_at, self._scratch_at, *self._sever}
+        own.update(self._inspection.held(), fds.kept, self._given, self._passing)
+        own.update(self._parcels.all(), () if ground is None else ground.fds())
+        # The listing's own is closed by now.
+        found = [fd for fd in self._inspection.list_fds() if fd not in own and fds.is_open(fd)]
+        told = [
+            (fd, holdings.describe(fd, self._inspection.target(fd)), (self._opened or {}).get(fd))
+            for fd in found
+            if fd not in (order.strangers or ()) and not holdings.is_null(fd, self._null)
+        ]
+        if told:
+            self._outbox.append(("held", told))
+        order.strangers, order.snapshots, order.empty = found, list(fds.kept), self._empty
+
     def _make_order(self) -> Order:
         order = Order()
         order.parent_pid = os.getpid()
         order.channel = self._channel_at
         order.scratch = self._scratch_at
-        order.null = self._null
+        order.null = order.empty = self._null
+        order.strangers = None
+        order.snapshots = []
         order.deadline_stack = True
         numpy_random = sys.modules.get("numpy.random")
         order.reseed = None if numpy_random is None else numpy_random.seed
@@ -189,12 +237,15 @@ class Server:
         # A collection in a child would touch, so copy, everything that is here.
         gc.freeze()
         given = self._given + self._parcels.all()
-        # But for those of children, which come and go.
-        self._known = set(self._inspection.list_fds()) - set(self._passing) - set(given)
+        # But for those of children, which come and go, and for the listing's own, which has gone.
+        there = filter(fds.is_open, self._inspection.list_fds())
+        self._known = set(there) - set(self._passing) - set(given)
         count = self._inspection.count_fds()
         self._count = count and count - len(given) - len(self._passing)
         # What comes and goes lives above everything that stays, so a child closes it in one go.
         self._order.floor = max(self._known) + 1
+        self._order.known = frozenset(self._known)
+        self._order.count = self._count and self._count - len(self._inspection.held())
 
     def run(self) -> None:
         """Serve until the parent closes the control socket."""
@@ -277,6 +328,8 @@ class Server:
         try:
             with preparation.library_first():
                 imports.import_at_once(name)  # what it puts off may never be needed
+            if self._order.strangers is not None:
+                self._take_stock()
             self._settle()
         except Exception:  # noqa: BLE001 - a child that needs it will say what is wrong
             return
@@ -293,7 +346,7 @@ class Server:
         channel_at, scratch_at, null = self._channel_at, self._scratch_at, self._null
         os.dup2(channel, channel_at, False)
         os.dup2(scratch, scratch_at, False)
-        pid = -1
+        pid = pidfd = -1
         try:
             pid = os.fork()
             if pid == 0:
@@ -307,8 +360,13 @@ class Server:
         finally:
             if pid == 0:
                 os._exit(1)  # never: `serve` does not return
-            os.dup2(null, channel_at, False)
-            os.dup2(null, scratch_at, False)
+            try:
+                os.dup2(null, channel_at, False)
+                os.dup2(null, scratch_at, False)
+            except OSError:  # its limit has just been lowered; the child sees that it is not wanted
+                if pidfd >= 0:
+                    os.close(pidfd)
+                raise
         self._outbox.append(("child", number, pid, len(self._passing) if pidfd >= 0 else -1))
         if pidfd >= 0:
             self._passing.append(pidfd)
@@ -346,6 +404,8 @@ class Server:
 
     def _problem(self) -> str:
         """Say what makes it unsafe to fork this process, if anything does."""
+        if self._shared:
+            return self._shared
         here = self._inspection
         threads = here.threads() if here.count_threads() != 1 else [""]
         if len(threads) > 1:

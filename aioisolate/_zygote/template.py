@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from .._call.spawn import draft_order, warn_about
+from .._call.spawn import draft_order, open_empty, warn_about
 from .._child import bootstrap
 from .._child.order import AsyncBackend
 from .._child.policy import Policy
@@ -38,8 +38,8 @@ def launch_copy(
         try:
             null = own.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
             scratch = memfd.create(own)
-            keep = frozenset((fd, null, scratch))
-            confined = policy is not None and policy.read is not None
+            empty, confined = open_empty(policy, null, own)
+            keep = frozenset((fd, null, empty, scratch))
             order = draft_order(keep, backend, bool(other_threads), confined=confined)
             order.then = serve_copy
             order.fn, order.args = serve_copy, (policy,)
@@ -48,6 +48,7 @@ def launch_copy(
             order.channel = fd
             order.scratch = scratch
             order.null = null
+            order.empty = empty
             order.stdout = order.stderr = -1
             order.deadline_stack = False
             order.started_mark = b""

@@ -64,6 +64,7 @@ class Attack:
         limits: what `Limits` it is to be tried with.
         options: of the call, made of the scene, with and without a sandbox.
         off_options: of the call without a sandbox; they stand for what a sandbox takes away.
+        preload: makes modules for the fork server to import, and names them; before it starts.
         sibling: a second child has to be there.
         timeout: of the call.
     """
@@ -81,6 +82,7 @@ class Attack:
     limits: dict[str, Any] = field(default_factory=dict)
     options: Callable[[Scene], dict[str, Any]] = _no_options
     off_options: Callable[[Scene], dict[str, Any]] = _no_options
+    preload: Callable[[Scene], list[str]] = lambda scene: []
     sibling: bool = False
     timeout: float = 10.0
 
