@@ -337,8 +337,8 @@ def colliding_pairs(count):
 
 M = 1 << 24
 HOSTILE_MSGPACK = {
-    "empty lists": (lists(b"\x90", M), "values"),
-    "empty dicts": (lists(b"\x80", M), "values"),
+    "empty lists": (lists(b"\x90", M), "lists and dicts"),
+    "empty dicts": (lists(b"\x80", M), "lists and dicts"),
     "empty bytes": (lists(b"\xc4\0", M // 2), "values"),
     "numbers": (lists(b"\1", M), "values"),
     "dicts of one": (lists(b"\x81\xa1a\xc0", M // 4), "values"),
@@ -434,12 +434,14 @@ def test_the_deepest_value_can_be_used_in_a_small_thread():
 
 def test_memory_of_the_worst_that_is_accepted():
     # Measured: 72 bytes for each value, and four for each byte of text.
-    data = lists(b"\x80", bounds.VALUES_MAX - 1)
+    count, others = bounds.CONTAINERS_MAX - 1, bounds.VALUES_MAX - bounds.CONTAINERS_MAX
+    data = b"\xdd" + (count + others).to_bytes(4, "big") + b"\x80" * count
+    data += (b"\xcb" + b"x" * 8) * others
     bounds.check_msgpack(data)
     tracemalloc.start()
     try:
         value = msgspec.msgpack.decode(data)
-        assert len(value) == bounds.VALUES_MAX - 1
+        assert len(value) == count + others
         assert tracemalloc.get_traced_memory()[1] < 100e6
     finally:
         tracemalloc.stop()

@@ -95,7 +95,8 @@ async def _as_data(
         raised = inert.load_exception(pieces)
         return None, _own_exception(supervision, raised)
     load = functools.partial(plain.load, options.codec, pieces, options.result_type)
-    return await decode(sum(map(len, pieces)), load), None
+    effort = plain.effort(options.codec, pieces, options.result_type)
+    return await decode(effort, load), None
 
 
 def _check_size(limits: Limits, payload: Payload) -> None:
