@@ -50,7 +50,7 @@ class Reason(enum.Enum):
     RESULT_ENCODING = "what fn returned or raised could not be pickled"
     RESULT_DECODING = "what fn returned, yielded or raised could not be decoded here"
     RESULT_WRITE = "what fn returned or raised could not be sent"
-    RESULT_TOO_LARGE = "what fn returned or raised is larger than allowed"
+    RESULT_TOO_LARGE = "what fn returned, yielded or raised is larger than allowed"
     # fn began and did not end as it should
     SIGNAL = "the child was killed by a signal"
     EXIT = "the child exited by itself"

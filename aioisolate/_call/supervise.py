@@ -302,8 +302,7 @@ class Supervision:
         except BlockingIOError:
             return 0
         except FaultError as exc:
-            self._leave_channel()
-            self.kill(exc.cause, str(exc))
+            self._hear_no_more(exc)
             return 0
         if not size:
             self._leave_channel()
@@ -317,6 +316,9 @@ class Supervision:
                 self._report(body)
             elif self._on_item is not None:
                 self._on_item(body, [self._line.received.release(fd) for fd in luggage])
+        if conversation.fault is not None:
+            self._hear_no_more(self._line.fault())
+            return size
         if conversation.answer is not None and not self._heard_result:
             self._heard_result = True
             self.answered_at = time.monotonic()
@@ -330,6 +332,10 @@ class Supervision:
                 self.ended_at = time.monotonic()
                 self.gone = self.left = True
         return size
+
+    def _hear_no_more(self, fault: FaultError) -> None:
+        self._leave_channel()
+        self.kill(fault.cause, str(fault))
 
     def _check_layers(self, body: Sequence[bytes]) -> None:
         """Let the child call fn if it is confined as it should be."""

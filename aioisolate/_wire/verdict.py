@@ -39,6 +39,7 @@ class KilledFor(enum.Enum):
     CHANNEL_READ = "the channel could not be read"
     LINGERING = "it ran on after its answer"
     RESULT_TOO_LARGE = "what it sent is larger than allowed"
+    ITEM_TOO_LARGE = "an item of its is larger than allowed"
     RESULT_DECODING = "an item of its could not be decoded"
     OUTPUT_LIMIT = "it wrote more output than it may"
     UNCONFINED = "its confinement is not what it should be"
@@ -106,6 +107,8 @@ def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: C901, PLR0911 - one 
             name, _, text = evidence.detail.partition("\n")
             if name == Reason.MEMORY_LIMIT.name:
                 return Verdict(MemoryLostError, Reason.MEMORY_LIMIT, text)
+            if name == "ITEM_TOO_LARGE":  # it has not come to its end
+                return Verdict(CallableStatusUnknownError, Reason.RESULT_TOO_LARGE, text)
             reason = Reason[name] if name in _LOSSES else Reason.RESULT_WRITE
             return Verdict(CallableExecutedError, reason, text)
         case Kind.FAILED if evidence.started:
@@ -167,6 +170,9 @@ def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:  # noqa: PLR0911 -
             return Verdict(
                 error, Reason.RESULT_TOO_LARGE, f"the child was killed: {evidence.detail}"
             )
+        case KilledFor.ITEM_TOO_LARGE:
+            message = f"the child was killed: {evidence.detail}"
+            return Verdict(CallableStatusUnknownError, Reason.RESULT_TOO_LARGE, message)
         case KilledFor.OUTPUT_LIMIT:
             error = CallableStatusUnknownError if started else CallableDidNotExecuteError
             if evidence.answer is not None:

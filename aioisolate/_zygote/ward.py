@@ -157,6 +157,8 @@ class Ward:
                 self.proved = True
                 return True
             heard = conversation.receive(data)
+            if conversation.fault is not None:
+                raise conversation.fault
         except BlockingIOError:
             return False
         except (ProtocolError, ConnectionResetError) as exc:
