@@ -137,6 +137,7 @@ def _evidence(supervision: Supervision) -> Evidence:
         limits=supervision.options.limits,
         spent=supervision.status.user + supervision.status.system,
         out_of_memory=supervision.out_of_memory,
+        others_memory=supervision.others_memory,
         confined=supervision.options.sandbox is not None,
         stopped_by=supervision.stopped_by,
     )
