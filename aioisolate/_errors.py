@@ -50,7 +50,7 @@ class Reason(enum.Enum):
     RESULT_ENCODING = "what fn returned or raised could not be pickled"
     RESULT_DECODING = "what fn returned, yielded or raised could not be decoded here"
     RESULT_WRITE = "what fn returned or raised could not be sent"
-    RESULT_TOO_LARGE = "what fn returned or raised is larger than allowed"
+    RESULT_TOO_LARGE = "what fn returned, yielded or raised is larger than allowed"
     # fn began and did not end as it should
     SIGNAL = "the child was killed by a signal"
     EXIT = "the child exited by itself"
@@ -83,6 +83,10 @@ class IsolationError(Exception):
         crash_traceback: the child's Python stack when it crashed or when the deadline
             passed, most recent call first; empty if there is none. After a crash, from Python
             3.14 on, the C functions come first that the innermost Python function had called.
+
+    What it says ends with that stack. Where results are plain data, because the code in the child
+    is not trusted, it is one line without; and in `stderr_tail` and `crash_traceback` each line
+    begins with ``| ``, with characters escaped as in a `RemoteError`.
 
     Example::
 
@@ -155,13 +159,15 @@ class RemoteError(Exception):
     r"""What fn raised, in words: its own exception stays in the child.
 
     It is raised in place of fn's exception where results are plain data, because the code in the
-    child is not trusted. All of it is text that a stranger may have chosen, with control
-    characters, and those that turn the direction of writing, as ``\x1b`` and the like.
+    child is not trusted. All of it is text that a stranger may have chosen, made such that it
+    can't pass for anything else in a log or terminal: ``\n``, ``\x1b`` and the like stand for
+    characters that end lines, control something, turn the direction of writing or are not seen.
 
     Attributes:
-        type_name: the exception's class, with its module unless it is a builtin.
-        message: what the exception says; its middle is left out above 16 KiB.
-        traceback: where it was raised, as Python prints it; its middle is left out above 44 KiB.
+        type_name: the exception's class, with its module unless it is a builtin; one line.
+        message: what the exception says; one line, whose middle is left out above 16 KiB.
+        traceback: where it was raised, as Python prints it, each line behind ``| ``; its middle is
+            left out above 44 KiB.
 
     Example::
 

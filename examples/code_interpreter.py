@@ -204,6 +204,7 @@ def told(outcome: Outcome[Answer]) -> dict[str, Any]:
 def stack_of(error: IsolationError) -> str:
     """Return where the code was, most recent call first, without what called it."""
     lines = re.sub(r"hread 0x\w+", "hread", error.crash_traceback).splitlines()
+    lines = [line.removeprefix("| ") for line in lines]  # so that they pass for nothing in a log
     lines = [line for line in lines if not line.startswith("  Binary file ")]  # nor addresses in C
     last = max((i for i, line in enumerate(lines) if f'File "{CELL}"' in line), default=-1)
     return shorten("\n".join(lines[: last + 1]), TRACEBACK_MAX)

@@ -476,9 +476,9 @@ async def test_a_stack_that_a_stranger_wrote_is_cut_off(unit, monkeypatch):
         read.append(size)
         return real(fd, size, offset)
 
-    def escape(text, real=inert.escape):
+    def escape(text, real=inert.escape, **options):
         escaped.append(len(text))
-        return real(text)
+        return real(text, **options)
 
     monkeypatch.setattr(os, "pread", pread)
     monkeypatch.setattr(inert, "escape", escape)

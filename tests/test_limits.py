@@ -36,6 +36,7 @@ from aioisolate._call.policy import make_policy, plan_limits
 from aioisolate._options import CallOptions
 from aioisolate._os import features, oom
 from tests import deeds, helpers
+from tests.attacks.channel import announce_item
 from tests.helpers import Stages, alive, error_of, until
 
 MiB = 1 << 20
@@ -350,7 +351,7 @@ async def test_result_size(start, size):
         error = await error_of(iso.run(deeds.text, size))
         assert type(error) is CallableExecutedError
         assert error.reason is Reason.RESULT_TOO_LARGE
-        assert f"may have {size}" in str(error)
+        assert f"may have {size:,}" in str(error)
 
 
 @one_loop
@@ -380,8 +381,10 @@ async def test_result_size_of_exceptions(start):
         assert error.reason is Reason.RESULT_TOO_LARGE
 
 
-async def test_result_size_of_items(start):
-    async with isolator(start, limits=Limits(result_size=10_000)) as iso:
+@pytest.mark.parametrize("codec", ["pickle", "msgspec", "json"])
+@one_loop
+async def test_result_size_of_items(start, codec):
+    async with isolator(start, codec=codec, limits=Limits(result_size=10_000)) as iso:
         async with iso.stream(deeds.texts, [9_000] * 20) as items:
             assert [len(item) async for item in items] == [9_000] * 20  # each by itself
         got = []
@@ -389,8 +392,25 @@ async def test_result_size_of_items(start):
             with pytest.raises(IsolationError) as caught:
                 async for item in items:
                     got.append(len(item))
+        assert type(caught.value) is CallableStatusUnknownError  # it was not at its end
         assert caught.value.reason is Reason.RESULT_TOO_LARGE
+        assert str(caught.value).startswith("an item that fn yielded has 20,0")
+        assert str(caught.value).endswith("bytes, and may have 10,000")
         assert got == [10]
+
+
+@pytest.mark.parametrize("codec", ["pickle", "msgspec", "json"])
+@pytest.mark.parametrize("length", [10_001, (1 << 32) + 1, (1 << 40) + 1, (1 << 64) - 1])
+@one_loop
+async def test_a_forged_item_that_is_too_large(start, codec, length):
+    limits = Limits(result_size=10_000)
+    async with isolator(start, codec=codec, limits=limits) as iso:
+        async with iso.stream(announce_item, length) as items:
+            assert await anext(items) == 1
+            error = await error_of(anext(items))
+    assert type(error) is CallableStatusUnknownError
+    assert error.reason is Reason.RESULT_TOO_LARGE
+    assert f"an item that fn yielded has {length:,} bytes, and may have 10,000" in str(error)
 
 
 # Output

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import unicodedata
 import uuid
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -337,8 +338,8 @@ def colliding_pairs(count):
 
 M = 1 << 24
 HOSTILE_MSGPACK = {
-    "empty lists": (lists(b"\x90", M), "values"),
-    "empty dicts": (lists(b"\x80", M), "values"),
+    "empty lists": (lists(b"\x90", M), "lists and dicts"),
+    "empty dicts": (lists(b"\x80", M), "lists and dicts"),
     "empty bytes": (lists(b"\xc4\0", M // 2), "values"),
     "numbers": (lists(b"\1", M), "values"),
     "dicts of one": (lists(b"\x81\xa1a\xc0", M // 4), "values"),
@@ -434,12 +435,14 @@ def test_the_deepest_value_can_be_used_in_a_small_thread():
 
 def test_memory_of_the_worst_that_is_accepted():
     # Measured: 72 bytes for each value, and four for each byte of text.
-    data = lists(b"\x80", bounds.VALUES_MAX - 1)
+    count, others = bounds.CONTAINERS_MAX - 1, bounds.VALUES_MAX - bounds.CONTAINERS_MAX
+    data = b"\xdd" + (count + others).to_bytes(4, "big") + b"\x80" * count
+    data += (b"\xcb" + b"x" * 8) * others
     bounds.check_msgpack(data)
     tracemalloc.start()
     try:
         value = msgspec.msgpack.decode(data)
-        assert len(value) == bounds.VALUES_MAX - 1
+        assert len(value) == count + others
         assert tracemalloc.get_traced_memory()[1] < 100e6
     finally:
         tracemalloc.stop()
@@ -461,9 +464,11 @@ def remote(exc):
 
 def test_an_exception_in_words():
     error = remote(raised(ValueError("what\tit\nsays")))
-    assert (error.type_name, error.message) == ("ValueError", "what\tit\nsays")
-    assert str(error) == "ValueError: what\tit\nsays"
-    assert error.traceback.startswith("Traceback (most recent call last)")
+    assert (error.type_name, error.message) == ("ValueError", r"what\tit\nsays")
+    assert str(error) == r"ValueError: what\tit\nsays"
+    assert error.traceback.startswith("| Traceback (most recent call last)")
+    assert all(line.startswith("| ") for line in error.traceback.split("\n"))
+    assert error.traceback.endswith("| ValueError: what\tit\n| says")
     assert "in raised" in error.traceback
     assert str(remote(KeyError())) == "KeyError"
     assert remote(Foreigner("x")).type_name == "tests.test_plain.Foreigner"
@@ -546,8 +551,51 @@ def test_text_that_acts():
     assert message == (
         r"\x1b[31m\r\x08\x7f\x9b\x85\u202e\u2066\u2028\u2029\u200f\ufeff\U000e0041\x00"
     )
-    assert inert.escape("plain é 漢 🙂 \u200d\n\t") == "plain é 漢 🙂 \u200d\n\t"
+    assert inert.escape("plain é 漢 🙂 \n\t") == "plain é 漢 🙂 \n\t"
     assert inert.escape("a\nb", line=True) == r"a\nb"
+
+
+UNSEEN = (
+    "\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b\u180e\u180f\u2060\u2064\u3164\ufe00\ufe0f"
+    "\uffa0\ufff0\ufff9\ufffe\ufdd0\U00013430\U0001bca0\U0001d173\U000e0001\U000e0100\U000e01ef"
+    "\U000e0fff"
+)
+
+
+def test_characters_that_are_not_seen():
+    for char in UNSEEN:
+        assert inert.escape(f"a{char}b") == f"a{ascii(char)[1:-1]}b"
+        assert inert.escape(f"\u6f22{char}\u6f22") != f"\u6f22{char}\u6f22"
+    # What Python's own tables say, of whatever version, but for marks that are seen.
+    seen = {*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD}
+    for code in range(sys.maxunicode + 1):
+        char = chr(code)
+        if unicodedata.category(char) in {"Cc", "Cf", "Zl", "Zp", "Cs"} and code not in seen:
+            assert inert.escape(char, line=True).isascii()
+            assert inert.escape(char, line=True) != char
+        elif char.isprintable() and unicodedata.category(char)[0] in "LNPZ":
+            fillers = "\u115f\u1160\u3164\uffa0"
+            assert (inert.escape(char, line=True) == char) is (char not in fillers)
+
+
+def test_joiners_stay_where_they_join():
+    farsi, family = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "👩\u200d👧"
+    for text in (farsi, family, "\u0915\u094d\u200d\u0937"):
+        assert inert.escape(text) == text
+    assert inert.escape("pass\u200dword\u200c") == r"pass\u200dword\u200c"
+    assert inert.escape("👩\u200d") == "👩\\u200d"
+    assert inert.escape("👩\u200d\u200d👧").count("\\u200d") >= 1
+
+
+def test_lines_that_pass_for_nothing_else():
+    text = "one\n\r2\x1b\n\u2028three\n"
+    assert inert.quote(text, 1000) == "| one\n| \\r2\\x1b\n| \\u2028three\n|"
+    assert inert.quote("", 1000) == ""
+    assert inert.tame(text, 1000) == r"one\n\r2\x1b\n\u2028three\n"
+    assert len(inert.quote("\n" * 100_000, 1000)) < 1100
+    error = inert.load_exception([inert.dump_exception(type("E\nx", (Exception,), {})("a\nb"))])
+    for line in (str(error), error.type_name, error.message, repr(error)):
+        assert "\n" not in line
 
 
 GOOD = inert.dump_exception(ValueError("x"))
@@ -631,7 +679,9 @@ def head(kind, length):
 
 def test_a_frame_that_announces_too_much():
     for kind, limit in [(Kind.VALUE, 103), (Kind.ITEM, 100), (Kind.RAISED, 128 * 1024)]:
-        with pytest.raises(TooLarge, match=f"{limit + 1:,} bytes; {limit:,} are allowed") as caught:
+        with pytest.raises(
+            TooLarge, match=f"{limit + 1:,} bytes, and may have {limit:,}"
+        ) as caught:
             list(FrameDecoder(NONCE, 100).feed(head(kind, limit + 1)))
         assert (caught.value.size, caught.value.limit) == (limit + 1, limit)
         assert list(FrameDecoder(NONCE, 100).feed(head(kind, limit))) == []

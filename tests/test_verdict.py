@@ -29,7 +29,10 @@ TABLE = list(
 
 
 # What it has sent may be fn's own doing, whatever marks are missing.
-_ITS_OWN_WORD = (KilledFor.PROTOCOL, KilledFor.CHANNEL_READ, KilledFor.RESULT_TOO_LARGE)
+_ITS_OWN_WORD = (
+    *(KilledFor.PROTOCOL, KilledFor.CHANNEL_READ),
+    *(KilledFor.RESULT_TOO_LARGE, KilledFor.ITEM_TOO_LARGE),
+)
 
 
 def evidence(started, answer, killed_for, exit_):
@@ -99,6 +102,18 @@ def test_a_lost_result_of_unknown_kind():
     assert verdict.reason is Reason.RESULT_WRITE
     verdict = judge(Evidence(started=True, answer=Kind.LOST, detail="SIGNAL\ntext"))
     assert verdict.reason is Reason.RESULT_WRITE
+
+
+def test_an_item_that_is_too_large():
+    """A generator that was stopped has not run to its end."""
+    for evidence_ in (
+        Evidence(started=True, answer=Kind.LOST, detail="ITEM_TOO_LARGE\ntext"),
+        Evidence(started=True, killed_for=KilledFor.ITEM_TOO_LARGE, detail="text"),
+    ):
+        verdict = judge(evidence_)
+        assert verdict.error is CallableStatusUnknownError
+        assert verdict.reason is Reason.RESULT_TOO_LARGE
+        assert "text" in verdict.message
 
 
 def test_no_row_depends_on_an_exit_code_being_a_message():

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .._os.cgroups import Group
     from .._os.oom import Kills
 
-__all__ = ["memory_killer", "note_memory", "why_unconfined"]
+__all__ = ["group_killer", "memory_killer", "note_memory", "why_unconfined"]
 
 # The last count, and when that was; counting before every call would cost too much.
 _latest: Kills | None = None
@@ -47,6 +47,11 @@ def memory_killer(group: Group | None, before: Kills | None) -> str:
     """
     from .._os import oom  # noqa: PLC0415 - for calls with limits only
 
+    return group_killer(group) or ("" if before is None else oom.since(before))
+
+
+def group_killer(group: Group | None) -> str:
+    """Say that a process was killed by the limit of its own control group, if it was."""
     if group is not None and group.events().oom_kills:
         return "the limit of all its processes together, a control group's"
-    return "" if before is None else oom.since(before)
+    return ""

@@ -41,7 +41,7 @@ class Child(Protocol):
         fork_seconds: how long the fork itself took.
         talks: it speaks once, when it has its answer, so its channel is watched from the
             beginning; and it leaves a mark in the scratch file when it starts.
-        lost: it died because its fork server did, and how is not known.
+        lost: why its fork server died, and it with that, or "".
         group: the control group that it is in, or None.
         has_init: it is in a process namespace of its own, which ends with it.
         layers: what confines it, if it is to tell and then to wait for `go`; else None.
@@ -63,7 +63,7 @@ class Child(Protocol):
     layers: Sequence[str] | None
 
     @property
-    def lost(self) -> bool: ...
+    def lost(self) -> str: ...
 
     def launch(self) -> None:
         """Start it. Raises CallableDidNotExecuteError, and leaves nothing behind, if that fails."""

@@ -11,12 +11,14 @@ from .._os import threads
 
 __all__ = ["INLINE_MAX", "Decoding", "decode"]
 
-# Decoding less than this takes well under a millisecond.
+# Decoding less than this takes well under a millisecond, or some if somebody has made it so.
 INLINE_MAX = 128 * 1024
 
 
 class Decoding:
     """Work on so many bytes: done by now if they are few, else in a thread of its own.
+
+    *size* may be more than that, for bytes that take longer.
 
     Not in a pool of the event loop's: its idle threads would stay, and every later fork would be
     one with other threads alive.

@@ -83,7 +83,18 @@ class Line:
             )
         try:
             return len(data), self.conversation.receive(data, fds) if data else ()
-        except TooLarge as exc:
-            raise FaultError(KilledFor.RESULT_TOO_LARGE, str(exc)) from exc
         except ProtocolError as exc:
-            raise FaultError(KilledFor.PROTOCOL, str(exc)) from exc
+            raise _fault(exc) from exc
+
+    def fault(self) -> FaultError:
+        """Return what is wrong behind what `read` has returned last; something is."""
+        assert self.conversation.fault is not None
+        return _fault(self.conversation.fault)
+
+
+def _fault(exc: ProtocolError) -> FaultError:
+    if not isinstance(exc, TooLarge):
+        return FaultError(KilledFor.PROTOCOL, str(exc))
+    item = exc.kind is Kind.ITEM
+    cause = KilledFor.ITEM_TOO_LARGE if item else KilledFor.RESULT_TOO_LARGE
+    return FaultError(cause, str(exc))

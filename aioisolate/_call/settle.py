@@ -27,6 +27,7 @@ from .._wire.frames import Kind, Payload, ProtocolError, Region, TooLarge
 from .._wire.state import Message
 from .._wire.verdict import Answer, Evidence, KilledFor, Verdict, judge
 from .decoding import decode
+from .output import TAIL_MAX
 from .supervise import Supervision
 
 __all__ = ["loss_of_item", "outcome_of", "settle"]
@@ -95,7 +96,8 @@ async def _as_data(
         raised = inert.load_exception(pieces)
         return None, _own_exception(supervision, raised)
     load = functools.partial(plain.load, options.codec, pieces, options.result_type)
-    return await decode(sum(map(len, pieces)), load), None
+    effort = plain.effort(options.codec, pieces, options.result_type)
+    return await decode(effort, load), None
 
 
 def _check_size(limits: Limits, payload: Payload) -> None:
@@ -136,6 +138,7 @@ def _evidence(supervision: Supervision) -> Evidence:
         limits=supervision.options.limits,
         spent=supervision.status.user + supervision.status.system,
         out_of_memory=supervision.out_of_memory,
+        others_memory=supervision.others_memory,
         confined=supervision.options.sandbox is not None,
         stopped_by=supervision.stopped_by,
     )
@@ -260,17 +263,21 @@ def _error(
     child = supervision.child
     stack = supervision.stack.text()
     message = verdict.message
-    if supervision.options.codec != "pickle":  # both may be a stranger's words
-        stack, message = inert.tame(stack, _STACK_MAX), inert.tame(message, _MESSAGE_MAX)
-    if stack:
-        message += f"\n{stack}"
+    written = child.streams[1].tail() if child.streams else ""
+    if supervision.options.codec == "pickle":
+        if stack:
+            message += f"\n{stack}"
+    else:  # all of it may be a stranger's words
+        message = inert.tame(message, _MESSAGE_MAX)
+        stack = inert.quote(stack, _STACK_MAX)
+        written = inert.quote(written, TAIL_MAX)
     error = verdict.error(
         message,
         reason=verdict.reason,
         pid=child.pid,
         exit=supervision.status.exit,
         usage=_usage(supervision),
-        stderr_tail=child.streams[1].tail() if child.streams else "",
+        stderr_tail=written,
         crash_traceback=stack,
     )
     error.__cause__ = cause

@@ -101,7 +101,7 @@ class ForkedChild:
 
     # A short call is woken up for once, by its end.
     talks = False
-    lost = False
+    lost = ""
 
     def __init__(self, plan: Plan, backend: AsyncBackend, other_threads: Sequence[str]) -> None:
         """Prepare everything that a child needs, so that almost nothing is left after the fork.

@@ -29,7 +29,7 @@ from .._outcome import CallEvent, Progress
 from .._wire import inert
 from .._wire.frames import Kind
 from .._wire.verdict import KilledFor
-from .causes import memory_killer, note_memory, why_unconfined
+from .causes import group_killer, memory_killer, note_memory, why_unconfined
 from .child import Child
 from .crash import StackText
 from .line import READ_SIZE, FaultError, Line
@@ -84,6 +84,7 @@ class Supervision:
         detail: what was wrong, if it was killed for nonsense on its channel.
         seconds: the deadline that passed, if one did.
         out_of_memory: who killed it for want of memory, if that is known.
+        others_memory: it was memory that the machine or container lacked, not a limit of its own.
         stopped_by: the signal that had stopped it when that was last looked at, or "".
     """
 
@@ -107,6 +108,7 @@ class Supervision:
         self.detail = ""
         self.seconds = 0.0
         self.out_of_memory = ""
+        self.others_memory = False
         self.stopped_by = ""
         self._stop_pause = _STOP_PAUSE
         self._kills_before = None if options.limits is None else note_memory()
@@ -302,8 +304,7 @@ class Supervision:
         except BlockingIOError:
             return 0
         except FaultError as exc:
-            self._leave_channel()
-            self.kill(exc.cause, str(exc))
+            self._hear_no_more(exc)
             return 0
         if not size:
             self._leave_channel()
@@ -317,6 +318,9 @@ class Supervision:
                 self._report(body)
             elif self._on_item is not None:
                 self._on_item(body, [self._line.received.release(fd) for fd in luggage])
+        if conversation.fault is not None:
+            self._hear_no_more(self._line.fault())
+            return size
         if conversation.answer is not None and not self._heard_result:
             self._heard_result = True
             self.answered_at = time.monotonic()
@@ -330,6 +334,10 @@ class Supervision:
                 self.ended_at = time.monotonic()
                 self.gone = self.left = True
         return size
+
+    def _hear_no_more(self, fault: FaultError) -> None:
+        self._leave_channel()
+        self.kill(fault.cause, str(fault))
 
     def _check_layers(self, body: Sequence[bytes]) -> None:
         """Let the child call fn if it is confined as it should be."""
@@ -372,10 +380,15 @@ class Supervision:
         self.status = self.child.reap()
         # Only with limits is there something to compare with.
         limited = self._kills_before is not None
-        if limited and self.killed_for is None and self.status.exit == -signal.SIGKILL:
-            self.out_of_memory = memory_killer(self.child.group, self._kills_before)
-        if self.child.lost and self.killed_for is None:
+        lost = self.child.lost
+        if limited and self.killed_for is None and (lost or self.status.exit == -signal.SIGKILL):
+            self.out_of_memory = group_killer(self.child.group)
+            if not self.out_of_memory and not lost:
+                self.out_of_memory = memory_killer(None, self._kills_before)
+                self.others_memory = bool(self.out_of_memory)
+        if lost and self.killed_for is None and not self.out_of_memory:
             self.killed_for = KilledFor.SERVER_DIED
+            self.detail = lost
         self.gone = True
         # Its pipes may be held open by processes that it left behind, so their end is nothing to
         # wait for; what it wrote itself is in them by now.

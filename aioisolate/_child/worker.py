@@ -71,7 +71,8 @@ def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901, PLR0912
         if isinstance(exc, SystemExit):
             code = _exit_code(exc)
         if type(exc) is loops.TooLargeItemError:
-            answer, luggage = _too_large(order, exc.args[0])
+            text = f"an item that fn yielded has {exc.args[0]:,} bytes, and may have "
+            answer, luggage = _lost(order, "ITEM_TOO_LARGE", f"{text}{order.result_size:,}")
         elif type(exc) is progress.RefusedError:
             answer, luggage = _unsent(order, "an item", exc)
         else:
@@ -160,7 +161,7 @@ def _data(order: Order, kind: Kind, stream: bytes) -> _Answer:
 
 
 def _too_large(order: Order, size: int) -> _Answer:
-    text = f"what fn returned or raised has {size} bytes, and may have {order.result_size}"
+    text = f"what fn returned or raised has {size:,} bytes, and may have {order.result_size:,}"
     return _lost(order, "RESULT_TOO_LARGE", text)
 
 

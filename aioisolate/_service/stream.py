@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import math
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from .._call.decoding import INLINE_MAX, Decoding
 from .._call.supervise import OnItem
@@ -23,6 +26,8 @@ T = TypeVar("T")
 # The child is held up while so much is here that nobody has asked for.
 _ITEMS_MAX = 64
 _BYTES_MAX = 256 * 1024
+# So many seconds items are decoded in a row.
+_TURN = 0.005
 
 
 class Stream(Generic[T]):
@@ -41,6 +46,8 @@ class Stream(Generic[T]):
         self._bytes = 0
         self._changed = anyio.Event()
         self._closed = False
+        # When the event loop last had a turn.
+        self._rested_at = -math.inf
         # Of the item that is to be had next. Whoever was cancelled while waiting for it comes back.
         self._decoding: Decoding | None = None
         self.job: Job[Any]
@@ -73,7 +80,7 @@ class Stream(Generic[T]):
     def __aiter__(self) -> AsyncIterator[T]:
         return self
 
-    async def __anext__(self) -> T:
+    async def __anext__(self) -> T:  # noqa: C901 - the short way is not taken by a call more
         if not hasattr(self, "job"):
             raise RuntimeError("a stream is used inside `async with`")
         if self._closed:
@@ -82,13 +89,21 @@ class Stream(Generic[T]):
         if decoding is None:
             if not self._items:
                 await self._wait_for_one()
+            elif time.monotonic() - self._rested_at > _TURN:
+                # All of them are here, and who takes them may never wait for anything else.
+                await anyio.lowlevel.checkpoint()
+                self._rested_at = time.monotonic()
+            if not self._items:  # closed meanwhile
+                raise StopAsyncIteration
             pieces, luggage = self._items.popleft()
             size = sum(map(len, pieces))
             self._bytes -= size
             supervision = self.job.supervision
             if not self._is_full() and supervision is not None:
                 supervision.resume()
-            if size <= INLINE_MAX:  # the short way: most are small, and there may be many
+            if (
+                self._effort(pieces, size) <= INLINE_MAX
+            ):  # the short way: most are small, and there may be many
                 try:
                     item: T = self._load(pieces, luggage)
                 except BaseException as exc:  # noqa: BLE001 - loading a pickle may raise anything
@@ -98,7 +113,7 @@ class Stream(Generic[T]):
                 self._close()
                 raise await self.job.spoil(failure)
             load = functools.partial(self._load, pieces, luggage)
-            decoding = Decoding(size, load, otherwise=luggage.close_all)
+            decoding = Decoding(INLINE_MAX + 1, load, otherwise=luggage.close_all)
             self._decoding = decoding
         await decoding.wait()
         self._decoding = None
@@ -117,6 +132,15 @@ class Stream(Generic[T]):
                 raise StopAsyncIteration
             self._changed = anyio.Event()
             await self._changed.wait()
+        self._rested_at = time.monotonic()
+
+    def _effort(self, pieces: Sequence[bytes], size: int) -> int:
+        options = self.job.plan.options
+        if options.codec == "pickle":
+            return size
+        from .._wire import plain  # noqa: PLC0415 - only for those who ask for it
+
+        return plain.effort(options.codec, pieces, options.result_type)
 
     def _load(self, pieces: Sequence[bytes], luggage: Descriptors) -> Any:
         # Closed here, not by whoever waits for it: who does no more must not pull them away.

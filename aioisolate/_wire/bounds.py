@@ -9,13 +9,22 @@ making an object of any of it.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-__all__ = ["DEPTH_MAX", "KEYS_MAX", "VALUES_MAX", "check_json", "check_msgpack"]
+from .cutting import end_of_text
+
+if TYPE_CHECKING:
+    from .cutting import Cutter
+
+__all__ = ["CONTAINERS_MAX", "DEPTH_MAX", "KEYS_MAX", "VALUES_MAX", "check_json", "check_msgpack"]
 
 # Deeper than data is; far less than what the interpreter's own recursion stands.
 DEPTH_MAX = 64
 # Values of all kinds, keys included. The largest for their size, empty dicts, are 72 bytes each.
 VALUES_MAX = 1_000_000
+# Lists and dicts among them: a garbage collection looks at each one, and holds up all threads until
+# it has seen them all. For so many that takes some 25 ms.
+CONTAINERS_MAX = 400_000
 # Text and bytes are hashed with a secret of the process; for numbers anyone can work out which
 # ones collide. Within this, searching them one by one takes about a millisecond.
 KEYS_MAX = 1000
@@ -33,7 +42,7 @@ for _codes, _size in ((b"\xca\xce\xd2", 5), (b"\xcb\xcf\xd3", 9)):
         _SIZES[_code] = _size
 # Text and bytes whose length comes in so many bytes.
 _LONG = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
-_TEXT = frozenset({*range(0xA0, 0xC0), *_LONG})
+_TEXTS = frozenset({*range(0xA0, 0xC0), *_LONG})
 # Extensions are timestamps, or nothing.
 _STAMPS = {b"\xd6\xff": 6, b"\xd7\xff": 10, b"\xc7\x0c\xff": 15}
 
@@ -45,15 +54,25 @@ _run = re.compile(
 ).match
 
 
-def check_msgpack(data: bytes, values: int = VALUES_MAX) -> None:  # noqa: C901, PLR0912 - by token
+def check_msgpack(  # noqa: C901, PLR0912, PLR0915 - by token
+    data: bytes,
+    values: int = VALUES_MAX,
+    cutter: Cutter | None = None,
+    containers: int = CONTAINERS_MAX,
+) -> None:
     """Refuse what is too deep, of too many values, or made to be slow.
 
-    Whether it is MessagePack at all is for the decoder to tell, but for what ends too early.
+    Whether it is MessagePack at all is for the decoder to tell, but for what ends too early. A
+    *cutter* is told where it can be cut. There may be so many *containers*: lists and dicts.
 
     Raises:
         ValueError: with the reason.
     """
     at, end = 0, len(data)
+    # Where it is time to cut; where the last key of a dict was.
+    due = end if cutter is None else cutter.window
+    begin = 0
+    containers_left = containers
     # The innermost list or dict: how many values it still lacks, and how many keys it has (-1: it
     # is a list). The keys of a dict are where an even number of values is missing.
     missing, keys = 1, -1
@@ -64,22 +83,36 @@ def check_msgpack(data: bytes, values: int = VALUES_MAX) -> None:  # noqa: C901,
             if not outer:
                 return
             missing, keys = outer.pop()
+            if cutter is not None:
+                cutter.close(at, at)
+        is_value = keys >= 0 and missing & 1
+        if at >= due and not is_value and cutter is not None and outer:
+            if at > cutter.at:
+                cutter.cut(at, missing)
+            due = at + cutter.window
         if at >= end:
             raise ValueError("the data ends too early")
         left -= 1
         if left < 0:
             raise ValueError(f"the data has more than {values:,} values")
         code = data[at]
-        if keys >= 0 and not missing & 1 and code not in _TEXT:
-            _check_key(code, keys)
+        if not is_value:
+            begin = at
+            if keys >= 0 and code not in _TEXTS:
+                _check_key(code, keys)
         missing -= 1
         size = _SIZES[code]
         if size:
             at += size
             continue
         if width := _LONG.get(code):
-            at += 1 + width + int.from_bytes(data[at + 1 : at + 1 + width], "big")
+            size = 1 + width + int.from_bytes(data[at + 1 : at + 1 + width], "big")
+            if cutter is not None and size >= cutter.window and outer and cutter.at < begin:
+                cutter.cut(begin, missing + 1 + bool(is_value))  # so that it is a part of its own
+            at += size
             continue
+        token = at
+        containers_left -= 1
         if code <= 0x9F:
             count, at = code & 15, at + 1
         elif 0xDC <= code <= 0xDF:
@@ -88,18 +121,27 @@ def check_msgpack(data: bytes, values: int = VALUES_MAX) -> None:  # noqa: C901,
             at += 1 + width
         else:
             at += _stamp_size(data, at)
+            containers_left += 1
             continue
+        if containers_left < 0:
+            raise ValueError(f"the data has more than {containers:,} lists and dicts")
         if len(outer) >= DEPTH_MAX:
             raise ValueError(f"the data is nested deeper than {DEPTH_MAX} levels")
         if not count:
             continue
         outer.append((missing, keys))
+        after = missing
         missing, keys = (2 * count, count) if code < 0x90 or code >= 0xDE else (count, -1)
+        if cutter is not None:
+            cutter.open(keys >= 0, begin, token, at, missing, after)
         # Long rows of numbers, faster.
         while missing >= _RUN and keys < 0 and left >= _RUN and (run := _run(data, at)):
             at = run.end()
             missing -= _RUN
             left -= _RUN
+            if at >= due and cutter is not None:
+                cutter.cut(at, missing)
+                due = at + cutter.window
 
 
 def _check_key(code: int, keys: int) -> None:
@@ -119,26 +161,32 @@ def _stamp_size(data: bytes, at: int) -> int:
     raise ValueError(f"the data has something of a type that is not plain (code {data[at]:#x})")
 
 
-# Up to the end of the data if it is never closed, so that no part is looked at twice.
-_STRING = rb'"[^"\\]*+(?s:\\.[^"\\]*+)*+(?:"|\\?\Z)'
-_string = re.compile(_STRING)
-# So many at a time: in between, other threads get their turn.
-_some_strings = re.compile(rb'(?:[^"]*+%s){1,4096}' % _STRING).match
+# Texts that end before the end of what is looked at, and what lies before each.
+_TEXT = rb'"[^"\\]*+(?s:\\.[^"\\]*+)*+"'
+_text = re.compile(_TEXT)
+_some_texts = re.compile(rb'(?:[^"]*+%s)*+' % _TEXT).match
+# So many bytes at a time: in between, other threads get their turn.
+_STEP = 128 * 1024
 _OTHERS = bytes(set(range(256)) - set(b"[]{}"))
 _AS_LISTS = bytes.maketrans(b"{}", b"[]")
 _TOO_DEEP = b"[" * (DEPTH_MAX + 1)
 
 
-def check_json(data: bytes, values: int = VALUES_MAX) -> None:
+def check_json(data: bytes, values: int = VALUES_MAX, containers: int = CONTAINERS_MAX) -> None:
     """Refuse what is too deep or of too many values, as `check_msgpack` does."""
     # Text is counted along at first: most data is far below the limits even so.
     opened = data.count(b"[") + data.count(b"{")
-    if opened <= DEPTH_MAX and opened + data.count(b",") + data.count(b":") < values:
+    if (
+        opened <= min(DEPTH_MAX, containers)
+        and opened + data.count(b",") + data.count(b":") < values
+    ):
         return
-    bare = _without_strings(data, values)
+    bare = _without_texts(data, values)
     opened = bare.count(b"[") + bare.count(b"{")
     if opened + bare.count(b",") + bare.count(b":") >= values:
         raise ValueError(f"the data has more than {values:,} values")
+    if opened > containers:
+        raise ValueError(f"the data has more than {containers:,} lists and dicts")
     lists = bare.translate(_AS_LISTS, _OTHERS)
     for _ in range(DEPTH_MAX):
         if not lists or _TOO_DEEP in lists:
@@ -148,15 +196,24 @@ def check_json(data: bytes, values: int = VALUES_MAX) -> None:
         raise ValueError(f"the data is nested deeper than {DEPTH_MAX} levels, or does not close")
 
 
-def _without_strings(data: bytes, values: int) -> bytes:
+def _without_texts(data: bytes, values: int) -> bytes:
     rest, at = [], 0
     while at < len(data):
-        found = _some_strings(data, at)
-        end = found.end() if found else len(data)
-        part, count = _string.subn(b"", data[at:end])
+        found = _some_texts(data, at, at + _STEP)
+        assert found is not None
+        part, count = _text.subn(b"", data[at : found.end()])
+        rest.append(part)
+        # From here to the end of the step there is no text, or the beginning of one.
+        at = found.end()
+        quote = data.find(b'"', at, at + _STEP)
+        if quote < 0:
+            rest.append(data[at : at + _STEP])
+            at += _STEP
+        else:
+            count += 1
+            rest.append(data[at:quote])
+            at = end_of_text(data, quote + 1) or len(data)
         values -= count
         if values < 0:
             raise ValueError("the data has more texts than values are allowed")
-        rest.append(part)
-        at = end
     return b"".join(rest)

@@ -70,14 +70,15 @@ class TooLarge(ProtocolError):  # noqa: N818 - what it says is what is wrong
     """A frame announces more than is allowed.
 
     Attributes:
+        kind: what kind of frame.
         size: how many bytes it announces.
         limit: how many are allowed.
     """
 
     def __init__(self, kind: Kind, size: int, limit: int) -> None:
-        super().__init__(
-            f"the channel carries a {kind.name} frame of {size:,} bytes; {limit:,} are allowed"
-        )
+        what = "an item that fn yielded" if kind is Kind.ITEM else f"a {kind.name} frame"
+        super().__init__(f"{what} has {size:,} bytes, and may have {limit:,}")
+        self.kind = kind
         self.size = size
         self.limit = limit
 
@@ -170,15 +171,17 @@ class FrameDecoder:
         kind = _KINDS.get(number)
         if kind is None:
             raise ProtocolError(f"the channel carries a frame of unknown kind {number}")
+        if self._limit is not None:  # a limit of the caller's is told of as that, whatever came
+            self._check_length(kind, length, self._limit)
         if length > _MAX_LENGTH or ((length or luggage) and kind is Kind.STARTED):
             raise ProtocolError(f"the channel carries a {kind.name} frame of {length} bytes")
-        if self._limit is not None:
-            self._check_length(kind, length, self._limit)
         return kind, luggage, length
 
     def _check_length(self, kind: Kind, length: int, limit: int) -> None:
         if kind is Kind.ITEM:
             allowed = limit
+        elif kind is Kind.STARTED:
+            return
         elif kind is Kind.VALUE:
             allowed = limit + _TABLE.size
         else:

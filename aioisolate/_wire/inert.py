@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from .frames import ProtocolError
+from .invisible import ACTIVE, JOINED, JOINERS
 
 if TYPE_CHECKING:
     from .._errors import RemoteError
@@ -21,6 +22,7 @@ __all__ = [
     "escape",
     "load_exception",
     "load_progress",
+    "quote",
     "shorten",
     "tame",
     "trim",
@@ -33,12 +35,9 @@ _REPORT_MAX = 32 * 1024
 
 # What makes a terminal or a log say something else than what is written: control characters, those
 # that turn the direction of writing, end lines, or are not seen; and halves of characters.
-_ACTIVE = (
-    "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
-    "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f"
-)
-_active = re.compile(f"[{_ACTIVE}]+")
-_active_in_line = re.compile(f"[\n\t{_ACTIVE}]+")
+_ALONE = f"(?<![{JOINED}])[{JOINERS}]|[{JOINERS}](?![{JOINED}])"
+_active = re.compile(f"[{ACTIVE}]+|{_ALONE}")
+_active_in_line = re.compile(f"[\n\t{ACTIVE}]+|{_ALONE}")
 
 
 def escape(text: str, *, line: bool = False) -> str:
@@ -62,9 +61,20 @@ def shorten(text: str, size: int) -> str:
 
 
 def tame(text: str, size: int) -> str:
-    """Escape a stranger's *text*; of a long one only its ends, about *size* characters together."""
+    """Make a stranger's *text* one line; of a long one only its ends, about *size* characters."""
     # Before, as escaping takes its time; and after, as it makes one character up to ten.
-    return shorten(escape(shorten(text, size)), size)
+    return shorten(escape(shorten(text, size), line=True), size)
+
+
+def quote(text: str, size: int) -> str:
+    """Escape a stranger's *text* of several lines, each of which then begins with ``| ``.
+
+    So none of them passes for a line of a log. Of a long one only its ends are left.
+    """
+    if not text:
+        return ""
+    lines = escape(shorten(text, size)).split("\n")
+    return shorten("\n".join(f"| {line}".rstrip() for line in lines), size)
 
 
 def _bytes(text: str, size: int) -> bytes:
@@ -150,7 +160,11 @@ def load_exception(pieces: Sequence[bytes]) -> RemoteError:
     for length in lengths:
         texts.append(_text(data[at : at + length]))
         at += length
-    return RemoteError(escape(texts[0], line=True), escape(texts[1]), escape(texts[2]))
+    return RemoteError(
+        escape(texts[0], line=True),
+        escape(texts[1], line=True),
+        quote(texts[2].rstrip("\n"), _LIMITS[2]),
+    )
 
 
 def _joined(pieces: Sequence[bytes], limit: int, what: str) -> bytes:
@@ -215,4 +229,4 @@ def load_progress(
     _, *numbers = form.unpack_from(data)
     message = _text(data[_HEAD:])
     total = numbers[1] if len(numbers) > 1 else None
-    return numbers[0], total, escape(message) if escaped else message
+    return numbers[0], total, escape(message, line=True) if escaped else message

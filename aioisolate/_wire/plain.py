@@ -15,9 +15,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from . import bounds
-from .inert import escape, shorten
+from .inert import shorten, tame
 
-__all__ = ["CODECS", "available", "check_result_type", "dump", "load", "module_name"]
+__all__ = ["CODECS", "available", "check_result_type", "dump", "effort", "load", "module_name"]
 
 CODECS = ("msgspec", "json")
 
@@ -153,7 +153,7 @@ def _name(value: object) -> str:
 
 
 def _words(why: object) -> str:
-    return shorten(escape(str(why)), _WHY_MAX)
+    return tame(str(why), _WHY_MAX)
 
 
 # In the parent
@@ -192,7 +192,8 @@ def load(
 ) -> Any:
     """Decode what came in pieces, as *result_type* if that is given.
 
-    How many bytes there are is for the caller to limit. What `bounds` refuses is not decoded.
+    How many bytes there are is for the caller to limit. What `bounds` refuses is not decoded, and
+    what is large is decoded in steps, so that other threads get their turn: see `cutting`.
     Of this process's code only that of *result_type* runs: ``__post_init__``, for example.
 
     Raises:
@@ -200,21 +201,22 @@ def load(
         ImportError: the codec is not installed, or can't decode types.
     """
     module = _module(codec)
-    data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    if codec == "json":
-        bounds.check_json(data, values)
-    else:
-        bounds.check_msgpack(data, values)
     if module is None and result_type is not None:
         raise ImportError('result_type needs msgspec: pip install "aioisolate[msgspec]"')
-    try:
-        if module is None:
-            from . import stdjson  # noqa: PLC0415 - only without msgspec
+    data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    from . import stepwise  # noqa: PLC0415 - children only encode
 
-            return stdjson.decode(data)
-        if result_type is None:
-            return module.decode(data)
-        return module.decode(data, type=result_type)
+    how: Any = stepwise.Standard() if module is None else stepwise.steps(codec, result_type)
+    part = how.cut(data, values)
+    try:
+        return how.whole(data) if part is None else how.build(data, part)
     except Exception as exc:  # noqa: BLE001 - RecursionError, MemoryError, what __post_init__ raises
         # Without the original: its text may hold anything that came.
         raise ValueError(_words(exc) or type(exc).__name__) from None
+
+
+def effort(codec: str, pieces: Sequence[bytes], result_type: object | None = None) -> int:
+    """Tell how long `load` takes, as so many bytes of JSON that is ordinary."""
+    from . import stepwise  # noqa: PLC0415 - children only encode
+
+    return stepwise.effort(codec, pieces, result_type, _module(codec) is not None)

@@ -66,9 +66,19 @@ class Conversation:
         state: how far it has got.
         started: fn was about to be called.
         answer: the frame that ended the conversation, or None.
+        fault: what was wrong behind the frames that `receive` has returned, or None.
     """
 
-    __slots__ = ("_decoder", "_plain", "_unasked", "_unclaimed", "answer", "started", "state")
+    __slots__ = (
+        "_decoder",
+        "_plain",
+        "_unasked",
+        "_unclaimed",
+        "answer",
+        "fault",
+        "started",
+        "state",
+    )
 
     def __init__(
         self,
@@ -85,6 +95,7 @@ class Conversation:
         self.state = State.UNPROVEN if confined else State.BORN
         self.started = False
         self.answer: Message | None = None
+        self.fault: ProtocolError | None = None
         self._unclaimed: list[int] = []
 
     def receive(self, data: bytes, fds: Sequence[int] = ()) -> Sequence[Message]:
@@ -94,13 +105,23 @@ class Conversation:
 
         Descriptors come no later than the frame that they belong to, and in the same order.
 
-        Raises ProtocolError if they make no sense.
+        Raises ProtocolError if they make no sense; if some frames before do, those are returned,
+        and it becomes the *fault*.
         """
-        if self.state is State.DONE:
+        if self.state is State.DONE or self.fault is not None:
             return ()
         if fds and self._plain:
             raise ProtocolError("the channel carries descriptors, and its frames are plain data")
         between: list[Message] = []
+        try:
+            self._receive(data, fds, between)
+        except ProtocolError as exc:
+            if not between:
+                raise
+            self.fault = exc
+        return between
+
+    def _receive(self, data: bytes, fds: Sequence[int], between: list[Message]) -> None:
         self._unclaimed += fds
         if len(self._unclaimed) > _UNCLAIMED_MAX:
             raise ProtocolError("the channel carries more descriptors than its frames announce")
@@ -125,4 +146,3 @@ class Conversation:
                 break
             else:
                 between.append(message)
-        return between

@@ -39,6 +39,7 @@ class KilledFor(enum.Enum):
     CHANNEL_READ = "the channel could not be read"
     LINGERING = "it ran on after its answer"
     RESULT_TOO_LARGE = "what it sent is larger than allowed"
+    ITEM_TOO_LARGE = "an item of its is larger than allowed"
     RESULT_DECODING = "an item of its could not be decoded"
     OUTPUT_LIMIT = "it wrote more output than it may"
     UNCONFINED = "its confinement is not what it should be"
@@ -68,6 +69,7 @@ class Evidence(NamedTuple):
         limits: what the call may consume, or None.
         spent: the CPU seconds that the child has used.
         out_of_memory: who killed it for want of memory, if that is known.
+        others_memory: it was memory that the machine or container lacked, not a limit of its own.
         confined: it was in a sandbox.
         stopped_by: the signal that had stopped it when its deadline passed, or "".
     """
@@ -81,6 +83,7 @@ class Evidence(NamedTuple):
     limits: Limits | None = None
     spent: float = 0.0
     out_of_memory: str = ""
+    others_memory: bool = False
     confined: bool = False
     stopped_by: str = ""
 
@@ -106,6 +109,8 @@ def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: C901, PLR0911 - one 
             name, _, text = evidence.detail.partition("\n")
             if name == Reason.MEMORY_LIMIT.name:
                 return Verdict(MemoryLostError, Reason.MEMORY_LIMIT, text)
+            if name == "ITEM_TOO_LARGE":  # it has not come to its end
+                return Verdict(CallableStatusUnknownError, Reason.RESULT_TOO_LARGE, text)
             reason = Reason[name] if name in _LOSSES else Reason.RESULT_WRITE
             return Verdict(CallableExecutedError, reason, text)
         case Kind.FAILED if evidence.started:
@@ -138,7 +143,9 @@ _LOSSES = frozenset(
 )
 
 
-def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:  # noqa: PLR0911 - likewise
+def _killed(  # noqa: C901, PLR0911 - likewise
+    evidence: Evidence, cause: KilledFor
+) -> Verdict:
     started = evidence.started
     error: type[IsolationError]
     match cause:
@@ -167,6 +174,9 @@ def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:  # noqa: PLR0911 -
             return Verdict(
                 error, Reason.RESULT_TOO_LARGE, f"the child was killed: {evidence.detail}"
             )
+        case KilledFor.ITEM_TOO_LARGE:
+            message = f"the child was killed: {evidence.detail}"
+            return Verdict(CallableStatusUnknownError, Reason.RESULT_TOO_LARGE, message)
         case KilledFor.OUTPUT_LIMIT:
             error = CallableStatusUnknownError if started else CallableDidNotExecuteError
             if evidence.answer is not None:
@@ -186,6 +196,8 @@ def _killed(evidence: Evidence, cause: KilledFor) -> Verdict:  # noqa: PLR0911 -
             error = CallableStatusUnknownError if started else CallableDidNotExecuteError
             when = "while fn was running" if started else "before it called fn"
             message = f"the child was killed {when}: {cause.value}"
+            if cause is KilledFor.SERVER_DIED and evidence.detail:
+                message += f" ({evidence.detail})"
             return Verdict(error, Reason[cause.name], message)
         case _:
             error = CallableStatusUnknownError if started else CallableDidNotExecuteError
@@ -202,7 +214,20 @@ def _stopped(evidence: Evidence) -> str:
 
 def _died(evidence: Evidence) -> Verdict:
     exit_ = evidence.exit
-    if evidence.out_of_memory and exit_ == -signal.SIGKILL:
+    error: type[IsolationError]
+    if evidence.out_of_memory and exit_ in (None, -signal.SIGKILL):
+        limits = evidence.limits
+        own = None if limits is None else limits.memory or limits.address_space
+        if evidence.others_memory and own is not None:
+            # It has not had more than it may have, so that is not what is told.
+            error = CallableStatusUnknownError if evidence.started else CallableDidNotExecuteError
+            when = "" if evidence.started else " before it called fn"
+            message = (
+                f"the child was killed{when} by {evidence.out_of_memory}, though no process of its "
+                f"had exceeded its own limit of {own} bytes: memory was short for others' sake"
+            )
+            reason = Reason.SIGNAL if evidence.started else Reason.CHILD_SETUP
+            return Verdict(error, reason, message)
         memory = MemoryLimitError if evidence.started else MemoryNotStartedError
         message = f"the child was killed for want of memory, by {evidence.out_of_memory}"
         return Verdict(memory, Reason.MEMORY_LIMIT, message)

@@ -12,12 +12,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from .._call import loops, registry
-from .._call.causes import why_unconfined
+from .._call.causes import memory_killer, note_memory, why_unconfined
 from .._child.order import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason
 from .._os import fds as os_fds
@@ -31,6 +31,9 @@ from .backlog import Backlog
 from .farewell import PATIENCE, Farewell
 from .launch import Launch, explain
 from .ward import Ward
+
+if TYPE_CHECKING:
+    from .._os.oom import Kills
 
 __all__ = ["Zygote"]
 
@@ -91,6 +94,7 @@ class Zygote:
         # Whether it has said anything since that was last asked; the calls that run.
         self._heard = False
         self._importing = 0
+        self._kills_before: Kills | None = None
         self._busy = 0
         self._watching = False
         self._watchdog: loops.Background | None = None
@@ -177,6 +181,7 @@ class Zygote:
         theirs = os_fds.lift(own.own(there.detach()), own)
         ours = os_fds.lift(own.own(here.detach()), own)
         self._socket = _socket.socket(fileno=ours)
+        self._kills_before = note_memory()
         registry.register(self._process)
         self._process.adopt(launch(theirs))
         own.close(theirs)
@@ -246,6 +251,7 @@ class Zygote:
     def begin(self) -> None:
         """Note that a call has begun in one of its wards."""
         self._busy += 1
+        self._kills_before = note_memory()
         if not self._watching:
             self._watch()
 
@@ -420,18 +426,24 @@ class Zygote:
         coming = self._hang_up()
         status = self._bury()
         if not self.problem:
-            self.problem = f"it ended with {status.exit}" if status.exit is not None else "it ended"
+            self.problem = self._why_ended(status)
         self._ready.set()
         self._collect_orphans(coming)
         wards, self.wards = self.wards, {}
         for ward in wards.values():
             # The kernel kills them with their parent, but not what they have started.
             self.discard(ward)
-            ward.end(Status(None), lost=True)
+            ward.end(Status(None), lost=self.problem)
         self._look_if_empty()
         if self._on_gone is not None:
             self._on_gone()
         self._on_lost(self)
+
+    def _why_ended(self, status: Status) -> str:
+        if status.exit is None:
+            return "it ended"
+        killer = memory_killer(None, self._kills_before) if status.exit == -signal.SIGKILL else ""
+        return f"it was killed by {killer}" if killer else f"it ended with {status.exit}"
 
     # The end
 
@@ -481,7 +493,7 @@ class Zygote:
         self._collect_orphans(coming)
         wards, self.wards = self.wards, {}
         for ward in wards.values():
-            ward.end(Status(None), lost=True)
+            ward.end(Status(None), lost=self.problem or "it was killed by this process")
         self._look_if_empty()
 
     def _hang_up(self) -> list[Ward]:

@@ -237,8 +237,8 @@ class WardChild:
         )
 
     @property
-    def lost(self) -> bool:
-        """Its fork server died."""
+    def lost(self) -> str:
+        """Why its fork server died, if it has."""
         return self._ward.lost
 
     def go(self) -> None:

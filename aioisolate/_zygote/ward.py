@@ -69,7 +69,7 @@ class Ward:
         born: when it was announced, on the clock of time.monotonic.
         ended: its end has been reported.
         status: how it ended, once it has.
-        lost: its server died.
+        lost: why its server died, or "": it has not.
         on_end: called when it has ended.
         group: the control group to be dissolved then, or None.
         proved: it has told that it is confined as it should be.
@@ -109,7 +109,7 @@ class Ward:
             raise
         self.born = time.monotonic()
         self.ended = False
-        self.lost = False
+        self.lost = ""
         self.proved = False
         self.status = Status(None)
         self.on_end: Callable[[], object] | None = None
@@ -129,8 +129,8 @@ class Ward:
         if pidfd >= 0:
             self.pidfd = self._fds.own(pidfd)
 
-    def end(self, status: Status, *, lost: bool = False) -> None:
-        """Note that it has ended."""
+    def end(self, status: Status, *, lost: str = "") -> None:
+        """Note that it has ended; *lost*: with its server, and why that has."""
         self.ended = True
         self.status = status
         self.lost = lost
@@ -158,6 +158,8 @@ class Ward:
                 self.proved = True
                 return True
             heard = conversation.receive(data)
+            if conversation.fault is not None:
+                raise conversation.fault
         except BlockingIOError:
             return False
         except (ProtocolError, ConnectionResetError) as exc:

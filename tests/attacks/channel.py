@@ -206,6 +206,14 @@ def promise(length, wait):
     os._exit(0)
 
 
+def announce_item(length):
+    """Yield an item, and announce one of so many bytes of which none comes."""
+    yield 1
+    line = find_line()
+    write(line.channel, frame(line.nonce, _ITEM, length=length))
+    time.sleep(30)
+
+
 def send_half():
     line = find_line()
     begin(line)
