@@ -106,7 +106,7 @@ def test_every_number_on_every_interface(kind, part, subprocesses, network, mach
 
 
 ANY, NO, SUB, NET = ALLOW, EPERM, "with subprocesses", "with network"
-OOB = "with network, out of band"
+NETWORKED = "with network, else EPERM"
 FORBIDDEN = """
 io_uring_setup io_uring_enter io_uring_register bpf perf_event_open userfaultfd keyctl
 add_key request_key ptrace process_vm_readv process_vm_writev process_madvise
@@ -124,7 +124,7 @@ setresuid setresgid setgroups setfsuid setfsgid capset seccomp landlock_create_r
 landlock_add_rule landlock_restrict_self lsm_set_self_attr statmount listmount sysfs ustat
 _sysctl uselib create_module query_module get_kernel_syms vserver security tuxcall
 afs_syscall getpmsg putpmsg pidfd_getfd inotify_init inotify_init1 inotify_add_watch
-io_setup io_destroy io_submit io_cancel io_getevents io_pgetevents
+io_setup io_destroy io_submit io_cancel io_getevents io_pgetevents vmsplice splice tee
 """
 # name, arguments, "default", "strict": allowed, an errno, or allowed only with something.
 TABLE = [
@@ -203,7 +203,10 @@ TABLE = [
     ("getsockopt", (3, 1, 17), ANY, ANY),
     ("getsockopt", (3, 1, 77), NO, NO),
     ("getsockopt", (3, 6, 77), ANY, ANY),
-    ("setsockopt", (3, 1, 7), ANY, ANY),
+    ("setsockopt", (3, 1, 7), NETWORKED, NETWORKED),  # SO_SNDBUF
+    *[("setsockopt", (3, 1, option), ANY, ANY) for option in (2, 8, 9, 20, 21, 66, 67)],
+    *[("setsockopt", (3, 1, option), NETWORKED, NETWORKED) for option in (60, 100)],
+    ("sendfile", (3, 4, 0, 1), NETWORKED, NETWORKED),
     ("setsockopt", (3, 6, 26), ANY, ANY),
     *[("setsockopt", (3, 1, option), NO, NO) for option in (26, 32, 33, 50, 51, 52)],
     ("ioctl", (0, 0x5401), ANY, ANY),
@@ -233,13 +236,12 @@ TABLE = [
     *[("socket", (family, 1), NET, NET) for family in (1, 2, 10, 16)],
     *[(name, (3,), NET, NET) for name in ("connect", "bind", "listen", "accept", "accept4")],
     *[(name, (3,), ANY, ANY) for name in ("sendmsg", "recvmsg", "sendto", "recvfrom")],
-    ("sendto", (3, 0, 1, 0x4041), OOB, OOB),
-    ("sendmsg", (3, 0, 1), OOB, OOB),
-    ("sendmmsg", (3, 0, 1, 1), OOB, OOB),
+    ("sendto", (3, 0, 1, 0x4041), NETWORKED, NETWORKED),
+    ("sendmsg", (3, 0, 1), NETWORKED, NETWORKED),
+    ("sendmmsg", (3, 0, 1, 1), NETWORKED, NETWORKED),
     *[(name, (), NO, NO) for name in FORBIDDEN.split()],
     ("mmap", (), ANY, ANY),
     ("futex", (), ANY, ANY),
-    ("vmsplice", (), ANY, NO),
     ("mbind", (), ANY, NO),
     ("sync", (), ANY, NO),
 ]
@@ -248,7 +250,7 @@ TABLE = [
 def expected(entry, subprocesses, network):
     if entry == SUB:
         return ALLOW if subprocesses else EPERM
-    if entry == OOB:
+    if entry == NETWORKED:
         return ALLOW if network else EPERM
     if entry == NET:
         return ALLOW if network else EACCES

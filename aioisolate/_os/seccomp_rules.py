@@ -45,6 +45,7 @@ setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr re
 mknod mknodat memfd_create memfd_secret
 shmget shmat shmdt shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl
 mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr
+vmsplice splice tee
 setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid capset
 seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self lsm_set_self_attr
 """
@@ -224,6 +225,20 @@ _SETSOCKOPT = (
     51,  # SO_ATTACH_REUSEPORT_CBPF
     52,  # SO_ATTACH_REUSEPORT_EBPF
 )
+# Where there are only pairs of sockets, what may be set is listed. SO_SNDBUF is not: it is what
+# bounds the memory that the kernel keeps for a pair, up to some MiB if it may be raised.
+_SETSOCKOPT_WITHOUT = (
+    2,  # SO_REUSEADDR
+    8,  # SO_RCVBUF, which counts for nothing in a pair
+    9,  # SO_KEEPALIVE
+    13,  # SO_LINGER
+    15,  # SO_REUSEPORT
+    18,  # SO_RCVLOWAT
+    20,  # SO_RCVTIMEO
+    21,  # SO_SNDTIMEO
+    66,  # SO_RCVTIMEO_NEW
+    67,  # SO_SNDTIMEO_NEW
+)
 _MSG_OOB = 1
 # Clocks that are negative as an int are about a process of some number.
 _NO_CLOCK = Check(0, (0,), ALLOW, errno_rule(errno.EINVAL), mask=0x8000_0000)
@@ -323,6 +338,12 @@ def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rul
         found["socket"] = Check(0, _FAMILIES, ALLOW, _NO_FAMILY)
     else:
         found.update(dict.fromkeys(_NETWORK, _NO_NETWORK))
+        # Into a pair of sockets it moves pages, not bytes: a few bytes keep whole (huge) pages
+        # of a file, also after that has been cut off. Programs fall back to read and write.
+        found["sendfile"] = _DENY
+        found["setsockopt"] = Check(
+            1, (_SOL_SOCKET,), Check(2, _SETSOCKOPT_WITHOUT, ALLOW, _DENY), ALLOW
+        )
         # Out-of-band data wakes who reads and is not there to be read.
         found["sendto"] = found["sendmmsg"] = Check(3, (0,), ALLOW, _DENY, mask=_MSG_OOB)
         found["sendmsg"] = Check(2, (0,), ALLOW, _DENY, mask=_MSG_OOB)

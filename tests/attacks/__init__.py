@@ -6,7 +6,7 @@ what takes time or space has a bound of its own.
 
 from __future__ import annotations
 
-from . import channel, files, inheritance, kernel, network, processes, resources
+from . import channel, files, inheritance, kernel, network, outside, processes, resources
 from .processes import be_a_sibling
 from .scene import Attack, Scene, without_imports
 
@@ -14,6 +14,6 @@ __all__ = ["ATTACKS", "Attack", "Scene", "be_a_sibling", "without_imports"]
 
 ATTACKS: list[Attack] = [
     attack
-    for group in (files, network, processes, kernel, resources, inheritance, channel)
+    for group in (files, network, processes, kernel, resources, outside, inheritance, channel)
     for attack in group.ATTACKS
 ]
