@@ -367,11 +367,36 @@ def test_cutting_off_what_is_not_open_for_writing(kind, part, machine):
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("writes", YES_NO)
+def test_requests_without_a_network(writes, machine):
+    def outcome(request, network=False):
+        code = seccomp.compile_filter(
+            "default", "whole", subprocesses=False, network=network, writes=writes, machine=machine
+        )
+        assert len(code) // 8 < 320
+        args = (3, request)
+        return run(code, NUMBERS[machine]["ioctl"], args, ARCHITECTURE[machine])
+
+    # SIOCGIFNAME, SIOCGIFCONF, SIOCSIFFLAGS, SIOCETHTOOL, SIOCGSTAMP_NEW, SIOCUNIXFILE,
+    # SIOCDEVPRIVATE, wireless
+    for request in (0x8910, 0x8912, 0x8914, 0x8946, 0x80108906, 0x89E0, 0x89F0, 0x8B01, 0x8BFF):
+        assert outcome(request) == EPERM
+        assert outcome(request, network=True) == ALLOW
+    for request in (0x5401, 0x5402, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x540F, 0x402C542B):
+        assert outcome(request) == ALLOW
+    for request in (0x5412, 0x541C, 0x5423, 0x8901, 0x8902, 0x40086602):
+        assert outcome(request) == outcome(request, network=True) == EPERM
+    # Of a device that may be written to (DRM_IOCTL_VERSION), or what nobody has heard of yet.
+    for request in (0xC0406400, 0x1234):
+        assert outcome(request) == (ALLOW if writes else EPERM)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_locks(kind, machine):
     def outcome(name, *args):
         code = seccomp.compile_filter(
-            kind, "whole", subprocesses=False, network=False, locks=False, machine=machine
+            kind, "whole", subprocesses=False, network=False, writes=False, machine=machine
         )
         return run(code, NUMBERS[machine][name], args, ARCHITECTURE[machine])
 
@@ -387,7 +412,7 @@ def test_names_in_the_lists_are_names_of_calls():
     known = set(NUMBERS["x86_64"]) | set(NUMBERS["aarch64"])
     checked = {
         *seccomp_rules._checks(strict=False, subprocesses=False, network=False),
-        *seccomp_rules._for_files(truncate=False, locks=False),
+        *seccomp_rules._for_files(truncate=False, writes=False),
     }
     for names in (
         seccomp_rules.ALWAYS_DENIED,

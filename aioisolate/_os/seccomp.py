@@ -50,7 +50,7 @@ def compile_filter(
     subprocesses: bool,
     network: bool,
     truncate: bool = True,
-    locks: bool = True,
+    writes: bool = True,
     machine: str | None = None,
 ) -> bytes:
     """Make a filter: the bytes of an array of struct sock_filter.
@@ -67,7 +67,8 @@ def compile_filter(
         network: Allow to make sockets.
         truncate: Allow to cut off a file that is not open for writing. Landlock has had a say in
             that since its version 3 only.
-        locks: Allow to lock files.
+        writes: Allow what only those need who may write to some file or device: locks, requests
+            (ioctl) that are not listed.
         machine: As `uname -m` has it; this one if not given.
 
     Raises:
@@ -87,7 +88,7 @@ def compile_filter(
         subprocesses=subprocesses,
         network=network,
         truncate=truncate,
-        locks=locks,
+        writes=writes,
     )
     by_number = {numbers[name]: rule for name, rule in found.items()}
     return assemble(by_number, UNKNOWN, ARCHITECTURE[machine])

@@ -164,6 +164,11 @@ _IOCTL = (
     0x4080_6685,  # FS_IOC_ENABLE_VERITY
     0x800C_6613,  # FS_IOC_SET_ENCRYPTION_POLICY
 )
+# Whatever is asked of a socket: the channel to the parent is a handle on the parent's network
+# namespace, whose interfaces can be listed by it and, with the privilege, changed. 0x89 is for
+# SIOC* (0x8946 is ethtool), 0x8B for wireless networks.
+_TYPE_OF_IOCTL = 0xFF00
+_TYPES_OF_SOCKETS = (0x8900, 0x8A00, 0x8B00)
 _IOCTL_STRICT = (
     0x5401,  # TCGETS, by which isatty asks
     0x802C_542A,  # TCGETS2
@@ -173,6 +178,20 @@ _IOCTL_STRICT = (
     0x5450,  # FIONCLEX
     0x5451,  # FIOCLEX
     0xC040_FF0B,  # PIDFD_GET_INFO
+)
+# Where there is neither a network nor a device that may be written to, terminals are all that may
+# be there: a request that nobody has heard of yet is none of theirs.
+_IOCTL_LISTED = (
+    *_IOCTL_STRICT,
+    *range(0x5402, 0x5406),  # TCSETS, TCSETSW, TCSETSF, TCGETA
+    *range(0x5409, 0x540C),  # TCSBRK, TCXONC, TCFLSH
+    *range(0x540E, 0x5412),  # TIOCSCTTY, TIOCGPGRP, TIOCSPGRP, TIOCOUTQ
+    0x5414,  # TIOCSWINSZ
+    0x5422,  # TIOCNOTTY
+    0x5429,  # TIOCGSID
+    *range(0x402C_542B, 0x402C_542E),  # TCSETS2, TCSETSW2, TCSETSF2
+    0x8004_5430,  # TIOCGPTN
+    0x4004_5431,  # TIOCSPTLCK
 )
 _PRCTL_STRICT = (
     2,  # PR_GET_PDEATHSIG
@@ -258,7 +277,7 @@ def rules(
     subprocesses: bool,
     network: bool,
     truncate: bool = True,
-    locks: bool = True,
+    writes: bool = True,
 ) -> dict[str, Rule]:
     """Tell the rule of every call in *names*, whatever number it has.
 
@@ -266,7 +285,9 @@ def rules(
     """
     strict = kind == "strict"
     checks = _checks(strict=strict, subprocesses=subprocesses, network=network)
-    checks.update(_for_files(truncate=truncate, locks=locks))
+    checks.update(_for_files(truncate=truncate, writes=writes))
+    if not strict and not network:
+        checks["ioctl"] = _ioctl_without_network(writes=writes)
     whole = _whole(names, checks, strict=strict, subprocesses=subprocesses)
     if part == "whole":
         return whole
@@ -293,19 +314,26 @@ def _whole(
     return {name: found[name] for name in names}
 
 
-def _for_files(*, truncate: bool, locks: bool) -> dict[str, Rule]:
+def _for_files(*, truncate: bool, writes: bool) -> dict[str, Rule]:
     """Tell the rules of calls about files."""
     found: dict[str, Rule] = {
         "open": _opening(1, truncate=truncate),
         "openat": _opening(2, truncate=truncate),
         "creat": Check(1, (0,), ALLOW, _DENY, mask=_SET_ID),
-        "fcntl": Check(1, _FCNTL, _DENY, ALLOW if locks else Check(1, _LOCKS, _NO_LOCKS, ALLOW)),
+        "fcntl": Check(1, _FCNTL, _DENY, ALLOW if writes else Check(1, _LOCKS, _NO_LOCKS, ALLOW)),
     }
     if not truncate:
         found["truncate"] = _DENY
-    if not locks:
+    if not writes:
         found["flock"] = _NO_LOCKS
     return found
+
+
+def _ioctl_without_network(*, writes: bool) -> Check:
+    if not writes:
+        return Check(1, _IOCTL_LISTED, ALLOW, _DENY)
+    of_sockets = Check(1, _TYPES_OF_SOCKETS, _DENY, ALLOW, mask=_TYPE_OF_IOCTL)
+    return Check(1, _IOCTL, _DENY, of_sockets)
 
 
 def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rule]:
