@@ -143,8 +143,15 @@ TABLE = [
     ("clone", (0x3D0F00,), ANY, ANY),  # a thread of glibc
     ("clone", (0x7D0F00,), ANY, ANY),  # of musl
     ("clone", (0x1200011,), SUB, SUB),  # a fork
-    ("clone", (0x4111,), SUB, SUB),
     ("clone", (0x8011,), NO, NO),
+    ("clone", (0x4111,), SUB, SUB),  # a vfork
+    # Threads that share not all of memory, files, directory and handlers.
+    *[("clone", (0x10F00 & ~(1 << n),), NO, NO) for n in (8, 9, 10, 11)],
+    ("clone", (0x10900,), NO, NO),
+    ("close_range", (3, 9, 0), ANY, ANY),
+    ("close_range", (3, 9, 4), ANY, ANY),
+    ("close_range", (3, 9, 2), NO, NO),
+    ("close_range", (3, 9, 6), NO, NO),
     *[("clone", (flag | 0x10000,), NO, NO) for flag in (1 << 17, *(1 << n for n in range(25, 31)))],
     ("fork", (), SUB, SUB),
     ("vfork", (), SUB, SUB),

@@ -117,7 +117,14 @@ def _own(argument: int) -> Check:
 _CLONE_NEW = 0x7E02_0000
 _CLONE_PARENT = 0x0000_8000
 _CLONE_THREAD = 0x0001_0000
-_THREAD_ONLY = Check(0, (_CLONE_THREAD,), ALLOW, _DENY, mask=_CLONE_THREAD)
+# CLONE_VM, FS, FILES, SIGHAND and THREAD, as C libraries have it. A thread with descriptors of its
+# own would have the limit on them once more.
+_CLONE_SHARING = 0x0001_0F00
+_THREAD_ONLY = Check(0, (_CLONE_SHARING,), ALLOW, _DENY, mask=_CLONE_SHARING)
+_THREAD_OR_PROCESS = _THREAD_ONLY._replace(
+    otherwise=Check(0, (0,), ALLOW, _DENY, mask=_CLONE_THREAD)
+)
+_CLOSE_RANGE_UNSHARE = 2  # the same, once a thread is there
 
 # A file may be made for anybody to run as its owner by the mode that it is created with, not by
 # chmod only. O_CREAT or __O_TMPFILE: only then the mode means something.
@@ -338,13 +345,14 @@ def _ioctl_without_network(*, writes: bool) -> Check:
 
 def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rule]:
     """Tell the rules of those calls that are allowed under conditions."""
-    clone = ALLOW if subprocesses else _THREAD_ONLY
+    clone = _THREAD_OR_PROCESS if subprocesses else _THREAD_ONLY
     found: dict[str, Rule] = {
         "clone": Check(0, (0,), clone, _DENY, mask=_CLONE_NEW | _CLONE_PARENT),
         "ioctl": Check(1, _IOCTL_STRICT, ALLOW, _DENY)
         if strict
         else Check(1, _IOCTL, _DENY, ALLOW),
         "prctl": Check(0, _PRCTL_STRICT if strict else _PRCTL_DEFAULT, ALLOW, _DENY),
+        "close_range": Check(2, (0,), ALLOW, _DENY, mask=_CLOSE_RANGE_UNSHARE),
         "personality": Check(0, (0, 0xFFFF_FFFF), ALLOW, _DENY),
         # The first argument tells whether the second is about a process, a group or a user.
         "setpriority": Check(0, (0,), _own(1), _DENY),

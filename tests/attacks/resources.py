@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import mmap
@@ -22,6 +23,7 @@ _TIMERS = 500
 MOST = 1 << 30
 _STEP = 32 << 20
 _PAGE = 4096
+_stacks: list[ctypes.Array] = []
 
 
 def fork_bomb():
@@ -73,6 +75,54 @@ def open_many():
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def open_many_in_threads():
+    """Open in each thread as many as the process may, in a table of its own."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = min(hard, 256)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    gate = threading.Barrier(4)
+    counts, errors = [], []
+
+    def fill():
+        fds = []
+        try:
+            call("close_range", 1 << 20, 1 << 20, 2)  # CLOSE_RANGE_UNSHARE
+            while len(fds) < most // 2:
+                fds.append(os.dup(0))
+        except OSError as exc:
+            errors.append(exc)
+        counts.append(len(fds))
+        with contextlib.suppress(threading.BrokenBarrierError):
+            gate.wait(5)
+        for fd in fds:
+            os.close(fd)
+
+    threads = [threading.Thread(target=fill) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return sum(counts) - most
+
+
+def start_thread_with_own_descriptors():
+    """Start a thread that shares memory and handlers, but not descriptors."""
+    code = ctypes.cast(libc.getpid, ctypes.c_void_p)  # all that it does
+    stack = ctypes.create_string_buffer(1 << 16)
+    _stacks.append(stack)
+    top = (ctypes.addressof(stack) + len(stack)) & ~63
+    libc.clone.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+    # CLONE_VM, CLONE_FS, CLONE_SIGHAND, CLONE_THREAD
+    found = libc.clone(code, top, 0x100 | 0x200 | 0x800 | 0x10000, None)
+    if found < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    time.sleep(0.1)  # it has ended by then
+    return found
 
 
 def make_timers():
@@ -341,6 +391,10 @@ ATTACKS = [
               limits={"processes": 16}, expect="threads|denied"),
     _resource("descriptor-bomb", open_many, succeeded=lambda result, scene: result == 2000,
               limits={"open_files": 256}),
+    _resource("descriptors-of-threads", open_many_in_threads,
+              succeeded=lambda result, scene: isinstance(result, int) and result > 0,
+              limits={"open_files": 256}),
+    _resource("thread-with-own-descriptors", start_thread_with_own_descriptors),
     _resource("timers", make_timers, succeeded=lambda result, scene: result == _TIMERS),
     _resource("enlarge-a-pipe", enlarge_a_pipe),
     _resource("memory-bomb", take_memory, _most, _all, **_memory),
