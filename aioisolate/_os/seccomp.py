@@ -68,7 +68,7 @@ def compile_filter(
         truncate: Allow to cut off a file that is not open for writing. Landlock has had a say in
             that since its version 3 only.
         writes: Allow what only those need who may write to some file or device: locks, requests
-            (ioctl) that are not listed.
+            (ioctl) that are not listed, to wait until a file has been written out.
         machine: As `uname -m` has it; this one if not given.
 
     Raises:

@@ -45,7 +45,7 @@ setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr re
 mknod mknodat memfd_create memfd_secret
 shmget shmat shmdt shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl
 mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr
-vmsplice splice tee
+vmsplice splice tee sync syncfs
 setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid capset
 seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self lsm_set_self_attr
 """
@@ -84,6 +84,7 @@ STRICT = frozenset(_STRICT.split())
 _PROGRAMS = ("fork", "vfork", "execve", "execveat")
 _SIGNALS = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
 _PIDFDS = ("pidfd_open", "pidfd_send_signal")
+_WRITING_OUT = ("fsync", "fdatasync", "sync_file_range")
 _NETWORK = ("socket", "connect", "bind", "listen", "accept", "accept4")
 _CLOCKS = ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create")
 _ABOUT_A_PID = ("getpgid", "getsid")
@@ -131,6 +132,9 @@ _CLOSE_RANGE_UNSHARE = 2  # the same, once a thread is there
 _CREATING = 0o100 | 0o20000000
 _SET_ID = 0o6000
 
+
+_MAP_HUGETLB = 0x4_0000  # pages of a pool of the machine's
+_MS_SYNC = 4
 
 # Opening cuts a file off whatever it is opened for: for reading, or for neither (3), which Landlock
 # does not even look at.
@@ -251,8 +255,10 @@ _SETSOCKOPT = (
     51,  # SO_ATTACH_REUSEPORT_CBPF
     52,  # SO_ATTACH_REUSEPORT_EBPF
 )
-# Where there are only pairs of sockets, what may be set is listed. SO_SNDBUF is not: it is what
-# bounds the memory that the kernel keeps for a pair, up to some MiB if it may be raised.
+# Where there are only pairs of sockets, what may be set is listed. SO_SNDBUF is what bounds the
+# memory that the kernel keeps for a pair, up to some MiB if it may be raised. It seems to succeed,
+# as where the kernel sets less than was asked for, and changes nothing: trio makes one smaller.
+_SNDBUF = Check(2, (7,), errno_rule(0), _DENY)
 _SETSOCKOPT_WITHOUT = (
     2,  # SO_REUSEADDR
     8,  # SO_RCVBUF, which counts for nothing in a pair
@@ -333,6 +339,10 @@ def _for_files(*, truncate: bool, writes: bool) -> dict[str, Rule]:
         found["truncate"] = _DENY
     if not writes:
         found["flock"] = _NO_LOCKS
+        # By a file that is open for reading these have written out, and wait for, what others have
+        # written to it.
+        found.update(dict.fromkeys(_WRITING_OUT, _DENY))
+        found["msync"] = Check(2, (0,), ALLOW, _DENY, mask=_MS_SYNC)
     return found
 
 
@@ -352,6 +362,7 @@ def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rul
         if strict
         else Check(1, _IOCTL, _DENY, ALLOW),
         "prctl": Check(0, _PRCTL_STRICT if strict else _PRCTL_DEFAULT, ALLOW, _DENY),
+        "mmap": Check(3, (0,), ALLOW, _DENY, mask=_MAP_HUGETLB),
         "close_range": Check(2, (0,), ALLOW, _DENY, mask=_CLOSE_RANGE_UNSHARE),
         "personality": Check(0, (0, 0xFFFF_FFFF), ALLOW, _DENY),
         # The first argument tells whether the second is about a process, a group or a user.
@@ -378,7 +389,7 @@ def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rul
         # of a file, also after that has been cut off. Programs fall back to read and write.
         found["sendfile"] = _DENY
         found["setsockopt"] = Check(
-            1, (_SOL_SOCKET,), Check(2, _SETSOCKOPT_WITHOUT, ALLOW, _DENY), ALLOW
+            1, (_SOL_SOCKET,), Check(2, _SETSOCKOPT_WITHOUT, ALLOW, _SNDBUF), ALLOW
         )
         # Out-of-band data wakes who reads and is not there to be read.
         found["sendto"] = found["sendmmsg"] = Check(3, (0,), ALLOW, _DENY, mask=_MSG_OOB)

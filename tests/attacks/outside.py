@@ -292,5 +292,11 @@ ATTACKS = [
     _outside("move-by-splice", move_by_splice),
     _outside("double-by-tee", double_by_tee),
     _outside("pin-by-sendfile", pin_by_sendfile, _library),
-    _outside("enlarge-a-buffer", enlarge_a_buffer, succeeded=_is_large, needs=_large_buffers),
+    _outside(
+        "enlarge-a-buffer",
+        enlarge_a_buffer,
+        succeeded=_is_large,
+        needs=_large_buffers,
+        expect="value",
+    ),
 ]

@@ -125,6 +125,39 @@ def start_thread_with_own_descriptors():
     return found
 
 
+def _raise_limit(which):
+    _, hard = resource.getrlimit(which)
+    resource.setrlimit(which, (hard, hard))
+
+
+def open_beyond_the_limit(promised):
+    """Use what room there is above the limit that is felt."""
+    fds = []
+    _raise_limit(resource.RLIMIT_NOFILE)
+    try:
+        while len(fds) <= promised:
+            fds.append(os.dup(0))
+    except OSError:
+        pass
+    for fd in fds:
+        os.close(fd)
+    return len(fds)
+
+
+def map_beyond_the_limit(promised):
+    areas = []
+    _raise_limit(resource.RLIMIT_AS)
+    try:
+        while len(areas) << 20 <= promised:
+            areas.append(mmap.mmap(-1, 1 << 20))
+    except (OSError, MemoryError):
+        pass
+    count = len(areas)
+    for area in areas:
+        area.close()
+    return count << 20
+
+
 def make_timers():
     """Take of a user's one budget of signals that wait, RLIMIT_SIGPENDING."""
     timer = (ctypes.c_int * 1)()
@@ -395,6 +428,11 @@ ATTACKS = [
               succeeded=lambda result, scene: isinstance(result, int) and result > 0,
               limits={"open_files": 256}),
     _resource("thread-with-own-descriptors", start_thread_with_own_descriptors),
+    _resource("descriptors-beyond-the-limit", open_beyond_the_limit, lambda scene: (16,),
+              lambda result, scene: result > 16, limits={"open_files": 16}, expect="value"),
+    _resource("memory-beyond-the-limit", map_beyond_the_limit, lambda scene: (64 << 20,),
+              lambda result, scene: result > 64 << 20, limits={"memory": 64 << 20},
+              expect="value"),
     _resource("timers", make_timers, succeeded=lambda result, scene: result == _TIMERS),
     _resource("enlarge-a-pipe", enlarge_a_pipe),
     _resource("memory-bomb", take_memory, _most, _all, **_memory),
