@@ -57,7 +57,8 @@ class Limits:
     Args:
         memory: how much more address space than at its start each process of the call may have.
             With a `Sandbox` that uses a cgroup, all its processes together may use no more
-            memory either. Overrun: `Reason.MEMORY_LIMIT`, which is also a MemoryError.
+            memory either. Under a data-only codec an eighth of it, 64 MiB at most, is for the
+            answer. Overrun: `Reason.MEMORY_LIMIT`, which is also a MemoryError.
         cpu_time: seconds of CPU time of each process of the call, in user and kernel mode; the
             kernel counts whole seconds, so it is rounded up. Overrun: `Reason.CPU_LIMIT`.
         address_space: how much address space each process may have, what it starts with included.

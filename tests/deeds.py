@@ -166,6 +166,28 @@ def open_for_good():
         _kept.append(os.open("/dev/null", os.O_RDONLY))
 
 
+def open_all_for_good():
+    """Use up the descriptors, whatever the limit on them is, and raise."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        while True:
+            _kept.append(os.dup(0))
+    except OSError:
+        raise ValueError("no more descriptors") from None
+
+
+def keep_all_memory():
+    """Use up the memory for good, but for what the answer is made in."""
+    size = MiB
+    while size > 64:
+        try:
+            _kept.append(bytearray(size))
+        except MemoryError:
+            size //= 2
+    return "kept"
+
+
 def write_file(path, size):
     with open(path, "wb", buffering=0) as file:
         written = 0

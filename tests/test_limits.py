@@ -24,6 +24,7 @@ from aioisolate import (
     Isolator,
     Limits,
     Reason,
+    RemoteError,
     Sandbox,
     Snapshot,
     capture_isolated,
@@ -250,6 +251,34 @@ async def test_open_files_of_the_confined(start):
 async def test_more_open_files_than_there_can_be(start):
     async with isolator(start, limits=Limits(open_files=1 << 31), timeout=20) as iso:
         assert await iso.run(deeds.open_more, 200) == [200, 0]
+
+
+@confinable
+@one_loop
+async def test_who_may_be_hostile_has_no_room_above(start):
+    """The limits that fn can't raise are the promised ones; answers are told all the same."""
+    box = Sandbox(read=None, write=None, namespaces="off", limits=Limits("64 MiB", open_files=20))
+    async with isolator(start, sandbox=box) as iso:
+        assert await iso.run(deeds.open_more, 200) == [20, errno.EMFILE]
+        soft, hard = await iso.run(deeds.limit_of, "RLIMIT_NOFILE")
+        assert soft == hard
+        soft, hard = await iso.run(deeds.limit_of, "RLIMIT_AS")
+        assert hard - soft == 8 * MiB
+        # With no descriptor left, and with no memory.
+        with pytest.raises(RemoteError, match="no more descriptors") as caught:
+            await iso.run(deeds.open_all_for_good)
+        assert caught.value.type_name == "ValueError"
+        assert await iso.run(deeds.keep_all_memory) == "kept"
+        assert await iso.run(deeds.catch_and_go_on, 256 * MiB) == "did without"
+        with pytest.raises(RemoteError, match="full"):
+            await iso.run(deeds.fill_up_and_raise)
+        check_memory(await error_of(iso.run(deeds.many_small)))
+        check_memory(await error_of(iso.run(deeds.allocate, 256 * MiB)))
+        for size in (1, 1024, 1 << 16, MiB):
+            check_memory(await error_of(iso.run(deeds.allocate, 256 * MiB, limits=Limits(size))))
+            check_memory(await error_of(iso.run(deeds.many_small, limits=Limits(size))))
+        whole = Limits(address_space=1)
+        check_memory(await error_of(iso.run(deeds.allocate, 256 * MiB, limits=whole)))
 
 
 @one_loop

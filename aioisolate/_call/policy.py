@@ -227,7 +227,7 @@ def _with_filters(policy: Policy, sandbox: Sandbox, *, counting: bool) -> Policy
     subprocesses, network = sandbox.subprocesses, policy.network
     # As far as Landlock confines files, but does not see that.
     truncate = not 0 < policy.landlock < TRUNCATE_ABI
-    locks = sandbox.write != () or bool(policy.scratch)
+    writes = sandbox.write != () or bool(policy.scratch)
 
     def compiled(part: Literal["whole", "base", "final"]) -> bytes:
         return seccomp.compile_filter(
@@ -236,9 +236,9 @@ def _with_filters(policy: Policy, sandbox: Sandbox, *, counting: bool) -> Policy
             subprocesses=subprocesses,
             network=network,
             truncate=truncate,
-            locks=locks,
             threads=policy.threads,
             counting=counting,
+            writes=writes,
         )
 
     return policy._replace(

@@ -1,7 +1,9 @@
 """Limits that a child sets for itself, right before it calls fn.
 
 Where fn is trusted, a soft limit is what it feels, and the hard one leaves some room, for the
-answer that is made once fn is over: a MemoryError must be told, too.
+answer that is made once fn is over: a MemoryError must be told, too. Where fn may be hostile, it
+could raise the soft limit itself, so the hard one is what was promised: the room for the answer is
+a part of it, and an answer takes no descriptors.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from .policy import Bounds
 __all__ = ["apply", "ease", "open_statm", "rehearse"]
 
 _ROOM = 64 << 20
+# Of the memory that was promised, the part that answers have, and how much at most.
+_PART, _PART_MAX = 8, 64 << 20
 _DESCRIPTORS_ROOM = 32
 # So many numbers are looked at at once, and at most.
 _AT_ONCE = 128
@@ -90,13 +94,21 @@ def apply(bounds: Bounds, statm: int, scratch: int, *, as_noted: bool = False) -
     if bounds.open_files is not None:
         count = bounds.open_files
         number = closed[count] if count < len(closed) else _number_after(count)
-        _set("open_files", number, _DESCRIPTORS_ROOM)
+        _set("open_files", number, 0 if bounds.strict else _DESCRIPTORS_ROOM)
     # Last, so that none of the above is short of memory.
+    _limit_memory(bounds, size)
+
+
+def _limit_memory(bounds: Bounds, size: int) -> None:
+    """Limit the address space, of which *size* bytes are in use."""
     space = bounds.address_space
     if bounds.memory is not None:
         above = size + bounds.memory
         space = above if space is None else min(space, above)
-    if space is not None:
+    if space is not None and bounds.strict:
+        room = min(max(0, space - size) // _PART, _PART_MAX)
+        _set("memory", space - room, room)
+    elif space is not None:
         # An answer has room above what there is, even where fn has none at all.
         _set("memory", space, max(_ROOM, size + _ROOM - space))
 

@@ -69,9 +69,9 @@ def compile_filter(
     subprocesses: bool,
     network: bool,
     truncate: bool = True,
-    locks: bool = True,
     threads: bool = True,
     counting: bool = False,
+    writes: bool = True,
     machine: str | None = None,
 ) -> bytes:
     """Make a filter: the bytes of an array of struct sock_filter.
@@ -88,9 +88,10 @@ def compile_filter(
         network: Allow to make sockets.
         truncate: Allow to cut off a file that is not open for writing. Landlock has had a say in
             that since its version 3 only.
-        locks: Allow to lock files.
         threads: Allow to start threads.
         counting: Allow to count the processes and threads of the user, see `counting`.
+        writes: Allow what only those need who may write to some file or device: locks, requests
+            (ioctl) that are not listed, to wait until a file has been written out.
         machine: As `uname -m` has it; this one if not given.
 
     Raises:
@@ -110,9 +111,9 @@ def compile_filter(
         subprocesses=subprocesses,
         network=network,
         truncate=truncate,
-        locks=locks,
         threads=threads,
         counting=counting,
+        writes=writes,
     )
     by_number = {numbers[name]: rule for name, rule in found.items()}
     return assemble(by_number, UNKNOWN, ARCHITECTURE[machine])

@@ -46,6 +46,7 @@ setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr re
 mknod mknodat memfd_create memfd_secret
 shmget shmat shmdt shmctl semget semop semtimedop semctl msgget msgsnd msgrcv msgctl
 mq_open mq_unlink mq_timedsend mq_timedreceive mq_notify mq_getsetattr
+vmsplice splice tee sync syncfs
 setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid capset
 seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self lsm_set_self_attr
 """
@@ -84,6 +85,7 @@ STRICT = frozenset(_STRICT.split())
 _PROGRAMS = ("fork", "vfork", "execve", "execveat")
 _SIGNALS = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
 _PIDFDS = ("pidfd_open", "pidfd_send_signal")
+_WRITING_OUT = ("fsync", "fdatasync", "sync_file_range")
 _NETWORK = ("socket", "connect", "bind", "listen", "accept", "accept4")
 _CLOCKS = ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create")
 _ABOUT_A_PID = ("getpgid", "getsid")
@@ -117,7 +119,14 @@ def _own(argument: int) -> Check:
 _CLONE_NEW = 0x7E02_0000
 _CLONE_PARENT = 0x0000_8000
 _CLONE_THREAD = 0x0001_0000
-_THREAD_ONLY = Check(0, (_CLONE_THREAD,), ALLOW, _DENY, mask=_CLONE_THREAD)
+# CLONE_VM, FS, FILES, SIGHAND and THREAD, as C libraries have it. A thread with descriptors of its
+# own would have the limit on them once more.
+_CLONE_SHARING = 0x0001_0F00
+_THREAD_ONLY = Check(0, (_CLONE_SHARING,), ALLOW, _DENY, mask=_CLONE_SHARING)
+_THREAD_OR_PROCESS = _THREAD_ONLY._replace(
+    otherwise=Check(0, (0,), ALLOW, _DENY, mask=_CLONE_THREAD)
+)
+_CLOSE_RANGE_UNSHARE = 2  # the same, once a thread is there
 
 # What `counting` asks, which never makes a process, for what its address is.
 _UPPER = Check(2, (NOWHERE >> 32 & 0xFFFF_FFFF,), ALLOW, _DENY, upper=True)
@@ -128,6 +137,9 @@ _NOWHERE = Check(2, (NOWHERE & 0xFFFF_FFFF,), _UPPER, _DENY)
 _CREATING = 0o100 | 0o20000000
 _SET_ID = 0o6000
 
+
+_MAP_HUGETLB = 0x4_0000  # pages of a pool of the machine's
+_MS_SYNC = 4
 
 # Opening cuts a file off whatever it is opened for: for reading, or for neither (3), which Landlock
 # does not even look at.
@@ -168,6 +180,11 @@ _IOCTL = (
     0x4080_6685,  # FS_IOC_ENABLE_VERITY
     0x800C_6613,  # FS_IOC_SET_ENCRYPTION_POLICY
 )
+# Whatever is asked of a socket: the channel to the parent is a handle on the parent's network
+# namespace, whose interfaces can be listed by it and, with the privilege, changed. 0x89 is for
+# SIOC* (0x8946 is ethtool), 0x8B for wireless networks.
+_TYPE_OF_IOCTL = 0xFF00
+_TYPES_OF_SOCKETS = (0x8900, 0x8A00, 0x8B00)
 _IOCTL_STRICT = (
     0x5401,  # TCGETS, by which isatty asks
     0x802C_542A,  # TCGETS2
@@ -177,6 +194,20 @@ _IOCTL_STRICT = (
     0x5450,  # FIONCLEX
     0x5451,  # FIOCLEX
     0xC040_FF0B,  # PIDFD_GET_INFO
+)
+# Where there is neither a network nor a device that may be written to, terminals are all that may
+# be there: a request that nobody has heard of yet is none of theirs.
+_IOCTL_LISTED = (
+    *_IOCTL_STRICT,
+    *range(0x5402, 0x5406),  # TCSETS, TCSETSW, TCSETSF, TCGETA
+    *range(0x5409, 0x540C),  # TCSBRK, TCXONC, TCFLSH
+    *range(0x540E, 0x5412),  # TIOCSCTTY, TIOCGPGRP, TIOCSPGRP, TIOCOUTQ
+    0x5414,  # TIOCSWINSZ
+    0x5422,  # TIOCNOTTY
+    0x5429,  # TIOCGSID
+    *range(0x402C_542B, 0x402C_542E),  # TCSETS2, TCSETSW2, TCSETSF2
+    0x8004_5430,  # TIOCGPTN
+    0x4004_5431,  # TIOCSPTLCK
 )
 _PRCTL_STRICT = (
     2,  # PR_GET_PDEATHSIG
@@ -229,6 +260,22 @@ _SETSOCKOPT = (
     51,  # SO_ATTACH_REUSEPORT_CBPF
     52,  # SO_ATTACH_REUSEPORT_EBPF
 )
+# Where there are only pairs of sockets, what may be set is listed. SO_SNDBUF is what bounds the
+# memory that the kernel keeps for a pair, up to some MiB if it may be raised. It seems to succeed,
+# as where the kernel sets less than was asked for, and changes nothing: trio makes one smaller.
+_SNDBUF = Check(2, (7,), errno_rule(0), _DENY)
+_SETSOCKOPT_WITHOUT = (
+    2,  # SO_REUSEADDR
+    8,  # SO_RCVBUF, which counts for nothing in a pair
+    9,  # SO_KEEPALIVE
+    13,  # SO_LINGER
+    15,  # SO_REUSEPORT
+    18,  # SO_RCVLOWAT
+    20,  # SO_RCVTIMEO
+    21,  # SO_SNDTIMEO
+    66,  # SO_RCVTIMEO_NEW
+    67,  # SO_SNDTIMEO_NEW
+)
 _MSG_OOB = 1
 # Clocks that are negative as an int are about a process of some number.
 _NO_CLOCK = Check(0, (0,), ALLOW, errno_rule(errno.EINVAL), mask=0x8000_0000)
@@ -248,9 +295,9 @@ def rules(
     subprocesses: bool,
     network: bool,
     truncate: bool = True,
-    locks: bool = True,
     threads: bool = True,
     counting: bool = False,
+    writes: bool = True,
 ) -> dict[str, Rule]:
     """Tell the rule of every call in *names*, whatever number it has.
 
@@ -258,7 +305,9 @@ def rules(
     """
     strict = kind == "strict"
     checks = _checks(strict=strict, subprocesses=subprocesses, network=network)
-    checks.update(_for_files(truncate=truncate, locks=locks))
+    checks.update(_for_files(truncate=truncate, writes=writes))
+    if not strict and not network:
+        checks["ioctl"] = _ioctl_without_network(writes=writes)
     if not threads:
         checks["clone"] = _DENY
     elif counting:
@@ -289,30 +338,43 @@ def _whole(
     return {name: found[name] for name in names}
 
 
-def _for_files(*, truncate: bool, locks: bool) -> dict[str, Rule]:
+def _for_files(*, truncate: bool, writes: bool) -> dict[str, Rule]:
     """Tell the rules of calls about files."""
     found: dict[str, Rule] = {
         "open": _opening(1, truncate=truncate),
         "openat": _opening(2, truncate=truncate),
         "creat": Check(1, (0,), ALLOW, _DENY, mask=_SET_ID),
-        "fcntl": Check(1, _FCNTL, _DENY, ALLOW if locks else Check(1, _LOCKS, _NO_LOCKS, ALLOW)),
+        "fcntl": Check(1, _FCNTL, _DENY, ALLOW if writes else Check(1, _LOCKS, _NO_LOCKS, ALLOW)),
     }
     if not truncate:
         found["truncate"] = _DENY
-    if not locks:
+    if not writes:
         found["flock"] = _NO_LOCKS
+        # By a file that is open for reading these have written out, and wait for, what others have
+        # written to it.
+        found.update(dict.fromkeys(_WRITING_OUT, _DENY))
+        found["msync"] = Check(2, (0,), ALLOW, _DENY, mask=_MS_SYNC)
     return found
+
+
+def _ioctl_without_network(*, writes: bool) -> Check:
+    if not writes:
+        return Check(1, _IOCTL_LISTED, ALLOW, _DENY)
+    of_sockets = Check(1, _TYPES_OF_SOCKETS, _DENY, ALLOW, mask=_TYPE_OF_IOCTL)
+    return Check(1, _IOCTL, _DENY, of_sockets)
 
 
 def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rule]:
     """Tell the rules of those calls that are allowed under conditions."""
-    clone = ALLOW if subprocesses else _THREAD_ONLY
+    clone = _THREAD_OR_PROCESS if subprocesses else _THREAD_ONLY
     found: dict[str, Rule] = {
         "clone": Check(0, (0,), clone, _DENY, mask=_CLONE_NEW | _CLONE_PARENT),
         "ioctl": Check(1, _IOCTL_STRICT, ALLOW, _DENY)
         if strict
         else Check(1, _IOCTL, _DENY, ALLOW),
         "prctl": Check(0, _PRCTL_STRICT if strict else _PRCTL_DEFAULT, ALLOW, _DENY),
+        "mmap": Check(3, (0,), ALLOW, _DENY, mask=_MAP_HUGETLB),
+        "close_range": Check(2, (0,), ALLOW, _DENY, mask=_CLOSE_RANGE_UNSHARE),
         "personality": Check(0, (0, 0xFFFF_FFFF), ALLOW, _DENY),
         # The first argument tells whether the second is about a process, a group or a user.
         "setpriority": Check(0, (0,), _own(1), _DENY),
@@ -334,6 +396,12 @@ def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rul
         found["socket"] = Check(0, _FAMILIES, ALLOW, _NO_FAMILY)
     else:
         found.update(dict.fromkeys(_NETWORK, _NO_NETWORK))
+        # Into a pair of sockets it moves pages, not bytes: a few bytes keep whole (huge) pages
+        # of a file, also after that has been cut off. Programs fall back to read and write.
+        found["sendfile"] = _DENY
+        found["setsockopt"] = Check(
+            1, (_SOL_SOCKET,), Check(2, _SETSOCKOPT_WITHOUT, ALLOW, _SNDBUF), ALLOW
+        )
         # Out-of-band data wakes who reads and is not there to be read.
         found["sendto"] = found["sendmmsg"] = Check(3, (0,), ALLOW, _DENY, mask=_MSG_OOB)
         found["sendmsg"] = Check(2, (0,), ALLOW, _DENY, mask=_MSG_OOB)

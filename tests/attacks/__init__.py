@@ -6,7 +6,17 @@ what takes time or space has a bound of its own.
 
 from __future__ import annotations
 
-from . import channel, files, inheritance, kernel, network, preloaded, processes, resources
+from . import (
+    channel,
+    files,
+    inheritance,
+    kernel,
+    network,
+    outside,
+    preloaded,
+    processes,
+    resources,
+)
 from .processes import be_a_sibling
 from .scene import Attack, Scene, without_imports
 
@@ -14,6 +24,16 @@ __all__ = ["ATTACKS", "Attack", "Scene", "be_a_sibling", "without_imports"]
 
 ATTACKS: list[Attack] = [
     attack
-    for group in (files, network, processes, kernel, resources, inheritance, preloaded, channel)
+    for group in (
+        files,
+        network,
+        processes,
+        kernel,
+        resources,
+        outside,
+        inheritance,
+        preloaded,
+        channel,
+    )
     for attack in group.ATTACKS
 ]

@@ -288,6 +288,40 @@ def lock_a_library(path):
     return True
 
 
+def take_huge_page():
+    """Take of the machine's pool of huge pages."""
+    with mmap.mmap(-1, 2 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000) as area:
+        area[0] = 1
+        return area[0]
+
+
+def write_everything_out():
+    """Have all that the machine has not written yet be written, and hold up whoever writes."""
+    call("sync")
+    return True
+
+
+def write_file_system_out(path):
+    fd = os.open(path, os.O_RDONLY)
+    call("syncfs", fd)
+    return True
+
+
+def write_out(path):
+    """Have what others have written to a file be written, by a descriptor that only reads."""
+    fd = os.open(path, os.O_RDONLY)
+    call("fsync", fd)
+    return True
+
+
+def write_mapping_out(path):
+    fd = os.open(path, os.O_RDONLY)
+    libc.mmap.restype = ctypes.c_void_p
+    at = libc.mmap(None, ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+    call("msync", at, mmap.PAGESIZE, 4)  # MS_SYNC
+    return True
+
+
 def watch_a_directory(path):
     fd = os.open(path, os.O_RDONLY)
     fcntl.fcntl(fd, fcntl.F_NOTIFY, fcntl.DN_ACCESS)
@@ -328,6 +362,14 @@ def filter_a_socket():
 def _before(major: int, minor: int) -> str:
     release = tuple(map(int, platform.release().split("-")[0].split(".")[:2]))
     return f"Linux {major}.{minor} is needed" if release < (major, minor) else ""
+
+
+def _no_pool() -> str:
+    try:
+        with open("/proc/sys/vm/nr_hugepages") as file:
+            return "" if int(file.read()) else "the machine has no pool of huge pages"
+    except OSError as exc:
+        return f"the machine has no pool of huge pages: {exc}"
 
 
 def _no_raising() -> str:
@@ -377,6 +419,11 @@ ATTACKS = [
     _kernel("aio", use_aio),
     _kernel("futex-hash", take_hash_slots, needs=lambda: _before(6, 16)),
     _kernel("lock-a-library", lock_a_library, _library),
+    _kernel("huge-page", take_huge_page, needs=_no_pool),
+    _kernel("sync", write_everything_out),
+    _kernel("syncfs", write_file_system_out, _library),
+    _kernel("fsync", write_out, _library),
+    _kernel("msync", write_mapping_out, _library),
     _kernel("watch-a-directory", watch_a_directory, lambda scene: ("/usr/lib",)),
     _kernel("clock-of-a-process", read_clock_of, _victim, expect="denied"),
     _kernel("session-of-a-process", list_processes, _victim),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import encodings.idna  # getaddrinfo wants it
 import errno
+import fcntl
 import os
 import socket
 import stat
+import struct
 
 from .scene import Attack, Scene
 from .system import call
@@ -128,6 +131,44 @@ def accept_as_parent():
     raise OSError(errno.EBADF, "there is no listener")
 
 
+def _ask_sockets(request, argument):
+    """Make a request of each socket that there is: one is the channel to the parent."""
+    error = OSError(errno.EBADF, "there is no socket")
+    for fd in socket_descriptors():
+        try:
+            return fcntl.ioctl(fd, request, argument)
+        except OSError as exc:
+            error = exc
+    raise error
+
+
+def interfaces_by_channel():
+    """Ask for the names and addresses of the parent's interfaces."""
+    buffer = ctypes.create_string_buffer(4096)
+    _ask_sockets(0x8912, struct.pack("iP", 4096, ctypes.addressof(buffer)))  # SIOCGIFCONF
+    return b"lo\0" in buffer.raw and socket.inet_aton("127.0.0.1") in buffer.raw
+
+
+def ethtool_by_channel():
+    command = ctypes.create_string_buffer(struct.pack("II", 0xA, 0), 8)  # ETHTOOL_GLINK
+    request = struct.pack("16sP16x", b"lo", ctypes.addressof(command))
+    return bool(_ask_sockets(0x8946, request))
+
+
+def change_an_interface_by_channel():
+    """Set the flags of an interface of the parent's, to what they are."""
+    flags = _ask_sockets(0x8913, b"lo".ljust(40, b"\0"))  # SIOCGIFFLAGS
+    return bool(_ask_sockets(0x8914, flags))  # SIOCSIFFLAGS
+
+
+def interface_by_pair():
+    """Ask for the name of an interface of whatever network namespace this process is in."""
+    here, there = socket.socketpair()
+    with here, there:
+        answer = fcntl.ioctl(here, 0x8910, struct.pack("16xi20x", 1))  # SIOCGIFNAME
+    return answer[:3] == b"lo\0"
+
+
 def connect_through_raw_call(address, word):
     """Open the socket by a bare system call, as no library would."""
     fd = call("socket", socket.AF_INET, socket.SOCK_STREAM, 0)
@@ -176,6 +217,16 @@ def _no_mptcp() -> str:
         socket.socket(socket.AF_INET, socket.SOCK_STREAM, _MPTCP).close()
     except OSError as exc:
         return f"no MPTCP here: {exc}"
+    return ""
+
+
+def _no_admin() -> str:
+    try:
+        with socket.socket() as sock:
+            flags = fcntl.ioctl(sock, 0x8913, b"lo".ljust(40, b"\0"))
+            fcntl.ioctl(sock, 0x8914, flags)
+    except OSError as exc:
+        return f"interfaces can't be changed here: {exc}"
     return ""
 
 
@@ -228,6 +279,13 @@ ATTACKS = [
         lambda scene: (scene.path("new"),),
         lambda result, scene: os.path.exists(scene.path("new")),
     ),
+    Attack("interfaces-by-channel", "network", interfaces_by_channel),
+    Attack("ethtool-by-channel", "network", ethtool_by_channel),
+    Attack(
+        "change-interface-by-channel", "network", change_an_interface_by_channel,
+        needs_root=True, needs=_no_admin,
+    ),
+    Attack("interface-by-pair", "network", interface_by_pair),
     Attack(
         "getaddrinfo", "network", resolve,
         succeeded=lambda result, scene: result == "127.0.0.1", timeout=3.0,

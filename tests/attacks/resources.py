@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import mmap
@@ -22,6 +23,7 @@ _TIMERS = 500
 MOST = 1 << 30
 _STEP = 32 << 20
 _PAGE = 4096
+_stacks: list[ctypes.Array] = []
 
 
 def fork_bomb():
@@ -73,6 +75,87 @@ def open_many():
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def open_many_in_threads():
+    """Open in each thread as many as the process may, in a table of its own."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = min(hard, 256)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    gate = threading.Barrier(4)
+    counts, errors = [], []
+
+    def fill():
+        fds = []
+        try:
+            call("close_range", 1 << 20, 1 << 20, 2)  # CLOSE_RANGE_UNSHARE
+            while len(fds) < most // 2:
+                fds.append(os.dup(0))
+        except OSError as exc:
+            errors.append(exc)
+        counts.append(len(fds))
+        with contextlib.suppress(threading.BrokenBarrierError):
+            gate.wait(5)
+        for fd in fds:
+            os.close(fd)
+
+    threads = [threading.Thread(target=fill) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return sum(counts) - most
+
+
+def start_thread_with_own_descriptors():
+    """Start a thread that shares memory and handlers, but not descriptors."""
+    code = ctypes.cast(libc.getpid, ctypes.c_void_p)  # all that it does
+    stack = ctypes.create_string_buffer(1 << 16)
+    _stacks.append(stack)
+    top = (ctypes.addressof(stack) + len(stack)) & ~63
+    libc.clone.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+    # CLONE_VM, CLONE_FS, CLONE_SIGHAND, CLONE_THREAD
+    found = libc.clone(code, top, 0x100 | 0x200 | 0x800 | 0x10000, None)
+    if found < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    time.sleep(0.1)  # it has ended by then
+    return found
+
+
+def _raise_limit(which):
+    _, hard = resource.getrlimit(which)
+    resource.setrlimit(which, (hard, hard))
+
+
+def open_beyond_the_limit(promised):
+    """Use what room there is above the limit that is felt."""
+    fds = []
+    _raise_limit(resource.RLIMIT_NOFILE)
+    try:
+        while len(fds) <= promised:
+            fds.append(os.dup(0))
+    except OSError:
+        pass
+    for fd in fds:
+        os.close(fd)
+    return len(fds)
+
+
+def map_beyond_the_limit(promised):
+    areas = []
+    _raise_limit(resource.RLIMIT_AS)
+    try:
+        while len(areas) << 20 <= promised:
+            areas.append(mmap.mmap(-1, 1 << 20))
+    except (OSError, MemoryError):
+        pass
+    count = len(areas)
+    for area in areas:
+        area.close()
+    return count << 20
 
 
 def make_timers():
@@ -341,6 +424,15 @@ ATTACKS = [
               limits={"processes": 16}, expect="threads|denied"),
     _resource("descriptor-bomb", open_many, succeeded=lambda result, scene: result == 2000,
               limits={"open_files": 256}),
+    _resource("descriptors-of-threads", open_many_in_threads,
+              succeeded=lambda result, scene: isinstance(result, int) and result > 0,
+              limits={"open_files": 256}),
+    _resource("thread-with-own-descriptors", start_thread_with_own_descriptors),
+    _resource("descriptors-beyond-the-limit", open_beyond_the_limit, lambda scene: (16,),
+              lambda result, scene: result > 16, limits={"open_files": 16}, expect="value"),
+    _resource("memory-beyond-the-limit", map_beyond_the_limit, lambda scene: (64 << 20,),
+              lambda result, scene: result > 64 << 20, limits={"memory": 64 << 20},
+              expect="value"),
     _resource("timers", make_timers, succeeded=lambda result, scene: result == _TIMERS),
     _resource("enlarge-a-pipe", enlarge_a_pipe),
     _resource("memory-bomb", take_memory, _most, _all, **_memory),

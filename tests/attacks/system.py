@@ -19,8 +19,11 @@ _X86 = {
     "perf_event_open": 298, "personality": 135, "prctl": 157, "pidfd_getfd": 438, "pidfd_open": 434,
     "pidfd_send_signal": 424, "prlimit64": 302, "process_madvise": 440,
     "process_vm_readv": 310, "process_vm_writev": 311, "ptrace": 101, "rt_sigqueueinfo": 129,
-    "setns": 308, "setresuid": 117, "shmctl": 31, "shmget": 29, "socket": 41, "syslog": 103,
-    "tgkill": 234, "timer_create": 222, "tkill": 200, "unshare": 272, "userfaultfd": 323,
+    "setns": 308, "setresuid": 117, "shmctl": 31, "shmget": 29, "socket": 41, "splice": 275,
+    "syslog": 103, "tee": 276, "tgkill": 234, "timer_create": 222, "tkill": 200,
+    "unshare": 272, "userfaultfd": 323,
+    "vmsplice": 278, "capget": 125, "close_range": 436, "fsync": 74, "msync": 26, "sync": 162,
+    "syncfs": 306,
 }  # fmt: skip
 _ARM = {
     "add_key": 217, "bpf": 280, "clone": 220, "clone3": 435, "fsopen": 430, "getpid": 172,
@@ -30,8 +33,11 @@ _ARM = {
     "perf_event_open": 241, "personality": 92, "prctl": 167, "pidfd_getfd": 438, "pidfd_open": 434,
     "pidfd_send_signal": 424, "prlimit64": 261, "process_madvise": 440,
     "process_vm_readv": 270, "process_vm_writev": 271, "ptrace": 117, "rt_sigqueueinfo": 138,
-    "setns": 268, "setresuid": 147, "shmctl": 195, "shmget": 194, "socket": 198, "syslog": 116,
-    "tgkill": 131, "timer_create": 107, "tkill": 130, "unshare": 97, "userfaultfd": 282,
+    "setns": 268, "setresuid": 147, "shmctl": 195, "shmget": 194, "socket": 198, "splice": 76,
+    "syslog": 116, "tee": 77, "tgkill": 131, "timer_create": 107, "tkill": 130,
+    "unshare": 97, "userfaultfd": 282,
+    "vmsplice": 75, "capget": 90, "close_range": 436, "fsync": 82, "msync": 227, "sync": 81,
+    "syncfs": 267,
 }  # fmt: skip
 NUMBERS = _ARM if platform.machine() == "aarch64" else _X86
 
