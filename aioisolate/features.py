@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ._attempts import findings as attempt_all
-from ._call.policy import survey, survey_limits
+from ._call.enforcement import survey_limits
+from ._call.policy import survey
 from ._child.policy import Enforcement, Layer, Policy, Start
 from ._os.features import Containment, containment
 from ._os.process import fork, hush_fork_warning

@@ -22,7 +22,8 @@ from aioisolate import (
     features,
     run_isolated,
 )
-from aioisolate._call.policy import make_policy, plan_limits, survey
+from aioisolate._call.enforcement import plan_limits
+from aioisolate._call.policy import make_policy, survey
 from aioisolate._child import bounds
 from aioisolate._child.policy import Bounds, Layer
 from aioisolate._os import containment as module

@@ -32,8 +32,9 @@ from aioisolate import (
     run_isolated,
 )
 from aioisolate._call import causes
+from aioisolate._call.enforcement import plan_limits
 from aioisolate._call.plan import make_plan
-from aioisolate._call.policy import make_policy, plan_limits
+from aioisolate._call.policy import make_policy
 from aioisolate._options import CallOptions
 from aioisolate._os import features, oom
 from tests import deeds, helpers

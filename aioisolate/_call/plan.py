@@ -70,7 +70,8 @@ def make_plan(
 def _confine(options: CallOptions, start: Start) -> tuple[Policy | None, Enforcement]:
     """Decide how a call is confined; raises if that can't be."""
     # Not small, and most calls do without.
-    from .policy import make_policy, plan_limits  # noqa: PLC0415 - as said
+    from .enforcement import plan_limits  # noqa: PLC0415 - as said
+    from .policy import make_policy  # noqa: PLC0415 - as said
 
     sandbox = options.sandbox
     if options.codec != "pickle":

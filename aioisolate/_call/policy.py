@@ -6,51 +6,22 @@ What this machine lacks is refused here, by name, before anything is forked.
 from __future__ import annotations
 
 import functools
-import math
 import os
 import site
 import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from .._child.policy import Bounds, Enforcement, Group, Layer, Policy, Start
-from .._errors import CallableDidNotExecuteError, Reason, SandboxWarning
-from .._limits import Limits
+from .._child.policy import Layer, Policy, Start
 from .._os import namespaces, seccomp
-from .._os.features import Containment
+from .._os.containment import Containment
 from .._os.landlock import TRUNCATE_ABI
 from ..sandbox import PYTHON, Sandbox
-from .warn import warn
+from .enforcement import CONTROL_GROUP, count_by
+from .lacks import TO_BECOME, TO_UNSHARE, Lack, object_to, refusal
 
-__all__ = ["Lack", "make_policy", "plan_limits", "python_paths", "survey", "survey_limits"]
-
-# The init of a process namespace, and who follows it from outside, unless they are of another
-# user's than the call.
-_KEEPERS = 2
-
-
-class Lack(NamedTuple):
-    """Something that a sandbox promises, or would have, and that can't be had here.
-
-    Attributes:
-        name: the layer's or the limit's, as in `Sandbox.require`.
-        text: what is missing, and why.
-        remedy: what to change.
-        hard: without it the sandbox is refused.
-    """
-
-    name: str
-    text: str
-    remedy: str = ""
-    hard: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.text} ({self.remedy})" if self.remedy else self.text
-
-
-def _refuse(text: str) -> CallableDidNotExecuteError:
-    return CallableDidNotExecuteError(text, reason=Reason.FEATURE_UNAVAILABLE)
+__all__ = ["make_policy", "python_paths", "survey"]
 
 
 def make_policy(sandbox: Sandbox, here: Containment, start: Start) -> Policy:
@@ -60,7 +31,7 @@ def make_policy(sandbox: Sandbox, here: Containment, start: Start) -> Policy:
     with ``missing="warn"`` it warns instead.
     """
     policy, lacks = survey(sandbox, here, start)
-    _object(sandbox, [lack for lack in lacks if lack.hard or lack.name in sandbox.require])
+    object_to(sandbox, [lack for lack in lacks if lack.hard or lack.name in sandbox.require])
     return policy
 
 
@@ -76,27 +47,11 @@ def _add_required(sandbox: Sandbox, policy: Policy, here: Containment, lacks: li
     ]
 
 
-def _object(sandbox: Sandbox | None, lacks: Sequence[Lack]) -> None:
-    """Refuse what lacks something, or warn."""
-    if not lacks:
-        return
-    text = f"this machine can't hold what the sandbox promises: {'; '.join(map(str, lacks))}"
-    required = sandbox is not None and any(lack.name in sandbox.require for lack in lacks)
-    if sandbox is None or sandbox.missing == "refuse" or required:
-        raise _refuse(text)
-    warn(text, SandboxWarning)
-
-
-CONTROL_GROUP = "control group"
-_TO_BECOME = "give the container the capabilities SETUID, SETGID and KILL"
-_TO_UNSHARE = "let the container make user namespaces, or give it the capability SYS_ADMIN"
-
-
 @functools.lru_cache(32)
 def survey(sandbox: Sandbox, here: Containment, start: Start) -> tuple[Policy, tuple[Lack, ...]]:
     """Return the policy, and what it lacks here. Raises CallableDidNotExecuteError."""
     if sandbox.fresh and start != "zygote":
-        raise _refuse(
+        raise refusal(
             f"this sandbox is for children of a fresh interpreter, Isolator(start='zygote'): with "
             f"start={start!r} fn would run in a copy of this process, with every secret that it "
             "holds in memory"
@@ -132,7 +87,7 @@ def survey(sandbox: Sandbox, here: Containment, start: Start) -> tuple[Policy, t
         codec=sandbox.codec,
     )
     if filtering:
-        way = _count_by(sandbox, policy._replace(child_filter=b"?"), here)
+        way = count_by(sandbox, policy._replace(child_filter=b"?"), here)
         limits = sandbox.limits
         if not way and not sandbox.subprocesses and limits is not None and limits.processes:
             policy = policy._replace(threads=False)
@@ -178,13 +133,13 @@ def _namespaces(sandbox: Sandbox, here: Containment, lacks: list[Lack]) -> tuple
     why = here.why_no_namespaces or f"there are none on {here.platform}"
     if not here.namespaces:
         hard = sandbox.namespaces == "require"
-        lacks.append(Lack(Layer.NAMESPACES, f"namespaces can't be had ({why})", _TO_UNSHARE, hard))
+        lacks.append(Lack(Layer.NAMESPACES, f"namespaces can't be had ({why})", TO_UNSHARE, hard))
         if sandbox.scratch:
             text = f"a scratch directory needs a mount namespace ({why})"
-            lacks.append(Lack(Layer.SCRATCH, text, f"{_TO_UNSHARE}, or leave out scratch"))
+            lacks.append(Lack(Layer.SCRATCH, text, f"{TO_UNSHARE}, or leave out scratch"))
         if sandbox.subprocesses and sandbox.codec != "pickle":
             text = f"without a process namespace programs that it starts could outlive it ({why})"
-            remedy = f"{_TO_UNSHARE}, or set subprocesses=False"
+            remedy = f"{TO_UNSHARE}, or set subprocesses=False"
             lacks.append(Lack(Layer.PROCESSES, text, remedy, not hard))
         return 0, False, False
     flags = namespaces.ALL
@@ -212,13 +167,13 @@ def _user(sandbox: Sandbox, here: Containment, lacks: list[Lack]) -> int:
         if here.becomes:
             return wanted
         text = f"this process may not become the user {wanted} ({here.why_not_becomes})"
-        lacks.append(Lack(Layer.USER, text, f"{_TO_BECOME}, or leave out user"))
+        lacks.append(Lack(Layer.USER, text, f"{TO_BECOME}, or leave out user"))
         return -1
     if here.becomes:
         return 0
     if here.platform == "linux" and here.capable:
         text = f"it stays this user, without capabilities ({here.why_not_becomes})"
-        lacks.append(Lack(Layer.USER, text, _TO_BECOME, hard=False))
+        lacks.append(Lack(Layer.USER, text, TO_BECOME, hard=False))
     return -1
 
 
@@ -331,147 +286,3 @@ def python_paths() -> tuple[str, ...]:
         if path and path not in paths and os.path.exists(path):
             paths.append(path)
     return tuple(paths)
-
-
-def plan_limits(
-    limits: Limits | None,
-    sandbox: Sandbox | None,
-    policy: Policy | None,
-    here: Containment,
-    start: Start = "fork",
-) -> Enforcement:
-    """Decide how limits are held.
-
-    Raises CallableDidNotExecuteError, naming each limit that can't be and what to change; with
-    the sandbox's ``missing="warn"`` it warns instead.
-    """
-    enforcement, lacks = survey_limits(limits, sandbox, policy, here, start)
-    _object(sandbox, lacks)
-    return enforcement
-
-
-def survey_limits(
-    limits: Limits | None,
-    sandbox: Sandbox | None,
-    policy: Policy | None,
-    here: Containment,
-    start: Start = "fork",
-) -> tuple[Enforcement, list[Lack]]:
-    """Decide how limits are held; return that, and which ones can't be."""
-    lacks = [] if sandbox is None else _missing_limits(limits, sandbox)
-    if limits is None:
-        return Enforcement(), lacks
-    memory = limits.memory
-    if memory is not None and here.platform != "linux":
-        text = (
-            f"limits.memory can't be enforced on {here.platform}, where the size of a process "
-            "can't be limited above what it starts with"
-        )
-        lacks.append(Lack("limits.memory", text, "leave out limits.memory"))
-        memory = None
-    of_group = _memory_of_group(memory, sandbox, here, lacks)
-    counted, processes, besides = _processes(limits, sandbox, policy, here, start, lacks)
-    bounds = Bounds(
-        memory,
-        limits.address_space,
-        None if limits.cpu_time is None else math.ceil(limits.cpu_time),
-        limits.open_files,
-        limits.file_size,
-        processes,
-        limits.core_size,
-        strict=sandbox is not None and sandbox.codec != "pickle",
-        besides=besides,
-    )
-    group = None if of_group is None and counted is None else Group(of_group, counted)
-    if group is None and sandbox is not None and CONTROL_GROUP in sandbox.require:
-        lacks.append(Lack(CONTROL_GROUP, "a control group is required, and this sandbox has none"))
-    return Enforcement(bounds, group), lacks
-
-
-def _missing_limits(limits: Limits | None, sandbox: Sandbox) -> list[Lack]:
-    """List the limits that are required and that a call has not."""
-    return [
-        Lack(name, f"{name} is required, and this call has none")
-        for name in sandbox.require
-        if name.startswith("limits.")
-        and getattr(limits, name.removeprefix("limits."), None) is None
-    ]
-
-
-def _memory_of_group(
-    memory: int | None, sandbox: Sandbox | None, here: Containment, lacks: list[Lack]
-) -> int | None:
-    """Return the memory that all processes of a call may have together, if that is limited."""
-    setting = "off" if sandbox is None else sandbox.cgroup
-    if setting == "require" and not here.groups:
-        text = "this process may not make control groups (sandbox.cgroup='require')"
-        lacks.append(Lack(CONTROL_GROUP, text, "delegate one, or set cgroup='auto'"))
-    if memory is None or sandbox is None or setting == "off":
-        return None
-    if "memory" in here.groups and (sandbox.subprocesses or setting == "require"):
-        return memory
-    if sandbox.subprocesses and (setting == "require" or sandbox.codec != "pickle"):
-        text = (
-            "limits.memory can't be enforced here for all processes of a call together: no "
-            "control group with the memory controller can be made for it"
-        )
-        remedy = "delegate a control group, set cgroup='off', or leave out limits.memory"
-        lacks.append(Lack("limits.memory", text, remedy))
-    return None
-
-
-def _processes(  # noqa: PLR0917 - it is one step of `survey_limits`
-    limits: Limits,
-    sandbox: Sandbox | None,
-    policy: Policy | None,
-    here: Containment,
-    start: Start,
-    lacks: list[Lack],
-) -> tuple[int | None, int | None, bool]:
-    """Decide who counts processes: the control group's number, RLIMIT_NPROC's, how that counts."""
-    processes = limits.processes
-    if processes is None:
-        return None, None, False
-    if policy is not None and not policy.threads:
-        return None, None, False  # there is one, and can be no other
-    way = _count_by(sandbox, policy, here)
-    # A fork server's child enters a group when it is given its call, and they don't.
-    keepers = policy is not None and policy.init and policy.uid < 0
-    if keepers and (way == "alone" or start == "fork"):
-        processes += _KEEPERS
-    match way:
-        case "alone":
-            return None, processes, False
-        case "group":
-            return processes, None, False
-        case "user":
-            return None, processes, True
-    text = (
-        "limits.processes can't be enforced here: a user's processes are counted all "
-        "together (and root's not at all), this call has no user id or user namespace of "
-        "its own, and no control group with the pids controller can be made for it"
-    )
-    remedy = (
-        f"{_TO_BECOME}, or let it make user namespaces, or give it a pids control group; or leave "
-        "out limits.processes"
-    )
-    lacks.append(Lack("limits.processes", text, remedy))
-    return None, None, False
-
-
-def _count_by(
-    sandbox: Sandbox | None, policy: Policy | None, here: Containment
-) -> Literal["alone", "group", "user", ""]:
-    """Tell by what the processes and threads of a call can be counted."""
-    if policy is not None:
-        by_namespace = policy.as_user and policy.uid < 0 and here.processes_by_namespace
-        if policy.uid == 0 or by_namespace:
-            return "alone"
-    if "pids" in here.groups and (sandbox is None or sandbox.cgroup != "off"):
-        return "group"
-    # Together with all others of this user, whose number is known when the call begins: so it is
-    # good enough for threads, which end with the call, and not for processes, which may not.
-    threads_only = policy is not None and policy.child_filter and not policy.execute
-    if policy is not None and threads_only and (policy.uid > 0 or here.processes_by_user):
-        return "user"
-    return ""
