@@ -547,16 +547,19 @@ def test_they_are_replaced_without_proc(tmp_path):
         order.null = os.open(os.devnull, os.O_RDWR)
         order.empty = os.open(os.devnull, os.O_RDONLY)
         file = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
-        order.strangers, order.snapshots, order.count = [file], [], 0
-        order.known = frozenset()
+        late = os.open(tmp_path / "file", os.O_RDWR)
+        order.strangers, order.snapshots, order.dev = [file], [], -1
+        order.gaps = descriptors.gaps(set(range(late + 10)) - {late})
         descriptors.replace_strangers(order, -1)
-        try:
-            os.write(file, b"attacked")
-        except OSError as exc:
-            return exc.errno, os.write(1, b""), os.read(0, 1).decode()
-        return "attacked"
+        failed = []
+        for fd in (file, late):
+            try:
+                os.write(fd, b"attacked")
+            except OSError as exc:
+                failed.append(exc.errno)
+        return failed, os.write(1, b""), os.read(0, 1).decode()
 
-    assert forked(work) == ([9, 0, ""], 0)
+    assert forked(work) == ([[9, 9], 0, ""], 0)
 
 
 # Copies of the process
