@@ -276,7 +276,7 @@ async def test_objects_of_modules_do_no_harm(module, tmp_path):
     with listener:
         async with Isolator(sandbox=DATA, preload=[name]) as iso:
             for call in (use, use, leave):
-                outcome = await iso.capture(call)
+                outcome = await iso.capture(call, timeout=20)
                 assert outcome.error is None
                 assert outcome.exit.code == 0
                 if call is use:

@@ -165,9 +165,7 @@ class Server:
                     own.own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)), own
                 )
                 self._order.strangers = []
-                self._order.dev = own.own(
-                    os.open("/dev", _os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                )
+                self._order.dev = self._open_dev()
                 self._take_stock()  # while paths are those that a user knows
             self._confine(policy)
         imports.be_as_lazy_as_before()  # the children are like the parent
@@ -185,6 +183,12 @@ class Server:
         self._order.codec = policy.codec
         self._ground = confine.Ground()
         self._engaged = confine.enter_server(policy, self._ground)
+
+    def _open_dev(self) -> int:
+        try:
+            return self._own.own(os.open("/dev", _os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        except OSError:
+            return -1  # there is none: then children share what this process has opened
 
     def _take_stock(self) -> None:
         """Find out what modules hold that is nothing for strangers, and tell the parent."""
