@@ -82,6 +82,10 @@ async def test_each_is_told_of_once(module, tmp_path, caplog):
         unix.bind("\\0{module.__name__}" + str(os.getpid()))
         fd = os.memfd_create("of memory")
         event = os.eventfd(0)
+        path = socket.socket(socket.AF_UNIX)
+        path.bind(directory + "/unix")
+        path.close()
+        path = os.open(directory + "/unix", os.O_PATH)
         nothing = open(os.devnull)
     """)
     second = module('file = open(directory + "/other", "w")')
@@ -102,10 +106,11 @@ async def test_each_is_told_of_once(module, tmp_path, caplog):
     assert any("Unix socket" in line and module.__name__ in line for line in lines)
     assert any("/memfd:of memory" in line for line in lines)
     assert any("eventfd" in line for line in lines)
+    assert any(f"({tmp_path}/unix)" in line for line in lines)
     assert any(f"{tmp_path}/other" in line and repr(second) in line for line in lines)
     assert all("pass_fds" in line for line in lines)
     assert not any("/dev/null" in line for line in lines)
-    assert len(lines) == 7 + socket.has_dualstack_ipv6()
+    assert len(lines) == 8 + socket.has_dualstack_ipv6()
 
 
 @pytest.mark.one_loop

@@ -186,7 +186,8 @@ class Server:
 
     def _open_dev(self) -> int:
         try:
-            return self._own.own(os.open("/dev", _os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            path: int = getattr(os, "O_PATH", os.O_RDONLY)
+            return self._own.own(os.open("/dev", path | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError:
             return -1  # there is none: then children share what this process has opened
 
