@@ -57,7 +57,9 @@ class Isolator:
             defines, lambdas and closures by cloudpickle. ``"template"``: a copy of this process
             taken when the Isolator is entered; functions that existed then are as they were
             then. ``"fork"``: this process, at each call, as with `run_isolated`.
-        preload: names of modules that the zygote imports, not each child; lazy imports, too.
+        preload: names of modules that the zygote imports, not each child; lazy imports, too. Where
+            a sandbox has a data-only codec, children find an empty file in the place of what these
+            modules have open, and shared memory that can be written is refused.
         warm: how many children to keep forked ahead of need. Each serves one call.
         max_concurrency: how many calls may run at once; a number, or an
             `anyio.CapacityLimiter` that may be shared. None: as many as there are CPUs, by

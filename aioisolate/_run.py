@@ -96,7 +96,8 @@ async def run_isolated(
         result_type: with a data-only codec, what the result is to be: a type that msgspec
             knows, such as a dataclass, ``list[int]`` or a TypedDict.
         pass_fds: descriptors of sockets, pipes and the like that fn may go on using. Files,
-            terminals and directories it may use anyway; everything else leads to /dev/null.
+            terminals and directories it may use anyway, but for a sandbox with a data-only codec;
+            everything else leads to /dev/null.
 
     Raises:
         what fn raised, as its own type and with the child's frames in the traceback, if it is an

@@ -75,7 +75,8 @@ def place():
 
 # Where it makes a difference who one is.
 ATTACKS = (
-    "with_the_sandbox or daemons or (test_untrusted and (files or processes or kernel or inherit))"
+    "with_the_sandbox or daemons"
+    " or (test_untrusted and (files or processes or kernel or inherit or preloaded))"
 )
 PARTS = {
     "sandbox": (
@@ -83,6 +84,7 @@ PARTS = {
         ["tests/test_sandbox.py", "tests/test_limits.py", "tests/test_descriptors.py"],
     ),
     "attacks": (ATTACKS, ["tests/test_attacks.py"]),
+    "preloaded": ("not uvloop and not trio", ["tests/test_preloaded.py"]),
 }
 
 

@@ -310,8 +310,8 @@ class ForkedChild:
 def open_empty(policy: Policy | None, null: int, owner: Descriptors) -> tuple[int, bool]:
     """Return what a copy confined by *policy* gets for its descriptors, and whether for files, too.
 
-    *null* itself, where fn is trusted: what a library writes to a connection that is gone is of no
-    use, but need not fail.
+    Where fn is trusted that is *null* itself, to which a library may write: what it sends over a
+    connection that the child has lost is dropped.
     """
     if policy is None:
         return null, False

@@ -10,12 +10,14 @@ For reading only: a module that writes to what it takes for its log is to hear o
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterable
 
 from .._os import fds
 from .order import Order
 
-__all__ = ["renew", "replace_strangers"]
+__all__ = ["gaps", "renew", "replace_strangers"]
 
 
 def replace_strangers(order: Order, proc: int) -> None:
@@ -25,46 +27,39 @@ def replace_strangers(order: Order, proc: int) -> None:
     """
     assert order.strangers is not None
     null, empty = order.null, order.empty
-    for fd, mode in ((null, os.O_RDWR), (empty, os.O_RDONLY)):
-        try:
-            _renew(fd, mode, proc)
-        except OSError:
-            pass  # no /proc: its flags are shared
+    if order.dev >= 0:
+        own = os.open("null", os.O_RDWR | os.O_CLOEXEC, dir_fd=order.dev)
+        os.dup2(own, null, False)
+        os.close(own)
+        own = os.open("null", os.O_RDONLY | os.O_CLOEXEC, dir_fd=order.dev)
+        os.dup2(own, empty, False)
+        os.close(own)
+        os.close(order.dev)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    fds.replace(order.strangers, empty)
-    renew(order.snapshots, empty, proc)
-    if proc >= 0:
-        fds.replace(_opened_by_hooks(order, proc), empty)
+    for fd in order.strangers:
+        os.dup2(empty, fd, False)
+    if order.snapshots:
+        renew(order.snapshots, empty, proc)
+    # What functions have opened that run after each fork (os.register_at_fork, and C's). Closed,
+    # since to find out which of the numbers are open takes longer than all else here.
+    for first, end in order.gaps:
+        os.closerange(first, end)
 
 
-def _renew(fd: int, mode: int, proc: int) -> None:
-    own = fds.reopen(fd, mode, proc if proc >= 0 else None)
-    os.dup2(own, fd, False)
-    os.close(own)
-
-
-def renew(files: list[int], empty: int, proc: int = -1) -> None:
+def renew(files: Iterable[int], empty: int, proc: int = -1) -> None:
     """Open files anew, to be read only; where that can't be, *empty* takes their place."""
     for fd in files:
         try:
-            _renew(fd, os.O_RDONLY, proc)
+            own = fds.reopen(fd, os.O_RDONLY, proc if proc >= 0 else None)
         except OSError:
             os.dup2(empty, fd, False)
+        else:
+            os.dup2(own, fd, False)
+            os.close(own)
 
 
-def _opened_by_hooks(order: Order, proc: int) -> list[int]:
-    """List what functions have opened that run after each fork (os.register_at_fork and C's).
-
-    If such a function has closed what its module had open, that has been replaced, and is open.
-    """
-    # Linux 6.2 and later tell how many there are, which costs a third.
-    if order.count and os.stat("self/fd", dir_fd=proc).st_size == order.count:
-        return []
-    directory = os.open("self/fd", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
-    try:
-        there = {int(name) for name in os.listdir(directory)}
-    finally:
-        os.close(directory)
-    # The listing had a descriptor of its own, whose number is free again.
-    return [fd for fd in there - order.known - {directory} if fds.is_open(fd)]
+def gaps(known: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the ranges of numbers between the *known* ones; the end of each is a known one."""
+    there = sorted(known)
+    return [(one + 1, other) for one, other in itertools.pairwise(there) if other > one + 1]

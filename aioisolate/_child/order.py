@@ -56,8 +56,8 @@ class Order:
         snapshots: descriptors to be opened anew, for reading, since other processes have them too.
         strangers: the descriptors that modules of a fork server hold open, which fn must not have;
             None: fn is trusted with them.
-        known, count: all descriptors that the server had when it was ready; and how many of these
-            a child has, but for those that come and go, or 0: the kernel does not tell.
+        gaps: the ranges of numbers that were free when the server was ready.
+        dev: a descriptor of /dev, or -1.
         threaded: the parent had other threads when it was forked.
         signals: signals that are not at their default.
         faulthandler: the parent has its crash reports enabled.
@@ -92,17 +92,17 @@ class Order:
         "channel",
         "codec",
         "confined",
-        "count",
         "deadline_stack",
+        "dev",
         "empty",
         "entrances",
         "faulthandler",
         "floor",
         "fn",
         "forget_loop",
+        "gaps",
         "inherited",
         "keep",
-        "known",
         "last_word",
         "nonce",
         "note_pid",
@@ -145,8 +145,8 @@ class Order:
     confined: bool
     snapshots: list[int]
     strangers: list[int] | None
-    known: frozenset[int]
-    count: int
+    gaps: list[tuple[int, int]]
+    dev: int
     threaded: bool
     signals: Sequence[int]
     faulthandler: bool

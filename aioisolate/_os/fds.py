@@ -23,7 +23,6 @@ __all__ = [
     "ours",
     "pipe",
     "reopen",
-    "replace",
     "severable",
 ]
 
@@ -177,12 +176,6 @@ def reopen(fd: int, mode: int, proc: int | None = None) -> int:
     """
     path = f"/proc/self/fd/{fd}" if proc is None else f"self/fd/{fd}"
     return os.open(path, mode | os.O_CLOEXEC, dir_fd=proc)
-
-
-def replace(numbers: Iterable[int], empty: int) -> None:
-    """Put the file *empty* in the place of each descriptor."""
-    for fd in numbers:
-        os.dup2(empty, fd, False)
 
 
 def severable(fds: Iterable[int], keep: Collection[int], *, files: bool = False) -> list[int]:

@@ -74,7 +74,12 @@ def describe(fd: int, target: str) -> str:
     """Say what a descriptor is: *target*, which is its path, or both ends of a socket."""
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         return target or "no name"
-    sock = _socket.socket(fileno=os.dup(fd))
+    copy = os.dup(fd)
+    try:
+        sock = _socket.socket(fileno=copy)
+    except OSError:  # a path (O_PATH), and no socket to talk through
+        os.close(copy)
+        return target
     try:
         kind = _KINDS.get((sock.family, sock.type), f"socket of family {sock.family:d}")
         here, there = _name(sock.getsockname), _name(sock.getpeername)

@@ -166,6 +166,7 @@ class Server:
                     own.own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)), own
                 )
                 self._order.strangers = []
+                self._order.dev = self._open_dev()
                 self._take_stock()  # while paths are those that a user knows
             self._confine(policy)
         imports.be_as_lazy_as_before()  # the children are like the parent
@@ -184,10 +185,16 @@ class Server:
         self._ground = confine.Ground()
         self._engaged = confine.enter_server(policy, self._ground)
 
+    def _open_dev(self) -> int:
+        try:
+            path: int = getattr(os, "O_PATH", os.O_RDONLY)
+            return self._own.own(os.open("/dev", path | os.O_DIRECTORY | os.O_CLOEXEC))
+        except OSError:
+            return -1  # there is none: then children share what this process has opened
+
     def _take_stock(self) -> None:
         """Find out what modules hold that is nothing for strangers, and tell the parent."""
-        from .._child import descriptors  # noqa: F401, PLC0415 - only then; for the children
-        from . import holdings  # noqa: PLC0415 - likewise
+        from . import holdings  # noqa: PLC0415 - only then
 
         copied, ground, order = self._opened is None, self._ground, self._order
         proc = None if ground is None else ground.proc
@@ -196,8 +203,8 @@ class Server:
         self._shared = holdings.why_shared(maps.shared(proc), copied=copied)
         if not copied:
             holdings.seal(fds.kept)
-        own = {0, 1, 2, self._null, self._empty, self._channel_at, self._scratch_at, *self._sever}
-        own.update(self._inspection.held(), fds.kept, self._given, self._passing)
+        own = {0, 1, 2, self._null, self._empty, self._channel_at, self._scratch_at, order.dev}
+        own.update(self._sever, self._inspection.held(), fds.kept, self._given, self._passing)
         own.update(self._parcels.all(), () if ground is None else ground.fds())
         # The listing's own is closed by now.
         found = [fd for fd in self._inspection.list_fds() if fd not in own and fds.is_open(fd)]
@@ -217,6 +224,7 @@ class Server:
         order.scratch = self._scratch_at
         order.null = order.empty = self._null
         order.strangers = None
+        order.dev = -1
         order.snapshots = []
         order.deadline_stack = True
         numpy_random = sys.modules.get("numpy.random")
@@ -244,8 +252,10 @@ class Server:
         self._count = count and count - len(given) - len(self._passing)
         # What comes and goes lives above everything that stays, so a child closes it in one go.
         self._order.floor = max(self._known) + 1
-        self._order.known = frozenset(self._known)
-        self._order.count = self._count and self._count - len(self._inspection.held())
+        if self._order.strangers is not None:
+            from .._child import descriptors  # noqa: PLC0415 - only then; for the children, too
+
+            self._order.gaps = descriptors.gaps(self._known)
 
     def run(self) -> None:
         """Serve until the parent closes the control socket."""
