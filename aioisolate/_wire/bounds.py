@@ -21,8 +21,8 @@ DEPTH_MAX = 64
 # Values of all kinds, keys included. The largest for their size, empty dicts, are 72 bytes each.
 VALUES_MAX = 1_000_000
 # Lists and dicts among them: a garbage collection looks at each one, and holds up all threads until
-# it has seen them all. For so many that takes some 25 ms.
-CONTAINERS_MAX = 400_000
+# it has seen them all. For so many that takes 20 to 30 ms.
+CONTAINERS_MAX = 300_000
 # Text and bytes are hashed with a secret of the process; for numbers anyone can work out which
 # ones collide. Within this, searching them one by one takes about a millisecond.
 KEYS_MAX = 1000
