@@ -351,7 +351,7 @@ WORST = {
 @pytest.mark.parametrize("name", WORST)
 def test_no_step_is_large(name, monkeypatch):
     codec, data, result_type = WORST[name]
-    most = cutting.WINDOW + 64 * 1024
+    most = 128 * 1024 + 64 * 1024
     seen = []
     if result_type is None:
         how = stepwise.steps(codec, None)
