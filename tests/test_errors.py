@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import enum
 import gc
+import logging
 import os
 import pickle
 import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import types
 
@@ -24,7 +27,9 @@ from aioisolate import (
     CallableStatusUnknownError,
     Exit,
     IsolationError,
+    Limits,
     Reason,
+    RemoteError,
     capture_isolated,
     isolated,
     run_isolated,
@@ -730,3 +735,102 @@ def test_a_decorated_coroutine_is_refused():
     coroutine = work()
     with pytest.raises(TypeError, match="coroutine"):
         isolated(coroutine)
+
+
+# What a stranger says, in a log
+
+FORGED = "\n2026-01-01 00:00:00 root: FORGED\r\x1b[2K\u2028FORGED\u202e\u3164\U000e0100"
+
+
+def forge_exception():
+    raise type(f"E{FORGED}", (Exception,), {"__module__": f"m{FORGED}"})(FORGED)
+
+
+def forge_exit():
+    raise SystemExit(FORGED)
+
+
+def forge_memory_error():
+    raise MemoryError(FORGED)
+
+
+def forge_stderr():
+    os.write(2, FORGED.encode() * 3)
+    os._exit(3)
+
+
+def forge_stack():
+    os.pwrite(find_line().scratch, FORGED.encode(), 0)
+    os._exit(3)
+
+
+def forge_loss():
+    line = find_line()
+    os.write(line.channel, encode(line.nonce, Kind.LOST, b"RESULT_WRITE\n" + FORGED.encode()))
+    os._exit(3)
+
+
+def forge_value():
+    return FORGED
+
+
+def forge_rubbish():
+    os.write(find_line().channel, FORGED.encode())
+    time.sleep(30)
+
+
+def forge_unencodable():
+    return {FORGED: object()}
+
+
+@pytest.mark.parametrize("codec", ["json", "msgspec"])
+@pytest.mark.parametrize(
+    "fn",
+    [
+        *(forge_exception, forge_exit, forge_memory_error, forge_stderr, forge_stack, forge_loss),
+        *(forge_value, forge_rubbish, forge_unencodable),
+    ],
+)
+@pytest.mark.one_loop
+async def test_what_a_stranger_says_forges_no_line_of_a_log(codec, fn, caplog):
+    limits = Limits(memory="1 GiB")
+    outcome = await capture_isolated(
+        fn, codec=codec, output="capture", limits=limits, result_type=Colour, timeout=20
+    )
+    error = outcome.error
+    assert error is not None
+    try:
+        raise error
+    except Exception:
+        logging.getLogger("some").exception("it failed: %s", error)
+    lines = caplog.text.split("\n")
+    assert any("it failed" in line for line in lines)
+    texts = [str(error), repr(error), str(error.__cause__), *map(str, error.args[:2])]
+    if isinstance(error, RemoteError):
+        texts += [error.type_name, error.message]
+        blocks = error.traceback
+    else:
+        blocks = f"{error.stderr_tail}\n{error.crash_traceback}"
+        assert ("FORGED" in error.stderr_tail) is (fn is forge_stderr)
+        assert ("FORGED" in error.crash_traceback) is (fn is forge_stack)
+    for text in texts:
+        assert "\n" not in text
+    for line in blocks.split("\n"):
+        assert not line or line.startswith("|")
+    for text in (*texts, *lines, *blocks.split("\n")):
+        assert not set(text) & set("\r\x1b\u2028\u202e\u3164\U000e0100")
+        assert not text.startswith(("2026", "FORGED"))
+    if fn is forge_stderr:  # what was asked for as data is data
+        assert outcome.stderr == FORGED * 3
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize("codec", ["pickle", "json"])
+@pytest.mark.one_loop
+async def test_words_of_trusted_code_are_left_as_they_are(codec):
+    outcome = await capture_isolated(forge_stderr, codec=codec, output="capture")
+    raw = outcome.error.stderr_tail == FORGED * 3
+    assert raw is (codec == "pickle")

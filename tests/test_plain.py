@@ -342,7 +342,7 @@ HOSTILE_MSGPACK = {
     "empty dicts": (lists(b"\x80", M), "lists and dicts"),
     "empty bytes": (lists(b"\xc4\0", M // 2), "values"),
     "numbers": (lists(b"\1", M), "values"),
-    "dicts of one": (lists(b"\x81\xa1a\xc0", M // 4), "values"),
+    "dicts of one": (lists(b"\x81\xa1a\xc0", M // 4), "lists and dicts"),
     "100,000 levels": (b"\x91" * 100_000 + b"\x90", "deeper"),
     "16 million levels": (b"\x91" * M, "deeper"),
     "levels of dicts": (b"\x81\xa0" * 100_000 + b"\x90", "deeper"),

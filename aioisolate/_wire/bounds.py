@@ -11,8 +11,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from .cutting import end_of_text
-
 if TYPE_CHECKING:
     from .cutting import Cutter
 
@@ -23,8 +21,8 @@ DEPTH_MAX = 64
 # Values of all kinds, keys included. The largest for their size, empty dicts, are 72 bytes each.
 VALUES_MAX = 1_000_000
 # Lists and dicts among them: a garbage collection looks at each one, and holds up all threads until
-# it has seen them all. For so many that takes some 25 ms.
-CONTAINERS_MAX = 400_000
+# it has seen them all. For so many that takes 20 to 30 ms.
+CONTAINERS_MAX = 300_000
 # Text and bytes are hashed with a secret of the process; for numbers anyone can work out which
 # ones collide. Within this, searching them one by one takes about a millisecond.
 KEYS_MAX = 1000
@@ -76,19 +74,21 @@ def check_msgpack(  # noqa: C901, PLR0912, PLR0915 - by token
     # The innermost list or dict: how many values it still lacks, and how many keys it has (-1: it
     # is a list). The keys of a dict are where an even number of values is missing.
     missing, keys = 1, -1
-    outer: list[tuple[int, int]] = []
+    # Beside those of the list or dict around: where it begins with its key, and by itself; where
+    # what is in it does, and how many values that are.
+    outer: list[tuple[int, int, int, int, int, int]] = []
     left = values
     while True:
         while not missing:
             if not outer:
                 return
-            missing, keys = outer.pop()
-            if cutter is not None:
+            missing, keys, *_ = outer.pop()
+            if cutter is not None and cutter.depth > len(outer):
                 cutter.close(at, at)
         is_value = keys >= 0 and missing & 1
         if at >= due and not is_value and cutter is not None and outer:
             if at > cutter.at:
-                cutter.cut(at, missing)
+                _cut(cutter, outer, keys, at, missing)
             due = at + cutter.window
         if at >= end:
             raise ValueError("the data ends too early")
@@ -108,7 +108,9 @@ def check_msgpack(  # noqa: C901, PLR0912, PLR0915 - by token
         if width := _LONG.get(code):
             size = 1 + width + int.from_bytes(data[at + 1 : at + 1 + width], "big")
             if cutter is not None and size >= cutter.window and outer and cutter.at < begin:
-                cutter.cut(begin, missing + 1 + bool(is_value))  # so that it is a part of its own
+                _cut(
+                    cutter, outer, keys, begin, missing + 1 + bool(is_value)
+                )  # so that it is a part of its own
             at += size
             continue
         token = at
@@ -129,19 +131,33 @@ def check_msgpack(  # noqa: C901, PLR0912, PLR0915 - by token
             raise ValueError(f"the data is nested deeper than {DEPTH_MAX} levels")
         if not count:
             continue
-        outer.append((missing, keys))
-        after = missing
-        missing, keys = (2 * count, count) if code < 0x90 or code >= 0xDE else (count, -1)
-        if cutter is not None:
-            cutter.open(keys >= 0, begin, token, at, missing, after)
+        is_dict = code < 0x90 or code >= 0xDE
+        own = 2 * count if is_dict else count
+        outer.append((missing, keys, begin, token, at, own))
+        missing, keys = own, count if is_dict else -1
         # Long rows of numbers, faster.
         while missing >= _RUN and keys < 0 and left >= _RUN and (run := _run(data, at)):
             at = run.end()
             missing -= _RUN
             left -= _RUN
             if at >= due and cutter is not None:
-                cutter.cut(at, missing)
+                _cut(cutter, outer, keys, at, missing)
                 due = at + cutter.window
+
+
+def _cut(
+    cutter: Cutter,
+    outer: list[tuple[int, int, int, int, int, int]],
+    keys: int,
+    at: int,
+    missing: int,
+) -> None:
+    """Cut at some place, after telling the cutter of the lists and dicts around it."""
+    for depth in range(cutter.depth, len(outer)):
+        after, _, begin, token, start, own = outer[depth]
+        inner_keys = outer[depth + 1][1] if depth + 1 < len(outer) else keys
+        cutter.open(inner_keys >= 0, begin, token, start, own, after)
+    cutter.cut(at, missing)
 
 
 def _check_key(code: int, keys: int) -> None:
@@ -161,10 +177,6 @@ def _stamp_size(data: bytes, at: int) -> int:
     raise ValueError(f"the data has something of a type that is not plain (code {data[at]:#x})")
 
 
-# Texts that end before the end of what is looked at, and what lies before each.
-_TEXT = rb'"[^"\\]*+(?s:\\.[^"\\]*+)*+"'
-_text = re.compile(_TEXT)
-_some_texts = re.compile(rb'(?:[^"]*+%s)*+' % _TEXT).match
 # So many bytes at a time: in between, other threads get their turn.
 _STEP = 128 * 1024
 _OTHERS = bytes(set(range(256)) - set(b"[]{}"))
@@ -197,23 +209,21 @@ def check_json(data: bytes, values: int = VALUES_MAX, containers: int = CONTAINE
 
 
 def _without_texts(data: bytes, values: int) -> bytes:
-    rest, at = [], 0
+    rest: list[bytes] = []
+    at, inside, quotes = 0, 0, 0
     while at < len(data):
-        found = _some_texts(data, at, at + _STEP)
-        assert found is not None
-        part, count = _text.subn(b"", data[at : found.end()])
-        rest.append(part)
-        # From here to the end of the step there is no text, or the beginning of one.
-        at = found.end()
-        quote = data.find(b'"', at, at + _STEP)
-        if quote < 0:
-            rest.append(data[at : at + _STEP])
-            at += _STEP
-        else:
-            count += 1
-            rest.append(data[at:quote])
-            at = end_of_text(data, quote + 1) or len(data)
-        values -= count
-        if values < 0:
+        end = at + _STEP
+        piece = data[at:end]
+        if b"\\" in piece:
+            if (len(piece) - len(piece.rstrip(b"\\"))) & 1:  # not cut off from what it escapes
+                piece += data[end : end + 1]
+                end += 1
+            piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = piece.split(b'"')
+        rest += parts[inside::2]
+        quotes += len(parts) - 1
+        inside = quotes & 1
+        if quotes > 2 * values:
             raise ValueError("the data has more texts than values are allowed")
+        at = end
     return b"".join(rest)

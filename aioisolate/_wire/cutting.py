@@ -102,6 +102,11 @@ class Cutter:
         self.whole: Part | None = None
         self._frames: list[_Frame] = []
 
+    @property
+    def depth(self) -> int:
+        """How many lists and dicts are around this place, as far as has been told."""
+        return len(self._frames)
+
     def open(  # noqa: PLR0917 - keywords take time, and there may be many
         self, is_dict: bool, begin: int, key_end: int, start: int, missing: int = 0, after: int = 0
     ) -> None:
