@@ -30,6 +30,7 @@ SCRATCH = "/aioisolate/scratch"
 _OLD_ROOT = "/.old"
 _STAGE = "/tmp"  # noqa: S108 - any directory: it is covered, in a mount namespace of our own
 _KILL = 9
+_HOST_NAME = "isolated"
 # Timers count, too; what there is of them is for all processes of a user together.
 _PENDING_SIGNALS = 128
 _os: Any = os  # not every platform has all of it
@@ -222,6 +223,8 @@ def _leave(policy: Policy) -> None:
     namespaces.unshare(policy.unshare | (namespaces.NEWUSER if policy.as_user else 0))
     if policy.as_user:
         namespaces.map_user(uid, gid)
+    if policy.unshare & namespaces.NEWUTS:
+        namespaces.set_host_name(_HOST_NAME)
     if policy.unshare & namespaces.NEWNS:
         # Before anything is mounted: outside nobody is to see it.
         namespaces.seclude_mounts()
