@@ -8,10 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-import site
-import sys
-import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from .._child.policy import Bounds, Enforcement, Group, Layer, Policy, Start
@@ -21,9 +18,10 @@ from .._os import namespaces, seccomp
 from .._os.features import Containment
 from .._os.landlock import TRUNCATE_ABI
 from ..sandbox import PYTHON, Sandbox
+from .python_paths import python_paths
 from .warn import warn
 
-__all__ = ["make_policy", "plan_limits", "python_paths"]
+__all__ = ["make_policy", "plan_limits"]
 
 # The init of a process namespace, and who follows it from outside, unless they are of another
 # user's than the call.
@@ -67,8 +65,8 @@ def _decide(sandbox: Sandbox, here: Containment, start: Start) -> tuple[Policy, 
     uid = -1
     if here.becomes and sandbox.user != "keep":
         uid = sandbox.user if isinstance(sandbox.user, int) else 0
-    read = _expand(sandbox.read)
-    write = _expand(sandbox.write)
+    read = _expand(sandbox.read, programs=sandbox.subprocesses)
+    write = _expand(sandbox.write, programs=False)
     if read is not None and write is not None:
         write = (*write, *(path for path in ("/dev/null",) if os.path.exists(path)))
     policy = Policy(
@@ -192,52 +190,15 @@ def _child_layers(policy: Policy, start: Start) -> tuple[str, ...]:
     return tuple(sorted(layers))
 
 
-def _expand(paths: Sequence[str] | None) -> tuple[str, ...] | None:
+def _expand(paths: Sequence[str] | None, *, programs: bool) -> tuple[str, ...] | None:
     if paths is None:
         return None
     expanded: list[str] = []
     for path in paths:
-        for one in python_paths() if path == PYTHON else (path,):
+        for one in python_paths(programs=programs) if path == PYTHON else (path,):
             if one not in expanded:
                 expanded.append(one)
     return tuple(expanded)
-
-
-# What every dynamically linked program reads, and devices that give and take nothing.
-_SYSTEM = (
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/usr/lib",
-    "/usr/lib32",
-    "/usr/lib64",
-    "/usr/local/lib",
-    "/etc/ld.so.cache",
-    "/etc/localtime",
-    "/usr/share/zoneinfo",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/random",
-    "/dev/urandom",
-)
-
-
-def python_paths() -> tuple[str, ...]:
-    """Return what the interpreter reads: what `PYTHON` stands for here."""
-    paths: list[str] = []
-    found = sysconfig.get_paths()
-    candidates: Iterable[str | None] = (
-        *(found[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-        os.path.join(sys.base_prefix, "lib"),
-        os.path.join(sys.base_exec_prefix, "lib"),
-        os.path.join(sys.prefix, "pyvenv.cfg"),
-        site.getusersitepackages() if site.ENABLE_USER_SITE else None,
-        *_SYSTEM,
-    )
-    for path in candidates:
-        if path and path not in paths and os.path.exists(path):
-            paths.append(path)
-    return tuple(paths)
 
 
 def plan_limits(

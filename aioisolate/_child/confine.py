@@ -246,7 +246,13 @@ def _build_view(paths: tuple[str, ...]) -> None:
     for path in sorted(wanted):
         if any(path.startswith(other + "/") for other in shown):
             continue
-        source = _OLD_ROOT + _resolve(path)
+        resolved = _resolve(path)
+        source = _OLD_ROOT + resolved
+        if resolved != path and not os.path.isdir(source):
+            # A link instead of a mount, which costs much more: there are many libraries.
+            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+            os.symlink(resolved, path)
+            continue
         if os.path.isdir(source):
             os.makedirs(path, 0o755, exist_ok=True)
         else:
