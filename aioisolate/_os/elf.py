@@ -120,8 +120,9 @@ class Finder:
         for directory in (*paths, *self._first):
             if os.path.exists(path := os.path.join(directory, name)):
                 return path
-        if (cached := self._cache.get(name)) and os.path.exists(cached):
-            return cached
+        for cached in self._cache.get(name, ()):
+            if os.path.exists(cached):
+                return cached
         for directory in self._last:
             if os.path.exists(path := os.path.join(directory, name)):
                 return path
@@ -151,14 +152,16 @@ class Finder:
             for name in what.names:
                 library = self.find(name, paths)
                 if library is not None:
-                    library = os.path.normpath(library)
-                    found[library] = None
-                    todo.append((library, paths))
+                    # All that the linker might choose by what the processor can do.
+                    for each in (library, *self._cache.get(name, ())):
+                        if os.path.exists(each):
+                            found[os.path.normpath(each)] = None
+                            todo.append((os.path.normpath(each), paths))
         return list(found)
 
 
-def _read_cache() -> dict[str, str]:
-    """Read the linker's own list, which the C library glibc has."""
+def _read_cache() -> dict[str, list[str]]:
+    """Read the linker's own list, which the C library glibc has: where libraries of a name are."""
     try:
         with open(_CACHE, "rb") as file:
             data = file.read()
@@ -167,7 +170,7 @@ def _read_cache() -> dict[str, str]:
     at = data.find(_MAGIC)
     if at < 0:
         return {}
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     try:
         data = data[at:]
         _, count, _ = _CACHE_HEADER.unpack_from(data)
@@ -177,9 +180,8 @@ def _read_cache() -> dict[str, str]:
             )
             name = os.fsdecode(data[key : data.index(b"\0", key)])
             path = os.fsdecode(data[value : data.index(b"\0", value)])
-            # The first is the one that is preferred; 32-bit ones lie elsewhere.
-            if name not in found and _is_native(path):
-                found[name] = path
+            if _is_native(path):  # the first is the one that is preferred
+                found.setdefault(name, []).append(path)
     except (struct.error, ValueError):
         pass
     return found
