@@ -16,8 +16,9 @@ from ._limits import Limits, Size, as_bytes
 __all__ = ["PYTHON", "Sandbox"]
 
 PYTHON: Final = "aioisolate:python"
-"""Stands for what the interpreter itself reads: its library and site-packages, shared libraries,
-time zones and a few harmless devices. Not the rest of `sys.path`, where your own code is."""
+"""Stands for what the interpreter itself reads: its library and site-packages, the shared libraries
+that these need (with ``subprocesses=True`` all of the system's), time zones and a few harmless
+devices. Not the rest of `sys.path`, where your own code is."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "network": ("none", "inherit"),

@@ -108,6 +108,23 @@ def touch_in_forks(size, count):
     time.sleep(60)
 
 
+def import_all(names):
+    """Import each; tell what was in the way, by name."""
+    import importlib
+    import warnings
+
+    warnings.simplefilter("ignore")
+    found = {}
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except BaseException as exc:
+            found[name] = f"{type(exc).__name__}: {exc}"
+        else:
+            found[name] = None
+    return found
+
+
 # CPU time
 
 

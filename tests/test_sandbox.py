@@ -29,7 +29,8 @@ from aioisolate import (
     isolated,
     run_isolated,
 )
-from aioisolate._call.policy import make_policy, python_paths
+from aioisolate._call.policy import make_policy
+from aioisolate._call.python_paths import python_paths
 from aioisolate._call.spawn import ForkedChild
 from aioisolate._child import confine, init
 from aioisolate._child.policy import Layer

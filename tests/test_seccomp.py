@@ -218,12 +218,23 @@ ACTS = {
     ),
     "priority of all": Act(lambda _: os.setpriority(os.PRIO_PGRP, 0, NICE), setting_up=True),
     "affinity": Act(
-        lambda _: os.sched_setaffinity(PARENT, os.sched_getaffinity(PARENT)), setting_up=True
+        lambda _: os.sched_setaffinity(PARENT, os.sched_getaffinity(0)), setting_up=True
     ),
     "scheduler": Act(
         lambda _: os.sched_setscheduler(PARENT, os.SCHED_OTHER, os.sched_param(0)),
         setting_up=True,
     ),
+    "affinity of another": Act(
+        lambda _: sorted(os.sched_getaffinity(PARENT)), within="ENOSYS", setting_up=True
+    ),
+    "scheduler of another": Act(lambda _: os.sched_getscheduler(PARENT), setting_up=True),
+    "capabilities": Act(lambda _: call("capget", struct.pack("Ii", 0x20080522, 0), bytes(24))),
+    "sync of a file system": Act(lambda _: call("syncfs", 0)),
+    "interfaces": Act(
+        lambda _: [*fcntl.ioctl(socket.socketpair()[0], 0x8910, struct.pack("16xi20x", 1))]
+    ),
+    "maker of a pair": Act(lambda _: [*socket.socketpair()[0].getsockopt(1, 17, 12)]),
+    "tee": Act(lambda _: call("tee", -1, -1, 1, 0), "EBADF"),
     "datagrams": Act(
         lambda _: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].close(), within="EACCES"
     ),

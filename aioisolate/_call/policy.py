@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
-import site
-import sys
-import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from .._child.policy import Layer, Policy, Start
@@ -20,8 +17,9 @@ from .._os.landlock import TRUNCATE_ABI
 from ..sandbox import PYTHON, Sandbox
 from .enforcement import CONTROL_GROUP, count_by
 from .lacks import TO_BECOME, TO_UNSHARE, Lack, object_to, refusal
+from .python_paths import python_paths
 
-__all__ = ["make_policy", "python_paths", "survey"]
+__all__ = ["make_policy", "survey"]
 
 
 def make_policy(sandbox: Sandbox, here: Containment, start: Start) -> Policy:
@@ -64,8 +62,8 @@ def survey(sandbox: Sandbox, here: Containment, start: Start) -> tuple[Policy, t
     unshare, init, view = _namespaces(sandbox, here, lacks)
     uid = _user(sandbox, here, lacks)
     as_user = bool(unshare) and here.namespaces == "user"
-    read = _expand(sandbox.read)
-    write = _expand(sandbox.write)
+    read = _expand(sandbox.read, programs=sandbox.subprocesses)
+    write = _expand(sandbox.write, programs=False)
     if read is not None and write is not None:
         write = (*write, *(path for path in ("/dev/null",) if os.path.exists(path)))
     policy = Policy(
@@ -240,49 +238,14 @@ def _child_layers(policy: Policy, start: Start) -> tuple[str, ...]:
     return tuple(sorted(layers))
 
 
-def _expand(paths: Sequence[str] | None) -> tuple[str, ...] | None:
+def _expand(paths: Sequence[str] | None, *, programs: bool) -> tuple[str, ...] | None:
     if paths is None:
         return None
     expanded: list[str] = []
     for path in paths:
-        for one in python_paths() if path == PYTHON else (path,):
+        for one in python_paths(programs=programs) if path == PYTHON else (path,):
             if one not in expanded:
                 expanded.append(one)
     return tuple(expanded)
 
 
-# What every dynamically linked program reads, and devices that give and take nothing.
-_SYSTEM = (
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/usr/lib",
-    "/usr/lib32",
-    "/usr/lib64",
-    "/usr/local/lib",
-    "/etc/ld.so.cache",
-    "/etc/localtime",
-    "/usr/share/zoneinfo",
-    "/dev/zero",
-    "/dev/full",
-    "/dev/random",
-    "/dev/urandom",
-)
-
-
-def python_paths() -> tuple[str, ...]:
-    """Return what the interpreter reads: what `PYTHON` stands for here."""
-    paths: list[str] = []
-    found = sysconfig.get_paths()
-    candidates: Iterable[str | None] = (
-        *(found[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-        os.path.join(sys.base_prefix, "lib"),
-        os.path.join(sys.base_exec_prefix, "lib"),
-        os.path.join(sys.prefix, "pyvenv.cfg"),
-        site.getusersitepackages() if site.ENABLE_USER_SITE else None,
-        *_SYSTEM,
-    )
-    for path in candidates:
-        if path and path not in paths and os.path.exists(path):
-            paths.append(path)
-    return tuple(paths)

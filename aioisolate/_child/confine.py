@@ -29,6 +29,7 @@ __all__ = ["Ground", "LayerError", "confine", "enter_child", "enter_server", "ge
 SCRATCH_PARENT = "/aioisolate"
 SCRATCH = "/aioisolate/scratch"
 _KILL = 9
+_HOST_NAME = "isolated"
 # Timers count, too; what there is of them is for all processes of a user together.
 _PENDING_SIGNALS = 128
 _os: Any = os  # not every platform has all of it
@@ -231,6 +232,8 @@ def _leave(policy: Policy, engaged: list[str]) -> None:
         else:
             namespaces.unshare(policy.unshare | namespaces.NEWUSER)
             namespaces.map_user(uid, gid)
+        if policy.unshare & namespaces.NEWUTS:
+            namespaces.set_host_name(_HOST_NAME)
     if policy.view:
         with _layer(Layer.VIEW, engaged):
             make_view((*(policy.read or ()), *(policy.write or ())), [SCRATCH])

@@ -23,6 +23,7 @@ __all__ = [
     "mount_tmpfs",
     "seal_root",
     "seclude_mounts",
+    "set_host_name",
     "unshare",
     "unshare_with_ids",
 ]
@@ -146,6 +147,13 @@ def _mount(
 def seclude_mounts() -> None:
     """Have no later mount seen outside this namespace, nor one from outside seen here."""
     _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
+
+
+def set_host_name(name: str) -> None:
+    """Give the host name namespace that this process is in a name, and no domain."""
+    text = name.encode()
+    _check(_libc.sethostname(text, ctypes.c_size_t(len(text))), "host name")
+    _check(_libc.setdomainname(b"", ctypes.c_size_t(0)), "domain name")
 
 
 def mount_tmpfs(target: str, options: str, *, nodev: bool = True) -> None:

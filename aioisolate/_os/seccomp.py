@@ -122,18 +122,21 @@ def compile_filter(
 def bind_pid(program: bytes, pid: int) -> bytes:
     """Make a filter, whole or final, that of the process *pid*, the only one it may be about.
 
-    Raises ValueError if the filter has no place for a pid, as a base has none, or more than one.
+    Raises ValueError if the filter has no place for a pid, as a base has none.
     """
-    at = _place(program)
-    return program[:at] + struct.pack("=I", pid) + program[at + 4 :]
+    bound = bytearray(program)
+    for at in _places(program):
+        bound[at : at + 4] = struct.pack("=I", pid)
+    return bytes(bound)
 
 
-def _place(program: bytes) -> int:
+def _places(program: bytes) -> list[int]:
     """Tell where the pid goes."""
-    at = program.find(_OWN_PID)
-    if program.count(_OWN_PID) != 1 or at % INSTRUCTION.size != _OFFSET:
+    numbers = range(_OFFSET, len(program), INSTRUCTION.size)
+    places = [at for at in numbers if program.startswith(_OWN_PID, at)]
+    if not places:
         raise ValueError("this filter has no place for a pid, or is bound already")
-    return at
+    return places
 
 
 class Prepared:
@@ -143,7 +146,7 @@ class Prepared:
     each page that it touches, as much as the kernel's work.
     """
 
-    __slots__ = ("_argument", "_code", "_number", "_pid")
+    __slots__ = ("_argument", "_code", "_number", "_pids")
 
     def __init__(self, program: bytes, *, of_a_pid: bool = False) -> None:
         """Lay out *program*; *of_a_pid*: it has a place for a pid, which `install` fills in."""
@@ -155,12 +158,13 @@ class Prepared:
         # struct sock_fprog: how many instructions, and where.
         count, address = len(program) // INSTRUCTION.size, ctypes.addressof(self._code)
         self._argument = struct.pack("=H6xQ", count, address)
-        self._pid = ctypes.c_uint32.from_buffer(self._code, _place(program)) if of_a_pid else None
+        places = _places(program) if of_a_pid else []
+        self._pids = [ctypes.c_uint32.from_buffer(self._code, at) for at in places]
 
     def install(self, pid: int = 0) -> None:
         """Do what `install` does; for the process *pid*, if the filter has a place for one."""
-        if self._pid is not None:
-            self._pid.value = pid
+        for place in self._pids:
+            place.value = pid
         syscall(self._number, _SET_MODE_FILTER, 0, self._argument)
 
 

@@ -88,7 +88,16 @@ _PIDFDS = ("pidfd_open", "pidfd_send_signal")
 _WRITING_OUT = ("fsync", "fdatasync", "sync_file_range")
 _NETWORK = ("socket", "connect", "bind", "listen", "accept", "accept4")
 _CLOCKS = ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create")
-_ABOUT_A_PID = ("getpgid", "getsid")
+# These ask, also which processes there are.
+_ABOUT_A_PID = (
+    "getpgid",
+    "getsid",
+    "sched_getscheduler",
+    "sched_getparam",
+    "sched_getattr",
+    "sched_rr_get_interval",
+    "get_robust_list",
+)
 _OF_A_PID = (
     "prlimit64",
     "sched_setaffinity",
@@ -104,7 +113,7 @@ _SETTING_UP = """
 fork vfork clone unshare setns mount umount2 setpgid prctl seccomp memfd_create
 landlock_create_ruleset landlock_add_rule landlock_restrict_self
 setuid setgid setreuid setregid setresuid setresgid setgroups setfsuid setfsgid capset
-setpriority getpriority ioprio_set ioprio_get
+setpriority getpriority ioprio_set ioprio_get sched_getaffinity
 """
 SETTING_UP = frozenset(_SETTING_UP.split()).union(_SIGNALS, _PIDFDS, _OF_A_PID, _ABOUT_A_PID)
 
@@ -252,6 +261,19 @@ _PRCTL_DEFAULT = (
 _SOL_SOCKET = 1
 # A pidfd of whoever made the pair, that is, of the parent.
 _GETSOCKOPT = (77,)  # SO_PEERPIDFD
+# Where there are only pairs of sockets, what may be asked is listed: not who made the pair (pid,
+# user, groups, security label), nor a cookie of the parent's network namespace.
+_GETSOCKOPT_WITHOUT = (
+    *range(2, 11),  # SO_REUSEADDR, TYPE, ERROR, DONTROUTE, BROADCAST, SNDBUF, RCVBUF, KEEPALIVE...
+    13,  # SO_LINGER
+    15,  # SO_REUSEPORT
+    *range(18, 22),  # SO_RCVLOWAT, SNDLOWAT, RCVTIMEO, SNDTIMEO
+    30,  # SO_ACCEPTCONN
+    38,  # SO_PROTOCOL
+    39,  # SO_DOMAIN
+    66,  # SO_RCVTIMEO_NEW
+    67,  # SO_SNDTIMEO_NEW
+)
 _SETSOCKOPT = (
     26,  # SO_ATTACH_FILTER: programs for the kernel
     32,  # SO_SNDBUFFORCE
@@ -259,6 +281,7 @@ _SETSOCKOPT = (
     50,  # SO_ATTACH_BPF
     51,  # SO_ATTACH_REUSEPORT_CBPF
     52,  # SO_ATTACH_REUSEPORT_EBPF
+    76,  # SO_PASSPIDFD: pidfds of all who send something
 )
 # Where there are only pairs of sockets, what may be set is listed. SO_SNDBUF is what bounds the
 # memory that the kernel keeps for a pair, up to some MiB if it may be raised. It seems to succeed,
@@ -276,6 +299,10 @@ _SETSOCKOPT_WITHOUT = (
     66,  # SO_RCVTIMEO_NEW
     67,  # SO_SNDTIMEO_NEW
 )
+# A futex with priority inheritance holds the number of a thread, and the kernel tells whether there
+# is such a one. FUTEX_LOCK_PI, UNLOCK_PI, TRYLOCK_PI, WAIT_REQUEUE_PI, CMP_REQUEUE_PI, LOCK_PI2.
+_FUTEX_PI = (6, 7, 8, 11, 12, 13)
+_FUTEX_COMMAND = 0x7F
 _MSG_OOB = 1
 # Clocks that are negative as an int are about a process of some number.
 _NO_CLOCK = Check(0, (0,), ALLOW, errno_rule(errno.EINVAL), mask=0x8000_0000)
@@ -389,6 +416,11 @@ def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rul
     found.update(dict.fromkeys(_CLOCKS, _NO_CLOCK))
     if not subprocesses:
         found.update(dict.fromkeys(_ABOUT_A_PID, _own(0)))
+        # A C library that asks about a thread goes on if there is no such call.
+        found["sched_getaffinity"] = _own(0)._replace(otherwise=UNKNOWN)
+        found["futex"] = Check(1, _FUTEX_PI, UNKNOWN, ALLOW, mask=_FUTEX_COMMAND)
+        # The pid lies in memory, where a filter can't look.
+        found["capget"] = _DENY
         found.update(dict.fromkeys(_SIGNALS, _own(0)))
         # Into somebody else's group it could signal all of that by pid 0.
         found["setpgid"] = _own(1)
@@ -399,6 +431,9 @@ def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rul
         # Into a pair of sockets it moves pages, not bytes: a few bytes keep whole (huge) pages
         # of a file, also after that has been cut off. Programs fall back to read and write.
         found["sendfile"] = _DENY
+        found["getsockopt"] = Check(
+            1, (_SOL_SOCKET,), Check(2, _GETSOCKOPT_WITHOUT, ALLOW, _DENY), ALLOW
+        )
         found["setsockopt"] = Check(
             1, (_SOL_SOCKET,), Check(2, _SETSOCKOPT_WITHOUT, ALLOW, _SNDBUF), ALLOW
         )

@@ -30,20 +30,32 @@ def make_view(paths: Iterable[str], directories: Iterable[str] = ()) -> None:
         for number, path in enumerate(wanted)
         if not any(path.startswith(other.rstrip("/") + "/") for other in wanted[:number])
     ]
-    # Opened first: some may be below where the new root is put together.
-    sources = [(path, *_open_source(os.path.realpath(path))) for path in shown]
+    # What is below the place where the new root is put together has to be opened before that.
+    held = {
+        path: _open_source(resolved)
+        for path in shown
+        if (resolved := os.path.realpath(path)).startswith(_STAGE + "/")
+    }
+    sources = [(path, os.path.realpath(path)) for path in shown]
+    directories_shown = {path for path, resolved in sources if os.path.isdir(resolved)}
     namespaces.mount_tmpfs(_STAGE, "mode=755,size=4m")
     os.mkdir(f"{_STAGE}/{_SPARE}")
-    for path, fd, name in sources:
+    for path, resolved in sources:
         target = _STAGE + path
-        if name == ".":
+        if path in directories_shown:
             os.makedirs(target, 0o755, exist_ok=True)
         else:
             os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+            if resolved != path:
+                # A link instead of a mount, which costs much more: there are many libraries.
+                os.symlink(resolved, target)
+                continue
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-        os.fchdir(fd)
-        os.close(fd)
-        namespaces.bind(name, target)
+        if path in held:
+            fd, resolved = held[path]
+            os.fchdir(fd)
+            os.close(fd)
+        namespaces.bind(resolved, target)
     for directory in directories:
         os.makedirs(_STAGE + directory, 0o755)
     namespaces.make_root(_STAGE, _SPARE)

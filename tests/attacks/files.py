@@ -217,6 +217,10 @@ def execute_memfd():
     return True
 
 
+def _no_release() -> str:
+    return "" if os.path.exists("/usr/lib/os-release") else "there is no such file here"
+
+
 def _reads(result, scene):
     return result == scene.secret
 
@@ -281,6 +285,14 @@ ATTACKS = [
     _file("read-through-root", read_through_root, _reads),
     _file("read-through-cwd", read_through_cwd, _reads),
     Attack("read-by-handle", "files", read_by_handle, _private, _reads, needs_root=True),
+    Attack(
+        "list-system-libraries", "files", list_directory, lambda scene: ("/usr/lib",),
+        lambda result, scene: bool(result),
+    ),
+    Attack(
+        "read-beside-libraries", "files", read, lambda scene: ("/usr/lib/os-release",),
+        lambda result, scene: isinstance(result, str) and "=" in result, needs=_no_release,
+    ),
     _file("append", append, _changed),
     _file("truncate", truncate, _changed),
     _file("truncate-by-opening", truncate_by_opening, _changed),

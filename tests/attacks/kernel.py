@@ -350,6 +350,82 @@ def get_pidfd_of_peer():
     return found.value
 
 
+def _ask_channel(option, size):
+    """Ask a socket that this process has been given about who made it."""
+    error = OSError(errno.EBADF, "there is no socket")
+    for fd in range(3, 4096):
+        try:
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                with socket.socket(fileno=os.dup(fd)) as sock:
+                    return sock.getsockopt(socket.SOL_SOCKET, option, size)
+        except OSError as exc:
+            if exc.errno != errno.EBADF:
+                error = exc
+    raise error
+
+
+def identify_peer():
+    """Learn the pid and the user of who made the channel."""
+    pid, uid, _gid = struct.unpack("3i", _ask_channel(17, 12))  # SO_PEERCRED
+    return [pid, uid]
+
+
+def groups_of_peer():
+    return len(_ask_channel(59, 1024)) // 4  # SO_PEERGROUPS
+
+
+def cookie_of_network():
+    return struct.unpack("=Q", _ask_channel(71, 8))[0]  # SO_NETNS_COOKIE
+
+
+def have_senders_identified():
+    """Get a pidfd of each who sends something through a socket."""
+    here, there = socket.socketpair()
+    with here, there:
+        here.setsockopt(socket.SOL_SOCKET, 76, 1)  # SO_PASSPIDFD
+        there.send(b"x")
+        return len(here.recvmsg(1, 100)[1])
+
+
+def capabilities_of(pid):
+    """Learn the capabilities of another process."""
+    header = ctypes.create_string_buffer(struct.pack("Ii", 0x20080522, pid), 8)
+    data = ctypes.create_string_buffer(24)
+    call("capget", header, data)
+    return True
+
+
+def scheduling_of(pid):
+    """Learn how another process is scheduled, and so that it is there."""
+    return os.sched_getscheduler(pid) >= 0 and os.sched_getparam(pid) is not None
+
+
+def affinity_of(pid):
+    return sorted(os.sched_getaffinity(pid))
+
+
+def _lock_of(pid):
+    """Wait for a lock that a process seems to have; tell why that is refused."""
+    word = (ctypes.c_uint32 * 1)(pid)
+    at_once = (ctypes.c_long * 2)(0, 0)
+    try:
+        call("futex", ctypes.addressof(word), 6 | 128, 0, ctypes.addressof(at_once), None, 0)
+    except OSError as exc:
+        if exc.errno == errno.ENOSYS:
+            raise
+        return exc.errno
+    return 0
+
+
+def existence_by_futex(pid):
+    """Find out that there is a process of a certain number."""
+    return _lock_of(pid) != _lock_of((1 << 22) + 1)
+
+
+def host_name():
+    return os.uname().nodename
+
+
 def filter_a_socket():
     """Give the kernel a program to run."""
     program = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0xFFFF), 8)
@@ -429,6 +505,17 @@ ATTACKS = [
     _kernel("session-of-a-process", list_processes, _victim),
     _kernel("pidfd-of-peer", get_pidfd_of_peer, succeeded=_is_number,
             needs=lambda: _before(6, 5)),
+    _kernel("credentials-of-peer", identify_peer,
+            succeeded=lambda result, scene: result is not None and result[0] == os.getpid()),
+    _kernel("groups-of-peer", groups_of_peer, succeeded=lambda result, scene: result is not None),
+    _kernel("cookie-of-network", cookie_of_network, needs=lambda: _before(5, 14)),
+    _kernel("pidfds-of-senders", have_senders_identified, needs=lambda: _before(6, 5)),
+    _kernel("capabilities-of-a-process", capabilities_of, _victim),
+    _kernel("scheduling-of-a-process", scheduling_of, _victim),
+    _kernel("affinity-of-a-process", affinity_of, _victim),
+    _kernel("existence-by-futex", existence_by_futex, _victim),
+    _kernel("host-name", host_name, succeeded=lambda result, scene: result == os.uname().nodename,
+            expect="value"),
     _kernel("filter-a-socket", filter_a_socket),
     _kernel("add-key", use_keys),
     _kernel("keyctl", use_keyctl),

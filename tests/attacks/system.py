@@ -22,7 +22,8 @@ _X86 = {
     "setns": 308, "setresuid": 117, "shmctl": 31, "shmget": 29, "socket": 41, "splice": 275,
     "syslog": 103, "tee": 276, "tgkill": 234, "timer_create": 222, "tkill": 200,
     "unshare": 272, "userfaultfd": 323,
-    "vmsplice": 278, "capget": 125, "close_range": 436, "fsync": 74, "msync": 26, "sync": 162,
+    "vmsplice": 278, "capget": 125, "futex": 202, "close_range": 436, "fsync": 74, "msync": 26,
+    "sync": 162,
     "syncfs": 306,
 }  # fmt: skip
 _ARM = {
@@ -36,7 +37,8 @@ _ARM = {
     "setns": 268, "setresuid": 147, "shmctl": 195, "shmget": 194, "socket": 198, "splice": 76,
     "syslog": 116, "tee": 77, "tgkill": 131, "timer_create": 107, "tkill": 130,
     "unshare": 97, "userfaultfd": 282,
-    "vmsplice": 75, "capget": 90, "close_range": 436, "fsync": 82, "msync": 227, "sync": 81,
+    "vmsplice": 75, "capget": 90, "futex": 98, "close_range": 436, "fsync": 82, "msync": 227,
+    "sync": 81,
     "syncfs": 267,
 }  # fmt: skip
 NUMBERS = _ARM if platform.machine() == "aarch64" else _X86

@@ -1,0 +1,131 @@
+"""Which files the interpreter reads: what `PYTHON` stands for in a `Sandbox`."""
+
+from __future__ import annotations
+
+import functools
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+
+from .._os.elf import Finder
+
+__all__ = ["python_paths"]
+
+# Installations whose "lib" is the system's.
+_SYSTEM_PREFIXES = ("/", "/usr", "/usr/local")
+_SYSTEM_LIBRARIES = (
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib32",
+    "/usr/lib64",
+    "/usr/local/lib",
+)
+# What is loaded by name at run time, and what wheels that fit every Linux (PEP 600) may count on.
+_WHEELS_NEED = """
+libc.so.6 libm.so.6 libmvec.so.1 libdl.so.2 librt.so.1 libpthread.so.0 libutil.so.1 libresolv.so.2
+libnsl.so.1 libgcc_s.so.1 libstdc++.so.6 libatomic.so.1 libgomp.so.1 libnss_files.so.2
+libnss_dns.so.2 libz.so.1 libexpat.so.1 libX11.so.6 libXext.so.6 libXrender.so.1 libICE.so.6
+libSM.so.6 libGL.so.1 libgobject-2.0.so.0 libgthread-2.0.so.0 libglib-2.0.so.0
+"""
+# Data of the C library, and devices that give and take nothing.
+_SYSTEM = (
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/usr/lib/locale",
+    "/usr/share/zoneinfo",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+)
+_EVERYWHERE = ("-any", "-manylinux", "-musllinux", "manylinux", "musllinux")
+
+
+@functools.lru_cache(2)
+def python_paths(*, programs: bool = False) -> tuple[str, ...]:
+    """Return what the interpreter reads.
+
+    Args:
+        programs: Other programs may run, so all of the system's libraries are needed.
+    """
+    found = sysconfig.get_paths()
+    packages = [found["purelib"], found["platlib"]]
+    if site.ENABLE_USER_SITE:
+        packages.append(site.getusersitepackages())
+    own = [found["stdlib"], found["platstdlib"], *packages]
+    own += [
+        os.path.join(prefix, "lib")
+        for prefix in (sys.base_prefix, sys.base_exec_prefix)
+        if os.path.realpath(prefix) not in _SYSTEM_PREFIXES
+    ]
+    if sys.prefix == sys.base_prefix and os.path.realpath(sys.prefix) in _SYSTEM_PREFIXES:
+        # Debian has more of them than the one that is installed to.
+        packages += [path for path in site.getsitepackages() if path not in packages]
+        own += packages
+    paths = [*own, os.path.join(sys.prefix, "pyvenv.cfg"), *_SYSTEM]
+    if programs:
+        paths += _SYSTEM_LIBRARIES
+    elif sys.platform == "linux":
+        paths += _libraries(own, packages)
+    unique = dict.fromkeys(path for path in paths if os.path.exists(path))
+    return tuple(unique)
+
+
+def _libraries(own: list[str], packages: list[str]) -> list[str]:
+    """Return the libraries of the system that Python and its packages may load."""
+    finder = Finder(os.environ.get("LD_LIBRARY_PATH", "").split(":"))
+    files = [sys.executable, *_below(os.path.join(sysconfig.get_path("platstdlib"), "lib-dynload"))]
+    files += _below(sysconfig.get_config_var("DESTSHARED") or "")
+    for directory in packages:
+        files += _extensions(directory)
+    inside = tuple(os.path.realpath(path) + "/" for path in own)
+    return [
+        path
+        for path in finder.closure(files, _WHEELS_NEED.split())
+        if not os.path.realpath(path).startswith(inside)
+    ]
+
+
+def _below(directory: str) -> Iterator[str]:
+    """Find the shared objects in a directory and further down."""
+    for place, directories, files in os.walk(directory):
+        directories[:] = [name for name in directories if name != "__pycache__"]
+        for name in files:
+            if name.endswith(".so") or ".so." in name:
+                yield os.path.join(place, name)
+
+
+def _extensions(directory: str) -> Iterable[str]:
+    """Find the shared objects of packages that are not made for every Linux.
+
+    Wheels that are need nothing but what `_WHEELS_NEED` has. To look at all files takes long.
+    """
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []
+    found: list[str] = []
+    wheels = 0
+    for name in names:
+        if name.endswith(".dist-info"):
+            tags = _lines(os.path.join(directory, name, "WHEEL"), "Tag: ")
+            wheels += bool(tags)
+            if tags and not any(part in tag for tag in tags for part in _EVERYWHERE):
+                record = _lines(os.path.join(directory, name, "RECORD"), "")
+                entries = [line.partition(",")[0] for line in record if ".so" in line]
+                found += [os.path.join(directory, entry) for entry in entries]
+    if not wheels:  # another package manager's, as Debian's
+        return _below(directory)
+    return found
+
+
+def _lines(path: str, start: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return [line[len(start) :].strip() for line in file if line.startswith(start)]
+    except OSError:
+        return []

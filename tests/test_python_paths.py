@@ -1,0 +1,91 @@
+"""What of the system's files a sandbox's children may read: all that Python needs, and no more."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from aioisolate import Isolator, Limits, Sandbox
+from aioisolate._call.python_paths import python_paths
+from aioisolate._os import elf, features
+from tests import deeds
+
+HERE = features.containment()
+one_loop = pytest.mark.one_loop
+confinable = pytest.mark.skipif(
+    not HERE.landlock or not HERE.seccomp, reason="a sandbox would be refused here"
+)
+linux = pytest.mark.skipif(sys.platform != "linux", reason="about Linux")
+
+# It opens a browser; these print, or wait for a terminal.
+_NOT_THESE = {"antigravity", "this", "idlelib", "turtledemo"}
+STANDARD = sorted(set(sys.stdlib_module_names) - _NOT_THESE)
+OTHERS = [
+    name
+    for name in ("msgspec", "numpy", "numpy.linalg", "scipy.linalg", "scipy.stats", "PIL.Image")
+    if importlib.util.find_spec(name.partition(".")[0])
+]
+
+
+@confinable
+@pytest.mark.parametrize("names", [STANDARD, OTHERS], ids=["standard", "others"])
+@one_loop
+async def test_everything_can_be_imported_that_can_without_a_sandbox(names):
+    limits = Limits(memory="2 GiB", open_files=500, cpu_time=60)
+    found = []
+    for options in ({}, {"sandbox": Sandbox.untrusted(limits=limits)}):
+        async with Isolator(start="zygote", preload=["tests.deeds"], **options) as iso:
+            found.append(await iso.run(deeds.import_all, names, timeout=90, output="null"))
+    free, confined = found
+    assert confined == free
+    assert sum(error is None for error in free.values()) > len(names) * 0.8
+
+
+@linux
+def test_the_systems_directories_are_not_among_them():
+    paths = python_paths()
+    for directory in ("/usr/lib", "/lib", "/usr/local/lib", "/usr/share", "/etc"):
+        assert directory not in paths
+    libraries = [path for path in paths if ".so" in path and not path.startswith("/etc")]
+    assert all(os.path.isfile(path) for path in libraries)
+    # Programs may need any of the libraries.
+    assert "/usr/lib" in python_paths(programs=True)
+
+
+@linux
+@pytest.mark.skipif(shutil.which("ldd") is None, reason="there is no ldd")
+@pytest.mark.parametrize("module", ["_ssl", "_sqlite3", "_ctypes", "_bz2", "_lzma", "zlib"])
+def test_libraries_are_found_as_by_the_dynamic_linker(module):
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin in {None, "built-in"}:
+        pytest.skip("it is no file here")
+    done = subprocess.run(["ldd", spec.origin], capture_output=True, text=True, check=True)
+    theirs = {
+        os.path.realpath(line.partition("=>")[2].split()[0])
+        for line in done.stdout.splitlines()
+        if "=> /" in line
+    }
+    ours = {os.path.realpath(path) for path in elf.Finder().closure([spec.origin])}
+    assert theirs
+    assert theirs <= ours
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"#!/bin/sh\n",
+        b"\x7fELF",
+        b"\x7fELF\x02\x01" + bytes(58),
+        b"\x7fELF\x02\x01" + b"\xff" * 9000,
+    ],
+)
+def test_what_is_no_library_needs_nothing(tmp_path, content):
+    (tmp_path / "file").write_bytes(content)
+    assert elf.needs(str(tmp_path / "file")) == elf.Needs()
+    assert elf.needs(str(tmp_path / "missing")) == elf.Needs()
