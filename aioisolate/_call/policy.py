@@ -247,5 +247,3 @@ def _expand(paths: Sequence[str] | None, *, programs: bool) -> tuple[str, ...] |
             if one not in expanded:
                 expanded.append(one)
     return tuple(expanded)
-
-

@@ -30,32 +30,35 @@ def make_view(paths: Iterable[str], directories: Iterable[str] = ()) -> None:
         for number, path in enumerate(wanted)
         if not any(path.startswith(other.rstrip("/") + "/") for other in wanted[:number])
     ]
+    sources = {path: os.path.realpath(path) for path in shown}
+    whole = {path for path, source in sources.items() if os.path.isdir(source)}
+    # A link instead of a mount, which costs much more: there are many libraries.
+    links = {path for path, source in sources.items() if path != source} - whole
     # What is below the place where the new root is put together has to be opened before that.
     held = {
-        path: _open_source(resolved)
-        for path in shown
-        if (resolved := os.path.realpath(path)).startswith(_STAGE + "/")
+        path: _open_source(source)
+        for path, source in sources.items()
+        if source.startswith(_STAGE + "/") and path not in links
     }
-    sources = [(path, os.path.realpath(path)) for path in shown]
-    directories_shown = {path for path, resolved in sources if os.path.isdir(resolved)}
     namespaces.mount_tmpfs(_STAGE, "mode=755,size=4m")
     os.mkdir(f"{_STAGE}/{_SPARE}")
-    for path, resolved in sources:
+    for path, source in sources.items():
         target = _STAGE + path
-        if path in directories_shown:
-            os.makedirs(target, 0o755, exist_ok=True)
-        else:
-            os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
-            if resolved != path:
-                # A link instead of a mount, which costs much more: there are many libraries.
-                os.symlink(resolved, target)
-                continue
+        os.makedirs(target if path in whole else os.path.dirname(target), 0o755, exist_ok=True)
+        if path in links:
+            os.symlink(source, target)
+            continue
+        if path not in whole:
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+        name = source
         if path in held:
-            fd, resolved = held[path]
+            fd, name = held[path]
             os.fchdir(fd)
             os.close(fd)
-        namespaces.bind(resolved, target)
+        try:
+            namespaces.bind(name, target)
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, path) from exc
     for directory in directories:
         os.makedirs(_STAGE + directory, 0o755)
     namespaces.make_root(_STAGE, _SPARE)
