@@ -1,0 +1,33 @@
+"""The policies that are tried in each environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aioisolate import Sandbox, features
+
+NAMES = ("none", "full", "warn", "portable", "crash_guard")
+
+
+def make(name: str) -> Sandbox | None:
+    """Return a policy; None: there is none, which shows that the attacks would succeed."""
+    match name:
+        case "none":
+            return None
+        case "full":
+            return Sandbox.untrusted()
+        case "warn":
+            return Sandbox.untrusted(missing="warn")
+        case "portable":
+            if not hasattr(features, "report"):
+                return Sandbox.untrusted(namespaces="off", user="keep")
+            return Sandbox.untrusted(level="portable")
+        case "crash_guard":
+            return Sandbox.crash_guard()
+    raise ValueError(name)
+
+
+def report() -> Any:
+    if not hasattr(features, "report"):
+        return features.probe()
+    return features.report(Sandbox.untrusted())
