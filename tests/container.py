@@ -1,6 +1,8 @@
 """Run a program in a container made here: what a container runtime does, in one file.
 
-python -m tests.container SPEC PLACE COMMAND...     SPEC: a `Spec`, as JSON; PLACE: an empty directory
+python -m tests.container SPEC PLACE COMMAND...
+
+SPEC is a `Spec`, as JSON; PLACE an empty directory.
 
 All of it happens in new mount and process namespaces, so that nothing is left of it when the
 program has ended. Needs root.
@@ -27,13 +29,14 @@ from aioisolate._os import namespaces, prctl, seccomp
 
 __all__ = ["CAPABILITIES", "Spec", "arguments"]
 
-CAPABILITIES = (
+_NAMES = (
     "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE"
     " NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO"
     " SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME"
     " SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG"
     " WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
-).split()
+)
+CAPABILITIES = tuple(_NAMES.split())
 
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC = 1, 2, 4, 8, 32, 4096, 16384
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -61,12 +64,12 @@ class Spec:
         tmp: There is a /tmp that can be written to.
         mask: What a container runtime hides of /proc is hidden, and /sys is read-only.
         proc: "fresh", "missing", or "covered" by an empty file system.
-        noexec: No program may be started from what can be written to, and memfds are not executable.
+        noexec: What can be written to is mounted without the right to execute, and so are memfds.
         network: A network namespace, in which there is only the loopback interface.
         init: Process 1 collects orphans; if not, the program itself is process 1.
         mapped: How many user ids there are in a user namespace, which root enters; 0: it does not.
         user_namespaces: How many may be made in there; -1: as outside.
-        pids: The limit of a pids control group; 0: there is none.
+        pids: How many processes its control group may have; 0: as many as they like.
         nofile: The limit of open files; 0: as outside.
     """
 
@@ -122,7 +125,7 @@ def _show(path: str, root: str, flags: int) -> None:
     _bind(path, target, flags)
 
 
-def _build_root(spec: Spec, root: str, group: str) -> None:
+def _build_root(spec: Spec, root: str, groups: list[str]) -> None:
     flags = _RDONLY | (_NOSUID if spec.noexec else 0)
     if spec.pivot:
         _mount("root", root, "tmpfs", _NOSUID if spec.noexec else 0, "mode=755,size=16m")
@@ -147,19 +150,21 @@ def _build_root(spec: Spec, root: str, group: str) -> None:
     _bind("/proc", f"{root}/proc")
     _bind("/sys", f"{root}/sys")
     if spec.mask:
-        _close_sys(f"{root}/sys", group)
+        _close_sys(f"{root}/sys", groups)
 
 
-def _close_sys(sys_: str, group: str) -> None:
+def _close_sys(sys_: str, groups: list[str]) -> None:
     """Make /sys read-only; of the control groups, show only the container's own."""
     _mount("", sys_, "", _REMOUNT | _BIND | _RDONLY)
-    groups = f"{sys_}/fs/cgroup"
-    with contextlib.suppress(OSError):  # there are none here
-        _mount("cgroup", groups, "tmpfs", _NOSUID | _NODEV | _NOEXEC, "mode=755,size=64k")
-        if group:
-            name = "pids" if "/pids/" in group else "."
-            os.makedirs(f"{groups}/{name}", exist_ok=True)
-            _bind(group, f"{groups}/{name}", _RDONLY)
+    if not groups:
+        return
+    place = f"{sys_}/fs/cgroup"
+    _mount("cgroup", place, "tmpfs", _NOSUID | _NODEV | _NOEXEC, "mode=755,size=64k")
+    for group in groups:
+        # By its controller in version 1; in version 2 there is but one hierarchy.
+        target = os.path.dirname(group).replace("/sys/fs/cgroup", place)
+        os.makedirs(target, exist_ok=True)
+        _bind(group, target, _RDONLY)
 
 
 def _mask_proc() -> None:
@@ -257,11 +262,11 @@ def _enter_users(spec: Spec, ready: int, mapped: int) -> None:
     os.setresuid(0, 0, 0)
 
 
-def _be_inside(spec: Spec, place: str, group: str, ready: int, mapped: int) -> None:
+def _be_inside(spec: Spec, place: str, groups: list[str], ready: int, mapped: int) -> None:
     namespaces.unshare(namespaces.NEWNS)
     namespaces.seclude_mounts()
     working = os.getcwd()
-    _build_root(spec, place, group)
+    _build_root(spec, place, groups)
     _enter_root(spec, place)
     if spec.mapped:
         _enter_users(spec, ready, mapped)
@@ -289,32 +294,44 @@ def _map_users(pid: int, count: int) -> None:
             file.write(f"0 100000 {count}\n")
 
 
-@contextlib.contextmanager
-def _pids_group(limit: int) -> Any:
-    """Make a control group that counts processes, and enter it; "" if none is asked for."""
-    if not limit:
-        yield ""
-        return
-    first = "/sys/fs/cgroup/pids" if os.path.isdir("/sys/fs/cgroup/pids") else "/sys/fs/cgroup"
-    path = f"{first}/aioisolate-tests-{os.getpid()}"
-    os.mkdir(path)
-    try:
-        with open(f"{path}/pids.max", "w") as file:
-            file.write(str(limit))
-        yield path
-    finally:
-        _remove_group(path)
-
-
-def _remove_group(path: str) -> None:
-    # The kernel needs a moment after the last process has ended.
-    for _ in range(200):
+def _make_groups(limit: int) -> list[str]:
+    """Make the container's control groups, in which the library may make others."""
+    if os.path.isdir("/sys/fs/cgroup/pids"):
+        parents = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/memory"]
+    else:
+        parents = ["/sys/fs/cgroup"]
+    groups = []
+    for parent in parents:
+        path = f"{parent}/environment-{os.getpid()}"
         try:
-            os.rmdir(path)
+            os.mkdir(path)
         except OSError:
-            time.sleep(0.01)
-        else:
-            return
+            continue  # none can be made here
+        groups.append(path)
+        if limit and os.path.exists(f"{path}/pids.max"):
+            with open(f"{path}/pids.max", "w") as file:
+                file.write(str(limit))
+    return groups
+
+
+def _enter_groups(groups: list[str]) -> None:
+    for path in groups:
+        with open(f"{path}/cgroup.procs", "w") as file:
+            file.write("0")
+
+
+def _remove_groups(groups: list[str]) -> None:
+    """Remove the container's control groups, with those that a killed program has left in them."""
+    for group in groups:
+        for path, _, _ in os.walk(group, topdown=False):
+            # The kernel needs a moment after the last process has ended.
+            for _ in range(200):
+                try:
+                    os.rmdir(path)
+                except OSError:
+                    time.sleep(0.01)
+                else:
+                    break
 
 
 def main() -> None:
@@ -324,7 +341,8 @@ def main() -> None:
         if fields[name] is not None:
             fields[name] = tuple(fields[name])
     spec = Spec(**fields)
-    with _pids_group(spec.pids) as group:
+    groups = _make_groups(spec.pids)
+    try:
         ready, be_ready = os.pipe()
         mapped, be_mapped = os.pipe()
         pid = os.fork()
@@ -333,10 +351,8 @@ def main() -> None:
                 os.close(ready)
                 os.close(be_mapped)
                 prctl.set_parent_death_signal(signal.SIGKILL)
-                if group:
-                    with open(f"{group}/cgroup.procs", "w") as file:
-                        file.write("0")
-                _run(spec, place, group, command, be_ready, mapped)
+                _enter_groups(groups)
+                _run(spec, place, groups, command, be_ready, mapped)
             except BaseException as exc:
                 os.write(2, f"the container can't be made: {exc!r}\n".encode())
             finally:
@@ -347,13 +363,15 @@ def main() -> None:
             _map_users(pid, spec.mapped)
             os.write(be_mapped, b"x")
         _, status = os.waitpid(pid, 0)
+    finally:
+        _remove_groups(groups)
     _exit_like(status)
 
 
 def _run(
-    spec: Spec, place: str, group: str, command: list[str], ready: int, mapped: int
+    spec: Spec, place: str, groups: list[str], command: list[str], ready: int, mapped: int
 ) -> None:
-    _be_inside(spec, place, group, ready, mapped)
+    _be_inside(spec, place, groups, ready, mapped)
     if spec.init:
         pid = os.fork()
         if pid:

@@ -88,23 +88,20 @@ def _below(argument: int, bound: int, then: Rule, otherwise: Rule) -> Rule:
 
 def _compare(condition: dict[str, Any], then: Rule, otherwise: Rule) -> Rule:
     argument, value = condition["index"], condition["value"]
-    match condition["op"]:
-        case "SCMP_CMP_EQ":
+    operation = condition["op"].removeprefix("SCMP_CMP_")
+    if operation in {"NE", "GE", "GT"}:
+        then, otherwise = otherwise, then
+    match operation:
+        case "EQ" | "NE":
             return Check(argument, (value,), then=then, otherwise=otherwise)
-        case "SCMP_CMP_NE":
-            return Check(argument, (value,), then=otherwise, otherwise=then)
-        case "SCMP_CMP_MASKED_EQ":
+        case "MASKED_EQ":
             wanted = condition.get("valueTwo", 0)
             return Check(argument, (wanted,), then=then, otherwise=otherwise, mask=value)
-        case "SCMP_CMP_LT":
+        case "LT" | "GE":
             return _below(argument, value, then, otherwise)
-        case "SCMP_CMP_LE":
+        case "LE" | "GT":
             return _below(argument, value + 1, then, otherwise)
-        case "SCMP_CMP_GE":
-            return _below(argument, value, otherwise, then)
-        case "SCMP_CMP_GT":
-            return _below(argument, value + 1, otherwise, then)
-    raise ValueError(f"unknown comparison {condition['op']!r}")
+    raise ValueError(f"unknown comparison {operation!r}")
 
 
 def _action(rule: dict[str, Any], default: int) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from aioisolate import Sandbox, features
 
+# "warn" comes after "full".
 NAMES = ("none", "full", "warn", "portable", "crash_guard")
 
 

@@ -19,9 +19,11 @@ from tests.container import CAPABILITIES, Spec, arguments
 from tests.docker_profile import DEFAULT_CAPABILITIES, allow_all_but, compile_profile
 from tests.helpers import ROOT
 
-__all__ = ["ENVIRONMENTS", "Environment", "missing", "run"]
+__all__ = ["CHECK", "ENVIRONMENTS", "GROUPS", "SHOWN", "Environment", "missing", "results", "run"]
 
-_CHECK = [sys.executable, "-m", "tests.environment_check"]
+# The program, and what it needs to see of files.
+CHECK = [sys.executable, "-m", "tests.environment_check"]
+SHOWN = sorted({sys.prefix, sys.base_prefix, str(ROOT)})
 _LANDLOCK = ("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self")
 
 
@@ -37,9 +39,12 @@ class Environment:
         prefix: A command that the program is started by, in the container.
         options: Arguments of the program.
         needs: Commands that it takes.
+        allows: Calls that are added to Docker's profile.
+        docker: Options of `docker run` that start a real one; None: there is none of Docker's.
         full, portable, crash_guard: "works", or what the refusal's text has in it (an expression).
         lacks: Findings of the report that must not hold in it.
-        open: Attacks that `level="portable"` does not stop in it.
+        open: Attacks that a preset does not stop in it, as is documented.
+        vain: Attacks that do not succeed in it even without a sandbox.
     """
 
     name: str
@@ -49,11 +54,14 @@ class Environment:
     prefix: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    allows: tuple[str, ...] = ()
+    docker: tuple[str, ...] | None = None
     full: str = "works"
     portable: str = "works"
     crash_guard: str = "works"
     lacks: tuple[str, ...] = ()
     open: tuple[str, ...] = ()
+    vain: tuple[str, ...] = ()
 
 
 def _without(*names: str) -> tuple[str, ...]:
@@ -61,14 +69,15 @@ def _without(*names: str) -> tuple[str, ...]:
 
 
 def _docker(
-    *added: str, dropped: tuple[str, ...] = (), changes: Mapping[str, int] | None = None, **more: Any
+    *added: str, dropped: tuple[str, ...] = (), allows: tuple[str, ...] = (), **more: Any
 ) -> dict[str, Any]:
     """Return what a container of Docker's is: its capabilities, its filter, what it hides."""
     held = tuple(name for name in (*DEFAULT_CAPABILITIES, *added) if name not in dropped)
     spec = Spec(capabilities=held, mask=True, init=False)
     return {
         "spec": replace(spec, **more),
-        "make_filter": lambda: compile_profile(held, changes),
+        "make_filter": lambda: compile_profile(held, dict.fromkeys(allows, 0)),
+        "allows": allows,
     }
 
 
@@ -79,105 +88,249 @@ def _machine(refused: Mapping[str, int] | None = None, **more: Any) -> dict[str,
     return {"spec": Spec(**more), "make_filter": lambda: allow_all_but(refused)}
 
 
-_ALL = DEFAULT_CAPABILITIES
+_ALL_CAPABILITIES = DEFAULT_CAPABILITIES
 _EPERM, _ENOSYS = errno.EPERM, errno.ENOSYS
-_RESTRICTED: dict[str, Any] = {"dropped": _ALL, "uid": 1000, "no_new_privs": True}
-_BWRAP = "bwrap --bind / / --dev /dev --unshare-all --new-session --die-with-parent".split()
+_RESTRICTED: dict[str, Any] = {"dropped": _ALL_CAPABILITIES, "uid": 1000, "no_new_privs": True}
+_DOCKER_RESTRICTED = ("--user", "1000", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+_BWRAP = ("bwrap", "--bind", "/", "/", "--dev", "/dev", "--unshare-all", "--die-with-parent")
+_UNSHARE = ("unshare", "-Urpf", "--mount-proc")
+# What docs/containers.md says has to be allowed.
+_FOR_USER_NAMESPACES = ("clone", "unshare", "mount", "umount2", "pivot_root")
+_NO_CAPABILITIES = ("capabilities",)
+_USER: dict[str, Any] = {"vain": _NO_CAPABILITIES}
+_FILTERED = "filter"
 
-ENVIRONMENTS: list[Environment] = [
-    # A machine
+# A machine, or a virtual one.
+_MACHINES = [
     Environment("root", "a machine, as root", **_machine()),
-    Environment("user", "a machine, as an ordinary user", **_machine(uid=1000)),
+    Environment("user", "a machine, as an ordinary user", **_machine(uid=1000), **_USER),
     Environment(
-        "setuid", "the same, after `os.setuid()` in the process", **_machine(), options=("--setuid", "1000")
+        "setuid",
+        "the same, after `os.setuid()` in the process",
+        **_machine(),
+        **_USER,
+        options=("--setuid", "1000"),
     ),
-    # Docker, Podman as root, containerd
-    Environment("docker-root", "Docker's default, as root", **_docker()),
-    Environment("docker-root-pids", "the same with `--pids-limit 100`", **_docker(pids=100)),
-    Environment("docker-user", "Docker with `--user 1000`", **_docker(uid=1000)),
-    Environment("docker-drop-all", "Docker with `--cap-drop ALL`, as root", **_docker(dropped=_ALL)),
-    Environment("docker-drop-kill", "Docker with `--cap-drop KILL`", **_docker(dropped=("KILL",))),
+    Environment("chroot", "a chroot, as root", **_machine(pivot=False)),
+    Environment(
+        "chroot-user", "a chroot, as an ordinary user", **_machine(pivot=False, uid=1000), **_USER
+    ),
+    Environment("noexec", "`noexec` and `nosuid` wherever one can write", **_machine(noexec=True)),
+]
+
+# Docker, Podman as root, containerd.
+_CONTAINERS = [
+    Environment("docker-root", "Docker's default, as root", **_docker(), docker=()),
+    Environment(
+        "docker-root-pids",
+        "the same with `--pids-limit 100`",
+        **_docker(pids=100),
+        docker=("--pids-limit", "100"),
+    ),
+    Environment(
+        "docker-user",
+        "Docker with `--user 1000`",
+        **_docker(uid=1000),
+        **_USER,
+        docker=("--user", "1000"),
+    ),
+    Environment(
+        "docker-user-pids",
+        "the same with `--pids-limit 100`",
+        **_docker(uid=1000, pids=100),
+        **_USER,
+        docker=("--user", "1000", "--pids-limit", "100"),
+    ),
+    Environment(
+        "docker-user-userns",
+        "Docker with `--user 1000`, user namespaces allowed (see below)",
+        **_docker(uid=1000, allows=_FOR_USER_NAMESPACES),
+        **_USER,
+        docker=("--user", "1000"),
+    ),
+    Environment(
+        "docker-drop-all",
+        "Docker with `--cap-drop ALL`, as root",
+        **_docker(dropped=_ALL_CAPABILITIES),
+        **_USER,
+        docker=("--cap-drop", "ALL"),
+    ),
+    Environment(
+        "docker-drop-all-pids",
+        "the same with `--pids-limit 100`",
+        **_docker(dropped=_ALL_CAPABILITIES, pids=100),
+        **_USER,
+        docker=("--cap-drop", "ALL", "--pids-limit", "100"),
+    ),
+    Environment(
+        "docker-drop-kill",
+        "Docker with `--cap-drop KILL`",
+        **_docker(dropped=("KILL",)),
+        docker=("--cap-drop", "KILL"),
+    ),
     Environment(
         "docker-drop-setuid",
         "Docker with `--cap-drop SETUID --cap-drop SETGID`",
         **_docker(dropped=("SETUID", "SETGID")),
+        docker=("--cap-drop", "SETUID", "--cap-drop", "SETGID"),
     ),
-    Environment("docker-sys-admin", "Docker with `--cap-add SYS_ADMIN`", **_docker("SYS_ADMIN")),
-    Environment("kubernetes", 'Kubernetes, "restricted"', **_docker(**_RESTRICTED)),
+    Environment(
+        "docker-sys-admin",
+        "Docker with `--cap-add SYS_ADMIN`",
+        **_docker("SYS_ADMIN"),
+        docker=("--cap-add", "SYS_ADMIN"),
+    ),
+    Environment(
+        "kubernetes",
+        'Kubernetes, "restricted"',
+        **_docker(**_RESTRICTED),
+        **_USER,
+        docker=_DOCKER_RESTRICTED,
+    ),
     Environment(
         "kubernetes-read-only",
-        "the same with `readOnlyRootFilesystem` and a /tmp",
+        "the same with `readOnlyRootFilesystem` and an `emptyDir` at /tmp",
         **_docker(**_RESTRICTED, read_only=True, noexec=True),
+        **_USER,
+        docker=(*_DOCKER_RESTRICTED, "--read-only", "--tmpfs", "/tmp"),
     ),
     Environment(
-        "kubernetes-no-tmp", "the same without a /tmp", **_docker(**_RESTRICTED, read_only=True, tmp=False)
+        "kubernetes-no-tmp",
+        "the same without a /tmp",
+        **_docker(**_RESTRICTED, read_only=True, tmp=False),
+        **_USER,
+        docker=(*_DOCKER_RESTRICTED, "--read-only"),
     ),
-    # User namespaces
+]
+
+_USER_NAMESPACES = [
     Environment(
         "rootless",
-        "rootless Podman or Docker, `userns-remap`: a user namespace with 65536 ids, as root",
+        "rootless Podman or Docker, `userns-remap`: 65536 ids, as root",
         **_docker(mapped=65536),
     ),
-    Environment("userns-65536", "a user namespace with 65536 ids, no filter", **_machine(mapped=65536)),
+    Environment(
+        "rootless-user",
+        "the same, as an ordinary user",
+        **_docker(mapped=65536, uid=1000),
+        **_USER,
+    ),
+    Environment(
+        "userns-65536",
+        "a user namespace with 65536 ids, without a filter",
+        **_machine(mapped=65536),
+    ),
     Environment(
         "unshare-root",
-        "`unshare -Urpf --mount-proc`, by root",
+        "`unshare -Urpf --mount-proc`, by root: one id",
         **_machine(),
-        prefix=("unshare", "-Urpf", "--mount-proc"),
+        prefix=_UNSHARE,
         needs=("unshare",),
     ),
     Environment(
         "unshare-user",
-        "`unshare -Urpf --mount-proc`, by an ordinary user",
+        "`unshare -Urpf --mount-proc`, by an ordinary user: one id",
         **_machine(uid=1000),
-        prefix=("unshare", "-Urpf", "--mount-proc"),
+        prefix=_UNSHARE,
         needs=("unshare",),
     ),
     Environment(
-        "bwrap", "Bubblewrap, `--unshare-all`", **_machine(uid=1000), prefix=(*_BWRAP, "--proc", "/proc"), needs=("bwrap",)
-    ),
-    Environment(
-        "bwrap-no-proc", "the same without `--proc`", **_machine(uid=1000), prefix=(*_BWRAP, "--tmpfs", "/proc"), needs=("bwrap",)
+        "bwrap",
+        "Bubblewrap, `--unshare-all`",
+        **_machine(uid=1000),
+        **_USER,
+        prefix=(*_BWRAP, "--proc", "/proc"),
+        needs=("bwrap",),
     ),
     Environment(
         "no-userns-sysctl",
         "an ordinary user, `user.max_user_namespaces=0`",
         **_machine(uid=1000, user_namespaces=0, mapped=65536),
+        **_USER,
     ),
     Environment(
         "no-userns-filter",
         "an ordinary user, a filter refuses user namespaces",
         spec=Spec(uid=1000),
         make_filter=lambda: allow_all_but({}, user_namespaces=False),
+        **_USER,
     ),
-    # Root with less
+]
+
+_LESS_PRIVILEGE = [
     Environment(
         "no-sys-admin", "root without SYS_ADMIN", **_machine(capabilities=_without("SYS_ADMIN"))
     ),
     Environment("no-setuid", "root without SETUID", **_machine(capabilities=_without("SETUID"))),
     Environment("no-kill", "root without KILL", **_machine(capabilities=_without("KILL"))),
-    Environment("no-capabilities", "root without capabilities", **_machine(capabilities=())),
-    # What is missing
+    Environment(
+        "no-capabilities", "root without capabilities", **_machine(capabilities=()), **_USER
+    ),
+]
+
+_MISSING = [
     Environment("no-proc", "no /proc, as root", **_machine(proc="missing")),
     Environment("covered-proc", "an empty /proc, as root", **_machine(proc="covered")),
-    Environment("no-proc-user", "no /proc, as an ordinary user", **_machine(proc="missing", uid=1000)),
-    Environment("nofile-32", "`ulimit -n 32`", **_machine(nofile=32)),
-    Environment("chroot", "a chroot, as root", **_machine(pivot=False)),
-    Environment("chroot-user", "a chroot, as an ordinary user", **_machine(pivot=False, uid=1000)),
-    Environment("noexec", "noexec and nosuid everywhere", **_machine(noexec=True)),
-    Environment("memfd-eperm", "memfd_create refused", **_machine({"memfd_create": _EPERM})),
-    Environment("memfd-enosys", "no memfd_create", **_machine({"memfd_create": _ENOSYS})),
     Environment(
-        "landlock-eperm", "Landlock refused by a filter", **_machine(dict.fromkeys(_LANDLOCK, _EPERM))
+        "no-proc-user",
+        "no /proc, as an ordinary user",
+        **_machine(proc="missing", uid=1000),
+        **_USER,
     ),
-    Environment("landlock-enosys", "no Landlock", **_machine(dict.fromkeys(_LANDLOCK, _ENOSYS))),
-    Environment("seccomp-eperm", "seccomp refused by a filter", **_machine({"seccomp": _EPERM})),
-    Environment("seccomp-enosys", "no seccomp", **_machine({"seccomp": _ENOSYS})),
     Environment(
-        "pidfd-signal", "pidfd_send_signal refused", **_machine({"pidfd_send_signal": _EPERM})
+        "bwrap-no-proc",
+        "Bubblewrap without `--proc`",
+        **_machine(uid=1000),
+        **_USER,
+        prefix=(*_BWRAP, "--tmpfs", "/proc"),
+        needs=("bwrap",),
     ),
-    Environment("pidfd-open", "pidfd_open refused", **_machine({"pidfd_open": _EPERM})),
+    Environment("nofile-32", "`ulimit -n 32`", **_machine(nofile=32), vain=("200 descriptors",)),
+    Environment("memfd-eperm", "memfd_create is refused", **_machine({"memfd_create": _EPERM})),
+    Environment("memfd-enosys", "there is no memfd_create", **_machine({"memfd_create": _ENOSYS})),
+    Environment(
+        "landlock-eperm",
+        "a filter refuses Landlock's calls",
+        **_machine(dict.fromkeys(_LANDLOCK, _EPERM)),
+        full=_FILTERED,
+        portable=_FILTERED,
+    ),
+    Environment(
+        "landlock-enosys",
+        "there is no Landlock, or a filter hides it",
+        **_machine(dict.fromkeys(_LANDLOCK, _ENOSYS)),
+        full="Landlock",
+        portable="Landlock",
+    ),
+    Environment(
+        "seccomp-eperm",
+        "a filter refuses the call seccomp",
+        **_machine({"seccomp": _EPERM}),
+        full=_FILTERED,
+        portable=_FILTERED,
+    ),
+    Environment(
+        "seccomp-enosys",
+        "there is no seccomp, or a filter hides it",
+        **_machine({"seccomp": _ENOSYS}),
+        full="seccomp",
+        portable="seccomp",
+    ),
+    Environment(
+        "pidfd-signal", "pidfd_send_signal is refused", **_machine({"pidfd_send_signal": _EPERM})
+    ),
+    Environment("pidfd-open", "pidfd_open is refused", **_machine({"pidfd_open": _EPERM})),
 ]
+
+# By the headings of docs/containers.md.
+GROUPS: dict[str, list[Environment]] = {
+    "A machine": _MACHINES,
+    "Containers": _CONTAINERS,
+    "User namespaces": _USER_NAMESPACES,
+    "Root with less privilege": _LESS_PRIVILEGE,
+    "Something is missing": _MISSING,
+}
+ENVIRONMENTS = [environment for group in GROUPS.values() for environment in group]
 
 
 @cache
@@ -214,14 +367,13 @@ def _counts_processes() -> bool:
 
 def run(environment: Environment, place: str, command: list[str] | None = None) -> Any:
     """Run the checks in an environment, or *command*; return the finished process."""
-    shown = {sys.prefix, sys.base_prefix, str(ROOT), *filter(None, [os.environ.get("VIRTUAL_ENV")])}
     program = b"" if environment.make_filter is None else environment.make_filter()
     spec = replace(
         environment.spec,
-        show=tuple(sorted(shown)),
+        show=tuple(SHOWN),
         filter=base64.b64encode(program).decode(),
     )
-    inner = command or [*_CHECK, *environment.options]
+    inner = command or [*CHECK, *environment.options]
     process = subprocess.Popen(
         arguments(spec, place, [*environment.prefix, *inner]),
         cwd=ROOT,

@@ -1,0 +1,105 @@
+"""What tests/environment_check.py has found in an environment, compared with what is expected."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from tests.environments import Environment
+
+__all__ = ["complaints"]
+
+# What a preset for strangers must stop wherever it works.
+_ENDS = {
+    "timeout": "TIMEOUT",
+    "gone after its timeout": True,
+    "gone after its cancellation": True,
+    "closing": "CLOSED",
+    "gone after closing": True,
+    "server gone": True,
+}
+
+
+def complaints(environment: Environment, found: dict[str, Any], stderr: str) -> list[str]:
+    """Return what is not as it is expected, one sentence each."""
+    return list(_complaints(environment, found, stderr))
+
+
+def _complaints(environment: Environment, found: dict[str, Any], stderr: str) -> Iterator[str]:
+    for name in ("none", "full", "portable", "crash_guard"):
+        for text in _of_preset(environment, name, found[name]):
+            yield f"{name}: {text}"
+    # Without a layer, if need be, and with a warning; but no other error than what it refuses.
+    for text in _of_refusal("", found["warn"]) if found["warn"]["outcome"] != "works" else ():
+        yield f"warn: {text}"
+    yield from _of_report(environment, found)
+    for name, value in found["calls"].items():
+        if value != 42 and environment.crash_guard == "works":
+            yield f"a call of run_isolated, {name}: {value}"
+    if found["left open"]:
+        yield f"left open: {found['left open']}"
+    if found["left children"]:
+        yield "a child or a zombie is left"
+    for name, died in found["died with it"].items():
+        if died is not True and found[name]["outcome"] == "works":
+            yield f"{name}: processes outlive the parent that is killed"
+    if stderr.strip():
+        yield f"on standard error: {stderr[-2000:]}"
+
+
+def _of_preset(environment: Environment, name: str, found: dict[str, Any]) -> Iterator[str]:
+    expected = "works" if name == "none" else getattr(environment, name)
+    if name == "none" and environment.crash_guard != "works":
+        return  # then nothing that has a fork server works
+    if found["outcome"] != "works":
+        if expected == "works":
+            yield f"refused: {found['type']} {found['reason']} {found['text'][-1000:]}"
+        else:
+            yield from _of_refusal(expected, found)
+        return
+    if expected != "works":
+        yield f"works, and should be refused: {expected}"
+        return
+    if found["value"] != 42 or "so" not in found["exception"]:
+        yield f"returns {found['value']}, raises {found['exception']}"
+    if found["ends"] != _ENDS:
+        yield f"ends like this: {found['ends']}"
+    attacks = found["attacks"]
+    if name in {"full", "portable"}:
+        for attack, outcome in attacks.items():
+            if outcome != "stopped" and attack not in environment.open:
+                yield f"the attack {attack!r} {outcome}"
+        if found["signals"]:
+            yield "it has signalled the parent"
+    elif name == "none":
+        # Otherwise nothing is proved by their being stopped.
+        for attack, outcome in attacks.items():
+            if outcome != "succeeded" and attack not in environment.vain:
+                yield f"the attack {attack!r} does not succeed without a sandbox: {outcome}"
+
+
+def _of_refusal(expected: str, found: dict[str, Any]) -> Iterator[str]:
+    """A refusal is a sentence, before anything is forked."""
+    text = found["text"]
+    if found["reason"] != "FEATURE_UNAVAILABLE":
+        yield f"refused otherwise: {found['type']} {found['reason']} {text[-1000:]}"
+    elif "\n" in text or "Traceback" in text or "Errno" in text:
+        yield f"not refused by a sentence: {text[-1000:]}"
+    elif not re.search(expected, text):
+        yield f"the refusal does not say {expected!r}: {text}"
+
+
+def _of_report(environment: Environment, found: dict[str, Any]) -> Iterator[str]:
+    report = found["report"]
+    if "error" in report:
+        yield f"features.report(): {report['error']}"
+        return
+    holds = report.get("Sandbox.untrusted()", [None])[0]
+    if holds is not None and holds != (found["full"]["outcome"] == "works"):
+        yield f"features.report() says {report['Sandbox.untrusted()']}"
+    for name in environment.lacks:
+        if name not in report:
+            yield f"features.report() says nothing of {name!r}"
+        elif report[name][0]:
+            yield f"features.report() says that {name!r} holds: {report[name][1]}"
