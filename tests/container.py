@@ -63,13 +63,15 @@ class Spec:
         read_only: / can't be written to.
         tmp: There is a /tmp that can be written to.
         mask: What a container runtime hides of /proc is hidden, and /sys is read-only.
-        proc: "fresh", "missing", or "covered" by an empty file system.
+        proc: "fresh"; "missing"; "covered" by an empty file system; or "subset", nothing but the
+            user's own processes.
         noexec: What can be written to is mounted without the right to execute, and so are memfds.
         network: A network namespace, in which there is only the loopback interface.
         init: Process 1 collects orphans; if not, the program itself is process 1.
         mapped: How many user ids there are in a user namespace, which root enters; 0: it does not.
         user_namespaces: How many may be made in there; -1: as outside.
         pids: How many processes its control group may have; 0: as many as they like.
+        memory: How many bytes its control group may have; 0: as many as they like.
         nofile: The limit of open files; 0: as outside.
     """
 
@@ -89,6 +91,7 @@ class Spec:
     mapped: int = 0
     user_namespaces: int = -1
     pids: int = 0
+    memory: int = 0
     nofile: int = 0
 
 
@@ -144,7 +147,7 @@ def _build_root(spec: Spec, root: str, groups: list[str]) -> None:
             pass
         _bind(f"/dev/{name}", f"{root}/dev/{name}")
     for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
-        if spec.proc == "fresh":
+        if spec.proc in {"fresh", "subset"}:
             os.symlink(f"/proc/self/fd{target}", f"{root}/dev/{name}")
     _mount("shm", f"{root}/dev/shm", "tmpfs", noexec, "mode=1777,size=64m")
     _bind("/proc", f"{root}/proc")
@@ -198,7 +201,8 @@ def _settle_proc(spec: Spec) -> None:
     elif spec.proc == "covered":
         _mount("nothing", "/proc", "tmpfs", 0, "size=4k")
     else:
-        _mount("proc", "/proc", "proc", _NOSUID | _NODEV | _NOEXEC)
+        options = "subset=pid,hidepid=invisible" if spec.proc == "subset" else ""
+        _mount("proc", "/proc", "proc", _NOSUID | _NODEV | _NOEXEC, options)
         if spec.noexec:
             with contextlib.suppress(OSError), open("/proc/sys/vm/memfd_noexec", "w") as file:
                 file.write("1")
@@ -294,7 +298,7 @@ def _map_users(pid: int, count: int) -> None:
             file.write(f"0 100000 {count}\n")
 
 
-def _make_groups(limit: int) -> list[str]:
+def _make_groups(spec: Spec) -> list[str]:
     """Make the container's control groups, in which the library may make others."""
     if os.path.isdir("/sys/fs/cgroup/pids"):
         parents = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/memory"]
@@ -308,9 +312,14 @@ def _make_groups(limit: int) -> list[str]:
         except OSError:
             continue  # none can be made here
         groups.append(path)
-        if limit and os.path.exists(f"{path}/pids.max"):
-            with open(f"{path}/pids.max", "w") as file:
-                file.write(str(limit))
+        for name, limit in (
+            ("pids.max", spec.pids),
+            ("memory.max", spec.memory),
+            ("memory.limit_in_bytes", spec.memory),
+        ):
+            if limit and os.path.exists(f"{path}/{name}"):
+                with open(f"{path}/{name}", "w") as file:
+                    file.write(str(limit))
     return groups
 
 
@@ -341,7 +350,7 @@ def main() -> None:
         if fields[name] is not None:
             fields[name] = tuple(fields[name])
     spec = Spec(**fields)
-    groups = _make_groups(spec.pids)
+    groups = _make_groups(spec)
     try:
         ready, be_ready = os.pipe()
         mapped, be_mapped = os.pipe()

@@ -94,7 +94,7 @@ def run_options() -> list[str]:
     """Return the options that show the interpreter and this tree to a container."""
     options = ["--rm", "--network", "none", "--workdir", str(ROOT)]
     system = [path for path in _SYSTEM if os.path.isdir(path) and not os.path.islink(path)]
-    for path in (*system, *SHOWN):
+    for path in dict.fromkeys((*system, *SHOWN)):
         options += ["--volume", f"{path}:{path}:ro"]
     for name in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE"):
         options += ["--env", f"{name}={ROOT if name == 'PYTHONPATH' else 1}"]

@@ -18,7 +18,14 @@ from aioisolate._os.bpf import ALLOW, Check, Rule, assemble, errno_rule
 from aioisolate._os.syscall_numbers import NUMBERS
 from tests.helpers import ROOT
 
-__all__ = ["DEFAULT_CAPABILITIES", "NEWUSER", "PROFILE", "allow_all_but", "compile_profile"]
+__all__ = [
+    "DEFAULT_CAPABILITIES",
+    "KILLS",
+    "NEWUSER",
+    "PROFILE",
+    "allow_all_but",
+    "compile_profile",
+]
 
 PROFILE = ROOT / "tests" / "data" / "docker-seccomp.json"
 
@@ -40,6 +47,7 @@ DEFAULT_CAPABILITIES = (
     "AUDIT_WRITE",
 )
 NEWUSER = 0x10000000
+KILLS = 0x80000000  # the process, by SIGSYS
 
 _ARCHES = {"x86_64": {"amd64"}, "aarch64": {"arm64"}}
 _ALL = 0xFFFFFFFF
@@ -165,13 +173,15 @@ def compile_profile(
 
 
 def allow_all_but(refused: Mapping[str, int], *, user_namespaces: bool = True) -> bytes:
-    """Make a filter that has the calls of *refused* fail, each with its errno.
+    """Make a filter that has the calls of *refused* fail, each with its errno, or `KILLS`.
 
     *user_namespaces*: whether new ones may be made; if not, trying is EPERM.
     """
     machine = _machine()
     numbers = NUMBERS[machine]
-    rules: dict[int, Rule] = {numbers[name]: errno_rule(code) for name, code in refused.items()}
+    rules: dict[int, Rule] = {
+        numbers[name]: code if code == KILLS else errno_rule(code) for name, code in refused.items()
+    }
     if not user_namespaces:
         for name in ("unshare", "clone"):
             rules[numbers[name]] = Check(0, (0,), ALLOW, _EPERM, mask=NEWUSER)

@@ -16,14 +16,15 @@ from functools import cache
 from typing import Any
 
 from tests.container import CAPABILITIES, Spec, arguments
-from tests.docker_profile import DEFAULT_CAPABILITIES, allow_all_but, compile_profile
+from tests.docker_profile import DEFAULT_CAPABILITIES, KILLS, allow_all_but, compile_profile
 from tests.helpers import ROOT
 
 __all__ = ["CHECK", "ENVIRONMENTS", "GROUPS", "SHOWN", "Environment", "missing", "results", "run"]
 
 # The program, and what it needs to see of files.
 CHECK = [sys.executable, "-m", "tests.environment_check"]
-SHOWN = sorted({sys.prefix, sys.base_prefix, str(ROOT)})
+_NEEDED = (sys.prefix, sys.base_prefix, str(ROOT))
+SHOWN = sorted({*_NEEDED, *map(os.path.realpath, _NEEDED)})
 _LANDLOCK = ("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self")
 
 
@@ -115,6 +116,25 @@ _MACHINES = [
     Environment(
         "chroot-user", "a chroot, as an ordinary user", **_machine(pivot=False, uid=1000), **_USER
     ),
+    Environment(
+        "systemd",
+        "a systemd unit: `DynamicUser`, `ProtectSystem=strict`, `ProcSubset=pid`",
+        **_machine(uid=61500, no_new_privs=True, read_only=True, proc="subset", network=False),
+        **_USER,
+    ),
+    Environment(
+        "systemd-filter",
+        "the same with `SystemCallFilter=@system-service @sandbox`, which kills",
+        **_machine(
+            dict.fromkeys(("mount", "umount2", "pivot_root", "open_tree"), KILLS),
+            uid=61500,
+            no_new_privs=True,
+            read_only=True,
+            proc="subset",
+            network=False,
+        ),
+        **_USER,
+    ),
     Environment("noexec", "`noexec` and `nosuid` wherever one can write", **_machine(noexec=True)),
 ]
 
@@ -126,6 +146,12 @@ _CONTAINERS = [
         "the same with `--pids-limit 100`",
         **_docker(pids=100),
         docker=("--pids-limit", "100"),
+    ),
+    Environment(
+        "docker-root-memory",
+        "the same with `--memory 1g`",
+        **_docker(memory=1 << 30),
+        docker=("--memory", "1g"),
     ),
     Environment(
         "docker-user",
