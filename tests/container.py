@@ -25,7 +25,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from aioisolate._os import namespaces, prctl, seccomp
+from aioisolate._os import namespaces, prctl, seccomp, syscalls
+from aioisolate._os.syscall_numbers import NUMBERS
 
 __all__ = ["CAPABILITIES", "Spec", "arguments"]
 
@@ -185,7 +186,9 @@ def _mask_proc() -> None:
 
 def _enter_root(spec: Spec, root: str) -> None:
     if spec.pivot:
-        namespaces.pivot(root, f"{root}/old")
+        number = NUMBERS[os.uname().machine]["pivot_root"]
+        syscalls.syscall(number, f"{root}\0".encode(), f"{root}/old\0".encode())
+        os.chdir("/")
         namespaces.detach("/old")
     else:
         os.chroot(root)
