@@ -13,11 +13,13 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,6 +30,8 @@ from tests import environment_deeds as deeds
 from tests import environment_presets as presets
 
 _VICTIM = "--victim"
+# What may be required of each sandbox of a stranger's, whether `features.report` names it or not.
+_LAYERS = ("landlock", "namespaces", "seccomp", "user", "view of files")
 _PATIENCE = 10.0  # for what happens at once on a machine that has time
 # Errors by which an attack is denied.
 _DENIED = {
@@ -121,11 +125,13 @@ class Scene:
         yield "200 descriptors", deeds.open_many, 200
 
 
-async def attempt(iso: Isolator, run: Callable[..., Any], argument: Any) -> str:
+async def attempt(
+    iso: Isolator, run: Callable[..., Any], argument: Any = None, on_event: Any = None
+) -> str:
     """Carry out an attack: "stopped", "succeeded", or what else happened."""
     arguments = () if argument is None else (argument,)
     try:
-        await iso.run(run, *arguments, timeout=_PATIENCE, output="null")
+        await iso.run(run, *arguments, timeout=_PATIENCE, output="null", on_event=on_event)
     except RemoteError as error:
         name = error.type_name.rpartition(".")[2]
         return "stopped" if name in _DENIED else f"{error.type_name}: {error.message}"
@@ -149,6 +155,25 @@ class Started:
         self.pid = event.pid
         if event.name == "started":
             self.event.set()
+
+
+async def crowd(iso: Isolator) -> str:
+    """Attack while this process has many threads, which end as soon as the call has begun."""
+    leave = threading.Event()
+    threads = [threading.Thread(target=leave.wait) for _ in range(30)]
+    for thread in threads:
+        thread.start()
+
+    def note(event: Any) -> None:
+        if event.name == "started":
+            leave.set()
+
+    try:
+        return await attempt(iso, deeds.start_threads_in_time, 40, note)
+    finally:
+        leave.set()
+        for thread in threads:
+            thread.join()
 
 
 async def stubborn(iso: Isolator) -> tuple[asyncio.Task[Any], int]:
@@ -200,12 +225,13 @@ async def check(sandbox: Sandbox | None, scene: Scene) -> dict[str, Any]:
         await iso.__aenter__()
         try:
             answer = await iso.run(deeds.work, 41, timeout=_PATIENCE)
-            result["value"], result["user"] = answer["number"], answer["user"]
+            result |= {"value": answer["number"], "user": answer["user"], "names": answer["names"]}
             result["exception"] = await attempt(iso, deeds.fail, "so")
             result["attacks"] = {
                 name: await attempt(iso, run, argument) for name, run, argument in scene.attacks()
             }
-            result["attacks"]["capabilities"] = await attempt(iso, deeds.hold_capabilities, None)
+            result["attacks"]["capabilities"] = await attempt(iso, deeds.hold_capabilities)
+            result["attacks"]["threads in others' place"] = await crowd(iso)
             result["signals"] = scene.signals - signals
             result["ends"] = await ends(iso, answer["server"])
         finally:
@@ -283,13 +309,49 @@ def has_children() -> bool:
     return True
 
 
-def report() -> dict[str, Any]:
-    """Return what the library says holds here, by name."""
+def reports() -> dict[str, Any]:
+    """Return what the library says holds here, by the presets' names, and by the findings'."""
+    return {
+        name: {finding.name: [finding.holds, finding.detail] for finding in report.findings}
+        for name, report in presets.reports().items()
+    }
+
+
+async def try_sandbox(sandbox: Sandbox) -> dict[str, Any]:
+    """Tell whether a sandbox can be used."""
     try:
-        found = presets.report()
+        async with Isolator(sandbox=sandbox, preload=[deeds.__name__], warm=0) as iso:
+            return {"outcome": "works", "value": (await iso.run(deeds.work, 41))["number"]}
     except Exception as error:
-        return {"error": told(error)}
-    return {finding.name: [finding.holds, finding.detail] for finding in found.findings}
+        return {"outcome": "refused"} | told(error)
+
+
+async def check_advice(found: dict[str, Any]) -> dict[str, Any]:
+    """Require what does not hold, by name, and leave out what a refusal says to leave out."""
+    report = found["reports"]["full"]
+    names = {*_LAYERS, *(name for name in report if name != "sandbox")}
+    required = {
+        name: await try_sandbox(Sandbox.untrusted(require=[name]))
+        for name in sorted(names)
+        if not report.get(name, [False])[0]
+    }
+    left_out = {name: await follow(name, found[name]) for name in ("full", "portable")}
+    return {"required": required, "left out": left_out}
+
+
+async def follow(level: Any, found: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what a refusal says, and what the next one says; return what comes of it."""
+    left_out: list[str] = []
+    for _ in range(3):
+        if found["outcome"] == "works":
+            break
+        advice = re.findall(r"without=\['([^']+)'\]|leave out (limits\.\w+)", found["text"])
+        names = [first or second for first, second in advice]
+        if not set(names) - set(left_out):
+            break
+        left_out += names
+        found = await try_sandbox(Sandbox.untrusted(level=level, without=left_out))
+    return found | {"left out": left_out}
 
 
 async def check_presets(scene: Scene) -> dict[str, Any]:
@@ -319,10 +381,12 @@ def main() -> None:
     began = time.monotonic()
     victims = {name: start_victim(name) for name in ("full", "portable")}
     scene = Scene()
-    result: dict[str, Any] = {"user": os.geteuid(), "pid": os.getpid(), "report": report()}
+    result: dict[str, Any] = {"user": os.geteuid(), "pid": os.getpid()}
+    result["reports"] = reports()
     asyncio.run(asyncio.sleep(0))
     before = fds()
     result |= asyncio.run(check_presets(scene))
+    result["advice"] = asyncio.run(check_advice(result))
     result["calls"] = asyncio.run(check_calls())
     result["left open"] = [fd for fd in fds() if fd not in before]
     result["died with it"] = {name: kill_victim(process) for name, process in victims.items()}

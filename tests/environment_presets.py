@@ -20,15 +20,16 @@ def make(name: str) -> Sandbox | None:
         case "warn":
             return Sandbox.untrusted(missing="warn")
         case "portable":
-            if not hasattr(features, "report"):
-                return Sandbox.untrusted(namespaces="off", user="keep")
             return Sandbox.untrusted(level="portable")
         case "crash_guard":
             return Sandbox.crash_guard()
     raise ValueError(name)
 
 
-def report() -> Any:
-    if not hasattr(features, "report"):
-        return features.probe()
-    return features.report(Sandbox.untrusted())
+def reports() -> dict[str, Any]:
+    """Return what `features.report` says of each, and `features.probe` of the machine."""
+    made = {name: make(name) for name in NAMES}
+    return {
+        "probe": features.probe(),
+        **{name: features.report(one) for name, one in made.items() if one is not None},
+    }

@@ -36,11 +36,8 @@ def _outcome(found: dict[str, Any]) -> str:
 def cells(environment: Environment, found: dict[str, Any]) -> list[str]:
     """Return a row of the table."""
     outcomes = [_outcome(found[name]) for name in ("full", "portable", "crash_guard")]
-    lacking = [
-        name
-        for name, (holds, _) in found["report"].items()
-        if not holds and not name.startswith("Sandbox.")
-    ]
+    report = found["reports"]["full"]
+    lacking = [name for name, (holds, _) in report.items() if not holds and name != "sandbox"]
     return [environment.title, *outcomes, ", ".join(lacking) or "-"]
 
 

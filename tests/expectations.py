@@ -30,10 +30,14 @@ def _complaints(environment: Environment, found: dict[str, Any], stderr: str) ->
     for name in ("none", "full", "portable", "crash_guard"):
         for text in _of_preset(environment, name, found[name]):
             yield f"{name}: {text}"
-    # Without a layer, if need be, and with a warning; but no other error than what it refuses.
-    for text in _of_refusal("", found["warn"]) if found["warn"]["outcome"] != "works" else ():
-        yield f"warn: {text}"
-    yield from _of_report(environment, found)
+    # Without a layer, if need be, and with a warning.
+    warned = found["warn"]
+    if warned["outcome"] != "works" and environment.crash_guard == "works":
+        yield f"with missing='warn': {warned['type']} {warned['reason']} {warned['text'][-1000:]}"
+    elif found["full"]["outcome"] != "works" and not warned["warnings"]:
+        yield "with missing='warn' there is no warning"
+    yield from _of_reports(environment, found)
+    yield from _of_advice(found)
     for name, value in found["calls"].items():
         if value != 42 and environment.crash_guard == "works":
             yield f"a call of run_isolated, {name}: {value}"
@@ -90,16 +94,34 @@ def _of_refusal(expected: str, found: dict[str, Any]) -> Iterator[str]:
         yield f"the refusal does not say {expected!r}: {text}"
 
 
-def _of_report(environment: Environment, found: dict[str, Any]) -> Iterator[str]:
-    report = found["report"]
-    if "error" in report:
-        yield f"features.report(): {report['error']}"
+def _of_reports(environment: Environment, found: dict[str, Any]) -> Iterator[str]:
+    """What `features.report` says is what has been seen."""
+    for name in ("full", "warn", "portable", "crash_guard"):
+        report, seen = found["reports"][name], found[name]
+        # With missing="warn" it is used without what is missing.
+        if name != "warn" and report["sandbox"][0] != (seen["outcome"] == "works"):
+            yield f"features.report() of {name}: {report['sandbox']}"
+        for finding, (_, detail) in report.items():
+            if "Errno" in detail or "\n" in detail:
+                yield f"features.report() of {name}, {finding!r}: {detail}"
+    full, report = found["full"], found["reports"]["full"]
+    if full["outcome"] != "works":
         return
-    holds = report.get("Sandbox.untrusted()", [None])[0]
-    if holds is not None and holds != (found["full"]["outcome"] == "works"):
-        yield f"features.report() says {report['Sandbox.untrusted()']}"
-    for name in environment.lacks:
-        if name not in report:
-            yield f"features.report() says nothing of {name!r}"
-        elif report[name][0]:
-            yield f"features.report() says that {name!r} holds: {report[name][1]}"
+    if report.get("view of files", [False])[0] is full["names"]:
+        yield f"names of files can be seen: {full['names']}, and the report: {report}"
+    own = report.get("user", [False, ""])
+    if (own[0] and "id" in own[1]) is (full["user"] == found["user"]):
+        yield f"fn is user {full['user']}, and the report: {own}"
+
+
+def _of_advice(found: dict[str, Any]) -> Iterator[str]:
+    for name, one in found["advice"]["required"].items():
+        if one["outcome"] == "works":
+            yield f"require=[{name!r}] is not refused, although that does not hold"
+        else:
+            for text in _of_refusal("", one):
+                yield f"require=[{name!r}]: {text}"
+    for name in ("full", "portable"):
+        one = found["advice"]["left out"][name]
+        if one["outcome"] != "works":
+            yield f"{name}: what its refusals say to leave out does not help: {one}"
