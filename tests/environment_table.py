@@ -13,11 +13,18 @@ from typing import Any
 from tests.environments import GROUPS, Environment, missing, results, run
 from tests.helpers import ROOT
 
-__all__ = ["PATH", "begin", "cells", "end", "rows_of_page"]
+__all__ = ["LAYERS", "PATH", "begin", "cells", "end", "rows_of_page"]
 
 PATH = ROOT / "docs" / "containers.md"
-_HEAD = (
-    '| environment | `untrusted()` | `level="portable"` | `crash_guard()` | does not hold here |'
+# Those that can be missing where the rest is there.
+LAYERS = ("landlock", "seccomp", "user", "namespaces", "view of files")
+_COLUMNS = (
+    "environment",
+    "`untrusted()`",
+    '`level="portable"`',
+    "`crash_guard()`",
+    "threads",
+    "missing layers",
 )
 
 
@@ -37,12 +44,22 @@ def cells(environment: Environment, found: dict[str, Any]) -> list[str]:
     """Return a row of the table."""
     outcomes = [_outcome(found[name]) for name in ("full", "portable", "crash_guard")]
     report = found["reports"]["full"]
-    lacking = [name for name, (holds, _) in report.items() if not holds and name != "sandbox"]
-    return [environment.title, *outcomes, ", ".join(lacking) or "-"]
+    lacking = [name for name in LAYERS if not report.get(name, [False])[0]]
+    return [environment.title, *outcomes, _threads(report), ", ".join(lacking) or "-"]
+
+
+def _threads(report: dict[str, Any]) -> str:
+    """Tell how the threads of a call are limited."""
+    holds, detail = report["limits.processes"]
+    if not holds:
+        return "not limited"
+    if "no thread" in detail:
+        return "none"
+    return "with the user's others" if "besides" in detail else "counted alone"
 
 
 def table(group: str) -> str:
-    lines = [_HEAD, "|---|---|---|---|---|"]
+    lines = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
     for environment in GROUPS[group]:
         if why := missing(environment):
             sys.exit(f"{environment.name}: {why}")

@@ -43,7 +43,6 @@ class Environment:
         allows: Calls that are added to Docker's profile.
         docker: Options of `docker run` that start a real one; None: there is none of Docker's.
         full, portable, crash_guard: "works", or what the refusal's text has in it (an expression).
-        open: Attacks that a preset does not stop in it, as is documented.
         vain: Attacks that do not succeed in it even without a sandbox.
     """
 
@@ -59,7 +58,6 @@ class Environment:
     full: str = "works"
     portable: str = "works"
     crash_guard: str = "works"
-    open: tuple[str, ...] = ()
     vain: tuple[str, ...] = ()
 
 
