@@ -139,13 +139,13 @@ _CONTAINERS = [
     Environment("docker-root", "Docker's default, as root", **_docker(), docker=()),
     Environment(
         "docker-root-pids",
-        "the same with `--pids-limit 100`",
+        "Docker with `--pids-limit 100`, as root",
         **_docker(pids=100),
         docker=("--pids-limit", "100"),
     ),
     Environment(
         "docker-root-memory",
-        "the same with `--memory 1g`",
+        "Docker with `--memory 1g`, as root",
         **_docker(memory=1 << 30),
         docker=("--memory", "1g"),
     ),
@@ -158,7 +158,7 @@ _CONTAINERS = [
     ),
     Environment(
         "docker-user-pids",
-        "the same with `--pids-limit 100`",
+        "Docker with `--user 1000 --pids-limit 100`",
         **_docker(uid=1000, pids=100),
         **_USER,
         docker=("--user", "1000", "--pids-limit", "100"),
@@ -179,7 +179,7 @@ _CONTAINERS = [
     ),
     Environment(
         "docker-drop-all-pids",
-        "the same with `--pids-limit 100`",
+        "Docker with `--cap-drop ALL --pids-limit 100`, as root",
         **_docker(dropped=_ALL_CAPABILITIES, pids=100),
         **_USER,
         docker=("--cap-drop", "ALL", "--pids-limit", "100"),

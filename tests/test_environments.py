@@ -25,6 +25,8 @@ def test_the_page_has_every_environment():
 
 def test_names_and_titles_are_unique():
     assert len({environment.name for environment in ENVIRONMENTS}) == len(ENVIRONMENTS)
+    for environments in GROUPS.values():
+        assert len({environment.title for environment in environments}) == len(environments)
 
 
 @pytest.mark.parametrize(
