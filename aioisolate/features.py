@@ -173,7 +173,7 @@ def _layers(sandbox: Sandbox, policy: Policy, here: Containment) -> Iterator[tup
     way = "by privilege" if here.namespaces == "privilege" else "through a user namespace"
     threads = "" if policy.threads else ", no new threads"
     details = {
-        Layer.NAMESPACES: way,
+        Layer.NAMESPACES: way + ("" if policy.host_name else "; the host's name is seen"),
         Layer.VIEW: "a root directory with nothing else in it",
         Layer.USER: "a user id of its own" if policy.uid >= 0 else "a user namespace of its own",
         Layer.CAPABILITIES: "this user, without any capability",

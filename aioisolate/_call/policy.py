@@ -73,6 +73,7 @@ def survey(sandbox: Sandbox, here: Containment, start: Start) -> tuple[Policy, t
         spare=(uid, 1) if uid > 0 else here.spare,
         ids=as_user and uid >= 0,
         drop=uid < 0 and not as_user and sandbox.user != "keep" and here.capable,
+        host_name=bool(unshare) and here.host_name,
         view=view,
         init=init,
         read=read,

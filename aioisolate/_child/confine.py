@@ -66,6 +66,7 @@ class Ground:
 
 def _open_proc() -> int:
     try:
+        os.stat("/proc/self")  # it may be covered
         return os.open("/proc", _os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return -1  # there is none; user namespaces can't be had without it, and all else can
@@ -232,7 +233,7 @@ def _leave(policy: Policy, engaged: list[str]) -> None:
         else:
             namespaces.unshare(policy.unshare | namespaces.NEWUSER)
             namespaces.map_user(uid, gid)
-        if policy.unshare & namespaces.NEWUTS:
+        if policy.host_name:
             namespaces.set_host_name(_HOST_NAME)
     if policy.view:
         with _layer(Layer.VIEW, engaged):

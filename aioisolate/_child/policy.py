@@ -34,6 +34,7 @@ class Policy(NamedTuple):
         spare: the first spare id, and how many there are.
         ids: in the user namespace these can be had, too.
         drop: all capabilities are given up, with the user id that there is.
+        host_name: it sees another host name.
         view: a root directory in which nothing but *read* and *write* exists.
         init: what it starts lives in a process namespace, and ends with it.
         read, write: the paths that may be reached, or None: all.
@@ -55,6 +56,7 @@ class Policy(NamedTuple):
     ids: bool = False
     drop: bool = False
     view: bool = False
+    host_name: bool = False
     init: bool = False
     read: tuple[str, ...] | None = None
     write: tuple[str, ...] | None = None

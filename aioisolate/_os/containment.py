@@ -48,6 +48,7 @@ class Containment(NamedTuple):
         why_no_landlock, why_no_seccomp: likewise.
         processes_by_user: the processes of this process's user are counted, all together.
         capable: this process has capabilities.
+        host_name: in a namespace for host names it can be changed.
         dumpable: this process may look into itself, and so may its forked copies.
     """
 
@@ -69,6 +70,7 @@ class Containment(NamedTuple):
     processes_by_user: bool = False
     capable: bool = False
     dumpable: bool = True
+    host_name: bool = True
 
 
 def containment() -> Containment:
@@ -109,6 +111,7 @@ def _containment(_: int, capabilities: int, dumpable: bool) -> Containment:
         processes_by_user=found.get("processes_by_user", False),
         capable=bool(capabilities),
         dumpable=dumpable,
+        host_name=found.get("host_name", False),
     )
 
 
@@ -264,6 +267,11 @@ def _try_namespaces(ids: tuple[int, int] | None, *, view: bool = True) -> dict[s
         except OSError as exc:
             why = f"{exc.strerror} ({exc.filename})"
             return {"why_no_namespaces": why, "why_no_view": why}
+    try:
+        namespaces.set_host_name("isolated")
+        found["host_name"] = True
+    except OSError:
+        pass  # forbidden by a filter, as Docker's
     try:
         if view:
             make_view([_SAMPLE], ["/aioisolate"])
