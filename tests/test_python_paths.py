@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from aioisolate import Isolator, Limits, Sandbox
+from aioisolate import IsolationError, Isolator, Limits, Sandbox
 from aioisolate._call.python_paths import python_paths
 from aioisolate._os import elf, features
 from tests import deeds
@@ -89,3 +89,23 @@ def test_what_is_no_library_needs_nothing(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     assert elf.needs(str(tmp_path / "file")) == elf.Needs()
     assert elf.needs(str(tmp_path / "missing")) == elf.Needs()
+
+
+@confinable
+@pytest.mark.parametrize("kind", ["fork", "zygote"])
+@one_loop
+async def test_a_library_that_has_been_replaced_since(kind, monkeypatch):
+    """A package was upgraded under a running process, say."""
+    from aioisolate._call import policy
+
+    policy.survey.cache_clear()
+    gone = "/usr/lib/libgone.so.1.2.3"
+    monkeypatch.setattr(policy, "python_paths", lambda **_: (*python_paths(), gone))
+    async with Isolator(start=kind, sandbox=Sandbox()) as iso:
+        assert await iso.run(abs, -4) == 4
+    monkeypatch.undo()
+    policy.survey.cache_clear()
+    with pytest.raises(IsolationError, match=gone):
+        async with Isolator(start=kind, sandbox=Sandbox(read=["aioisolate:python", gone])) as iso:
+            await iso.run(abs, -4)
+    policy.survey.cache_clear()

@@ -77,6 +77,9 @@ def survey(sandbox: Sandbox, here: Containment, start: Start) -> tuple[Policy, t
         view=view,
         init=init,
         read=read,
+        optional=frozenset(python_paths(programs=sandbox.subprocesses))
+        if sandbox.read is not None and PYTHON in sandbox.read
+        else frozenset(),
         write=write,
         execute=sandbox.subprocesses,
         network=sandbox.network == "inherit",

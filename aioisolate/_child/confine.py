@@ -237,7 +237,7 @@ def _leave(policy: Policy, engaged: list[str]) -> None:
             namespaces.set_host_name(_HOST_NAME)
     if policy.view:
         with _layer(Layer.VIEW, engaged):
-            make_view((*(policy.read or ()), *(policy.write or ())), [SCRATCH])
+            make_view((*_readable(policy), *(policy.write or ())), [SCRATCH])
 
 
 def _own(policy: Policy, uid: int, gid: int, parent: int, engaged: list[str]) -> None:
@@ -295,12 +295,19 @@ def _mount_scratch(size: int, uid: int, gid: int) -> None:
     namespaces.mount_tmpfs(SCRATCH, f"size={size},nr_inodes={files},mode=700,uid={uid},gid={gid}")
 
 
+def _readable(policy: Policy) -> list[str]:
+    """List what may be read, as far as it is there: a library may have been replaced since."""
+    optional = policy.optional
+    paths = policy.read or ()
+    return [path for path in paths if path not in optional or os.path.exists(path)]
+
+
 def _make_rules(policy: Policy) -> int:
     write = policy.write or ()
     if policy.scratch:
         write = (*write, SCRATCH_PARENT)
     return landlock.make_ruleset(
-        policy.read or (),
+        _readable(policy),
         write,
         execute=policy.execute,
         network=policy.network,

@@ -38,6 +38,7 @@ class Policy(NamedTuple):
         view: a root directory in which nothing but *read* and *write* exists.
         init: what it starts lives in a process namespace, and ends with it.
         read, write: the paths that may be reached, or None: all.
+        optional: those of *read* that need not be there (any more).
         execute: programs may be started.
         threads: threads may be started.
         network: sockets may be opened.
@@ -59,6 +60,7 @@ class Policy(NamedTuple):
     host_name: bool = False
     init: bool = False
     read: tuple[str, ...] | None = None
+    optional: frozenset[str] = frozenset()
     write: tuple[str, ...] | None = None
     execute: bool = True
     threads: bool = True
