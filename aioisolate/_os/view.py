@@ -24,33 +24,39 @@ def make_view(paths: Iterable[str], directories: Iterable[str] = ()) -> None:
     # Before anything is mounted: outside nobody is to see it.
     namespaces.seclude_mounts()
     # A path is there as it was given, and where its links lead to.
-    wanted = sorted({path for given in paths for path in (given, os.path.realpath(given))})
-    shown = [
-        path
-        for number, path in enumerate(wanted)
-        if not any(path.startswith(other.rstrip("/") + "/") for other in wanted[:number])
-    ]
-    sources = {path: os.path.realpath(path) for path in shown}
-    whole = {path for path, source in sources.items() if os.path.isdir(source)}
+    resolve = _Resolver()
+    sources = {path: resolve(path) for path in paths}
+    sources.update({source: source for source in list(sources.values())})
+    whole: set[str] = set()
+    shown: list[str] = []
+    for path in sorted(sources):
+        if not any(path.startswith(other.rstrip("/") + "/") for other in whole):
+            shown.append(path)
+            if os.path.isdir(sources[path]):
+                whole.add(path)
     # A link instead of a mount, which costs much more: there are many libraries.
-    links = {path for path, source in sources.items() if path != source} - whole
+    links = {path for path in shown if path != sources[path]} - whole
     # What is below the place where the new root is put together has to be opened before that.
     held = {
-        path: _open_source(source)
-        for path, source in sources.items()
-        if source.startswith(_STAGE + "/") and path not in links
+        path: _open_source(sources[path])
+        for path in shown
+        if sources[path].startswith(_STAGE + "/") and path not in links
     }
     namespaces.mount_tmpfs(_STAGE, "mode=755,size=4m")
     os.mkdir(f"{_STAGE}/{_SPARE}")
-    for path, source in sources.items():
+    made = set()
+    for path in shown:
         target = _STAGE + path
-        os.makedirs(target if path in whole else os.path.dirname(target), 0o755, exist_ok=True)
+        directory = target if path in whole else os.path.dirname(target)
+        if directory not in made:
+            made.add(directory)
+            os.makedirs(directory, 0o755, exist_ok=True)
         if path in links:
-            os.symlink(source, target)
+            os.symlink(sources[path], target)
             continue
         if path not in whole:
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-        name = source
+        name = sources[path]
         if path in held:
             fd, name = held[path]
             os.fchdir(fd)
@@ -73,3 +79,20 @@ def _open_source(path: str) -> tuple[int, str]:
     except NotADirectoryError:
         directory, name = os.path.split(path)
         return os.open(directory, flags), name
+
+
+class _Resolver:
+    """Follows links as `os.path.realpath` does, which looks at each directory again each time."""
+
+    def __init__(self) -> None:
+        self._directories: dict[str, str] = {}
+
+    def __call__(self, path: str) -> str:
+        directory, name = os.path.split(path.rstrip("/") or "/")
+        if name in ("", ".", ".."):
+            return os.path.realpath(path)
+        real = self._directories.get(directory)
+        if real is None:
+            real = self._directories[directory] = os.path.realpath(directory)
+        resolved = os.path.join(real, name)
+        return os.path.realpath(resolved) if os.path.islink(resolved) else resolved
