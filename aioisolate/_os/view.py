@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from . import namespaces
@@ -34,29 +34,38 @@ def make_view(paths: Iterable[str], directories: Iterable[str] = ()) -> None:
             shown.append(path)
             if os.path.isdir(sources[path]):
                 whole.add(path)
+    _mount({path: sources[path] for path in shown}, whole)
+    for directory in directories:
+        os.makedirs(_STAGE + directory, 0o755)
+    namespaces.make_root(_STAGE, _SPARE)
+    namespaces.seal_root()
+
+
+def _mount(sources: Mapping[str, str], whole: Container[str]) -> None:
+    """Put the new root together: have each path show its source; the *whole* are directories."""
     # A link instead of a mount, which costs much more: there are many libraries.
-    links = {path for path in shown if path != sources[path]} - whole
+    links = {path for path, source in sources.items() if path != source and path not in whole}
     # What is below the place where the new root is put together has to be opened before that.
     held = {
-        path: _open_source(sources[path])
-        for path in shown
-        if sources[path].startswith(_STAGE + "/") and path not in links
+        path: _open_source(source)
+        for path, source in sources.items()
+        if source.startswith(_STAGE + "/") and path not in links
     }
     namespaces.mount_tmpfs(_STAGE, "mode=755,size=4m")
     os.mkdir(f"{_STAGE}/{_SPARE}")
     made = set()
-    for path in shown:
+    for path, source in sources.items():
         target = _STAGE + path
         directory = target if path in whole else os.path.dirname(target)
         if directory not in made:
             made.add(directory)
             os.makedirs(directory, 0o755, exist_ok=True)
         if path in links:
-            os.symlink(sources[path], target)
+            os.symlink(source, target)
             continue
         if path not in whole:
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-        name = sources[path]
+        name = source
         if path in held:
             fd, name = held[path]
             os.fchdir(fd)
@@ -65,10 +74,6 @@ def make_view(paths: Iterable[str], directories: Iterable[str] = ()) -> None:
             namespaces.bind(name, target)
         except OSError as exc:
             raise OSError(exc.errno, exc.strerror, path) from exc
-    for directory in directories:
-        os.makedirs(_STAGE + directory, 0o755)
-    namespaces.make_root(_STAGE, _SPARE)
-    namespaces.seal_root()
 
 
 def _open_source(path: str) -> tuple[int, str]:
