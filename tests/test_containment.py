@@ -27,7 +27,17 @@ from aioisolate._call.policy import make_policy, survey
 from aioisolate._child import bounds
 from aioisolate._child.policy import Bounds, Layer
 from aioisolate._os import containment as module
-from aioisolate._os import counting, killing, memfd, namespaces, process, rlimit, seccomp, users
+from aioisolate._os import (
+    counting,
+    fds,
+    killing,
+    memfd,
+    namespaces,
+    process,
+    rlimit,
+    seccomp,
+    users,
+)
 from aioisolate._os.containment import Containment, containment
 from aioisolate._os.prctl import set_no_new_privs
 from aioisolate._os.process import Process
@@ -516,6 +526,15 @@ def test_what_is_required_is_refused_where_it_is_missing():
     make_policy(Sandbox.untrusted(), POOR_ROOT, "zygote")
 
 
+def test_a_count_that_is_shared_is_not_what_is_required():
+    box = Sandbox.untrusted(require=["limits.processes"])
+    policy = make_policy(box, POOR_USER, "zygote")
+    with pytest.raises(CallableDidNotExecuteError, match="on top of this user's other"):
+        plan_limits(box.limits, box, policy, POOR_USER, "zygote")
+    policy = make_policy(box, FULL, "zygote")
+    assert plan_limits(box.limits, box, policy, FULL, "zygote").bounds.processes == 16
+
+
 def test_what_is_required_must_be_there():
     for name in ("scratch", "process namespace"):
         with pytest.raises(CallableDidNotExecuteError, match=f"'{name}' is required"):
@@ -599,7 +618,7 @@ def test_a_report_of_a_poor_place(monkeypatch):
 def test_what_is_missing_is_told_once():
     _, lacks = survey(Sandbox(scratch="1 MiB"), POOR_USER, "zygote")
     names = [lack.name for lack in lacks]
-    assert sorted(names) == ["namespaces", "scratch"]
+    assert sorted(names) == ["namespaces", "scratch", "user", "view of files"]
 
 
 # Without this and that
@@ -651,3 +670,21 @@ def test_few_descriptors():
     """
     done = python(source)
     assert done.stdout == "4\n5\n5\n", done.stderr
+
+
+def test_descriptors_are_found_without_a_list(monkeypatch):
+    """Those opened as mere paths, too, which poll does not know."""
+
+    def refuse(_):
+        raise FileNotFoundError
+
+    path = os.open("/", os.O_PATH)
+    try:
+        expected = [fd for fd in fds.listed() if fds.is_open(fd)]
+        monkeypatch.setattr(os, "listdir", refuse)
+        found = fds.listed()
+        monkeypatch.undo()
+    finally:
+        os.close(path)
+    assert path in found
+    assert set(found) >= set(expected)

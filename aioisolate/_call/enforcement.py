@@ -14,6 +14,7 @@ from .lacks import TO_BECOME, Lack, object_to
 __all__ = ["CONTROL_GROUP", "count_by", "plan_limits", "survey_limits"]
 
 CONTROL_GROUP = "control group"
+_TO_COUNT = f"{TO_BECOME}, or let it make user namespaces, or give it a pids control group"
 # The init of a process namespace, and who follows it from outside, unless they are of another
 # user's than the call.
 _KEEPERS = 2
@@ -69,6 +70,12 @@ def survey_limits(
         besides=besides,
     )
     group = None if of_group is None and counted is None else Group(of_group, counted)
+    if besides and sandbox is not None and "limits.processes" in sandbox.require:
+        text = (
+            "limits.processes is required, and held on top of this user's other processes: of "
+            "those that end meanwhile the call may have as many more"
+        )
+        lacks.append(Lack("limits.processes", text, _TO_COUNT))
     if group is None and sandbox is not None and CONTROL_GROUP in sandbox.require:
         lacks.append(Lack(CONTROL_GROUP, "a control group is required, and this sandbox has none"))
     return Enforcement(bounds, group), lacks
@@ -137,11 +144,7 @@ def _processes(  # noqa: PLR0917 - it is one step of `survey_limits`
         "together (and root's not at all), this call has no user id or user namespace of "
         "its own, and no control group with the pids controller can be made for it"
     )
-    remedy = (
-        f"{TO_BECOME}, or let it make user namespaces, or give it a pids control group; or leave "
-        "out limits.processes"
-    )
-    lacks.append(Lack("limits.processes", text, remedy))
+    lacks.append(Lack("limits.processes", text, f"{_TO_COUNT}; or leave out limits.processes"))
     return None, None, False
 
 

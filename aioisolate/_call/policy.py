@@ -60,8 +60,8 @@ def survey(sandbox: Sandbox, here: Containment, start: Start) -> tuple[Policy, t
     lacks: list[Lack] = []
     landlock, filtering = _restrictions(sandbox, here, lacks)
     unshare, init, view = _namespaces(sandbox, here, lacks)
-    uid = _user(sandbox, here, lacks)
     as_user = bool(unshare) and here.namespaces == "user"
+    uid = _user(sandbox, here, lacks, as_user=as_user)
     read = _expand(sandbox.read, programs=sandbox.subprocesses)
     write = _expand(sandbox.write, programs=False)
     if read is not None and write is not None:
@@ -136,6 +136,9 @@ def _namespaces(sandbox: Sandbox, here: Containment, lacks: list[Lack]) -> tuple
     if not here.namespaces:
         hard = sandbox.namespaces == "require"
         lacks.append(Lack(Layer.NAMESPACES, f"namespaces can't be had ({why})", TO_UNSHARE, hard))
+        if sandbox.confines_files:
+            text = f"names of files can be seen: there can be no other root ({why})"
+            lacks.append(Lack(Layer.VIEW, text, TO_UNSHARE, hard=False))
         if sandbox.scratch:
             text = f"a scratch directory needs a mount namespace ({why})"
             lacks.append(Lack(Layer.SCRATCH, text, f"{TO_UNSHARE}, or leave out scratch"))
@@ -160,7 +163,7 @@ def _namespaces(sandbox: Sandbox, here: Containment, lacks: list[Lack]) -> tuple
     return flags, sandbox.subprocesses, view
 
 
-def _user(sandbox: Sandbox, here: Containment, lacks: list[Lack]) -> int:
+def _user(sandbox: Sandbox, here: Containment, lacks: list[Lack], *, as_user: bool) -> int:
     """Return whose user id to take, as `Policy.uid` has it."""
     wanted = sandbox.user
     if wanted in ("keep", "unprivileged"):
@@ -173,7 +176,7 @@ def _user(sandbox: Sandbox, here: Containment, lacks: list[Lack]) -> int:
         return -1
     if here.becomes:
         return 0
-    if here.platform == "linux" and here.capable:
+    if here.platform == "linux" and not as_user:
         text = f"it stays this user, without capabilities ({here.why_not_becomes})"
         lacks.append(Lack(Layer.USER, text, TO_BECOME, hard=False))
     return -1

@@ -34,6 +34,7 @@ FLOOR = 64
 # Where nothing lists descriptors: so many numbers are looked at, so many at once.
 _NUMBERS_MAX = 65536
 _AT_ONCE = 1024
+_AT_ONCE_OF_PATHS = 64
 
 # What a child may go on using: files, devices (terminals, /dev/urandom) and directories.
 # Sockets, pipes and everything without a type (epoll, eventfd, pidfd, ...) stay the parent's.
@@ -155,7 +156,9 @@ def listed() -> list[int]:
     for first in range(0, min(limit if limit > 0 else 1024, _NUMBERS_MAX), _AT_ONCE):
         closed = set(closed_numbers(first, _AT_ONCE))
         found += [fd for fd in range(first, first + _AT_ONCE) if fd not in closed]
-    return found
+    # What was opened as a mere path (O_PATH) passes for closed there. It has low numbers, mostly.
+    missed = set(range(max(found, default=0) + _AT_ONCE_OF_PATHS)).difference(found)
+    return sorted([*found, *filter(is_open, missed)])
 
 
 def closed_numbers(first: int, count: int) -> list[int]:
