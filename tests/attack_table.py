@@ -48,7 +48,7 @@ LAYERS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
     "fresh": (None, {}),
     "env": ({"env": {}}, {}),
     "user": ({"user": "auto"}, {}),
-    "landlock": (_CLOSED, {"seccomp": False}),
+    "landlock": (_CLOSED | {"subprocesses": False}, {"seccomp": False}),
     "seccomp": (_CLOSED | {"subprocesses": False}, {"landlock": 0}),
     "namespaces": (_CLOSED | {"namespaces": "require"}, {"seccomp": False, "landlock": 0}),
     "limits": ({"limits": Sandbox.untrusted().limits, "cgroup": "auto"}, {}),
