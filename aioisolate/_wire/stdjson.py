@@ -12,7 +12,7 @@ import re
 import uuid
 from typing import Any
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "number"]
 
 
 def encode(value: object) -> bytes:
@@ -46,14 +46,15 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 def decode(data: bytes) -> Any:
     """Decode JSON. Raises ValueError, or RecursionError."""
-    value = json.loads(data.decode(), parse_float=_number, parse_constant=_no_number)
+    value = json.loads(data.decode(), parse_float=number, parse_constant=_no_number)
     if _SURROGATE.search(data):
         # Halves of pairs, which no text may have: whoever writes it to a file would fail.
         json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """Read a number, as msgspec does. Raises ValueError where a float is too small for it."""
     value = float(text)
     if value in (_INFINITY, -_INFINITY):
         raise ValueError("Number out of range")

@@ -43,9 +43,11 @@ class _Json:
     def __init__(self) -> None:
         import msgspec.json  # noqa: PLC0415 - small servers do without
 
+        from . import stdjson  # noqa: PLC0415 - likewise
+
         self._decode: Decode = msgspec.json.decode
         # The standard library takes half a microsecond for numbers that take msgspec fifteen.
-        self._decode_numbers: Decode = msgspec.json.Decoder(float_hook=_number).decode
+        self._decode_numbers: Decode = msgspec.json.Decoder(float_hook=stdjson.number).decode
 
     def cut(self, data: bytes, values: int) -> Part | None:
         """Check data, and find out where it is to be cut. Raises ValueError."""
@@ -66,16 +68,6 @@ class _Json:
     def build(self, data: bytes, part: Part) -> Any:
         """Decode what has been cut. Raises ValueError."""
         return build(Json(), data, part, self.whole)
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if value in (_INFINITY, -_INFINITY):
-        raise ValueError("Number out of range")
-    return value
-
-
-_INFINITY = float("inf")
 
 
 class _MessagePack:
