@@ -128,13 +128,14 @@ def refuse_pidfd_signals(monkeypatch):
     monkeypatch.setattr(process._signal, "pidfd_send_signal", refuse)
 
 
-def test_where_a_filter_forbids_signals_by_pidfd(monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_where_a_filter_forbids_signals_by_pidfd(number, monkeypatch):
     refuse_pidfd_signals(monkeypatch)
     owner = Process()
     owner.adopt(sleeper(become=False))
-    owner.signal(signal.SIGKILL)
+    owner.signal(number)
     assert owner.ended(5)
-    assert owner.reap().exit == -signal.SIGKILL
+    assert owner.reap().exit == -number
     owner.close()
 
 
