@@ -75,7 +75,7 @@ def apply(bounds: Bounds, statm: int, scratch: int, *, as_noted: bool = False) -
     if bounds.memory is not None or (bounds.address_space is not None and statm >= 0):
         size = _address_space(statm)
     # Whatever has been opened since then, by unpickling say, has got the lowest number first.
-    closed = _noted[1] if as_noted and _noted[0] == _lowestclosed_numbers() else []
+    closed = _noted[1] if as_noted and _noted[0] == _lowest_closed() else []
     if statm >= 0 and not _rehearsing:
         os.close(statm)  # before descriptors are counted
     if bounds.core_size is not None:
@@ -150,7 +150,7 @@ def _number_after(count: int) -> int:
     return most
 
 
-def _lowestclosed_numbers() -> int:
+def _lowest_closed() -> int:
     try:
         number = os.dup(0)
     except OSError:  # 0 is closed, say
