@@ -43,16 +43,17 @@ def sealable() -> bool:
     It is tried out once in a process, and its forked children, which may not do so, know it then.
     """
     global _sealable
+    if not hasattr(os, "memfd_create"):
+        return False
     if _sealable is None:
-        _sealable = hasattr(os, "memfd_create")
         try:
-            if _sealable:
-                os.close(_memfd())
+            os.close(_memfd())
         except OSError as exc:
             if exc.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
-                _sealable = None  # for want of a descriptor, say
-                return True
+                return True  # for want of a descriptor, say
             _sealable = False  # forbidden by a filter
+        else:
+            _sealable = True
     return _sealable
 
 
