@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 
 import pytest
@@ -41,6 +42,7 @@ from aioisolate._os import (
 from aioisolate._os.containment import Containment, containment
 from aioisolate._os.prctl import set_no_new_privs
 from aioisolate._os.process import Process
+from aioisolate._os.view import make_view
 from tests import deeds
 from tests.helpers import fork, forked, isolator, python
 
@@ -622,6 +624,23 @@ def test_what_is_missing_is_told_once():
     assert sorted(names) == ["namespaces", "scratch", "user", "view of files"]
 
 
+# Views of files
+
+
+@pytest.mark.skipif(
+    not HERE.view or HERE.namespaces != "privilege", reason="there can be no other root here"
+)
+def test_the_place_where_a_view_is_made_can_be_shown():
+    with tempfile.NamedTemporaryFile(dir="/tmp") as file:  # the very directory is meant
+
+        def work():
+            namespaces.unshare(namespaces.NEWNS)
+            make_view(["/tmp"])
+            return sorted(os.listdir("/")), os.path.exists(file.name)
+
+        assert forked(work) == ([["tmp"], True], 0)
+
+
 # Without this and that
 
 
@@ -689,3 +708,16 @@ def test_descriptors_are_found_without_a_list(monkeypatch):
         os.close(path)
     assert path in found
     assert set(found) >= set(expected)
+
+
+def test_descriptors_are_found_without_a_list_where_few_are_allowed():
+    def work():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+
+        def refuse(_):
+            raise FileNotFoundError
+
+        os.listdir = refuse
+        return [fd for fd in fds.listed() if not fds.is_open(fd)]
+
+    assert forked(work) == ([], 0)
