@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 
 import pytest
 
@@ -259,10 +261,58 @@ def test_a_process_that_is_not_dumpable_is_tried_out_in_a_program():
     assert module._attempt_in_program() == module._attempt_all()
 
 
-def test_a_program_that_can_not_be_started_proves_nothing(monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/nothing/here")
+@pytest.mark.parametrize("program", ["/nothing/here", "here", "", None])
+def test_a_program_that_can_not_be_started_proves_nothing(monkeypatch, program):
+    monkeypatch.setattr(sys, "executable", program)
     assert "could not be tried" in module._attempt_in_program()["why_no_namespaces"]
 
+
+def test_a_frozen_application_is_not_started(monkeypatch):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert "not the path of" in module._attempt_in_program()["why_no_namespaces"]
+
+
+def test_attempts_where_children_are_not_collected():
+    def work():
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        return module._attempt_all()
+
+    expected = json.loads(json.dumps(module._attempt_all()))
+    assert forked(work) == (expected, 0)
+
+
+def test_an_attempt_that_can_not_be_made_leaves_no_descriptor(monkeypatch):
+    def refuse():
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(module, "fork", refuse)
+    before = fds.listed()
+    with pytest.raises(BlockingIOError):
+        module._in_child(dict)
+    with pytest.raises(BlockingIOError):
+        module._try_becoming(users.SPARE)
+    assert fds.listed() == before
+
+
+def test_an_answer_is_read_while_another_process_has_the_pipe():
+    wait, go = os.pipe()
+
+    def work():
+        if not fork():
+            os.close(go)
+            signal.alarm(20)  # should nothing else end it
+            os.read(wait, 1)
+            os._exit(0)
+        return {"answer": 1}
+
+    begun = time.monotonic()
+    assert module._in_child(work) == {"answer": 1}
+    assert time.monotonic() - begun < 10
+    os.close(wait)
+    os.close(go)
+
+
+def test_a_broken_program_proves_nothing(monkeypatch):
     def broken(*_, **__):
         return subprocess.CompletedProcess([], 0, b"")
 
