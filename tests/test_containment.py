@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 
 import pytest
 
@@ -41,6 +44,7 @@ from aioisolate._os import (
 from aioisolate._os.containment import Containment, containment
 from aioisolate._os.prctl import set_no_new_privs
 from aioisolate._os.process import Process
+from aioisolate._os.view import make_view
 from tests import deeds
 from tests.helpers import fork, forked, isolator, python
 
@@ -257,10 +261,58 @@ def test_a_process_that_is_not_dumpable_is_tried_out_in_a_program():
     assert module._attempt_in_program() == module._attempt_all()
 
 
-def test_a_program_that_can_not_be_started_proves_nothing(monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/nothing/here")
+@pytest.mark.parametrize("program", ["/nothing/here", "here", "", None])
+def test_a_program_that_can_not_be_started_proves_nothing(monkeypatch, program):
+    monkeypatch.setattr(sys, "executable", program)
     assert "could not be tried" in module._attempt_in_program()["why_no_namespaces"]
 
+
+def test_a_frozen_application_is_not_started(monkeypatch):
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert "not the path of" in module._attempt_in_program()["why_no_namespaces"]
+
+
+def test_attempts_where_children_are_not_collected():
+    def work():
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        return module._attempt_all()
+
+    expected = json.loads(json.dumps(module._attempt_all()))
+    assert forked(work) == (expected, 0)
+
+
+def test_an_attempt_that_can_not_be_made_leaves_no_descriptor(monkeypatch):
+    def refuse():
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(module, "fork", refuse)
+    before = fds.listed()
+    with pytest.raises(BlockingIOError):
+        module._in_child(dict)
+    with pytest.raises(BlockingIOError):
+        module._try_becoming(users.SPARE)
+    assert fds.listed() == before
+
+
+def test_an_answer_is_read_while_another_process_has_the_pipe():
+    wait, go = os.pipe()
+
+    def work():
+        if not fork():
+            os.close(go)
+            signal.alarm(20)  # should nothing else end it
+            os.read(wait, 1)
+            os._exit(0)
+        return {"answer": 1}
+
+    begun = time.monotonic()
+    assert module._in_child(work) == {"answer": 1}
+    assert time.monotonic() - begun < 10
+    os.close(wait)
+    os.close(go)
+
+
+def test_a_broken_program_proves_nothing(monkeypatch):
     def broken(*_, **__):
         return subprocess.CompletedProcess([], 0, b"")
 
@@ -622,6 +674,23 @@ def test_what_is_missing_is_told_once():
     assert sorted(names) == ["namespaces", "scratch", "user", "view of files"]
 
 
+# Views of files
+
+
+@pytest.mark.skipif(
+    not HERE.view or HERE.namespaces != "privilege", reason="there can be no other root here"
+)
+def test_the_place_where_a_view_is_made_can_be_shown():
+    with tempfile.NamedTemporaryFile(dir="/tmp") as file:  # the very directory is meant
+
+        def work():
+            namespaces.unshare(namespaces.NEWNS)
+            make_view(["/tmp"])
+            return sorted(os.listdir("/")), os.path.exists(file.name)
+
+        assert forked(work) == ([["tmp"], True], 0)
+
+
 # Without this and that
 
 
@@ -689,3 +758,16 @@ def test_descriptors_are_found_without_a_list(monkeypatch):
         os.close(path)
     assert path in found
     assert set(found) >= set(expected)
+
+
+def test_descriptors_are_found_without_a_list_where_few_are_allowed():
+    def work():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+
+        def refuse(_):
+            raise FileNotFoundError
+
+        os.listdir = refuse
+        return [fd for fd in fds.listed() if not fds.is_open(fd)]
+
+    assert forked(work) == ([], 0)

@@ -91,6 +91,26 @@ def test_what_is_no_library_needs_nothing(tmp_path, content):
     assert elf.needs(str(tmp_path / "missing")) == elf.Needs()
 
 
+def test_relative_directories_are_not_looked_into(tmp_path, monkeypatch):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libown.so").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    for more, paths in ((["lib"], []), ([], ["lib"])):
+        assert elf.Finder(more).find("libown.so", paths) is None
+    assert elf.Finder().find("lib/libown.so") is None
+    whole = str(tmp_path / "lib")
+    assert elf.Finder([whole]).find("libown.so") == f"{whole}/libown.so"
+
+
+@linux
+def test_an_embedded_interpreter_has_no_program(monkeypatch):
+    expected = python_paths.__wrapped__()
+    monkeypatch.setattr(sys, "executable", None)
+    found = python_paths.__wrapped__()
+    assert found
+    assert set(found) <= set(expected)
+
+
 @confinable
 @pytest.mark.parametrize("kind", ["fork", "zygote"])
 @one_loop

@@ -78,7 +78,8 @@ def python_paths(*, programs: bool = False) -> tuple[str, ...]:
 def _libraries(own: list[str], packages: list[str]) -> list[str]:
     """Return the libraries of the system that Python and its packages may load."""
     finder = Finder(os.environ.get("LD_LIBRARY_PATH", "").split(":"))
-    files = [sys.executable, *_below(os.path.join(sysconfig.get_path("platstdlib"), "lib-dynload"))]
+    program = sys.executable or ""  # an embedded interpreter may have none
+    files = [program, *_below(os.path.join(sysconfig.get_path("platstdlib"), "lib-dynload"))]
     files += _below(sysconfig.get_config_var("DESTSHARED") or "")
     for directory in packages:
         files += _extensions(directory)

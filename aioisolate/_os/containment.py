@@ -16,12 +16,15 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from .fds import Descriptors
 from .process import fork, hush_fork_warning
 
 __all__ = ["Containment", "containment", "why_no_landlock"]
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _ENDED = "the attempt was ended, by a filter of system calls perhaps"
+# A pipe holds more than a child has to say.
+_ANSWER_MAX = 1 << 16
 # Seconds for the attempts in a fresh interpreter.
 _PATIENCE = 30
 # What the view is tried with: a directory that is there, wherever Python runs.
@@ -145,13 +148,17 @@ def _is_filtered() -> bool:
 def _attempt_in_program() -> dict[str, Any]:
     import subprocess  # noqa: PLC0415 - takes long to import
 
+    program = sys.executable
+    if not program or not os.path.isabs(program) or getattr(sys, "frozen", None) is True:
+        return _untried(f"{program!r} is not the path of a Python interpreter")
+    # The folder comes last: it may be site-packages, with modules named as some of the library.
     source = (
-        "import sys; sys.path.insert(0, sys.argv[1]); "
+        "import sys; sys.path.append(sys.argv[1]); "
         "from aioisolate._os.containment import _write_attempts; _write_attempts()"
     )
     try:
         done = subprocess.run(  # noqa: S603 - this very program
-            [sys.executable, "-I", "-S", "-c", source, _ROOT],
+            [program, "-I", "-S", "-c", source, _ROOT],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             timeout=_PATIENCE,
@@ -159,9 +166,13 @@ def _attempt_in_program() -> dict[str, Any]:
         )
         found: dict[str, Any] = marshal.loads(done.stdout)  # noqa: S302 - of this program
     except (OSError, EOFError, ValueError, subprocess.SubprocessError) as exc:
-        why = f"it could not be tried out: {exc}"
-        return {"why_no_namespaces": why, "why_not_becomes": why, "why_no_view": why}
+        return _untried(str(exc))
     return found
+
+
+def _untried(reason: str) -> dict[str, Any]:
+    why = f"it could not be tried out: {reason}"
+    return {"why_no_namespaces": why, "why_not_becomes": why, "why_no_view": why}
 
 
 def _write_attempts() -> None:
@@ -190,57 +201,72 @@ def _attempt_all() -> dict[str, Any]:
 
 def _in_child(attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Make an attempt in a throw-away child; return what it has found."""
-    read, write = os.pipe()
-    pid = fork()
-    if pid == 0:
+    owner = Descriptors()
+    try:
+        read, write = map(owner.own, os.pipe())
+        pid = fork()
+        if pid == 0:
+            try:
+                os.write(write, marshal.dumps(attempt()))
+            finally:
+                os._exit(0)
+        _collect(pid)
+        # Not up to its end: a process that another thread has forked may have the pipe open, too.
+        os.set_blocking(read, False)
         try:
-            os.close(read)
-            os.write(write, marshal.dumps(attempt()))
-        finally:
-            os._exit(0)
-    os.close(write)
-    with open(read, "rb") as file:
-        data = file.read()
-    os.waitpid(pid, 0)
-    found: dict[str, Any] = marshal.loads(data) if data else {}  # noqa: S302 - of this program
+            data = os.read(read, _ANSWER_MAX)
+        except BlockingIOError:
+            return {}
+    finally:
+        owner.close_all()
+    found: dict[str, Any] = marshal.loads(data)  # noqa: S302 - of this program
     return found
+
+
+def _collect(pid: int) -> None:
+    """Wait until a child has ended; where SIGCHLD is ignored there is nothing to collect then."""
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass
 
 
 def _try_becoming(ids: tuple[int, int]) -> str:
     """Become another user in a child, and kill it; return what stands against that, or ""."""
     from . import killing, users  # noqa: PLC0415 - as above
 
-    read, write = os.pipe()
-    wait, go = os.pipe()
-    pid = fork()
-    if pid == 0:
-        why = _ENDED
-        try:
-            os.close(go)
-            uid = users.spare_id(os.getpid(), users.Ids(*ids))
-            users.become(uid, uid)
-            why = ""
-        except OSError as exc:
-            why = f"becoming another user is refused: {exc.strerror}"
-        finally:
-            os.write(write, b"!" + why.encode())
-            os.close(write)
-            os.read(wait, 1)
-            os._exit(0)
-    os.close(write)
-    os.close(wait)
-    with open(read, "rb") as file:
-        answer = file.read()
-    why = answer[1:].decode(errors="replace") if answer else _ENDED
+    owner = Descriptors()
     try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    except PermissionError:
-        why = why or "killing a process of another user is refused"
-        killing.kill_through_descriptor(pid, lambda: False)
-    os.close(go)  # it ends now, if it was not killed
-    os.waitpid(pid, 0)
+        read, write = map(owner.own, os.pipe())
+        wait, go = map(owner.own, os.pipe())
+        pid = fork()
+        if pid == 0:
+            why = _ENDED
+            try:
+                owner.close(go)  # so that it ends with its parent
+                uid = users.spare_id(os.getpid(), users.Ids(*ids))
+                users.become(uid, uid)
+                why = ""
+            except OSError as exc:
+                why = f"becoming another user is refused: {exc.strerror}"
+            finally:
+                os.write(write, b"!" + why.encode())
+                os.read(wait, 1)
+                os._exit(0)
+        owner.close(write)
+        answer = os.read(read, _ANSWER_MAX)
+        why = answer[1:].decode(errors="replace") if answer else _ENDED
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            why = why or "killing a process of another user is refused"
+            killing.kill_through_descriptor(pid, lambda: False)
+        os.write(go, b"!")  # it ends now, if it was not killed
+        _collect(pid)
+    finally:
+        owner.close_all()
     return why
 
 

@@ -103,9 +103,12 @@ class Finder:
     """Finds libraries by name as the dynamic linker does."""
 
     def __init__(self, more: Sequence[str] = ()) -> None:
-        """Prepare; *more* are directories to look into before the system's."""
+        """Prepare; *more* are directories to look into before the system's.
+
+        Here and in files, relative directories are left out: they depend on the current one.
+        """
         multiarch = f"{platform.machine()}-linux-gnu"
-        self._first = [path for path in more if path]
+        self._first = [path for path in more if os.path.isabs(path)]
         self._cache = _read_cache()
         self._last = [
             f"{top}{part}"
@@ -116,8 +119,8 @@ class Finder:
     def find(self, name: str, paths: Iterable[str] = ()) -> str | None:
         """Return the path of a library, or None."""
         if "/" in name:
-            return name if os.path.exists(name) else None
-        for directory in (*paths, *self._first):
+            return name if os.path.isabs(name) and os.path.exists(name) else None
+        for directory in (*filter(os.path.isabs, paths), *self._first):
             if os.path.exists(path := os.path.join(directory, name)):
                 return path
         for cached in self._cache.get(name, ()):

@@ -152,10 +152,12 @@ def listed() -> list[int]:
         except FileNotFoundError:
             continue
     limit = os.sysconf("SC_OPEN_MAX")
+    end = min(limit if limit > 0 else 1024, _NUMBERS_MAX)
     found = []
-    for first in range(0, min(limit if limit > 0 else 1024, _NUMBERS_MAX), _AT_ONCE):
-        closed = set(closed_numbers(first, _AT_ONCE))
-        found += [fd for fd in range(first, first + _AT_ONCE) if fd not in closed]
+    for first in range(0, end, _AT_ONCE):
+        count = min(_AT_ONCE, end - first)  # poll takes no more than the limit
+        closed = set(closed_numbers(first, count))
+        found += [fd for fd in range(first, first + count) if fd not in closed]
     # What was opened as a mere path (O_PATH) passes for closed there. It has low numbers, mostly.
     missed = set(range(max(found, default=0) + _AT_ONCE_OF_PATHS)).difference(found)
     return sorted([*found, *filter(is_open, missed)])

@@ -18,7 +18,6 @@ from typing import Any
 __all__ = ["kill_through_descriptor"]
 
 _fcntl: Any = fcntl  # not every platform has all of it
-_SETSIG = 10  # F_SETSIG
 _ASYNC: int = getattr(os, "O_ASYNC", 0o20000)
 
 
@@ -29,7 +28,7 @@ def kill_through_descriptor(pid: int, has_ended: Callable[[], bool]) -> bool:
     was its own. Returns False where that can't be tried. Whether the signal has arrived nothing
     tells but the end of the process.
     """
-    if not hasattr(fcntl, "F_SETOWN"):
+    if not hasattr(fcntl, "F_SETSIG"):
         return False
     try:
         here, there = socket.socketpair()
@@ -38,7 +37,7 @@ def kill_through_descriptor(pid: int, has_ended: Callable[[], bool]) -> bool:
     with here, there:
         try:
             _fcntl.fcntl(there, _fcntl.F_SETOWN, pid)
-            _fcntl.fcntl(there, _SETSIG, int(signal.SIGKILL))
+            _fcntl.fcntl(there, _fcntl.F_SETSIG, int(signal.SIGKILL))
             _fcntl.fcntl(there, _fcntl.F_SETFL, _ASYNC | os.O_NONBLOCK)
             if has_ended():
                 return True

@@ -68,7 +68,7 @@ def unshare(flags: int) -> None:
     what the kernel does not know, ENOSPC or EUSERS if there are too many.
     """
     if not hasattr(_libc, "unshare"):
-        raise OSError(38, f"there are no namespaces on {sys.platform}")
+        raise OSError(errno.ENOSYS, f"there are no namespaces on {sys.platform}")
     _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
 
 
@@ -107,13 +107,14 @@ def unshare_with_ids(flags: int, uid: int, gid: int, first: int, count: int) -> 
     whose = str(os.getpid())
     pid = os.fork()
     if pid == 0:
-        code = 0
+        code = errno.EPERM
         try:
             os.close(ask)
             os.close(told)
             if os.read(asked, 1):
                 _write_map(whose, "uid_map", f"{uid} {uid} 1\n{first} {first} {count}\n", None)
                 _write_map(whose, "gid_map", f"{gid} {gid} 1\n{first} {first} {count}\n", None)
+                code = 0
         except OSError as exc:
             code = exc.errno or errno.EPERM
         finally:
@@ -131,7 +132,10 @@ def unshare_with_ids(flags: int, uid: int, gid: int, first: int, count: int) -> 
     finally:
         os.close(ask)
         os.close(told)
-        os.waitpid(pid, 0)
+        try:
+            os.waitpid(pid, 0)
+        except ChildProcessError:
+            pass  # SIGCHLD is ignored, so nobody has to collect it
 
 
 def _mount(
@@ -193,7 +197,7 @@ def make_root(directory: str, spare: str) -> None:
 def _pivot(new: str, old: str) -> None:
     number = _PIVOT_ROOT.get(os.uname().machine)
     if number is None:
-        raise OSError(38, f"pivot_root is not known for {os.uname().machine}")
+        raise OSError(errno.ENOSYS, f"pivot_root is not known for {os.uname().machine}")
     result = _libc.syscall(ctypes.c_long(number), os.fsencode(new), os.fsencode(old))
     _check(result, new)
     os.chdir("/")

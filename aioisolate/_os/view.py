@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
@@ -10,7 +11,8 @@ from . import namespaces
 
 __all__ = ["make_view"]
 
-_STAGE = "/tmp"  # noqa: S108 - any directory: it is covered, in a mount namespace of our own
+# Directories that the new root may be mounted at; it is covered in this mount namespace only.
+_STAGES = ("/tmp", "/mnt", "/media", "/srv", "/opt", "/home", "/var", "/run")  # noqa: S108
 _SPARE = ".old"
 _os: Any = os
 
@@ -34,14 +36,28 @@ def make_view(paths: Iterable[str], directories: Iterable[str] = ()) -> None:
             shown.append(path)
             if os.path.isdir(sources[path]):
                 whole.add(path)
-    _mount({path: sources[path] for path in shown}, whole)
+    stage = _choose_stage(set(sources.values()))
+    _mount(stage, {path: sources[path] for path in shown}, whole)
     for directory in directories:
-        os.makedirs(_STAGE + directory, 0o755)
-    namespaces.make_root(_STAGE, _SPARE)
+        os.makedirs(stage + directory, 0o755)
+    namespaces.make_root(stage, _SPARE)
     namespaces.seal_root()
 
 
-def _mount(sources: Mapping[str, str], whole: Container[str]) -> None:
+def _choose_stage(sources: Iterable[str]) -> str:
+    """Choose a directory to mount the new root at.
+
+    It is none of *sources* and in none of them: what is mounted there would be shown with them.
+    """
+    tops = [source.rstrip("/") + "/" for source in sources]
+    for directory in _STAGES:
+        stage = os.path.realpath(directory)
+        if os.path.isdir(stage) and not any(f"{stage}/".startswith(top) for top in tops):
+            return stage
+    raise OSError(errno.EBUSY, "no directory is left for another root to be mounted at", "/")
+
+
+def _mount(stage: str, sources: Mapping[str, str], whole: Container[str]) -> None:
     """Put the new root together: have each path show its source; the *whole* are directories."""
     # A link instead of a mount, which costs much more: there are many libraries.
     links = {path for path, source in sources.items() if path != source and path not in whole}
@@ -49,13 +65,13 @@ def _mount(sources: Mapping[str, str], whole: Container[str]) -> None:
     held = {
         path: _open_source(source)
         for path, source in sources.items()
-        if source.startswith(_STAGE + "/") and path not in links
+        if source.startswith(stage + "/") and path not in links
     }
-    namespaces.mount_tmpfs(_STAGE, "mode=755,size=4m")
-    os.mkdir(f"{_STAGE}/{_SPARE}")
+    namespaces.mount_tmpfs(stage, "mode=755,size=4m")
+    os.mkdir(f"{stage}/{_SPARE}")
     made = set()
     for path, source in sources.items():
-        target = _STAGE + path
+        target = stage + path
         directory = target if path in whole else os.path.dirname(target)
         if directory not in made:
             made.add(directory)
