@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar, TypeVarTuple, Unpack, overload
 
 import anyio
 
-from ._call.plan import make_plan
+from ._call.plan import look_around, make_plan
 from ._child.order import AsyncBackend
 from ._child.policy import Start
 from ._errors import IsolationError
@@ -134,7 +134,7 @@ class Isolator:
             if sandbox is not None:
                 from ._call.policy import make_policy  # noqa: PLC0415 - only then
 
-                policy = make_policy(sandbox, features.containment(), start)
+                policy = make_policy(sandbox, look_around(), start)
             if start == "fork":
                 return Forks(backend)
             if start == "template":

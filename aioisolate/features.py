@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ._attempts import findings as attempt_all
-from ._call.enforcement import survey_limits
+from ._call.enforcement import CONTROL_GROUP, survey_limits
+from ._call.lacks import Lack
 from ._call.policy import survey
 from ._child.policy import Enforcement, Layer, Policy, Start
 from ._os.features import Containment, containment
 from ._os.process import fork, hush_fork_warning
+from ._os.signals import reset_child_signal
 from .sandbox import Sandbox
 
 __all__ = ["Finding", "Report", "probe", "report"]
@@ -80,8 +82,8 @@ class Report(NamedTuple):
 def probe() -> Report:
     """Try each layer of the sandbox in a throw-away child, and tell what holds here.
 
-    It blocks, for about half a second, and forks this process once (its children fork on), so it
-    belongs to the start of a program, or into a program of its own.
+    It blocks, for about half a second, and forks this process a few times (some of its children
+    fork on), so it belongs to the start of a program, or into a program of its own.
 
     Raises:
         OSError: not even a process could be forked.
@@ -93,12 +95,18 @@ def probe() -> Report:
         log.info("%s", features.probe())
     """
     hush_fork_warning()
-    read, write = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
-    pid = fork()
+    read, write = os.pipe()
+    try:
+        pid = fork()
+    except OSError:
+        os.close(read)
+        os.close(write)
+        raise
     if pid == 0:
         try:
+            reset_child_signal()  # the attempts collect their children
             os.close(read)
             found = list(attempt_all())
             with open(write, "w") as file:
@@ -108,7 +116,10 @@ def probe() -> Report:
     os.close(write)
     with open(read) as file:
         text = file.read()
-    os.waitpid(pid, 0)
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass  # SIGCHLD is ignored, so nobody has to collect it
     findings = [Finding(*entry) for entry in json.loads(text or "[]")]
     return Report(_platform(), _user(), (*findings, *_presets()))
 
@@ -125,8 +136,12 @@ def report(sandbox: Sandbox, start: Start = "zygote") -> Report:
         and limits, by the names that `Sandbox.require` takes; a layer that it would have and does
         without is among them. What does not hold says what to change.
 
+    The first time it forks this process a few times, which takes some 30 ms.
+
     Raises:
         CallableDidNotExecuteError: the sandbox is not for this *start*.
+        OSError: not even a process could be forked.
+        ValueError: network="none" with syscalls="off", which contradict each other.
 
     Example::
 
@@ -139,7 +154,7 @@ def report(sandbox: Sandbox, start: Start = "zygote") -> Report:
     enforcement, more = survey_limits(sandbox.limits, sandbox, policy, here, start)
     refused = [lack for lack in lacks if lack.hard or lack.name in sandbox.require] + more
     text = "; ".join(map(str, refused)) or "it can be used here"
-    findings = [Finding("sandbox", not refused, text, _outcome(sandbox))]
+    findings = [Finding("sandbox", not refused, text, _outcome(sandbox, refused))]
     findings += [Finding(name, True, detail, "") for name, detail in _layers(sandbox, policy, here)]
     missing = {lack.name: lack for lack in (*lacks, *more)}
     findings += [
@@ -147,17 +162,25 @@ def report(sandbox: Sandbox, start: Start = "zygote") -> Report:
         for name, detail in _limits(sandbox, policy, enforcement)
         if name not in missing
     ]
+    if enforcement.group is not None:
+        findings.append(Finding(CONTROL_GROUP, True, "one for each call", ""))
     findings += [
         Finding(
-            lack.name, False, str(lack), _outcome(sandbox) if lack in refused else "it does without"
+            lack.name,
+            False,
+            str(lack),
+            _outcome(sandbox, [lack]) if lack in refused else "it does without",
         )
         for lack in missing.values()
     ]
     return Report(_platform(), _user(), tuple(findings))
 
 
-def _outcome(sandbox: Sandbox) -> str:
-    return "it is refused" if sandbox.missing == "refuse" else "it does without, with a warning"
+def _outcome(sandbox: Sandbox, lacks: Sequence[Lack]) -> str:
+    required = any(lack.name in sandbox.require for lack in lacks)
+    if required or sandbox.missing == "refuse":
+        return "it is refused"
+    return "it does without, with a warning"
 
 
 def _platform() -> str:

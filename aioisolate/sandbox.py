@@ -239,7 +239,8 @@ class Sandbox:
                 ``"portable"``: with those that need no privilege and no namespaces, so that
                 a server, a container and a laptop are alike.
             without: names of layers and limits that are to be left out, such as
-                ``["limits.processes"]``; see *require* of `Sandbox`.
+                ``["limits.processes"]``; see *require* of `Sandbox`. Without "seccomp" the
+                network is not closed off, either; without "namespaces" there is no *scratch*.
             changes: arguments of `Sandbox`; ``codec="pickle"`` and ``fresh=False`` are refused.
 
         Example::
@@ -318,13 +319,16 @@ def _rebuild(cls: type[Sandbox], fields: dict[str, Any]) -> Sandbox:
 def _reduced(arguments: dict[str, Any], without: Iterable[str]) -> dict[str, Any]:
     """Return a preset's arguments without some layers and limits."""
     limits = arguments["limits"]
-    for name in _checked_names("without", without):
+    # Who keeps capabilities keeps the user: that comes last, in whatever order they are named.
+    for name in sorted(_checked_names("without", without), key="capabilities".__eq__):
         if name.startswith("limits."):
+            if limits is None:
+                continue
             kept = {one: getattr(limits, one) for one in limits.__slots__}
             limits = Limits(**(kept | {name.removeprefix("limits."): None}))
         elif not _WITHOUT[name]:
             raise ValueError(f"without can't name {name!r}: it comes with another layer")
-        else:
+        elif name != "user" or arguments.get("user") != "keep":  # there is no such layer then
             arguments = arguments | _WITHOUT[name]
     return arguments | {"limits": limits}
 

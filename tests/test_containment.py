@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,7 @@ from aioisolate._os import (
     seccomp,
     users,
 )
+from aioisolate._os import features as os_features
 from aioisolate._os.containment import Containment, containment
 from aioisolate._os.prctl import set_no_new_privs
 from aioisolate._os.process import Process
@@ -294,6 +296,37 @@ def test_an_attempt_that_can_not_be_made_leaves_no_descriptor(monkeypatch):
     assert fds.listed() == before
 
 
+@one_loop
+@pytest.mark.parametrize(
+    ("number", "reason"), [(errno.EMFILE, Reason.PIPE_CREATION), (errno.EAGAIN, Reason.FORK)]
+)
+async def test_an_attempt_that_can_not_be_made_is_told_as_that(number, reason, monkeypatch):
+    def refuse():
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os_features, "containment", refuse)
+    with pytest.raises(CallableDidNotExecuteError, match="could not be found out") as info:
+        await run_isolated(abs, -1, sandbox=Sandbox.crash_guard())
+    assert info.value.reason is reason
+    with pytest.raises(CallableDidNotExecuteError, match="could not be found out") as info:
+        async with Isolator(sandbox=Sandbox.crash_guard()):
+            pass
+    assert info.value.reason is reason
+
+
+def test_a_probe_where_children_are_not_collected():
+    source = """
+    import signal
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    from aioisolate import features
+
+    found = features.probe()
+    print(found.holds("Sandbox.crash_guard()"), "No child processes" in str(found))
+    """
+    done = python(source)
+    assert done.stdout == "True False\n", done.stderr
+
+
 def test_an_answer_is_read_while_another_process_has_the_pipe():
     wait, go = os.pipe()
 
@@ -350,19 +383,19 @@ needs_count = pytest.mark.skipif(
 
 
 @needs_count
-@pytest.mark.parametrize("guess", [1, 4, 5, 6, 100])
-def test_tasks_are_counted(guess):
+@pytest.mark.parametrize("threads", [1, 2, 3, 4, 30])
+def test_tasks_are_counted(threads):
     def work():
         in_own_count()
         before = resource.getrlimit(resource.RLIMIT_NPROC)
-        counts = [counting.count_tasks(guess)]
-        gate = start_threads(4)
-        counts.append(counting.count_tasks(guess))
+        counts = [counting.count_tasks()]
+        gate = start_threads(threads)
+        counts.append(counting.count_tasks())
         gate.set()
         assert resource.getrlimit(resource.RLIMIT_NPROC) == before
         return counts
 
-    assert forked(work) == ([1, 5], 0)
+    assert forked(work) == ([1, 1 + threads], 0)
 
 
 @needs_root
@@ -626,6 +659,16 @@ def test_layers_and_limits_are_left_out_by_name():
     assert Sandbox.untrusted(without=["seccomp"]).syscalls == "off"
     assert Sandbox.untrusted(without=["user"]).user == "unprivileged"
     assert Sandbox.crash_guard(without=["limits.memory"]).limits == Limits()
+    assert Sandbox.crash_guard(without=["limits.memory"], limits=None).limits is None
+
+
+def test_who_keeps_capabilities_keeps_the_user_in_any_order():
+    for names in (["user", "capabilities"], ["capabilities", "user"], ["capabilities"]):
+        assert Sandbox.untrusted(without=names).user == "keep"
+
+
+def test_no_layer_comes_of_leaving_one_out():
+    assert Sandbox.crash_guard(without=["user"]) == Sandbox.crash_guard()
 
 
 def test_the_portable_level():
@@ -666,12 +709,40 @@ def test_a_report_of_a_poor_place(monkeypatch):
     assert "without it: it is refused" in str(strict)
     warning = features.report(Sandbox(missing="warn", subprocesses=True))
     assert "with a warning" in str(warning)
+    required = features.report(Sandbox(missing="warn", require=["namespaces"]))
+    assert "with a warning" not in str(required)
+    assert str(required).count("without it: it is refused") == 2  # as a whole, and that layer
+
+
+def test_a_report_names_the_control_group(monkeypatch):
+    monkeypatch.setattr(features, "containment", lambda: FULL)
+    for cgroup in ("require", "off"):
+        found = features.report(Sandbox(cgroup=cgroup, limits=Limits(memory="1 GiB")))
+        names = [finding.name for finding in found.findings]
+        assert ("control group" in names) is (cgroup == "require")
 
 
 def test_what_is_missing_is_told_once():
     _, lacks = survey(Sandbox(scratch="1 MiB"), POOR_USER, "zygote")
     names = [lack.name for lack in lacks]
     assert sorted(names) == ["namespaces", "scratch", "user", "view of files"]
+
+
+@needs_root
+@pytest.mark.skipif(not HERE.seccomp, reason="system calls can't be filtered here")
+def test_capabilities_are_known_where_a_filter_forbids_to_ask():
+    def work():
+        set_no_new_privs()
+        program = seccomp.compile_filter("default", "whole", subprocesses=False, network=False)
+        before = users.capabilities()
+        seccomp.install(seccomp.bind_pid(program, os.getpid()))
+        asked = users._libc.capget(struct.pack("=Ii", 0x20080522, 0), bytes(24))
+        return before, users.capabilities(), asked
+
+    (before, after, asked), status = forked(work)
+    assert (asked, status) == (-1, 0)
+    assert before
+    assert after == before
 
 
 # Views of files

@@ -431,6 +431,17 @@ def test_what_is_decoded_on_the_event_loop():
         assert plain.effort("json", [row(b"1", 50_000)]) > INLINE_MAX
 
 
+def test_what_is_large_is_not_looked_through_on_the_event_loop(monkeypatch):
+    def never(_):
+        raise AssertionError("this takes long")
+
+    monkeypatch.setattr(stepwise, "is_costly", never)
+    assert plain.effort("json", [b"[" + b"e" * INLINE_MAX + b"]"]) > INLINE_MAX
+    with pytest.raises(AssertionError):
+        plain.effort("json", [b"[" + b"e" * (INLINE_MAX - 2) + b"]"])
+    assert cutting.WINDOW >= INLINE_MAX
+
+
 def test_numbers_are_what_they_were():
     tokens = [b"1e300", b"5e-324", b"1e-320", b"-0e5", b"1E+2", b"1.7976931348623157e308", b"2e0"]
     data = row(b",".join(tokens), 2000)

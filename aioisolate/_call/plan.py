@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 from collections.abc import Callable, Hashable, Sequence
@@ -11,9 +12,9 @@ from .._child.policy import NOTHING, Enforcement, Policy, Start
 from .._errors import CallableDidNotExecuteError, Reason, StartTimeoutError
 from .._options import CallOptions
 from .._os import features as _features
-from .._os.features import Features
+from .._os.features import Containment, Features
 
-__all__ = ["Plan", "check_callable", "make_plan"]
+__all__ = ["Plan", "check_callable", "look_around", "make_plan"]
 
 
 class Plan(NamedTuple):
@@ -76,9 +77,21 @@ def _confine(options: CallOptions, start: Start) -> tuple[Policy | None, Enforce
     sandbox = options.sandbox
     if options.codec != "pickle":
         _check_codec(options)
-    here = _features.containment()
+    here = look_around()
     policy = None if sandbox is None else make_policy(sandbox, here, start)
     return policy, plan_limits(options.limits, sandbox, policy, here, start)
+
+
+def look_around() -> Containment:
+    """Find out what this machine offers for sandboxes. Raises CallableDidNotExecuteError."""
+    try:
+        return _features.containment()
+    except OSError as exc:
+        few = exc.errno in (errno.EMFILE, errno.ENFILE)
+        raise CallableDidNotExecuteError(
+            f"what this machine offers for sandboxes could not be found out: {exc}",
+            reason=Reason.PIPE_CREATION if few else Reason.FORK,
+        ) from exc
 
 
 def _check_codec(options: CallOptions) -> None:

@@ -41,8 +41,8 @@ def _is_refused() -> bool:
     raise OSError(errno.EINVAL, "a process was made where none can be")  # never, see NOWHERE
 
 
-def count_tasks(guess: int = 1) -> int:
-    """Count the processes and threads that count for RLIMIT_NPROC; *guess*: about so many.
+def count_tasks() -> int:
+    """Count the processes and threads that count for RLIMIT_NPROC.
 
     The soft limit is changed meanwhile, and put back. Raises OSError if the limit does not hold
     for this process, or if the kernel can't be asked.
@@ -59,13 +59,11 @@ def count_tasks(guess: int = 1) -> int:
         if not refused(0):
             raise OSError(errno.ENOTSUP, "processes of this user are not counted")
         # Refused with a limit of `low`, not refused with one of `high`.
-        low, high = 0, max(1, min(guess, most))
+        low, high = 0, 1
         while refused(high):
             if high >= most:
                 return most
             low, high = high, min(2 * high, most)
-        if high > 1 and refused(high - 1):  # the guess was good
-            return high - 1
         while high - low > 1:
             middle = (low + high) // 2
             if refused(middle):

@@ -41,7 +41,6 @@ ALL = NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWNET
 _MS_RDONLY = 1
 _MS_NOSUID = 2
 _MS_NODEV = 4
-_MS_NOEXEC = 8
 _MS_REMOUNT = 32
 _MS_BIND = 4096
 _MS_MOVE = 8192
@@ -160,9 +159,9 @@ def set_host_name(name: str) -> None:
     _check(_libc.setdomainname(b"", ctypes.c_size_t(0)), "domain name")
 
 
-def mount_tmpfs(target: str, options: str, *, nodev: bool = True) -> None:
+def mount_tmpfs(target: str, options: str) -> None:
     """Mount an empty file system in memory."""
-    _mount("aioisolate", target, "tmpfs", _MS_NOSUID | (_MS_NODEV if nodev else 0), options)
+    _mount("aioisolate", target, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
 
 
 def bind(source: str, target: str) -> None:

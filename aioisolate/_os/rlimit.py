@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import errno
 import mmap
-import os
-import re
 import resource
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +15,6 @@ __all__ = [
     "apply",
     "limit_pending_signals",
     "measure_address_space",
-    "nproc_is_per_namespace",
 ]
 
 INFINITY = resource.RLIM_INFINITY
@@ -104,17 +100,3 @@ def limit_pending_signals(most: int) -> None:
 
 def _name(number: int) -> str:
     return next((name for name, known in NUMBERS.items() if known == number), str(number))
-
-
-def nproc_is_per_namespace() -> bool:
-    """Tell whether RLIMIT_NPROC counts a user's processes in each user namespace by themselves.
-
-    If not, or without a namespace of its own, a child shares the count with everything else that
-    runs as the same user. Either way the limit does not hold for root of the first namespace.
-    """
-    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    return (
-        sys.platform == "linux"
-        and release is not None
-        and (int(release[1]), int(release[2])) >= (5, 14)
-    )

@@ -159,7 +159,7 @@ def _typed(codec: str, result_type: object) -> _Typed:
 def effort(codec: str, pieces: Sequence[bytes], result_type: object | None, has: bool) -> int:
     """Tell how long decoding takes, as so many bytes of JSON that is ordinary.
 
-    *has*: msgspec is there.
+    Of what takes longer than a window in any case, it may be less. *has*: msgspec is there.
     """
     size = sum(map(len, pieces))
     if size <= _SMALL:
@@ -167,6 +167,7 @@ def effort(codec: str, pieces: Sequence[bytes], result_type: object | None, has:
     factor = 1 if has and codec == "json" else 4
     if result_type is not None and has:
         factor *= 2 * steps(codec, result_type).factor
-    if codec == "json" and any(map(is_costly, pieces)):
+    # The event loop waits for this: 16 MiB would take half a second to look through.
+    if codec == "json" and size * factor <= WINDOW and any(map(is_costly, pieces)):
         factor *= 16
     return size * factor
