@@ -268,6 +268,9 @@ TABLE = [
     ("mmap", (), ANY, ANY),
     ("mmap", (0, 4096, 3, 0x22), ANY, ANY),
     ("mmap", (0, 4096, 3, 0x4022), ANY, ANY),  # MAP_NORESERVE
+    ("mmap", (0, 4096, 3, 0x1), ANY, ANY),  # MAP_SHARED, of a file
+    ("mmap", (0, 4096, 3, 0x21), SUB, SUB),
+    ("mmap", (0, 4096, 3, 0x23), SUB, SUB),
     ("mmap", (0, 1 << 21, 3, 0x40022), NO, NO),
     ("mmap", (0, 1 << 30, 3, 0x40022 | 30 << 26), NO, NO),  # pages of 1 GiB
     *[(name, (3,), ANY, ANY) for name in ("fsync", "fdatasync", "sync_file_range")],
@@ -441,9 +444,9 @@ def test_locks_and_writing_out(kind, machine):
         return run(code, NUMBERS[machine][name], args, ARCHITECTURE[machine])
 
     assert outcome("flock", 3, 2) == ENOLCK
-    for command in (6, 7, 37, 38):
+    for command in (5, 6, 7, 36, 37, 38):
         assert outcome("fcntl", 3, command, 77) == ENOLCK
-    for command in (0, 1, 5, 36, 1030):
+    for command in (0, 1, 1030):
         assert outcome("fcntl", 3, command, 77) == ALLOW
     assert outcome("fcntl", 3, 1024, 77) == EPERM
     for name in ("fsync", "fdatasync", "sync_file_range"):

@@ -148,6 +148,9 @@ _SET_ID = 0o6000
 
 
 _MAP_HUGETLB = 0x4_0000  # pages of a pool of the machine's
+# MAP_SHARED (or MAP_SHARED_VALIDATE) and MAP_ANONYMOUS: a file that has no name. Of that pages stay
+# that are mapped no more, until its last page is unmapped; so the address space does not bound it.
+_MAP_UNNAMED = 0x21
 _MS_SYNC = 4
 
 # Opening cuts a file off whatever it is opened for: for reading, or for neither (3), which Landlock
@@ -174,7 +177,8 @@ _FCNTL = (
 )
 # Where nothing can be written nothing need be locked. A lock of a file that others use holds them
 # up, and takes memory of the kernel's that no limit counts.
-_LOCKS = (6, 7, 37, 38)  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
+# F_GETLK tells by which process a file is locked.
+_LOCKS = (5, 6, 7, 36, 37, 38)  # F_GETLK, SETLK, SETLKW, OFD_GETLK, OFD_SETLK, OFD_SETLKW
 _NO_LOCKS = errno_rule(errno.ENOLCK)
 _IOCTL = (
     0x5412,  # TIOCSTI: type into the terminal, as the user
@@ -415,6 +419,9 @@ def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rul
     found.update(dict.fromkeys(_OF_A_PID, _own(0)))
     found.update(dict.fromkeys(_CLOCKS, _NO_CLOCK))
     if not subprocesses:
+        # Nobody is there to share memory with.
+        unnamed = Check(3, (_MAP_UNNAMED,), _DENY, ALLOW, mask=_MAP_UNNAMED)
+        found["mmap"] = Check(3, (0,), unnamed, _DENY, mask=_MAP_HUGETLB)
         found.update(dict.fromkeys(_ABOUT_A_PID, _own(0)))
         # A C library that asks about a thread goes on if there is no such call.
         found["sched_getaffinity"] = _own(0)._replace(otherwise=UNKNOWN)
