@@ -86,6 +86,13 @@ _PROGRAMS = ("fork", "vfork", "execve", "execveat")
 _SIGNALS = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
 _PIDFDS = ("pidfd_open", "pidfd_send_signal")
 _WRITING_OUT = ("fsync", "fdatasync", "sync_file_range")
+# Extended attributes, which Landlock does not see, are contents, too; those of a socket may name
+# the security label of who made it.
+_ATTRIBUTES = (
+    *("getxattr", "lgetxattr", "fgetxattr", "getxattrat"),
+    *("listxattr", "llistxattr", "flistxattr", "listxattrat"),
+)
+_NO_ATTRIBUTES = errno_rule(errno.EOPNOTSUPP)
 _NETWORK = ("socket", "connect", "bind", "listen", "accept", "accept4")
 _CLOCKS = ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create")
 # These ask, also which processes there are.
@@ -381,6 +388,7 @@ def _for_files(*, truncate: bool, writes: bool) -> dict[str, Rule]:
         found["truncate"] = _DENY
     if not writes:
         found["flock"] = _NO_LOCKS
+        found.update(dict.fromkeys(_ATTRIBUTES, _NO_ATTRIBUTES))
         # By a file that is open for reading these have written out, and wait for, what others have
         # written to it.
         found.update(dict.fromkeys(_WRITING_OUT, _DENY))
