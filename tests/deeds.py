@@ -47,7 +47,7 @@ def allocate_numpy(size):
 
 
 def map_memory(size):
-    with mmap.mmap(-1, size) as area:
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
         return len(area)
 
 

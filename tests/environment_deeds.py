@@ -98,7 +98,7 @@ def start_threads_in_time(count: int, seconds: float = 0.2) -> int:
 
 def take_memory(size: int) -> int:
     """Map memory, a part of which is used."""
-    with mmap.mmap(-1, size) as memory:
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory[0] = memory[size - 1] = 1
         return len(memory)
 

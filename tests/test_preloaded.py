@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import mmap
 import os
@@ -27,7 +28,7 @@ from aioisolate import (
 )
 from aioisolate._child import descriptors
 from aioisolate._child.order import Order
-from aioisolate._os import maps
+from aioisolate._os import maps, memfd
 from aioisolate._wire.inert import escape
 from tests.helpers import error_of, forked, until
 
@@ -634,3 +635,31 @@ async def test_a_copy_loses_the_rings_of_the_loop(kind):
     sandbox = Sandbox(read=None, write=None, codec="json", namespaces="off")
     async with Isolator(start=kind, sandbox=sandbox) as iso:
         assert await iso.run(rings) == 0
+
+
+@pytest.mark.one_loop
+async def test_a_start_cannot_be_taken_back_where_nothing_is_sealed(module, monkeypatch):
+    """A seal is a mark for good; where there are none a frame says that fn is called."""
+    monkeypatch.setattr(memfd, "_sealable", False)
+    name = module(
+        """
+        import stat
+        from aioisolate._os import memfd
+        from aioisolate._child.worker import MARK_AT
+
+        memfd._sealable = False
+
+        def wipe():
+            for fd in range(3, 256):
+                try:
+                    if stat.S_ISREG(os.fstat(fd).st_mode):
+                        os.pwrite(fd, bytes(1), MARK_AT)
+                except OSError:
+                    pass
+            os._exit(0)
+        """
+    )
+    wipe = importlib.import_module(name).wipe
+    async with Isolator(sandbox=DATA, preload=[name]) as iso:
+        error = await error_of(iso.run(wipe, output="null"))
+    assert error.reason is Reason.NO_RESULT, error

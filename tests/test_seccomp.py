@@ -436,7 +436,8 @@ def test_the_old_interface_kills(kind, part):
     code = b"\xb8\x14\x00\x00\x00\xcd\x80\xc3"  # mov eax, 20 (getpid); int 0x80; ret
 
     def act():
-        memory = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        memory = mmap.mmap(-1, 4096, flags, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         memory.write(code)
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         assert native.function_at(address, ctypes.c_int, [])() == os.getpid()

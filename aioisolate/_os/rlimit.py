@@ -64,7 +64,7 @@ def measure_address_space() -> int:
             middle = (low + high) // 2 // page * page
             resource.setrlimit(which, (middle, hard))
             try:
-                mmap.mmap(-1, page).close()
+                mmap.mmap(-1, page, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
                 high = middle
             except (OSError, MemoryError):
                 low = middle

@@ -86,6 +86,13 @@ _PROGRAMS = ("fork", "vfork", "execve", "execveat")
 _SIGNALS = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
 _PIDFDS = ("pidfd_open", "pidfd_send_signal")
 _WRITING_OUT = ("fsync", "fdatasync", "sync_file_range")
+# Extended attributes, which Landlock does not see, are contents, too; those of a socket may name
+# the security label of who made it.
+_ATTRIBUTES = (
+    *("getxattr", "lgetxattr", "fgetxattr", "getxattrat"),
+    *("listxattr", "llistxattr", "flistxattr", "listxattrat"),
+)
+_NO_ATTRIBUTES = errno_rule(errno.EOPNOTSUPP)
 _NETWORK = ("socket", "connect", "bind", "listen", "accept", "accept4")
 _CLOCKS = ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create")
 # These ask, also which processes there are.
@@ -148,6 +155,9 @@ _SET_ID = 0o6000
 
 
 _MAP_HUGETLB = 0x4_0000  # pages of a pool of the machine's
+# MAP_SHARED (or MAP_SHARED_VALIDATE) and MAP_ANONYMOUS: a file that has no name. Of that pages stay
+# that are mapped no more, until its last page is unmapped; so the address space does not bound it.
+_MAP_UNNAMED = 0x21
 _MS_SYNC = 4
 
 # Opening cuts a file off whatever it is opened for: for reading, or for neither (3), which Landlock
@@ -174,7 +184,8 @@ _FCNTL = (
 )
 # Where nothing can be written nothing need be locked. A lock of a file that others use holds them
 # up, and takes memory of the kernel's that no limit counts.
-_LOCKS = (6, 7, 37, 38)  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
+# F_GETLK tells by which process a file is locked.
+_LOCKS = (5, 6, 7, 36, 37, 38)  # F_GETLK, SETLK, SETLKW, OFD_GETLK, OFD_SETLK, OFD_SETLKW
 _NO_LOCKS = errno_rule(errno.ENOLCK)
 _IOCTL = (
     0x5412,  # TIOCSTI: type into the terminal, as the user
@@ -377,6 +388,7 @@ def _for_files(*, truncate: bool, writes: bool) -> dict[str, Rule]:
         found["truncate"] = _DENY
     if not writes:
         found["flock"] = _NO_LOCKS
+        found.update(dict.fromkeys(_ATTRIBUTES, _NO_ATTRIBUTES))
         # By a file that is open for reading these have written out, and wait for, what others have
         # written to it.
         found.update(dict.fromkeys(_WRITING_OUT, _DENY))
@@ -415,6 +427,9 @@ def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rul
     found.update(dict.fromkeys(_OF_A_PID, _own(0)))
     found.update(dict.fromkeys(_CLOCKS, _NO_CLOCK))
     if not subprocesses:
+        # Nobody is there to share memory with.
+        unnamed = Check(3, (_MAP_UNNAMED,), _DENY, ALLOW, mask=_MAP_UNNAMED)
+        found["mmap"] = Check(3, (0,), unnamed, _DENY, mask=_MAP_HUGETLB)
         found.update(dict.fromkeys(_ABOUT_A_PID, _own(0)))
         # A C library that asks about a thread goes on if there is no such call.
         found["sched_getaffinity"] = _own(0)._replace(otherwise=UNKNOWN)

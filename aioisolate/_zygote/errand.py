@@ -171,7 +171,8 @@ class WardChild:
             self.nonce,
             len(stream) if in_file else stream,
             in_file,
-            quiet,
+            # A stranger could take back a mark that is no seal, and claim not to have begun.
+            quiet and not (self._stranger and not memfd.sealable()),
             plan.streaming,
             options.on_progress is not None,
             backend.name,

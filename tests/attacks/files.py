@@ -6,6 +6,7 @@ import ctypes
 import os
 import socket
 import struct
+import tempfile
 
 from .scene import Attack, Scene
 from .system import call, libc
@@ -14,11 +15,16 @@ __all__ = ["ATTACKS"]
 
 _FAR = 1 << 40
 _INODES = 5000
+_ATTRIBUTE = "user.attack"
 
 
 def read(path):
     with open(path) as file:
         return file.read()
+
+
+def read_attribute(path):
+    return os.getxattr(path, _ATTRIBUTE).decode()
 
 
 def append(path):
@@ -255,6 +261,21 @@ def _file(name, run, succeeded, **more):
     return Attack(name, "files", run, arrange, succeeded, **more)
 
 
+def _attributed(scene):
+    path = scene.file()
+    os.setxattr(path, _ATTRIBUTE, scene.secret.encode())
+    return (path,)
+
+
+def _no_attributes():
+    with tempfile.NamedTemporaryFile(prefix="attack-") as file:
+        try:
+            os.setxattr(file.name, _ATTRIBUTE, b"")
+        except OSError as exc:
+            return f"there are no attributes: {exc.strerror}"
+    return ""
+
+
 def _new(name, run, **more):
     arrange = lambda scene: (scene.path("new"),)
     return Attack(name, "files", run, arrange, _exists("new"), **more)
@@ -278,6 +299,9 @@ ATTACKS = [
     ),
     Attack("read-0600", "files", read, _private, _reads),
     _file("read-0666", read, _reads),
+    Attack(
+        "read-attribute", "files", read_attribute, _attributed, _reads, needs=_no_attributes
+    ),
     Attack(
         "list", "files", list_directory, lambda scene: (os.path.dirname(scene.file()),),
         lambda result, scene: result == ["file"],

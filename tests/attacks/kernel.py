@@ -230,7 +230,8 @@ def be_traceable():
 
 def _machine_code(code: bytes) -> int:
     libc.mmap.restype = ctypes.c_void_p
-    area = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    area = mmap.mmap(-1, 4096, flags, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     area.write(code)
     at = ctypes.addressof(ctypes.c_char.from_buffer(area))
     return ctypes.CFUNCTYPE(ctypes.c_int)(at)()

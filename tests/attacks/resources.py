@@ -22,6 +22,7 @@ _FORKS = 40
 _TIMERS = 500
 MOST = 1 << 30
 _STEP = 32 << 20
+_FAILED = ctypes.c_void_p(-1).value  # MAP_FAILED
 _PAGE = 4096
 _stacks: list[ctypes.Array] = []
 
@@ -146,10 +147,11 @@ def open_beyond_the_limit(promised):
 
 def map_beyond_the_limit(promised):
     areas = []
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     _raise_limit(resource.RLIMIT_AS)
     try:
         while len(areas) << 20 <= promised:
-            areas.append(mmap.mmap(-1, 1 << 20))
+            areas.append(mmap.mmap(-1, 1 << 20, flags))
     except (OSError, MemoryError):
         pass
     count = len(areas)
@@ -234,6 +236,28 @@ def take_memory_shared(most):
     for at in range(0, most, _PAGE):
         area[at] = 1
     return most
+
+
+def keep_what_is_not_mapped(size, times):
+    """Unmap all but a page of shared memory, which stays, and look whether it has."""
+    libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
+    whole, page = ctypes.c_size_t(size), ctypes.c_size_t(_PAGE)
+    starts = []
+    for _ in range(times):
+        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
+        start = libc.mmap(None, whole, 3, flags, -1, ctypes.c_long(0))
+        if start == _FAILED:
+            raise OSError(ctypes.get_errno(), "mmap")
+        for at in range(0, size, _PAGE):
+            ctypes.memset(start + at, 1, 1)
+        libc.munmap(ctypes.c_void_p(start + _PAGE), ctypes.c_size_t(size - _PAGE))
+        starts.append(start)
+    kept = 0
+    for start in starts:
+        grown = libc.mremap(ctypes.c_void_p(start), page, whole, 1)  # MREMAP_MAYMOVE
+        kept += sum(ctypes.string_at(grown + at, 1) == b"\1" for at in range(0, size, _PAGE))
+        libc.munmap(ctypes.c_void_p(grown), whole)
+    return kept * _PAGE
 
 
 def take_memory_of_pipes(most):
@@ -443,6 +467,9 @@ ATTACKS = [
               limits={"memory": 64 << 20, "file_size": 1 << 20},
               expect="MEMORY_LIMIT|memory|denied"),
     _resource("memory-shared", take_memory_shared, _most, _all, **_memory),
+    _resource("memory-not-mapped", keep_what_is_not_mapped, lambda scene: (40 << 20, 4),
+              lambda result, scene: isinstance(result, int) and result >= 128 << 20,
+              limits={"memory": 64 << 20}),
     _resource("memory-of-pipes", take_memory_of_pipes, lambda scene: (128 << 20,),
               lambda result, scene: isinstance(result, int) and result >= 128 << 20,
               limits={"memory": 64 << 20}, expect="MEMORY_LIMIT|memory|denied"),
