@@ -110,7 +110,10 @@ def test_no_proc(monkeypatch):
     def refuse(*_, **__):
         raise FileNotFoundError
 
+    expected = rlimit.address_space()
     monkeypatch.setattr(rlimit, "open", refuse, raising=False)
+    assert abs(rlimit.address_space() - expected) < 16 * MiB
+    monkeypatch.delitem(rlimit.NUMBERS, "address_space")
     assert rlimit.address_space() == 0
 
 

@@ -38,7 +38,7 @@ NUMBERS: dict[str, int] = {
 
 
 def address_space() -> int:
-    """Return how many bytes of addresses this process has in use.
+    """Return how many bytes of addresses this process has in use; 0 where nothing tells.
 
     RLIMIT_AS counts them, those included that a child inherits: a limit has to come on top.
     """
@@ -53,9 +53,11 @@ def measure_address_space() -> int:
     """Find out how many bytes of addresses this process has in use, where /proc does not tell.
 
     By the limit under which not a page more can be had; it is put back. Other threads may be
-    refused memory meanwhile.
+    refused memory meanwhile. 0: there is no such limit, or it does not hold.
     """
-    which = NUMBERS["address_space"]
+    which = NUMBERS.get("address_space")
+    if which is None:
+        return 0
     soft, hard = resource.getrlimit(which)
     page = resource.getpagesize()
     low, high = 0, _ADDRESSES if hard == INFINITY else min(hard, _ADDRESSES)
