@@ -748,6 +748,16 @@ def test_capabilities_are_known_where_a_filter_forbids_to_ask():
 # Views of files
 
 
+@one_loop
+@pytest.mark.skipif(not HERE.landlock or not HERE.seccomp, reason="a sandbox would be refused here")
+async def test_there_is_no_view_of_everything():
+    box = Sandbox(read=["/"])
+    assert "usr" in await run_isolated(os.listdir, "/", sandbox=box)
+    assert not features.report(box, start="fork").holds("view of files")
+    with pytest.raises(CallableDidNotExecuteError, match="'/' is among its paths"):
+        make_policy(Sandbox(read=["/"], scratch="1 MiB"), FULL, "fork")
+
+
 @pytest.mark.skipif(
     not HERE.view or HERE.namespaces != "privilege", reason="there can be no other root here"
 )
