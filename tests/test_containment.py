@@ -612,6 +612,11 @@ def test_what_is_required_is_refused_where_it_is_missing():
     make_policy(Sandbox.untrusted(), POOR_ROOT, "zygote")
 
 
+def test_limits_without_a_sandbox_are_refused_as_limits():
+    with pytest.raises(CallableDidNotExecuteError, match="can't hold the limits of the call"):
+        plan_limits(Limits(processes=3), None, None, POOR_USER)
+
+
 def test_a_count_that_is_shared_is_not_what_is_required():
     box = Sandbox.untrusted(require=["limits.processes"])
     policy = make_policy(box, POOR_USER, "zygote")
