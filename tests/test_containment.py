@@ -296,6 +296,25 @@ def test_an_attempt_that_can_not_be_made_leaves_no_descriptor(monkeypatch):
     assert fds.listed() == before
 
 
+def test_no_handler_runs_in_an_attempt():
+    ran, run = os.pipe()
+
+    def work():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return {"answer": 1}
+
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    before = signal.signal(signal.SIGUSR1, lambda *_: os.write(run, b"x"))
+    try:
+        assert module._in_child(work) == {"answer": 1}
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    os.close(run)
+    assert os.read(ran, 1) == b""
+    os.close(ran)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+
+
 @one_loop
 @pytest.mark.parametrize(
     ("number", "reason"), [(errno.EMFILE, Reason.PIPE_CREATION), (errno.EAGAIN, Reason.FORK)]
