@@ -237,7 +237,8 @@ class Sandbox:
                 and resource limits are enough for what is said above, namespaces and a user id
                 of its own stand behind them (`features.report` tells; *require* insists).
                 ``"portable"``: with those that need no privilege and no namespaces, so that
-                a server, a container and a laptop are alike.
+                a server, a container and a laptop are alike. As root it can't start
+                threads, since nothing counts those then.
             without: names of layers and limits that are to be left out, such as
                 ``["limits.processes"]``; see *require* of `Sandbox`. Without "seccomp" the
                 network is not closed off, either; without "namespaces" there is no *scratch*.

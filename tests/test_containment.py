@@ -296,6 +296,25 @@ def test_an_attempt_that_can_not_be_made_leaves_no_descriptor(monkeypatch):
     assert fds.listed() == before
 
 
+def test_no_handler_runs_in_an_attempt():
+    ran, run = os.pipe()
+
+    def work():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return {"answer": 1}
+
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    before = signal.signal(signal.SIGUSR1, lambda *_: os.write(run, b"x"))
+    try:
+        assert module._in_child(work) == {"answer": 1}
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    os.close(run)
+    assert os.read(ran, 1) == b""
+    os.close(ran)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+
+
 @one_loop
 @pytest.mark.parametrize(
     ("number", "reason"), [(errno.EMFILE, Reason.PIPE_CREATION), (errno.EAGAIN, Reason.FORK)]
@@ -612,6 +631,11 @@ def test_what_is_required_is_refused_where_it_is_missing():
     make_policy(Sandbox.untrusted(), POOR_ROOT, "zygote")
 
 
+def test_limits_without_a_sandbox_are_refused_as_limits():
+    with pytest.raises(CallableDidNotExecuteError, match="can't hold the limits of the call"):
+        plan_limits(Limits(processes=3), None, None, POOR_USER)
+
+
 def test_a_count_that_is_shared_is_not_what_is_required():
     box = Sandbox.untrusted(require=["limits.processes"])
     policy = make_policy(box, POOR_USER, "zygote")
@@ -746,6 +770,16 @@ def test_capabilities_are_known_where_a_filter_forbids_to_ask():
 
 
 # Views of files
+
+
+@one_loop
+@pytest.mark.skipif(not HERE.landlock or not HERE.seccomp, reason="a sandbox would be refused here")
+async def test_there_is_no_view_of_everything():
+    box = Sandbox(read=["/"])
+    assert "usr" in await run_isolated(os.listdir, "/", sandbox=box)
+    assert not features.report(box, start="fork").holds("view of files")
+    with pytest.raises(CallableDidNotExecuteError, match="'/' is among its paths"):
+        make_policy(Sandbox(read=["/"], scratch="1 MiB"), FULL, "fork")
 
 
 @pytest.mark.skipif(

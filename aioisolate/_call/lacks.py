@@ -43,7 +43,7 @@ def object_to(sandbox: Sandbox | None, lacks: Sequence[Lack]) -> None:
     """Refuse what lacks something, or warn."""
     if not lacks:
         return
-    what = "limits" if sandbox is None else "what the sandbox promises"
+    what = "the limits of the call" if sandbox is None else "what the sandbox promises"
     text = f"this machine can't hold {what}: {'; '.join(map(str, lacks))}"
     required = sandbox is not None and any(lack.name in sandbox.require for lack in lacks)
     if sandbox is None or sandbox.missing == "refuse" or required:

@@ -135,10 +135,11 @@ def _namespaces(sandbox: Sandbox, here: Containment, lacks: list[Lack]) -> tuple
     why = here.why_no_namespaces or f"there are none on {here.platform}"
     if not here.namespaces:
         hard = sandbox.namespaces == "require"
-        lacks.append(Lack(Layer.NAMESPACES, f"namespaces can't be had ({why})", TO_UNSHARE, hard))
+        remedy = TO_UNSHARE if here.platform == "linux" else ""
+        lacks.append(Lack(Layer.NAMESPACES, f"namespaces can't be had ({why})", remedy, hard))
         if sandbox.confines_files:
             text = f"names of files can be seen: there can be no other root ({why})"
-            lacks.append(Lack(Layer.VIEW, text, TO_UNSHARE, hard=False))
+            lacks.append(Lack(Layer.VIEW, text, remedy, hard=False))
         if sandbox.scratch:
             text = f"a scratch directory needs a mount namespace ({why})"
             lacks.append(Lack(Layer.SCRATCH, text, f"{TO_UNSHARE}, or leave out scratch"))
@@ -150,17 +151,30 @@ def _namespaces(sandbox: Sandbox, here: Containment, lacks: list[Lack]) -> tuple
     flags = namespaces.ALL
     if sandbox.network == "inherit":
         flags &= ~namespaces.NEWNET
-    view = sandbox.confines_files and here.view
-    if sandbox.confines_files and not view:
-        text = f"names of files can be seen: there can be no other root ({here.why_no_view})"
-        remedy = "let the container's seccomp profile and its security module pass mount"
-        lacks.append(Lack(Layer.VIEW, text, remedy, hard=False))
-        if sandbox.scratch:
-            text = f"a scratch directory needs another root directory ({here.why_no_view})"
-            lacks.append(Lack(Layer.SCRATCH, text, f"{remedy}, or leave out scratch"))
+    view = _view(sandbox, here, lacks)
     if not view:
         flags &= ~namespaces.NEWNS
     return flags, sandbox.subprocesses, view
+
+
+def _view(sandbox: Sandbox, here: Containment, lacks: list[Lack]) -> bool:
+    """Tell whether to have another root directory, in a mount namespace."""
+    if not sandbox.confines_files:
+        return False
+    if "/" in (*(sandbox.read or ()), *(sandbox.write or ())):
+        why = "'/' is among its paths"
+        remedy = "name the directories below '/' instead"
+    elif not here.view:
+        why = here.why_no_view
+        remedy = "let the container's seccomp profile and its security module pass mount"
+    else:
+        return True
+    text = f"names of files can be seen: there can be no other root ({why})"
+    lacks.append(Lack(Layer.VIEW, text, remedy, hard=False))
+    if sandbox.scratch:
+        text = f"a scratch directory needs another root directory ({why})"
+        lacks.append(Lack(Layer.SCRATCH, text, f"{remedy}, or leave out scratch"))
+    return False
 
 
 def _user(sandbox: Sandbox, here: Containment, lacks: list[Lack], *, as_user: bool) -> int:

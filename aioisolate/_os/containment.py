@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from . import signals
 from .fds import Descriptors
 from .process import fork, hush_fork_warning
 
@@ -204,7 +205,7 @@ def _in_child(attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     owner = Descriptors()
     try:
         read, write = map(owner.own, os.pipe())
-        pid = fork()
+        pid = _fork()
         if pid == 0:
             try:
                 os.write(write, marshal.dumps(attempt()))
@@ -223,6 +224,18 @@ def _in_child(attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _fork() -> int:
+    """Fork a child that no signal but SIGKILL reaches: no handler of this process runs there."""
+    mask = signals.block_all()
+    pid = -1
+    try:
+        pid = fork()
+    finally:
+        if pid != 0:
+            signals.set_mask(mask)
+    return pid
+
+
 def _collect(pid: int) -> None:
     """Wait until a child has ended; where SIGCHLD is ignored there is nothing to collect then."""
     try:
@@ -239,7 +252,7 @@ def _try_becoming(ids: tuple[int, int]) -> str:
     try:
         read, write = map(owner.own, os.pipe())
         wait, go = map(owner.own, os.pipe())
-        pid = fork()
+        pid = _fork()
         if pid == 0:
             why = _ENDED
             try:

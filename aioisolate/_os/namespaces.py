@@ -7,6 +7,8 @@ import errno
 import os
 import sys
 
+from .syscalls import machine
+
 __all__ = [
     "ALL",
     "NEWCGROUP",
@@ -194,7 +196,7 @@ def make_root(directory: str, spare: str) -> None:
 
 
 def _pivot(new: str, old: str) -> None:
-    number = _PIVOT_ROOT.get(os.uname().machine)
+    number = _PIVOT_ROOT.get(machine() or "")
     if number is None:
         raise OSError(errno.ENOSYS, f"pivot_root is not known for {os.uname().machine}")
     result = _libc.syscall(ctypes.c_long(number), os.fsencode(new), os.fsencode(old))

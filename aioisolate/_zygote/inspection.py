@@ -27,7 +27,7 @@ class Inspection:
                 self._fds = os.open("/proc/self/fd", flags)
                 self._held.append(self._fds)
             except FileNotFoundError:
-                pass  # there is no /proc: Python's own count of threads is all there is
+                pass  # there is no /proc: nothing counts threads
 
     def held(self) -> list[int]:
         """Return its own descriptors."""
@@ -38,7 +38,7 @@ class Inspection:
         try:
             return os.stat(self._tasks).st_nlink - 2
         except OSError:
-            return 1  # no such directory here: Python's own count is all there is
+            return 1  # no such directory here: nothing counts them
 
     def threads(self) -> list[str]:
         """Name the threads."""
