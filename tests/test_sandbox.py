@@ -434,6 +434,24 @@ async def test_files_are_not_emptied(start, shared, monkeypatch, version, namesp
 
 
 @needs_layers
+@pytest.mark.skipif(HERE.namespaces != "privilege", reason="it takes mounts of one's own")
+@pytest.mark.parametrize(("namespaces_", "changes"), [("require", False), ("off", True)])
+@one_loop
+async def test_reading_leaves_no_time_of_access(start, shared, namespaces_, changes):
+    """By such times a call could leave word to the next one; without a view it can."""
+    if os.statvfs(shared).f_flag & os.ST_NOATIME:
+        pytest.skip("no times of access are kept here")
+    file = shared / "read"
+    file.write_text("text")
+    file.chmod(0o644)
+    os.utime(file, (1, 2))
+    box = Sandbox(read=[PYTHON, shared], namespaces=namespaces_)
+    async with isolator(start, sandbox=box) as iso:
+        await iso.run(deeds.read_file, str(file))
+    assert (file.stat().st_atime != 1) is changes
+
+
+@needs_layers
 @pytest.mark.parametrize("namespaces_", ["auto", "off"])
 @one_loop
 async def test_locks(start, shared, namespaces_):

@@ -41,6 +41,7 @@ def make_view(paths: Iterable[str], directories: Iterable[str] = ()) -> None:
     for directory in directories:
         os.makedirs(stage + directory, 0o755)
     namespaces.make_root(stage, _SPARE)
+    namespaces.keep_access_times("/")
     namespaces.seal_root()
 
 
