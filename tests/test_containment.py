@@ -242,6 +242,25 @@ def test_namespaces_are_had_in_another_way_without_the_capability():
     assert found["ids_in_namespace"]
 
 
+@pytest.mark.parametrize(
+    ("place", "name"), [(users, "become"), (namespaces, "unshare"), (namespaces, "seclude_mounts")]
+)
+def test_what_is_short_for_a_moment_is_no_verdict(place, name, monkeypatch):
+    if (place is users and not HERE.becomes) or (place is namespaces and not HERE.namespaces):
+        pytest.skip("it is not got as far as that here")
+
+    def refuse(*_, **__):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(place, name, refuse)
+    module._containment.cache_clear()
+    with pytest.raises(OSError, match="tried out") as caught:
+        containment()
+    assert caught.value.errno == errno.EMFILE
+    monkeypatch.undo()
+    assert containment() == HERE
+
+
 def test_an_attempt_that_is_killed_is_none_that_holds(monkeypatch):
     def die(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)

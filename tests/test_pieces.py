@@ -471,7 +471,11 @@ def small_subnormals():
     return [1e300] * 20_000
 
 
-@pytest.mark.parametrize("fn", [subnormals, large_numbers, lists, small_subnormals])
+def one_long_text():
+    return ["e" * (15 << 20)]
+
+
+@pytest.mark.parametrize("fn", [subnormals, large_numbers, lists, small_subnormals, one_long_text])
 @pytest.mark.parametrize("codec", ["json", "msgspec"])
 @pytest.mark.skipif(not hasattr(time, "thread_time"), reason="no clock of a thread")
 def test_the_event_loop_gets_its_turn(fn, codec):

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from . import signals
 from .fds import Descriptors
@@ -24,10 +24,13 @@ __all__ = ["Containment", "containment", "why_no_landlock"]
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _ENDED = "the attempt was ended, by a filter of system calls perhaps"
+# What is wrong now, and may not be in a moment: no verdict on this machine, nothing to be kept.
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+_PASSING_MARK = "passing "
 # A pipe holds more than a child has to say.
 _ANSWER_MAX = 1 << 16
 # Seconds for the attempts in a fresh interpreter.
-_PATIENCE = 30
+_PATIENCE = 5
 # What the view is tried with: a directory that is there, wherever Python runs.
 _SAMPLE = os.path.dirname(os.path.abspath(os.__file__))
 
@@ -195,6 +198,8 @@ def _attempt_all() -> dict[str, Any]:
     of_namespaces = _in_child(lambda: _try_namespaces(mapped))
     if not of_namespaces:
         of_namespaces = _in_child(lambda: _try_namespaces(mapped, view=False))
+    if "passing" in of_namespaces:
+        _raise_passing(of_namespaces["passing"])
     found |= of_namespaces or {"why_no_namespaces": _ENDED, "why_no_view": _ENDED}
     found |= _in_child(_try_counting)
     return found
@@ -262,6 +267,8 @@ def _try_becoming(ids: tuple[int, int]) -> str:
                 why = ""
             except OSError as exc:
                 why = f"becoming another user is refused: {exc.strerror}"
+                if exc.errno in _PASSING:
+                    why = f"{_PASSING_MARK}{exc.errno}"
             finally:
                 os.write(write, b"!" + why.encode())
                 os.read(wait, 1)
@@ -280,7 +287,13 @@ def _try_becoming(ids: tuple[int, int]) -> str:
         _collect(pid)
     finally:
         owner.close_all()
+    if why.startswith(_PASSING_MARK):
+        _raise_passing(int(why.removeprefix(_PASSING_MARK)))
     return why
+
+
+def _raise_passing(code: int) -> NoReturn:
+    raise OSError(code, f"{os.strerror(code)}, while it was tried out what a sandbox can have here")
 
 
 def _try_namespaces(ids: tuple[int, int] | None, *, view: bool = True) -> dict[str, Any]:
@@ -290,22 +303,14 @@ def _try_namespaces(ids: tuple[int, int] | None, *, view: bool = True) -> dict[s
     from .view import make_view  # noqa: PLC0415 - as above
 
     found: dict[str, Any] = {}
-    uid, gid = os.getuid(), os.getgid()
     try:
-        namespaces.unshare(namespaces.ALL)
-        found["namespaces"] = "privilege"
-    except OSError:
-        try:
-            if ids is None:
-                namespaces.unshare(namespaces.ALL | namespaces.NEWUSER)
-                namespaces.map_user(uid, gid)
-            else:
-                namespaces.unshare_with_ids(namespaces.ALL, uid, gid, *ids)
-                found["ids_in_namespace"] = True
-            found["namespaces"] = "user"
-        except OSError as exc:
-            why = f"{exc.strerror} ({exc.filename})"
-            return {"why_no_namespaces": why, "why_no_view": why}
+        found["namespaces"] = _leave(ids)
+    except OSError as exc:
+        if exc.errno in _PASSING:
+            return {"passing": exc.errno}
+        why = f"{exc.strerror} ({exc.filename})"
+        return {"why_no_namespaces": why, "why_no_view": why}
+    found["ids_in_namespace"] = found["namespaces"] == "user" and ids is not None
     try:
         namespaces.set_host_name("isolated")
         found["host_name"] = True
@@ -319,6 +324,8 @@ def _try_namespaces(ids: tuple[int, int] | None, *, view: bool = True) -> dict[s
         else:
             found["why_no_view"] = _ENDED
     except OSError as exc:
+        if exc.errno in _PASSING:
+            return {"passing": exc.errno}
         found["why_no_view"] = f"{exc.strerror} ({exc.filename})"
     if found["namespaces"] == "user" and ids is None:
         users.drop_capabilities()
@@ -328,6 +335,25 @@ def _try_namespaces(ids: tuple[int, int] | None, *, view: bool = True) -> dict[s
         except OSError:
             pass  # they are not counted at all
     return found
+
+
+def _leave(ids: tuple[int, int] | None) -> str:
+    """Leave all namespaces; return how. Raises OSError."""
+    from . import namespaces  # noqa: PLC0415 - as above
+
+    uid, gid = os.getuid(), os.getgid()
+    try:
+        namespaces.unshare(namespaces.ALL)
+    except OSError as exc:
+        if exc.errno in _PASSING:
+            raise
+        if ids is None:
+            namespaces.unshare(namespaces.ALL | namespaces.NEWUSER)
+            namespaces.map_user(uid, gid)
+        else:
+            namespaces.unshare_with_ids(namespaces.ALL, uid, gid, *ids)
+        return "user"
+    return "privilege"
 
 
 def _try_counting() -> dict[str, Any]:
