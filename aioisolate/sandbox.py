@@ -216,7 +216,7 @@ class Sandbox:
             "codec": "pickle",
             "limits": Limits(memory="1 GiB"),
         }
-        return cls(**_reduced(defaults | changes, without))
+        return cls(**_reduced(defaults, changes, without))
 
     @classmethod
     def untrusted(
@@ -278,7 +278,7 @@ class Sandbox:
         defaults: dict[str, Any] = {"codec": _data_codec(), "fresh": True}
         if level == "portable":
             defaults |= {"namespaces": "off", "user": "unprivileged", "cgroup": "off"}
-        return cls(**_reduced(defaults | changes | {"limits": limits}, without))
+        return cls(**_reduced(defaults, changes | {"limits": limits}, without))
 
     @property
     def confines_files(self) -> bool:
@@ -317,8 +317,14 @@ def _rebuild(cls: type[Sandbox], fields: dict[str, Any]) -> Sandbox:
     return cls(**fields)
 
 
-def _reduced(arguments: dict[str, Any], without: Iterable[str]) -> dict[str, Any]:
-    """Return a preset's arguments without some layers and limits."""
+def _reduced(
+    defaults: dict[str, Any], changes: dict[str, Any], without: Iterable[str]
+) -> dict[str, Any]:
+    """Return a preset's arguments without some layers and limits.
+
+    Raises ValueError where *changes* ask for what goes with such a layer.
+    """
+    arguments = defaults | changes
     limits = arguments["limits"]
     # Who keeps capabilities keeps the user: that comes last, in whatever order they are named.
     for name in sorted(_checked_names("without", without), key="capabilities".__eq__):
@@ -330,6 +336,12 @@ def _reduced(arguments: dict[str, Any], without: Iterable[str]) -> dict[str, Any
         elif not _WITHOUT[name]:
             raise ValueError(f"without can't name {name!r}: it comes with another layer")
         elif name != "user" or arguments.get("user") != "keep":  # there is no such layer then
+            for argument, value in _WITHOUT[name].items():
+                if changes.get(argument, value) != value:
+                    raise ValueError(
+                        f"without={name!r} and {argument}={changes[argument]!r} contradict each "
+                        f"other: without that layer it is {value!r}"
+                    )
             arguments = arguments | _WITHOUT[name]
     return arguments | {"limits": limits}
 

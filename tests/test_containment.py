@@ -692,6 +692,21 @@ def test_who_is_not_root_loses_capabilities_with_the_user_id():
     assert forked(work) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("seccomp", {"network": "none"}),
+        ("namespaces", {"scratch": "1 MiB"}),
+        ("landlock", {"read": ["/usr"]}),
+        ("environment", {"env": {"A": "b"}}),
+    ],
+)
+def test_what_is_asked_for_is_not_left_out_silently(name, change):
+    for preset in (Sandbox.untrusted, Sandbox.crash_guard):
+        with pytest.raises(ValueError, match="contradict each other"):
+            preset(without=[name], **change)
+
+
 def test_layers_and_limits_are_left_out_by_name():
     box = Sandbox.untrusted(without=["limits.processes", "namespaces", "environment"])
     assert box.limits.processes is None

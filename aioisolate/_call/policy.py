@@ -121,7 +121,7 @@ def _restrictions(sandbox: Sandbox, here: Containment, lacks: list[Lack]) -> tup
         lacks.append(Lack(Layer.LANDLOCK, text))
     if sandbox.syscalls != "off" and not here.seccomp:
         text = f"system calls can't be filtered here: {here.why_no_seccomp or 'no seccomp'}"
-        remedy = "or leave that out: without=['seccomp']"
+        remedy = "or leave that out, and the network open: without=['seccomp']"
         lacks.append(Lack(Layer.SECCOMP, text, remedy))
     if sandbox.network == "none" and sandbox.syscalls == "off":
         raise ValueError("sandbox.network='none' needs a system call filter, and syscalls='off'")
