@@ -152,3 +152,8 @@ async def test_11_31_an_application_with_a_lifespan_around_it():
 
     await application({"type": "lifespan"}, receive, send)
     assert sent[-1] == {"type": "lifespan.shutdown.complete"}
+
+
+@pytest.mark.one_loop
+def test_11_31_a_server_without_a_loop():
+    exec(compile(blocks("wsgi.py")[0], "wsgi.py", "exec"), {})
