@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import errno
 import mmap
 import os
 import pickle
@@ -20,9 +21,11 @@ from aioisolate import (
     Isolator,
     Limits,
     Reason,
+    Sandbox,
     Snapshot,
     shared_array,
 )
+from aioisolate._os import fds
 from tests import memory_payloads
 from tests.helpers import python, until
 from tests.memory_payloads import (
@@ -39,6 +42,7 @@ from tests.memory_payloads import (
     make,
     many_snapshots,
     ones,
+    open_again,
     own_memory,
     refused_exception,
     refused_item,
@@ -47,6 +51,7 @@ from tests.memory_payloads import (
     shrink,
     shrink_later,
     total,
+    try_to_write,
     whose,
     write,
     write_to_root,
@@ -336,6 +341,81 @@ async def test_what_a_killed_child_wrote_is_there(start):
         with pytest.raises(CallableStatusUnknownError):
             await iso.run(fill_and_die, array)
     assert (array == 3).all()
+
+
+def read_only_views(array):
+    """Read-only arrays on a shared one of two dimensions, in numpy's own ways."""
+    plain = np.asarray(array).view()
+    frozen = array.view()
+    for one in (plain, frozen):
+        one.flags.writeable = False
+    return [
+        frozen,
+        frozen[...],
+        frozen[1:, ::2].T,
+        plain,
+        np.broadcast_to(array, (2, *array.shape), subok=True),
+        np.lib.stride_tricks.sliding_window_view(array, 2, axis=0, subok=True),
+        array.diagonal(),
+    ]
+
+
+@pytest.mark.parametrize("rows", [3, 30_000])  # in the pickle, and beside it
+async def test_11_25_what_is_read_only_can_not_be_written_by_a_child(start, rows):
+    array = shared_array((rows, 3))
+    views = read_only_views(array)
+    async with Isolator(**start) as iso:
+        # A direct fork has this very array: who means to write to it, can.
+        by_chance = start["start"] == "fork"
+        assert await iso.run(try_to_write, views, by_chance) == [[]] * len(views)
+        assert not array.any()
+        # What comes back is read-only as well, and shows the same memory.
+        back = await iso.run(same, views)
+        assert try_to_write(back) == [[]] * len(views)
+        # The same memory, once to be written and once not.
+        both = await iso.run(same, [array, views[0]])
+        both[0][2, 1] = 5
+        assert [one[2, 1] for one in (array, views[0], both[1], back[0], back[4][1])] == [5] * 5
+        with pytest.raises(ValueError, match="read-only"):
+            both[1][2, 1] = 6
+
+
+async def test_11_25_it_stays_read_only_from_process_to_process():
+    array = shared_array(5)
+    frozen = array[...]
+    frozen.flags.writeable = False
+    async with Isolator(start="template") as iso:
+        back = frozen
+        for _ in range(3):
+            back = await iso.run(same, back)
+        assert (await iso.run(try_to_write, [back, np.asarray(back)])) == [[], []]
+        array[...] = 2
+        assert list(back) == [2] * 5
+
+
+async def test_11_25_without_proc_the_flag_travels_all_the_same(monkeypatch):
+    def refused(*_):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    monkeypatch.setattr(fds, "reopen", refused)
+    array = shared_array(5)
+    frozen = array[...]
+    frozen.flags.writeable = False
+    async with Isolator(start="zygote", preload=PRELOAD) as iso:
+        ((*allowed,),) = await iso.run(try_to_write, [frozen])
+        assert not {"_by_assignment", "_by_its_flag"} & {*allowed}
+        await iso.run(fill, array, 3)
+    assert list(array[1:]) == [3] * 4
+
+
+async def test_11_25_a_sandboxed_child_can_not_open_it_again():
+    array = shared_array(5)
+    frozen = array[...]
+    frozen.flags.writeable = False
+    sandbox = Sandbox.untrusted(level="portable", read=[os.getcwd()])
+    async with Isolator(sandbox=sandbox, preload=PRELOAD) as iso:
+        assert await iso.run(open_again, frozen) == "EACCES"
+        assert await iso.run(try_to_write, [frozen]) == [[]]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from numpy.lib.array_utils import byte_bounds
 from .._os import memfd
 from .._wire import handles
 from . import places
+from .access import Access
+from .area import FREE
 from .root import Root
 from .snapshot import View
 
@@ -22,7 +24,8 @@ class SharedArray(np.ndarray[Any, Any]):
     """A numpy array in memory that this process and its isolated children share.
 
     Made by `shared_array`. Views of it (slices, reshaped, transposed) share as well; what is
-    computed from it is an array like any other.
+    computed from it is an array like any other. One that is read-only here arrives so in another
+    process, where it can't be made writable.
     """
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
@@ -31,15 +34,18 @@ class SharedArray(np.ndarray[Any, Any]):
             low, high = byte_bounds(self)
             place = places.at(low, high - low)
             if place is not None and place.use is places.Use.SHARED:
-                offset = place.offset + self.__array_interface__["data"][0] - place.address
-                index = packing.add(place.root.fd, place.root)
+                address, read_only = self.__array_interface__["data"]
+                offset = place.offset + address - place.address
+                root = place.root.reader() if read_only else place.root
+                index = packing.add(root.fd, root)
                 return _reopen, (
                     index,
-                    place.root.length,
+                    root.length,
                     offset,
                     self.dtype,
                     self.shape,
                     self.strides,
+                    read_only,
                 )
         return self.view(np.ndarray).__reduce_ex__(protocol)
 
@@ -83,14 +89,22 @@ def shared_array(shape: int | Sequence[int], dtype: Any = float) -> SharedArray:
         return np.zeros(sizes, kind).view(SharedArray)
     root = Root.create(length)
     memfd.fix_size(root.fd)
+    memfd.bar_reopening(root.fd)
     return _on(root, 0, kind, sizes, None)
 
 
 def _on(
-    root: Root, offset: int, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...] | None
+    root: Root,
+    offset: int,
+    dtype: Any,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None,
+    *,
+    read_only: bool = False,
 ) -> SharedArray:
     # np.ndarray(buffer=) does not hold on to what it is given, unless that is an array.
-    memory = np.frombuffer(memoryview(View(root, shared=True)), np.uint8)
+    view = View(root, shared=True, access=Access.READ if read_only else FREE)
+    memory = np.frombuffer(memoryview(view), np.uint8)
     return np.ndarray(shape, dtype, memory, offset, strides).view(SharedArray)
 
 
@@ -101,6 +115,7 @@ def _reopen(  # noqa: PLR0917 - as pickle calls it
     dtype: Any,
     shape: tuple[int, ...],
     strides: tuple[int, ...],
+    read_only: bool,
 ) -> SharedArray:
     root = Root.adopt(handles.arrived(index), length, fixed_only=True)
-    return _on(root, offset, dtype, shape, strides)
+    return _on(root, offset, dtype, shape, strides, read_only=read_only)

@@ -11,7 +11,7 @@ from .._os import mappings, memfd
 from .._wire import handles
 from . import places
 from .access import Access
-from .area import Area
+from .area import FREE, Area
 from .closing import Closing
 from .places import Use
 from .root import Root
@@ -47,13 +47,14 @@ class View(Area):
         shared: bool = False,
         writer: bool = False,
         offset: int = 0,
+        access: Access = FREE,
     ) -> None:
         length = root.length - offset
         area = None
         if length:
             size = mappings.round_up(length)
             area = mappings.reserve(size)
-            mappings.map_file(area, root.fd, offset, size, shared=shared)
+            mappings.map_file(area, root.fd, offset, size, shared=shared, rights=access.value)
             use = Use.PRIVATE
             if shared:
                 use = Use.WRITER if writer else Use.SHARED
@@ -63,6 +64,8 @@ class View(Area):
         self._layout = layout
         self._shared = shared
         self._offset = offset
+        if area is not None and access != FREE:
+            self._rights = bytearray([access.value]) * (self.size // mappings.PAGE)
 
     @property
     def writes_through(self) -> bool:
