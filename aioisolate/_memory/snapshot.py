@@ -13,6 +13,7 @@ from . import places
 from .access import Access
 from .area import FREE, Area
 from .closing import Closing
+from .optional import numpy_for
 from .places import Use
 from .root import Root
 
@@ -202,7 +203,7 @@ class Snapshot(Closing):
         Raises TypeError if its items are Python objects, OSError if it does not fit, and
         ImportError without numpy.
         """
-        np = _numpy()
+        np = numpy_for("Snapshot.from_array")
         array = np.asarray(array)
         if array.dtype.hasobject:
             raise TypeError(f"an array of Python objects ({array.dtype}) can't be a snapshot")
@@ -217,7 +218,7 @@ class Snapshot(Closing):
 
         With the data type and shape of what `from_array` was given; of another snapshot, bytes.
         """
-        np = _numpy()
+        np = numpy_for("Snapshot.as_array")
         dtype, shape, order = self._layout or (np.dtype(np.uint8), (len(self),), "C")
         if not len(self):
             return np.empty(shape, dtype, order)
@@ -339,10 +340,3 @@ def _flat(content: Any) -> memoryview:
             f"a snapshot is made of bytes or of another buffer, not of {type(content).__qualname__}"
         ) from exc
     return view.cast("B") if view.c_contiguous and view.nbytes else memoryview(view.tobytes())
-
-
-def _numpy() -> Any:
-    """Import numpy, an optional dependency."""
-    import numpy as np  # noqa: PLC0415 - as said
-
-    return np
