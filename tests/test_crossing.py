@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from aioisolate import (
+    Access,
     CallableDidNotExecuteError,
     CallableExecutedError,
     CallableStatusUnknownError,
@@ -44,6 +45,7 @@ from tests.memory_payloads import (
     ones,
     open_again,
     own_memory,
+    places_to_write,
     refused_exception,
     refused_item,
     refused_result,
@@ -140,6 +142,25 @@ async def test_views_carry_their_changes(start):
         view[0:5] = b"other"
         assert (await iso.run(same, view))[:5] == b"other"
         assert snapshot.view()[:5] == b"first"
+
+
+@pytest.mark.parametrize("changed", [False, True])
+async def test_11_29_views_carry_their_protection(start, changed):
+    page = mmap.PAGESIZE
+    view = Snapshot.zeroed(3 * page + 5).view()
+    if changed:
+        view[0:2] = b"ab"
+    view.protect(slice(page, 2 * page), Access.READ)
+    if not changed:  # what may not be read can't be copied
+        view.protect(slice(2 * page, 3 * page), Access.NONE)
+    async with Isolator(**start) as iso:
+        wanted = [0, 2, 3] if changed else [0, 3]
+        assert await iso.run(places_to_write, view, page) == wanted
+        back = await iso.run(same, view)
+        assert back[0:2] == (b"ab" if changed else b"\0\0")
+        assert [places_to_write(there, page) for there in (back, view)] == [wanted] * 2
+        back.restore()
+        assert places_to_write(back, page) == [0, 1, 2, 3]
 
 
 async def test_empty_ones_cross(start):
@@ -434,6 +455,14 @@ async def test_11_25_a_sandboxed_child_can_not_open_it_again():
 def test_arrays_that_can_not_be_shared(shape, dtype, error, message):
     with pytest.raises(error, match=message):
         shared_array(shape, dtype)
+
+
+def test_11_29_a_shape_is_what_numpy_takes():
+    for shape in (5, np.int64(5), np.uint8(5), (2, 3), [2, np.int16(3)], np.array([2, 3]), ()):
+        assert shared_array(shape).shape == np.zeros(shape).shape
+    for wrong in (5.0, np.float64(5), "5", None, [2.0], np.array([2.0])):
+        with pytest.raises(TypeError):
+            shared_array(wrong)
 
 
 def test_a_shared_array_is_an_array():
