@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from ._isolator import Isolator
     from ._limits import Limits
     from ._memory.access import Access, Advice, page_size
-    from ._memory.arrays import shared_array
     from ._memory.paged_array import PagedArray
     from ._memory.pages import Pages
+    from ._memory.shared import shared_array
     from ._memory.snapshot import Snapshot, View
     from ._outcome import CallEvent, Exit, Outcome, Progress, Usage
     from ._run import capture_isolated, isolated, run_isolated
@@ -79,10 +79,10 @@ _HOMES = {
     ],
     "_isolator": ["Isolator"],
     "_limits": ["Limits"],
-    "_memory.arrays": ["shared_array"],
     "_memory.access": ["Access", "Advice", "page_size"],
     "_memory.paged_array": ["PagedArray"],
     "_memory.pages": ["Pages"],
+    "_memory.shared": ["shared_array"],
     "_memory.snapshot": ["Snapshot", "View"],
     "_outcome": ["CallEvent", "Exit", "Outcome", "Progress", "Usage"],
     "_run": ["capture_isolated", "isolated", "run_isolated"],

@@ -234,3 +234,68 @@ def refused_item():
     yield 1
     refuse_descriptors()
     yield Snapshot.from_bytes(b"content")
+
+
+def try_to_write(given, by_chance=False):
+    """Try it by numpy, and on purpose in other ways; tell of each array what went through."""
+    ways = WAYS[:1] if by_chance else WAYS
+    return [[way.__name__ for way in ways if way(array)] for array in given]
+
+
+def _by_assignment(array):
+    try:
+        array[(0,) * array.ndim] = 7
+    except ValueError:
+        return False
+    return True
+
+
+def _by_its_flag(array):
+    try:
+        array.flags.writeable = True
+    except ValueError:
+        return False
+    return True
+
+
+def _by_its_memory(array):
+    address = array.__array_interface__["data"][0] // mmap.PAGESIZE * mmap.PAGESIZE
+    try:
+        mappings.protect(address, mmap.PAGESIZE, mappings.READ | mappings.WRITE)
+    except OSError:
+        return False
+    return True
+
+
+def _by_its_descriptor(array):
+    place = places.at(array.__array_interface__["data"][0], 1)
+    try:
+        os.pwrite(place.root.fd, b"\7", place.offset)
+    except OSError:
+        return False
+    return True
+
+
+WAYS = (_by_assignment, _by_its_flag, _by_its_memory, _by_its_descriptor)
+
+
+def open_again(array):
+    """Try to open what an array lies in for writing."""
+    place = places.at(array.__array_interface__["data"][0], 1)
+    try:
+        os.close(os.open(f"/proc/self/fd/{place.root.fd}", os.O_RDWR))
+    except OSError as exc:
+        return errno.errorcode[exc.errno]
+    return "open"
+
+
+def places_to_write(view, page):
+    """Write to each page of a view; tell which of them may be written."""
+    found = []
+    for at in range(-(-len(view) // page)):
+        try:
+            view[at * page + 3] = 1
+        except PermissionError:
+            continue
+        found.append(at)
+    return found

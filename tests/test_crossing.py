@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import errno
 import mmap
 import os
 import pickle
@@ -14,15 +15,18 @@ import numpy as np
 import pytest
 
 from aioisolate import (
+    Access,
     CallableDidNotExecuteError,
     CallableExecutedError,
     CallableStatusUnknownError,
     Isolator,
     Limits,
     Reason,
+    Sandbox,
     Snapshot,
     shared_array,
 )
+from aioisolate._os import fds
 from tests import memory_payloads
 from tests.helpers import python, until
 from tests.memory_payloads import (
@@ -39,7 +43,9 @@ from tests.memory_payloads import (
     make,
     many_snapshots,
     ones,
+    open_again,
     own_memory,
+    places_to_write,
     refused_exception,
     refused_item,
     refused_result,
@@ -47,6 +53,7 @@ from tests.memory_payloads import (
     shrink,
     shrink_later,
     total,
+    try_to_write,
     whose,
     write,
     write_to_root,
@@ -135,6 +142,25 @@ async def test_views_carry_their_changes(start):
         view[0:5] = b"other"
         assert (await iso.run(same, view))[:5] == b"other"
         assert snapshot.view()[:5] == b"first"
+
+
+@pytest.mark.parametrize("changed", [False, True])
+async def test_11_29_views_carry_their_protection(start, changed):
+    page = mmap.PAGESIZE
+    view = Snapshot.zeroed(3 * page + 5).view()
+    if changed:
+        view[0:2] = b"ab"
+    view.protect(slice(page, 2 * page), Access.READ)
+    if not changed:  # what may not be read can't be copied
+        view.protect(slice(2 * page, 3 * page), Access.NONE)
+    async with Isolator(**start) as iso:
+        wanted = [0, 2, 3] if changed else [0, 3]
+        assert await iso.run(places_to_write, view, page) == wanted
+        back = await iso.run(same, view)
+        assert back[0:2] == (b"ab" if changed else b"\0\0")
+        assert [places_to_write(there, page) for there in (back, view)] == [wanted] * 2
+        back.restore()
+        assert places_to_write(back, page) == [0, 1, 2, 3]
 
 
 async def test_empty_ones_cross(start):
@@ -338,6 +364,81 @@ async def test_what_a_killed_child_wrote_is_there(start):
     assert (array == 3).all()
 
 
+def read_only_views(array):
+    """Read-only arrays on a shared one of two dimensions, in numpy's own ways."""
+    plain = np.asarray(array).view()
+    frozen = array.view()
+    for one in (plain, frozen):
+        one.flags.writeable = False
+    return [
+        frozen,
+        frozen[...],
+        frozen[1:, ::2].T,
+        plain,
+        np.broadcast_to(array, (2, *array.shape), subok=True),
+        np.lib.stride_tricks.sliding_window_view(array, 2, axis=0, subok=True),
+        array.diagonal(),
+    ]
+
+
+@pytest.mark.parametrize("rows", [3, 30_000])  # in the pickle, and beside it
+async def test_11_25_what_is_read_only_can_not_be_written_by_a_child(start, rows):
+    array = shared_array((rows, 3))
+    views = read_only_views(array)
+    async with Isolator(**start) as iso:
+        # A direct fork has this very array: who means to write to it, can.
+        by_chance = start["start"] == "fork"
+        assert await iso.run(try_to_write, views, by_chance) == [[]] * len(views)
+        assert not array.any()
+        # What comes back is read-only as well, and shows the same memory.
+        back = await iso.run(same, views)
+        assert try_to_write(back) == [[]] * len(views)
+        # The same memory, once to be written and once not.
+        both = await iso.run(same, [array, views[0]])
+        both[0][2, 1] = 5
+        assert [one[2, 1] for one in (array, views[0], both[1], back[0], back[4][1])] == [5] * 5
+        with pytest.raises(ValueError, match="read-only"):
+            both[1][2, 1] = 6
+
+
+async def test_11_25_it_stays_read_only_from_process_to_process():
+    array = shared_array(5)
+    frozen = array[...]
+    frozen.flags.writeable = False
+    async with Isolator(start="template") as iso:
+        back = frozen
+        for _ in range(3):
+            back = await iso.run(same, back)
+        assert (await iso.run(try_to_write, [back, np.asarray(back)])) == [[], []]
+        array[...] = 2
+        assert list(back) == [2] * 5
+
+
+async def test_11_25_without_proc_the_flag_travels_all_the_same(monkeypatch):
+    def refused(*_):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    monkeypatch.setattr(fds, "reopen", refused)
+    array = shared_array(5)
+    frozen = array[...]
+    frozen.flags.writeable = False
+    async with Isolator(start="zygote", preload=PRELOAD) as iso:
+        ((*allowed,),) = await iso.run(try_to_write, [frozen])
+        assert not {"_by_assignment", "_by_its_flag"} & {*allowed}
+        await iso.run(fill, array, 3)
+    assert list(array[1:]) == [3] * 4
+
+
+async def test_11_25_a_sandboxed_child_can_not_open_it_again():
+    array = shared_array(5)
+    frozen = array[...]
+    frozen.flags.writeable = False
+    sandbox = Sandbox.untrusted(level="portable", read=[os.getcwd()])
+    async with Isolator(sandbox=sandbox, preload=PRELOAD) as iso:
+        assert await iso.run(open_again, frozen) == "EACCES"
+        assert await iso.run(try_to_write, [frozen]) == [[]]
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "error", "message"),
     [
@@ -354,6 +455,14 @@ async def test_what_a_killed_child_wrote_is_there(start):
 def test_arrays_that_can_not_be_shared(shape, dtype, error, message):
     with pytest.raises(error, match=message):
         shared_array(shape, dtype)
+
+
+def test_11_29_a_shape_is_what_numpy_takes():
+    for shape in (5, np.int64(5), np.uint8(5), (2, 3), [2, np.int16(3)], np.array([2, 3]), ()):
+        assert shared_array(shape).shape == np.zeros(shape).shape
+    for wrong in (5.0, np.float64(5), "5", None, [2.0], np.array([2.0])):
+        with pytest.raises(TypeError):
+            shared_array(wrong)
 
 
 def test_a_shared_array_is_an_array():

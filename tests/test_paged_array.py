@@ -5,9 +5,14 @@ from __future__ import annotations
 import array
 import copy
 import gc
+import io
 import itertools
 import math
+import operator
 import pickle
+import sys
+from collections.abc import MutableSequence
+from types import GenericAlias
 
 import numpy as np
 import pytest
@@ -343,7 +348,8 @@ def test_reserving():
     assert 1_000_000 <= capacity <= 1_000_000 + PAGE
     before = numbers._area
     numbers.reserve(5)
-    numbers.reserve(-1)
+    with pytest.raises(ValueError, match="at least 0, not -1"):
+        numbers.reserve(-1)
     numbers.extend(range(999_998))
     assert (numbers.capacity, len(numbers)) == (capacity, 1_000_000)
     assert numbers._area is before
@@ -543,6 +549,244 @@ async def test_to_a_child_and_back():
     assert result.tolist() == [*range(1000), 5.0]
 
 
+# The whole of array.array
+
+
+class FailsAt:
+    """A file that can't be read, or not as a file should."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def read(self, _):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def written(numbers):
+    file = io.BytesIO()
+    numbers.tofile(file)
+    return file.getvalue()
+
+
+def after(change):
+    """Return what becomes of the numbers, and what comes back."""
+
+    def do(kind):
+        numbers = kind("h", [3, 1, 2, 1])
+        found = change(numbers)
+        return numbers.tolist(), found.tolist() if hasattr(found, "tolist") else found
+
+    return do
+
+
+def h(*numbers):
+    return array.array("h", numbers)
+
+
+# What each is to do as array.array does it: functions of a kind.
+INTERFACE = {
+    "typecode": [lambda kind: [kind(code).typecode for code in CODES]],
+    "itemsize": [lambda kind: [kind(code).itemsize for code in CODES]],
+    "append": [after(lambda a: a.append(5)), after(lambda a: a.append(1 << 20))],
+    "buffer_info": [lambda kind: kind("h", range(5)).buffer_info()[1]],
+    "byteswap": [
+        *[lambda kind, c=c: (a := kind(c, [1, 2, 3]), a.byteswap(), a.tobytes()) for c in CODES],
+        lambda kind: (a := kind("i", range(50_000)), a.byteswap(), a.tobytes()),
+    ],
+    "clear": [after(lambda a: a.clear() if hasattr(a, "clear") else a.__delitem__(slice(None)))],
+    "count": [after(lambda a: a.count(1)), after(lambda a: a.count("x"))],
+    "extend": [
+        *[after(lambda a, more=more: a.extend(more)) for more in ([], [7, 8], h(), h(7), "x", 5)],
+        *[after(lambda a, more=more: a.extend(iter(more))) for more in ([7], (7, "x"), range(3))],
+        after(lambda a: a.extend(a)),
+        after(lambda a: a.extend(array.array("i", [7]))),
+    ],
+    "frombytes": [after(lambda a: a.frombytes(b"1234")), after(lambda a: a.frombytes(b"123"))],
+    "fromfile": [
+        *[after(lambda a, n=n: a.fromfile(io.BytesIO(b"123456"), n)) for n in (0, 2, 3, -1, "1")],
+        after(lambda a: a.fromfile(io.BytesIO(b"123456"), 4)),  # too few
+        after(lambda a: a.fromfile(io.BytesIO(b"12345"), 3)),  # a half one
+        after(lambda a: a.fromfile(io.BytesIO(b"12" * 50_000), 49_999)),
+        after(lambda a: a.fromfile(io.BytesIO(b"12" * 50_000), 50_001)),
+        after(lambda a: a.fromfile(FailsAt("text"), 3)),
+        after(lambda a: a.fromfile(FailsAt(OSError(5, "broken")), 3)),
+        after(lambda a: a.fromfile(5, 3)),
+    ],
+    "fromlist": [
+        *[after(lambda a, m=more: a.fromlist(m)) for more in ([], [7, 8], [7, "x"], [1 << 20])],
+        *[after(lambda a, m=more: a.fromlist(m)) for more in ((7,), h(7), range(2), None)],
+    ],
+    "fromunicode": [after(lambda a: a.fromunicode("text")), after(lambda a: a.fromunicode(5))],
+    "index": [
+        *[after(lambda a, k=k: a.index(*k)) for k in ((1,), (1, 2), (1, 2, 3), (9,), (1, -1))],
+        after(lambda a: a.index("x")),
+    ],
+    "insert": [after(lambda a, at=at: a.insert(at, 5)) for at in (0, 2, -1, 99, -99, "x", 1.5)],
+    "pop": [*[after(lambda a, at=at: a.pop(at)) for at in (0, 2, -1, 99, "x")], after(h().pop)],
+    "remove": [after(lambda a: a.remove(1)), after(lambda a: a.remove(9))],
+    "reverse": [after(lambda a: a.reverse())],
+    "tobytes": [after(lambda a: a.tobytes())],
+    "tofile": [after(written), lambda kind: written(kind("i", range(50_000)))],
+    "tolist": [after(lambda a: a.tolist())],
+    "tounicode": [after(lambda a: a.tounicode())],
+    "__add__": [
+        after(lambda a: a + h(7)),
+        after(lambda a: a + a),
+        lambda kind: (kind("h", [1]) + kind("h", [2])).tolist(),
+        lambda kind: (h(1) + kind("h", [2])).tolist(),
+        lambda kind: kind("h", [1]) + kind("i", [2]),
+        after(lambda a: operator.add(a, [7])),
+        after(lambda a: operator.add([7], a)),
+        after(lambda a: (a + np.array([1, 1, 1, 1])).tolist()),
+    ],
+    "__iadd__": [after(lambda a: a.__iadd__(h(7))), after(lambda a: a.__iadd__([7]))],
+    "__mul__": [
+        *[after(lambda a, n=n: a * n) for n in (0, 1, 3, -2, True, np.int64(2), 1.5, "x", 1 << 70)],
+        lambda kind: (kind("h") * 5).tolist(),
+        lambda kind: kind("h", [1]) * kind("h", [2]),
+        lambda kind: (kind("h", [1]) * np.array([2, 3])).tolist(),
+    ],
+    "__rmul__": [after(lambda a, n=n: n * a) for n in (0, 1, 3, -2, 1.5)],
+    "__imul__": [
+        *[after(lambda a, n=n: operator.imul(a, n)) for n in (0, 1, 2, 7, -2, 1.5, "x", 1 << 70)],
+        lambda kind: operator.imul(kind("h"), 1000).tolist(),
+    ],
+    **{
+        f"__{name}__": [
+            *[
+                lambda kind, one=one, other=other, name=name: getattr(operator, name)(
+                    kind("h", one), kind("h", other)
+                )
+                for one, other in itertools.product([(), (1,), (1, 2), (2,), (1, 2, 3)], repeat=2)
+            ],
+            lambda kind, name=name: getattr(operator, name)(kind("h", [1]), h(1, 0)),
+            lambda kind, name=name: getattr(operator, name)(h(1, 0), kind("h", [1])),
+            lambda kind, name=name: getattr(operator, name)(kind("d", [1.5]), kind("h", [1])),
+            lambda kind, name=name: getattr(operator, name)(
+                kind("d", [0, math.nan]), kind("d", [0, math.nan, 1])
+            ),
+            lambda kind, name=name: getattr(operator, name)(
+                kind("i", [*range(50_000), 1]), kind("i", [*range(50_000), 2])
+            ),
+            lambda kind, name=name: getattr(operator, name)(kind("h", [1]), [1]),
+        ]
+        for name in ("lt", "le", "gt", "ge", "eq", "ne")
+    },
+    "__hash__": [after(hash)],
+    "__len__": [after(len)],
+    "__iter__": [after(lambda a: list(iter(a)) + list(reversed(a)))],
+    "__contains__": [after(lambda a: (1 in a, 9 in a, "x" in a, 1.0 in a))],
+    "__getitem__": [after(lambda a, k=k: a[k]) for k in (0, -1, 4, -5, "x", slice(1, 3), slice(9))],
+    "__setitem__": [
+        *[after(lambda a, k=k: a.__setitem__(k, 7)) for k in (0, -1, 4, -5, "x", slice(1, 3))],
+        *[after(lambda a, v=v: a.__setitem__(slice(1, 3), v)) for v in (h(), h(7), h(7, 8, 9))],
+    ],
+    "__delitem__": [after(lambda a, k=k: a.__delitem__(k)) for k in (0, -1, 4, slice(1, 3))],
+    "__copy__": [after(lambda a: a.__copy__()), after(copy.copy)],
+    "__deepcopy__": [after(lambda a: a.__deepcopy__({})), after(copy.deepcopy)],
+    "__reduce_ex__": [after(lambda a, p=p: pickle.loads(pickle.dumps(a, p))) for p in range(2, 6)],
+    "__sizeof__": [lambda kind: sys.getsizeof(kind("d", range(50_000))) > 400_000],
+    "__class_getitem__": [lambda kind: GenericAlias(kind, int).__args__],
+    "__buffer__": [after(lambda a: bytes(memoryview(a)))],
+    "__release_buffer__": [after(lambda a: memoryview(a).release())],
+}
+
+
+# What every object has; what of that is array.array's own is above.
+NO_METHODS = {*dir(object), "__module__"} - {*INTERFACE}
+
+
+@pytest.mark.parametrize("name", sorted({*dir(array.array), *INTERFACE} - NO_METHODS))
+def test_11_29_it_does_what_array_array_does(name):
+    if hasattr(array.array, name):
+        assert hasattr(PagedArray, name)
+    for do in INTERFACE[name]:  # what is not there: what is new in array.array
+        try:
+            wanted = do(array.array)
+        except Exception as error:
+            with pytest.raises(type(error)):
+                do(PagedArray)
+        else:
+            assert do(PagedArray) == wanted
+
+
+def test_11_29_what_operators_make_is_one_of_ours():
+    numbers = PagedArray("h", [1, 2])
+    for made in (numbers + numbers, numbers + h(3), h(3) + numbers, numbers * 2, 2 * numbers):
+        assert type(made) is PagedArray
+        assert made.typecode == "h"
+    assert isinstance(numbers, MutableSequence)
+    match numbers:
+        case [1, *rest]:
+            assert rest == [2]
+        case _:
+            pytest.fail("it is no sequence")
+    assert PagedArray[int].__origin__ is PagedArray
+    assert numbers.buffer_info() == (seam.address_of(numbers), 2)
+
+
+def test_11_29_an_index_error_names_the_index():
+    numbers = PagedArray("h", range(10))
+    for use in (numbers.__getitem__, numbers.__delitem__, numbers.pop):
+        with pytest.raises(IndexError, match=r"out of range: -11, of 10 items$"):
+            use(-11)
+
+
+def test_11_29_what_keeps_the_length_is_allowed_while_it_is_used(kind):
+    numbers = kind("h", [1, 2, 3])
+    with memoryview(numbers) as view:
+        numbers.extend([])
+        numbers.extend(iter(()))
+        numbers.extend(h())
+        numbers.frombytes(b"")
+        numbers.fromlist([])
+        numbers += h()
+        numbers *= 1
+        if kind is PagedArray:  # array.array refuses it
+            numbers[1:1] = h()
+        numbers[1:2] = h(7)
+        numbers.byteswap()
+        numbers.byteswap()
+        assert view.tolist() == [1, 7, 3]
+        for change in (lambda: numbers.__imul__(2), lambda: numbers.fromlist([1])):
+            with pytest.raises(BufferError):
+                change()
+    assert numbers.tolist() == [1, 7, 3]
+
+
+def test_11_29_a_closed_one_refuses_that_too():
+    numbers = PagedArray("h", [1])
+    numbers.close()
+    for use in (
+        lambda: numbers + h(1),
+        lambda: h(1) + numbers,
+        lambda: numbers * 2,
+        lambda: numbers.__imul__(1),
+        lambda: numbers < h(1),
+        lambda: numbers.extend([]),
+        lambda: numbers.extend(iter(())),
+        lambda: numbers.frombytes(b""),
+        lambda: numbers.fromlist([]),
+        lambda: numbers.tofile(io.BytesIO()),
+        numbers.byteswap,
+        numbers.buffer_info,
+        numbers.__copy__,
+    ):
+        with pytest.raises(ValueError, match="the array is closed"):
+            use()
+
+
+def test_11_29_what_a_subclass_adds_is_copied():
+    numbers = Special("h", [1, 2])
+    numbers.unit = ["mm"]
+    for make in (lambda a: pickle.loads(pickle.dumps(a)), copy.copy, copy.deepcopy):
+        other = make(numbers)
+        assert (type(other), other.tolist(), other.unit) == (Special, [1, 2], ["mm"])
+        assert (other.unit is numbers.unit) == (make is copy.copy)
+
+
 # A model
 
 
@@ -611,6 +855,50 @@ class Model(RuleBasedStateMachine):
     @rule(at=places)
     def delete(self, at):
         self.both(lambda a: a.__delitem__(at))
+
+    @rule(some=st.lists(numbers, max_size=9), first=st.booleans())
+    def joined(self, some, first):
+        more = array.array(self.code, some)
+        self.both(
+            lambda a: (a + more if first else more + a).tolist(),
+            lambda a: a + some,
+        )
+
+    @rule(times=st.integers(-1, 3))
+    def repeat(self, times):
+        self.both(lambda a: list(a * times) == list(times * a))
+        if len(self.list) < 200:
+            self.both(lambda a: operator.imul(a, times) and None)
+
+    @rule(some=st.lists(numbers, max_size=9))
+    def compare(self, some):
+        other = array.array(self.code, some)
+        for how in (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne):
+            self.both(lambda a, how=how: how(a, other), lambda a: None)
+            self.both(lambda a, how=how: how(other, a), lambda a: None)
+
+    @rule(some=st.lists(st.one_of(numbers, st.none()), max_size=9))
+    def from_list(self, some):
+        self.both(lambda a: a.fromlist(some), lambda a: a.extend(some))
+
+    @rule(some=st.lists(numbers, max_size=9), times=st.integers(0, 10))
+    def through_a_file(self, some, times):
+        data = array.array(self.code, some).tobytes()
+        self.both(
+            lambda a: a.fromfile(io.BytesIO(data), times),
+            lambda a: a.extend(some[:times]),
+        ) if times <= len(some) else None
+        self.both(written, lambda a: None)
+
+    @rule()
+    def swap_bytes(self):
+        self.both(lambda a: a.byteswap(), lambda a: None)
+        self.list[:] = self.theirs.tolist()
+
+    @rule(way=st.sampled_from([copy.copy, copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))]))
+    def go_on_with_a_copy(self, way):
+        before, self.ours = self.ours, way(self.ours)
+        before.close()
 
     @rule(key=slices)
     def get_slice(self, key):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import operator
+import re
 from typing import Any, ClassVar, SupportsIndex, overload
 
 from .._os import mappings
@@ -12,9 +13,11 @@ from .._os.buffers import WRITABLE, exports_buffer
 from .access import Access
 from .closing import Closing
 
-__all__ = ["FREE", "Area"]
+__all__ = ["FREE", "Area", "check_items", "runs"]
 
 FREE = Access.READ | Access.WRITE
+# The names of fields in what a buffer says of its items, as in "T{d:Offset:O:object:}".
+_NAMES = re.compile(":[^:]*:")
 # Which values of a page's byte of rights allow what.
 _ALLOW = {
     need: bytes(value for value in range(8) if value & need.value)
@@ -121,6 +124,7 @@ class Area(Closing):
                     )
                 if self._area is None or not given.nbytes:
                     return
+                check_items(given, f"a slice of a {self._kind}")
                 self._check(*_span(start, stop, step), Access.WRITE)
                 with memoryview(self._area) as whole, self._mine(whole) as mine:
                     mine[key] = given.cast("B") if given.c_contiguous else given.tobytes()
@@ -135,11 +139,11 @@ class Area(Closing):
 
     def _index(self, key: SupportsIndex) -> int:
         self._check_open()
-        at = operator.index(key)
+        at = wanted = operator.index(key)
         if at < 0:
             at += self._length
         if not 0 <= at < self._length:
-            raise IndexError(f"{at} is not in {self!r}")
+            raise IndexError(f"{wanted} is not in {self!r}")
         return at
 
     def _indices(self, key: slice) -> tuple[int, int, int]:
@@ -220,6 +224,27 @@ class Area(Closing):
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError(f"the {self._kind} is closed")
+
+
+def check_items(given: memoryview, what: str) -> None:
+    """Raise TypeError if the items of a buffer are Python objects: addresses, good for nothing."""
+    if "O" in _NAMES.sub("", given.format):
+        raise TypeError(f"an array of Python objects ({given.format!r}) can't be {what}")
+
+
+def runs(rights: bytearray | None, start: int, size: int) -> list[tuple[int, int, int]]:
+    """Split whole pages into those of the same rights: beginning, size and rights of each."""
+    page = mappings.PAGE
+    if rights is None:
+        return [(start, size, FREE.value)] if size else []
+    found: list[tuple[int, int, int]] = []
+    for at in range(start, start + size, page):
+        value = rights[at // page]
+        if found and found[-1][2] == value:
+            found[-1] = (found[-1][0], found[-1][1] + page, value)
+        else:
+            found.append((at, page, value))
+    return found
 
 
 def _check_exclusive(access: Access) -> None:

@@ -7,73 +7,54 @@ from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
-from numpy.lib.array_utils import byte_bounds
 
 from .._os import memfd
 from .._wire import handles
 from . import places
+from .access import Access
+from .area import FREE
 from .root import Root
 from .snapshot import View
 
-__all__ = ["SharedArray", "shared_array"]
+__all__ = ["SharedArray", "make"]
 
 
 class SharedArray(np.ndarray[Any, Any]):
     """A numpy array in memory that this process and its isolated children share.
 
-    Made by `shared_array`. Views of it (slices, reshaped, transposed) share as well; what is
-    computed from it is an array like any other.
+    Made by `aioisolate.shared_array`. Views of it (slices, reshaped, transposed) share as well;
+    what is computed from it is an array like any other. One that is read-only here arrives so in
+    another process, where it can't be made writable.
     """
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
         packing = handles.packing()
         if packing is not None and self.size:
-            low, high = byte_bounds(self)
+            low, high = _bounds(self)
             place = places.at(low, high - low)
             if place is not None and place.use is places.Use.SHARED:
-                offset = place.offset + self.__array_interface__["data"][0] - place.address
-                index = packing.add(place.root.fd, place.root)
+                address, read_only = self.__array_interface__["data"]
+                offset = place.offset + address - place.address
+                root = place.root.reader() if read_only else place.root
+                index = packing.add(root.fd, root)
                 return _reopen, (
                     index,
-                    place.root.length,
+                    root.length,
                     offset,
                     self.dtype,
                     self.shape,
                     self.strides,
+                    read_only,
                 )
         return self.view(np.ndarray).__reduce_ex__(protocol)
 
 
-def shared_array(shape: int | Sequence[int], dtype: Any = float) -> SharedArray:
-    """Make an array of zeros in memory that this process and its isolated children share.
-
-    Handed to a child, whatever its ``start``, it is not copied; what the child writes is there, for
-    all who have the array, as soon as it is written, also if the child is killed later. Isolation
-    does not cover it, then. It takes memory only for the pages that are written.
-
-    Args:
-        shape: as for `numpy.zeros`.
-        dtype: the data type, as for `numpy.zeros`; no Python objects.
-
-    Returns:
-        A numpy array.
-
-    Raises:
-        ValueError, TypeError: there can be no such array.
-        MemoryError, OSError: it does not fit; the text names the size.
-        ImportError: numpy is not installed.
-
-    Example::
-
-        out = shared_array((1080, 1920, 3), "u1")
-        await run_isolated(render, scene, out)  # fills it
-        show(out)
-    """
+def make(shape: SupportsIndex | Sequence[SupportsIndex], dtype: Any) -> SharedArray:
+    """Make one full of zeros; see `shared_array`."""
     kind = np.dtype(dtype)
     if kind.hasobject:
         raise TypeError(f"an array of Python objects ({kind}) can't be shared")
-    dims = (shape,) if isinstance(shape, int) else shape
-    sizes = tuple(operator.index(size) for size in dims)
+    sizes = _sizes(shape)
     length = kind.itemsize
     for size in sizes:
         if size < 0:
@@ -83,14 +64,41 @@ def shared_array(shape: int | Sequence[int], dtype: Any = float) -> SharedArray:
         return np.zeros(sizes, kind).view(SharedArray)
     root = Root.create(length)
     memfd.fix_size(root.fd)
+    memfd.bar_reopening(root.fd)
     return _on(root, 0, kind, sizes, None)
 
 
+def _sizes(shape: Any) -> tuple[int, ...]:
+    """Take a number, numpy's own included, or several. Raises TypeError."""
+    try:
+        return (operator.index(shape),)
+    except TypeError:  # an array has __index__, too, and refuses unless it is a number
+        return tuple(operator.index(size) for size in shape)
+
+
+def _bounds(array: SharedArray) -> tuple[int, int]:
+    """Return the address of an array's first byte, and the one after its last."""
+    low = high = array.__array_interface__["data"][0]
+    for size, stride in zip(array.shape, array.strides, strict=True):
+        if stride < 0:
+            low += (size - 1) * stride
+        else:
+            high += (size - 1) * stride
+    return low, high + array.itemsize
+
+
 def _on(
-    root: Root, offset: int, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...] | None
+    root: Root,
+    offset: int,
+    dtype: Any,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None,
+    *,
+    read_only: bool = False,
 ) -> SharedArray:
     # np.ndarray(buffer=) does not hold on to what it is given, unless that is an array.
-    memory = np.frombuffer(memoryview(View(root, shared=True)), np.uint8)
+    view = View(root, shared=True, access=Access.READ if read_only else FREE)
+    memory = np.frombuffer(memoryview(view), np.uint8)
     return np.ndarray(shape, dtype, memory, offset, strides).view(SharedArray)
 
 
@@ -101,6 +109,7 @@ def _reopen(  # noqa: PLR0917 - as pickle calls it
     dtype: Any,
     shape: tuple[int, ...],
     strides: tuple[int, ...],
+    read_only: bool,
 ) -> SharedArray:
     root = Root.adopt(handles.arrived(index), length, fixed_only=True)
-    return _on(root, offset, dtype, shape, strides)
+    return _on(root, offset, dtype, shape, strides, read_only=read_only)

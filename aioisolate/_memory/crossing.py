@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .._os import mappings
+from .._os import fds, mappings
+from .access import Access
+from .area import FREE
 from .root import Root
 from .snapshot import View
 
@@ -12,9 +14,11 @@ __all__ = ["borrow"]
 def borrow(fd: int, offset: int, length: int, *, shared: bool) -> memoryview:
     """Map *length* bytes of the file *fd*, which stays open, from *offset*.
 
+    What is *shared* may be written if *fd* may; what is not, in any case: writes stay here.
     Raises ProtocolError if the file is not what it should be, MemoryError if there is no room.
     """
     root = Root.adopt(fd, offset + length, fixed_only=shared)
     start = offset // mappings.PAGE * mappings.PAGE
-    view = View(root, shared=shared, offset=start)
+    access = Access.READ if shared and fds.is_for_reading(root.fd) else FREE
+    view = View(root, shared=shared, offset=start, access=access)
     return memoryview(view)[offset - start :]

@@ -59,6 +59,9 @@ class Growing(Closing):
         state = " closed" if self._closed else ""
         return f"<{type(self).__qualname__} {self._typecode!r} of {self._length} items{state}>"
 
+    def __sizeof__(self) -> int:
+        return super().__sizeof__() + (0 if self._area is None else len(self._area))
+
     def _map(self, capacity: int) -> None:
         """Look at the memory as items; none yet: an empty view."""
         self._capacity = capacity
@@ -114,7 +117,10 @@ class Growing(Closing):
         self._map(size // self._itemsize)
 
     def _room(self, count: int) -> None:
-        """Make sure that the length may become *count*."""
+        """Make sure that the length may become *count*; it always may stay what it is."""
+        if count == self._length:
+            self._check_open()
+            return
         self._may_resize()
         if count > self._capacity:
             self._grow(count)
@@ -122,10 +128,13 @@ class Growing(Closing):
     def reserve(self, count: int, /) -> None:
         """Get memory for *count* items in all, so that it need not grow before.
 
-        Raises BufferError if something uses its memory, MemoryError if there is no room.
+        Raises ValueError if *count* is negative, BufferError if something uses its memory,
+        MemoryError if there is no room.
         """
         self._check_open()
-        if operator.index(count) > self._capacity:
+        if operator.index(count) < 0:
+            raise ValueError(f"the number of items must be at least 0, not {count}")
+        if count > self._capacity:
             self._room(count)
 
     def clear(self) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import array
+import copy
 import itertools
 import operator
 import sys
-from collections.abc import Iterable, Iterator
-from typing import Any, Self, SupportsIndex, TypeAlias, overload
+from collections.abc import Callable, Iterable, Iterator, MutableSequence
+from types import GenericAlias
+from typing import Any, ClassVar, Protocol, Self, SupportsIndex, TypeAlias, overload
 
+from .._os import mappings
 from .growing import Growing
 
 __all__ = ["PagedArray"]
@@ -20,16 +23,32 @@ _AHEAD = 256  # items
 _AT_ONCE = 1 << 14  # items
 
 
+class Readable(Protocol):
+    """A file to read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read at most so many bytes."""
+        ...
+
+
+class Writable(Protocol):
+    """A file to write to."""
+
+    def write(self, data: bytes, /) -> object:
+        """Write bytes."""
+        ...
+
+
 class PagedArray(Growing):
     """Numbers of one type, one after the other: `array.array` for many of them.
 
-    It has the methods and errors of `array.array`, and grows without copying: the kernel moves the
-    pages. What is taken from it by `clear_decommit` or `close` goes back to the kernel at once.
-    memoryview and numpy use its memory without a copy, and as long as they do, its length can't
-    change.
+    It has the methods, operators and errors of `array.array`, and grows without copying: the kernel
+    moves the pages. What is taken from it by `clear_decommit` or `close` goes back to the kernel at
+    once. memoryview and numpy use its memory without a copy, and as long as they do, its length
+    can't change.
 
-    A slice is an `array.array`, a copy; `memoryview(array)[a:b]` is none. Pickling copies the
-    numbers.
+    A slice is an `array.array`, a copy; `memoryview(array)[a:b]` is none. What ``+`` and ``*`` make
+    is a PagedArray. Pickling copies the numbers. ``repr`` tells how many there are, not which.
 
     Args:
         typecode: one of array.array's for numbers: b B h H i I l L q Q f d.
@@ -64,16 +83,33 @@ class PagedArray(Growing):
         else:
             self._add(initial)
 
+    __class_getitem__: ClassVar[Any] = classmethod(GenericAlias)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._typecode, self.tobytes())
+        whole = type(self), (self._typecode, self.tobytes())
+        more = {name: value for name, value in vars(self).items() if name not in _OWN}
+        return (*whole, more) if more else whole  # what a subclass adds
+
+    def __copy__(self) -> Self:
+        kind, args, *state = self.__reduce__()
+        made: Self = kind(*args)
+        vars(made).update(*state)
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any], /) -> Self:
+        made = self.__copy__()
+        memo[id(self)] = made
+        for name in vars(made).keys() - _OWN:
+            vars(made)[name] = copy.deepcopy(vars(made)[name], memo)
+        return made
 
     def _index(self, key: SupportsIndex, what: str = "array index out of range") -> int:
         self._check_open()
-        at = operator.index(key)
+        at = wanted = operator.index(key)
         if at < 0:
             at += self._length
         if not 0 <= at < self._length:
-            raise IndexError(what)
+            raise IndexError(f"{what}: {wanted}, of {self._length} items")
         return at
 
     def _store(self, at: int, value: Number) -> None:
@@ -206,15 +242,19 @@ class PagedArray(Growing):
             self._length = at + count
             return
         before = self._length
-        self._may_resize()
         source = iter(values)
         try:
             while block := array.array(self._typecode, itertools.islice(source, _AT_ONCE)):
                 self._add(block)
         except BaseException:
-            self._length = before
-            self._changes += 1
+            self._cut(before)
             raise
+
+    def _cut(self, length: int) -> None:
+        """Forget what has been added since it was that long."""
+        if self._length != length:
+            self._length = length
+            self._changes += 1
 
     def _as_items(self, values: Any) -> memoryview[Any] | None:
         """Return the items of a buffer of the same type, None if it is something else."""
@@ -238,11 +278,131 @@ class PagedArray(Growing):
         self._add(other)
         return self
 
+    def __add__(self, other: PagedArray | array.array[Any]) -> PagedArray:
+        made = self._joined(other, (self, other))
+        return NotImplemented if made is None else made
+
+    def __radd__(self, other: array.array[Any]) -> PagedArray:
+        made = self._joined(other, (other, self))
+        return NotImplemented if made is None else made
+
+    def _joined(self, other: object, parts: tuple[Any, ...]) -> PagedArray | None:
+        if not isinstance(other, (PagedArray, array.array)):
+            return None
+        self._like(other, "append")
+        made = PagedArray(self._typecode)
+        for part in parts:
+            made._add(part)
+        return made
+
+    def __mul__(self, count: SupportsIndex) -> PagedArray:
+        made = PagedArray(self._typecode, self)
+        return made.__imul__(count)
+
+    __rmul__ = __mul__
+
+    def __imul__(self, count: SupportsIndex) -> Self:
+        self._check_open()
+        try:
+            times = operator.index(count)
+        except TypeError:
+            return NotImplemented
+        if abs(times) > sys.maxsize:
+            raise OverflowError("cannot fit 'int' into an index-sized integer")
+        have = self._length
+        wanted = have * max(times, 0)
+        self._room(wanted)
+        self._changes += 1
+        if not wanted:
+            self._length = 0
+        while self._length < wanted:  # doubled each time
+            at = self._length
+            more = min(at, wanted - at)
+            self._items[at : at + more] = self._items[:more]
+            self._length = at + more
+        return self
+
+    def fromlist(self, values: list[Number], /) -> None:
+        """Add the numbers of a list at the end: all or, if something is wrong with one, none.
+
+        Raises TypeError if it is no list, and as `extend` does.
+        """
+        if not isinstance(values, list):
+            raise TypeError(f"arg must be list, not {type(values).__qualname__}")
+        self._add(values)
+
+    def fromunicode(self, text: str, /) -> None:
+        """Raise ValueError, as `array.array` does: this is an array of numbers."""
+        if not isinstance(text, str):
+            raise TypeError(f"fromunicode() argument must be str, not {type(text).__qualname__}")
+        raise ValueError("fromunicode() may only be called on unicode type arrays")
+
+    def tounicode(self) -> str:
+        """Raise ValueError, as `array.array` does: this is an array of numbers."""
+        raise ValueError("tounicode() may only be called on unicode type arrays")
+
+    def fromfile(self, file: Readable, count: int, /) -> None:
+        """Read *count* numbers in this machine's own form from a file, and add them at the end.
+
+        Raises EOFError if there are fewer; those that there are have been added. Raises ValueError
+        if *count* is negative or the last number is not complete, TypeError if the file does not
+        give bytes.
+        """
+        left = operator.index(count)
+        if left < 0:
+            raise ValueError("negative count")
+        before = self._length
+        try:
+            complete = self._read(file, left)
+        except BaseException:
+            self._cut(before)
+            raise
+        if not complete:
+            raise EOFError("read() didn't return enough bytes")
+
+    def _read(self, file: Readable, left: int) -> bool:
+        """Add so many numbers from a file; tell whether there were as many."""
+        while left:
+            wanted = min(left, _AT_ONCE) * self._itemsize
+            data: object = file.read(wanted)
+            if not isinstance(data, bytes):
+                raise TypeError("read() didn't return bytes")
+            self.frombytes(data)
+            if len(data) < wanted:
+                return False
+            left -= len(data) // self._itemsize
+        return True
+
+    def tofile(self, file: Writable, /) -> None:
+        """Write the numbers to a file as bytes, in this machine's own form."""
+        self._check_open()
+        for at in range(0, self._length, _AT_ONCE):
+            file.write(self._items[at : min(at + _AT_ONCE, self._length)].tobytes())
+
+    def byteswap(self) -> None:
+        """Turn the order of the bytes of each number round."""
+        self._check_open()
+        self._changes += 1
+        for at in range(0, self._length, _AT_ONCE):
+            stop = min(at + _AT_ONCE, self._length)
+            block = array.array(self._typecode, self._items[at:stop].tobytes())
+            block.byteswap()
+            self._items[at:stop] = memoryview(block)
+
+    def buffer_info(self) -> tuple[int, int]:
+        """Return the address of the numbers and how many there are.
+
+        The address is good until the length changes.
+        """
+        self._check_open()
+        return (mappings.address_of(self._items) if self._length else 0), self._length
+
     def frombytes(self, data: Any, /) -> None:
         """Add the numbers that bytes, or another buffer, consist of in this machine's own form.
 
         Raises ValueError if the last is not complete.
         """
+        self._check_open()
         with memoryview(data) as given:
             if given.nbytes % self._itemsize:
                 raise ValueError("bytes length not a multiple of item size")
@@ -339,15 +499,57 @@ class PagedArray(Growing):
                     break
 
     def __eq__(self, other: object) -> bool:
+        theirs = self._theirs(other)
+        if theirs is None:
+            return NotImplemented
+        return bool(self._items[: self._length] == theirs)
+
+    def __lt__(self, other: PagedArray | array.array[Any]) -> bool:
+        found = self._compare(other, operator.lt)
+        return NotImplemented if found is None else found
+
+    def __le__(self, other: PagedArray | array.array[Any]) -> bool:
+        found = self._compare(other, operator.le)
+        return NotImplemented if found is None else found
+
+    def __gt__(self, other: PagedArray | array.array[Any]) -> bool:
+        found = self._compare(other, operator.gt)
+        return NotImplemented if found is None else found
+
+    def __ge__(self, other: PagedArray | array.array[Any]) -> bool:
+        found = self._compare(other, operator.ge)
+        return NotImplemented if found is None else found
+
+    def _theirs(self, other: object) -> memoryview[Any] | None:
+        """Return the items of another array, whatever its type; None: it is none."""
+        self._check_open()
         if isinstance(other, PagedArray):
             other._check_open()
-            theirs: memoryview[Any] = other._items[: other._length]
-        elif isinstance(other, array.array):
-            theirs = memoryview(other)
-        else:
-            return NotImplemented
-        self._check_open()
-        return bool(self._items[: self._length] == theirs)
+            return other._items[: other._length]
+        return memoryview(other) if isinstance(other, array.array) else None
+
+    def _compare(self, other: object, compare: Callable[[Any, Any], Any]) -> bool | None:
+        """Compare the first numbers that differ or, if there are none, the lengths.
+
+        None: the other is no array.
+        """
+        theirs = self._theirs(other)
+        if theirs is None:
+            return None
+        for at in range(0, min(self._length, len(theirs)), _AT_ONCE):
+            stop = min(at + _AT_ONCE, self._length, len(theirs))
+            for mine, yours in zip(
+                self._items[at:stop].tolist(), theirs[at:stop].tolist(), strict=True
+            ):
+                if mine != yours:
+                    return bool(compare(mine, yours))
+        return bool(compare(self._length, len(theirs)))
+
+
+_sequence: Any = MutableSequence
+_sequence.register(PagedArray)  # as array.array is
+# What every one has; a subclass may add to it.
+_OWN = frozenset(vars(PagedArray("b")))
 
 
 def _kind(items: memoryview[Any]) -> tuple[str, int]:

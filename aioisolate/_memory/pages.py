@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NoReturn
 
 from .._os import mappings, native
 from .access import Access, Advice
-from .area import FREE, Area
+from .area import FREE, Area, runs
 
 __all__ = ["Pages"]
 
@@ -176,7 +176,7 @@ class Pages(Area):
         start, size = self._whole_pages(where)
         if self._area is None or not size:
             return
-        for first, length, rights in _runs(self._rights, start, size):
+        for first, length, rights in runs(self._rights, start, size):
             mappings.decommit(self._area, self._start + first, length, rights)
         self._changes += 1
 
@@ -280,7 +280,7 @@ class Pages(Area):
             if area is not None and area is not made and not area.closed:
                 self._copy_to(made, start, min(length, self._length))
             address = mappings.address_of(made) + start
-            for first, size, value in _runs(rights, 0, after):
+            for first, size, value in runs(rights, 0, after):
                 if value != FREE.value:
                     mappings.protect(address + first, size, value)
         if area is not None and made is not area:
@@ -308,7 +308,7 @@ class Pages(Area):
     def _copy_to(self, made: mmap.mmap, at: int, count: int) -> None:
         """Copy the content to where there are zeros; only what is not zero will use memory."""
         assert self._area is not None
-        for first, size, value in _runs(self._rights, 0, self.size):
+        for first, size, value in runs(self._rights, 0, self.size):
             if not value & Access.READ.value:
                 mappings.protect(self._address() + first, size, Access.READ.value)
         with memoryview(self._area) as source, memoryview(made) as target:
@@ -326,28 +326,13 @@ class Pages(Area):
         whole = mappings.round_up(start)
         if start < whole:
             first = whole - page
-            ((_, _, value),) = _runs(self._rights, first, page)
+            ((_, _, value),) = runs(self._rights, first, page)
             address = self._address() + first
             mappings.protect(address, page, FREE.value)
             area[self._start + start : self._start + whole] = bytes(whole - start)
             mappings.protect(address, page, value)
-        for first, size, value in _runs(self._rights, whole, mappings.round_up(stop) - whole):
+        for first, size, value in runs(self._rights, whole, mappings.round_up(stop) - whole):
             mappings.decommit(area, self._start + first, size, value)
-
-
-def _runs(rights: bytearray | None, start: int, size: int) -> list[tuple[int, int, int]]:
-    """Split whole pages into those of the same rights: beginning, size and rights of each."""
-    page = mappings.PAGE
-    if rights is None:
-        return [(start, size, FREE.value)] if size else []
-    found: list[tuple[int, int, int]] = []
-    for at in range(start, start + size, page):
-        value = rights[at // page]
-        if found and found[-1][2] == value:
-            found[-1] = (found[-1][0], found[-1][1] + page, value)
-        else:
-            found.append((at, page, value))
-    return found
 
 
 def _check_length(length: int) -> None:

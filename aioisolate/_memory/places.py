@@ -76,7 +76,8 @@ def _find(buffer: memoryview, packing: handles.Packing) -> handles.Lent | None:
             return None
     offset = place.offset + address - place.address
     shared = place.use is Use.SHARED
-    return handles.Lent(packing.add(place.root.fd, place.root), offset, size, shared)
+    root = place.root.reader() if shared and buffer.readonly else place.root
+    return handles.Lent(packing.add(root.fd, root), offset, size, shared)
 
 
 handles.find = _find

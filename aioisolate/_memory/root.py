@@ -36,7 +36,7 @@ class Root:
         pid: who made it, or opened it.
     """
 
-    __slots__ = ("__weakref__", "fd", "frozen", "length", "pid", "writer")
+    __slots__ = ("__weakref__", "_reader", "fd", "frozen", "length", "pid", "writer")
 
     def __init__(self, fd: int, length: int) -> None:
         self.fd = fd
@@ -45,6 +45,7 @@ class Root:
         self.frozen = False
         self.pid = os.getpid()
         self.writer: weakref.ref[Writer] | None = None
+        self._reader: weakref.ref[Root] | None = None
 
     @classmethod
     def create(cls, length: int) -> Self:
@@ -89,6 +90,29 @@ class Root:
         self.frozen = True
         if memfd.sealable() and not memfd.is_sealed(self.fd):
             memfd.seal(self.fd)
+
+    def reader(self) -> Root:
+        """Return the same file, opened for reading only: the kernel lets nobody write through it.
+
+        Without /proc, where a descriptor can't be opened again, it is this one.
+        """
+        found = None if self._reader is None else self._reader()
+        if found is None:
+            if fds.is_for_reading(self.fd):
+                return self
+            own = Descriptors()
+            try:
+                fd = own.own(fds.reopen(self.fd, os.O_RDONLY))
+                # /proc may be that of another process namespace.
+                if not os.path.samestat(os.fstat(fd), os.fstat(self.fd)):
+                    return self
+                found = Root(own.release(fds.lift(fd, own)), self.length)
+            except OSError:
+                return self
+            finally:
+                own.close_all()
+            self._reader = weakref.ref(found)
+        return found
 
     def __del__(self) -> None:
         fds.kept.discard(self.fd)

@@ -11,8 +11,9 @@ from .._os import mappings, memfd
 from .._wire import handles
 from . import places
 from .access import Access
-from .area import Area
+from .area import FREE, Area, check_items, runs
 from .closing import Closing
+from .optional import numpy_for
 from .places import Use
 from .root import Root
 
@@ -28,7 +29,7 @@ class View(Area):
     """The bytes of a `Snapshot`, writable: a buffer for memoryview, numpy and the like.
 
     Made by `Snapshot.view` or `Snapshot.view_mut`; keeps its snapshot alive. Indexing gives
-    numbers, slicing bytes, and both can be assigned to.
+    numbers, slicing bytes, and both can be assigned to. In another process it is protected as here.
 
     Example::
 
@@ -47,13 +48,14 @@ class View(Area):
         shared: bool = False,
         writer: bool = False,
         offset: int = 0,
+        access: Access = FREE,
     ) -> None:
         length = root.length - offset
         area = None
         if length:
             size = mappings.round_up(length)
             area = mappings.reserve(size)
-            mappings.map_file(area, root.fd, offset, size, shared=shared)
+            mappings.map_file(area, root.fd, offset, size, shared=shared, rights=access.value)
             use = Use.PRIVATE
             if shared:
                 use = Use.WRITER if writer else Use.SHARED
@@ -63,6 +65,8 @@ class View(Area):
         self._layout = layout
         self._shared = shared
         self._offset = offset
+        if area is not None and access != FREE:
+            self._rights = bytearray([access.value]) * (self.size // mappings.PAGE)
 
     @property
     def writes_through(self) -> bool:
@@ -106,9 +110,11 @@ class View(Area):
         packing = _packing(self)
         if self._shared:
             raise TypeError("a view that writes to its snapshot can't go to another process")
+        rights = runs(self._rights, 0, self.size) if self._rights else []
         if self._offset or self.is_changed():
-            return _reopen_view, self.take_snapshot()._lend(packing)
-        return _reopen_view, Snapshot._of(self._root, self._layout)._lend(packing)
+            return _reopen_view, (*self.take_snapshot()._lend(packing), rights)
+        snapshot = Snapshot._of(self._root, self._layout)
+        return _reopen_view, (*snapshot._lend(packing), rights)
 
 
 class Snapshot(Closing):
@@ -169,7 +175,8 @@ class Snapshot(Closing):
         """Copy anything that is a buffer: bytes, bytearray, memoryview, a numpy array...
 
         What is not contiguous is copied in its logical (C) order; what lies in Fortran's order,
-        too. Raises TypeError if it is no buffer, OSError, naming the size, if it does not fit.
+        too. Raises TypeError if it is no buffer or its items are Python objects, OSError, naming
+        the size, if it does not fit.
         """
         flat = _flat(content)
         root = Root.create(flat.nbytes)
@@ -199,7 +206,7 @@ class Snapshot(Closing):
         Raises TypeError if its items are Python objects, OSError if it does not fit, and
         ImportError without numpy.
         """
-        np = _numpy()
+        np = numpy_for("Snapshot.from_array")
         array = np.asarray(array)
         if array.dtype.hasobject:
             raise TypeError(f"an array of Python objects ({array.dtype}) can't be a snapshot")
@@ -214,7 +221,7 @@ class Snapshot(Closing):
 
         With the data type and shape of what `from_array` was given; of another snapshot, bytes.
         """
-        np = _numpy()
+        np = numpy_for("Snapshot.as_array")
         dtype, shape, order = self._layout or (np.dtype(np.uint8), (len(self),), "C")
         if not len(self):
             return np.empty(shape, dtype, order)
@@ -320,8 +327,13 @@ def _reopen(index: int, length: int, layout: Layout | None) -> Snapshot:
     return Snapshot._of(Root.adopt(handles.arrived(index), length), layout)
 
 
-def _reopen_view(index: int, length: int, layout: Layout | None) -> View:
-    return View(Root.adopt(handles.arrived(index), length), layout)
+def _reopen_view(
+    index: int, length: int, layout: Layout | None, rights: list[tuple[int, int, int]]
+) -> View:
+    view = View(Root.adopt(handles.arrived(index), length), layout)
+    for start, size, value in rights:
+        view.protect(slice(start, start + size), Access(value))
+    return view
 
 
 def _flat(content: Any) -> memoryview:
@@ -331,15 +343,13 @@ def _flat(content: Any) -> memoryview:
     except (TypeError, ValueError, BufferError) as exc:
         # numpy exports no buffer of some types (dates); its bytes are as good.
         if hasattr(content, "__array_interface__"):
+            if content.dtype.hasobject:
+                raise TypeError(
+                    f"an array of Python objects ({content.dtype}) can't be a snapshot"
+                ) from exc
             return memoryview(content.tobytes())
         raise TypeError(
             f"a snapshot is made of bytes or of another buffer, not of {type(content).__qualname__}"
         ) from exc
+    check_items(view, "a snapshot")
     return view.cast("B") if view.c_contiguous and view.nbytes else memoryview(view.tobytes())
-
-
-def _numpy() -> Any:
-    """Import numpy, an optional dependency."""
-    import numpy as np  # noqa: PLC0415 - as said
-
-    return np

@@ -15,6 +15,7 @@ __all__ = [
     "channel",
     "closed_numbers",
     "duplicate",
+    "is_for_reading",
     "is_open",
     "kept",
     "lift",
@@ -142,6 +143,11 @@ def is_open(fd: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def is_for_reading(fd: int) -> bool:
+    """Tell whether *fd* was opened for reading only."""
+    return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
 
 
 def listed() -> list[int]:

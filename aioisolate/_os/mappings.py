@@ -122,13 +122,22 @@ def resize(area: mmap.mmap, size: int) -> mmap.mmap:
     return made
 
 
-def map_file(area: mmap.mmap, fd: int, offset: int, size: int, *, shared: bool) -> None:
+def map_file(
+    area: mmap.mmap,
+    fd: int,
+    offset: int,
+    size: int,
+    *,
+    shared: bool,
+    rights: int = READ | WRITE,
+) -> None:
     """Put *size* bytes of a file in the place of the memory at the beginning of *area*.
 
-    Private: writes stay here. *shared*: they reach the file and all who map it so. Raises OSError.
+    Private: writes stay here. *shared*: they reach the file and all who map it so. *rights* are
+    what may be done with the memory. Raises OSError.
     """
     flags = _MAP_FIXED | (mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE)
-    found = _libc.mmap(address_of(area), size, READ | WRITE, flags, fd, offset)
+    found = _libc.mmap(address_of(area), size, rights, flags, fd, offset)
     if found == _FAILED:
         raise _error(f"{size} bytes of a file can't be mapped")
 

@@ -11,6 +11,7 @@ from typing import Any
 from .fds import Descriptors, lift
 
 __all__ = [
+    "bar_reopening",
     "create",
     "fix_size",
     "has_fixed_size",
@@ -101,6 +102,17 @@ def fix_size(fd: int) -> None:
 def has_fixed_size(fd: int) -> bool:
     """Tell whether nobody can change the file's length any more."""
     return sealable() and _seals(fd) & _SIZE_SEALS == _SIZE_SEALS
+
+
+def bar_reopening(fd: int) -> None:
+    """Forbid everybody but root to open the file again for writing, through /proc.
+
+    Its owner may allow it again by chmod, which a sandbox forbids.
+    """
+    try:
+        os.fchmod(fd, 0o444)
+    except OSError:
+        pass  # a filter of somebody else's forbids chmod; descriptors for reading hold without it
 
 
 def mark(fd: int, at: int) -> None:

@@ -10,7 +10,15 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar, TypeVarTuple, Unpack
 
 import anyio
-from starlette.requests import ClientDisconnect, Request
+
+try:
+    from starlette.requests import ClientDisconnect, Request
+except ModuleNotFoundError as _missing:
+    if str(_missing.name).partition(".")[0] != "starlette":  # it is there, another is not
+        raise
+    raise ImportError(
+        f'{__name__} needs starlette: pip install "aioisolate[starlette]"', name="starlette"
+    ) from _missing
 
 __all__ = ["ClientDisconnect", "cancel_on_disconnect"]
 

@@ -1,0 +1,18 @@
+"""numpy, an optional dependency."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["numpy_for"]
+
+
+def numpy_for(what: str) -> Any:
+    """Import numpy for *what*. Raises ImportError, saying how to get it, if it is not installed."""
+    try:
+        import numpy as np  # noqa: PLC0415 - as said
+    except ModuleNotFoundError as exc:
+        if exc.name != "numpy":  # it is there, and something else is not
+            raise
+        raise ImportError(f"{what} needs numpy: pip install numpy", name="numpy") from exc
+    return np
