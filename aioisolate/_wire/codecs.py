@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
+from _thread import _local
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -20,15 +22,18 @@ if TYPE_CHECKING:
 __all__ = [
     "Call",
     "Dumped",
+    "ImportNeeded",
     "PieceReader",
     "dump",
     "dump_by",
     "dump_plain_call",
     "dump_whole",
     "load",
+    "load_at_once",
     "load_call",
     "make_array",
     "taking_lent",
+    "vet_import",
     "view_as",
 ]
 
@@ -37,6 +42,13 @@ __all__ = [
 OUT_OF_BAND_MIN = 128 * 1024
 _AT_ONCE = 128 * 1024
 _STEP = 1 << 20
+# What finds a module's name and that of something in it, from version 4 of pickle on.
+_GLOBAL = b"\x93"
+# Functions that import what they are given.
+_IMPORTERS = frozenset({"__import__", "import_module", "load_lazy", "subimport"})
+_OWN = __name__.partition(".")[0]
+# Of the thread: whether it is in `load_at_once`.
+_here = _local()
 _MAX_BUFFERS = 4000  # with the stream's own region fewer than frames allow
 
 
@@ -205,6 +217,13 @@ def taking_lent(
     return callback
 
 
+class ImportNeeded(BaseException):
+    """What is unpickled needs a module that is not imported yet; that may take a second.
+
+    No Exception: what is called while unpickling, and expects some, must not catch it.
+    """
+
+
 def load(
     stream: Sequence[bytes | memoryview],
     buffers: Sequence[memoryview] = (),
@@ -223,6 +242,47 @@ def load(
     # with it every event loop of the process, even when it runs in another thread. This way
     # the interpreter gets a chance to switch at every frame (64 KiB) of the stream.
     return pickle.load(PieceReader(stream), buffers=buffers)  # noqa: S301 - likewise
+
+
+def load_at_once(
+    stream: Sequence[bytes | memoryview],
+    buffers: Sequence[memoryview] = (),
+    fds: Sequence[int] = (),
+) -> Any:
+    """Unpickle like `load`, but raise ImportNeeded rather than import a module."""
+    data = stream[0] if len(stream) == 1 else b"".join(stream)
+    # Most have no globals at all. (A memoryview can't be searched.)
+    if isinstance(data, bytes) and _GLOBAL not in data:
+        return load((data,), buffers, fds)
+    with handles.Unpacking(fds):
+        _here.at_once = True
+        try:
+            return _ImportlessUnpickler(io.BytesIO(data), buffers=buffers).load()
+        finally:
+            _here.at_once = False
+
+
+class _ImportlessUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        vet_import(module, name)
+        return super().find_class(module, name)
+
+
+def vet_import(module: str, name: str) -> None:
+    """Raise ImportNeeded if finding a global means to import, inside `load_at_once`.
+
+    For unpicklers of others that work inside.
+    """
+    if not getattr(_here, "at_once", False):
+        return
+    found = sys.modules.get(module)
+    if found is None:
+        needed = module.partition(".")[0] != _OWN
+    else:  # another thread may be in the middle of it
+        spec = getattr(found, "__spec__", None)
+        needed = name in _IMPORTERS or getattr(spec, "_initializing", False)
+    if needed:
+        raise ImportNeeded(module)
 
 
 class PieceReader:

@@ -362,9 +362,12 @@ async def encode_large_call(
         raise
     finally:
         encoding.close()
-    if encoding.failure is not None:
+    failure = encoding.failure
+    if failure is not None:
         drop(parcel)
-        raise _unpicklable(encoding.failure) from encoding.failure
+        if isinstance(failure, KeyboardInterrupt):
+            raise failure
+        raise _unpicklable(failure) from failure
     call: codecs.Call = encoding.value
     return call
 
