@@ -31,9 +31,17 @@ class Decoding:
     __slots__ = ("_awaited", "_closing", "_helper", "_work", "failure", "value")
 
     def __init__(
-        self, size: int, work: Callable[[], Any], *, otherwise: Callable[[], object] | None = None
+        self,
+        size: int,
+        work: Callable[[], Any],
+        *,
+        otherwise: Callable[[], object] | None = None,
+        name: str = "decode",
     ) -> None:
-        """*otherwise* is called if it takes a thread and there can be none; that is a failure."""
+        """*otherwise* is called if it takes a thread and there can be none; that is a failure.
+
+        *name* is the thread's.
+        """
         self._work: Callable[[], Any] | None = work
         self.value: Any = None
         self.failure: BaseException | None = None
@@ -43,7 +51,7 @@ class Decoding:
             self._run()
             return
         try:
-            self._helper = threads.Helper("decode", self._run)
+            self._helper = threads.Helper(name, self._run)
         except OSError as exc:
             self.failure = exc
             if otherwise is not None:

@@ -26,7 +26,7 @@ from .._wire import codecs, inert
 from .._wire.frames import Kind, Payload, ProtocolError, Region, TooLarge
 from .._wire.state import Message
 from .._wire.verdict import Answer, Evidence, KilledFor, Verdict, judge
-from .decoding import decode
+from .decoding import INLINE_MAX, decode
 from .output import TAIL_MAX
 from .supervise import Supervision
 
@@ -70,6 +70,11 @@ async def _unpickle(
     supervision: Supervision, stream: Sequence[Any], buffers: list[memoryview], fds: Sequence[int]
 ) -> Any:
     size = sum(map(len, stream))
+    if size <= INLINE_MAX:
+        try:
+            return codecs.load_at_once(stream, buffers, fds)
+        except codecs.ImportNeeded:
+            size = INLINE_MAX + 1
     if not fds:
         return await decode(size, lambda: codecs.load(stream, buffers))
     # Closed by who reads them: a call that is cancelled must not pull them away from a thread.

@@ -106,7 +106,7 @@ def _nothing() -> None: ...
 
 
 _NOTHING = b"\0" * NONCE_SIZE
-_REHEARSAL = Request(_NOTHING, codecs.dump_call(_nothing, ())[0]).encode()
+_REHEARSAL = Request(_NOTHING, codecs.dump_plain_call(_nothing, ())[0]).encode()
 
 
 def _rehearse(order: Order) -> None:
@@ -128,7 +128,7 @@ def _rehearse(order: Order) -> None:
 
 
 def _rehearsal_confined(codec: str) -> bytes:
-    call = codecs.dump_call(_nothing, ())[0]
+    call = codecs.dump_plain_call(_nothing, ())[0]
     return Request(_NOTHING, call, codec=codec, bounds=tuple(Bounds())).encode()
 
 
@@ -139,7 +139,7 @@ def _send_snapshot(channel: _socket.socket) -> None:
     numpy = sys.modules.get("numpy")
     try:
         snapshot = Snapshot.zeroed(1) if numpy is None else Snapshot.from_array(numpy.zeros(1))
-        call = codecs.dump_call(len, (snapshot,))
+        call = codecs.dump_plain_call(len, (snapshot,))
         request = Request(_NOTHING, call.stream, luggage=len(call.luggage.fds)).encode()
         messages.send(channel, request, call.luggage.fds)
     except OSError:  # no descriptor is left, say
@@ -162,8 +162,8 @@ def _serve_one(order: Order, channel: _socket.socket) -> int:
     order.backend = AsyncBackend(request.backend, uvloop=request.uvloop)
     try:
         if request.descriptors:
-            call, luggage = _take_over(order, request, descriptors)
-            order.fn, order.args = _load(request, call, luggage)
+            call, beside, luggage = _take_over(order, request, descriptors)
+            order.fn, order.args = _load(request, call, beside, luggage)
         else:
             assert isinstance(request.call, bytes)
             order.fn, order.args = codecs.load_call(request.call)
@@ -208,30 +208,44 @@ def _receive(channel: _socket.socket) -> tuple[Request, list[int]] | None:
 
 
 def _load(
-    request: Request, call: bytes, luggage: list[int]
+    request: Request, call: bytes | memoryview, beside: memoryview, luggage: list[int]
 ) -> tuple[Callable[..., Any], Sequence[Any]]:
-    """Load a call that descriptors belong to."""
+    """Load a call that descriptors belong to. *beside* is what is in its second file."""
     buffers = []
-    if request.lent:
+    for which, offset, length, shared in request.lent:
+        if which < 0:
+            buffers.append(beside[offset : offset + length])
+            continue
         from .._memory import crossing  # noqa: PLC0415 - only for those who use such memory
 
-        for which, offset, length, shared in request.lent:
-            buffers.append(crossing.borrow(luggage[which], offset, length, shared=shared))
+        buffers.append(crossing.borrow(luggage[which], offset, length, shared=shared))
+    texts = [beside[offset : offset + length] for offset, length in request.texts]
     with handles.Unpacking(luggage):
-        loaded = codecs.load_call(call, buffers)
+        loaded = codecs.load_call(call, buffers, texts)
     for fd in luggage:  # who wanted to keep one has duplicated it
         os.close(fd)
     return loaded
 
 
+def _map(file: int) -> memoryview:
+    """Map a file of the call's, and close it: what it holds is not copied here."""
+    from .._os import mappings  # noqa: PLC0415 - only for large calls
+
+    size = os.fstat(file).st_size
+    view = mappings.map_private(file, 0, size)
+    os.close(file)
+    return view
+
+
 def _take_over(  # noqa: C901 - one loop for each kind
     order: Order, request: Request, descriptors: list[int]
-) -> tuple[bytes, list[int]]:
+) -> tuple[bytes | memoryview, memoryview, list[int]]:
     """Put the descriptors that came along where they belong.
 
-    Returns the call's pickle and the descriptors that belong to it.
+    Returns the call's pickle, what is beside it, and the descriptors that belong to it.
     """
-    call = request.call
+    call: bytes | memoryview | int = request.call
+    beside = memoryview(b"")
     if len(descriptors) < request.descriptors:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     entrances = [descriptors.pop(0) for _ in range(request.entrances)]
@@ -241,10 +255,11 @@ def _take_over(  # noqa: C901 - one loop for each kind
     if request.in_file:
         file = descriptors.pop(0)
         size = int(call)
-        call = b"".join(iter(lambda: os.read(file, 1 << 20), b""))
-        os.close(file)
+        call = _map(file)
         if len(call) != size:
             raise EOFError(f"the call has {len(call)} of {size} bytes")
+    if request.beside:
+        beside = _map(descriptors.pop(0))
     for number in (0,) * request.stdin + (1, 2) * request.output:
         source = descriptors.pop(0)
         os.dup2(source, number)
@@ -266,5 +281,5 @@ def _take_over(  # noqa: C901 - one loop for each kind
     for fd, number in zip(lifted, request.numbers, strict=False):
         os.dup2(fd, number)
         own.close(fd)
-    assert isinstance(call, bytes)
-    return call, [own.release(fd) for fd in lifted[len(request.numbers) :]]
+    assert not isinstance(call, int)
+    return call, beside, [own.release(fd) for fd in lifted[len(request.numbers) :]]

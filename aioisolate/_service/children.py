@@ -19,8 +19,9 @@ from .._child.policy import Layer, Policy
 from .._errors import CallableDidNotExecuteError, Reason
 from .._os import threads
 from .._wire import codecs, relation
+from .._wire.parcel import TooMuch
 from .._zygote import control
-from .._zygote.errand import WardChild, encode_call
+from .._zygote.errand import WardChild, drop, encode_call, encode_large_call
 from .._zygote.launch import launch_interpreter
 from .._zygote.pool import Pool
 from .._zygote.template import launch_copy
@@ -132,6 +133,8 @@ class Served:
         self._functions = functions
         self._told: set[str] = set()
         self._codecs = {"pickle"}
+        # What could not be pickled at once just now, and whether that is known to take cloudpickle.
+        self._large: tuple[Plan | None, bool] = (None, False)
 
     @property
     def idle(self) -> int:
@@ -151,7 +154,11 @@ class Served:
         """Take an idle child."""
         if not self._pool.idle:
             return None
-        call = self._encode(plan)
+        try:
+            call = self._encode(plan)
+        except TooMuch as exc:
+            self._large = plan, exc.by_value
+            return None
         ward = self._pool.acquire_nowait()
         if ward is None:
             return None
@@ -162,12 +169,30 @@ class Served:
 
     async def provide(self, plan: Plan, turn: Turn, *, quiet: bool) -> Child:
         """Wait for a child."""
-        del turn  # whoever waits for this sees to that
-        call = self._encode(plan)
-        ward = await self._pool.acquire()
-        if self._layers is not None:
-            await self._prove(ward, self._layers)
-        return WardChild(ward, plan, call, self._backend, quiet=quiet)
+        call = await self._encode_any(plan, turn)
+        try:
+            ward = await self._pool.acquire()
+            if self._layers is not None:
+                await self._prove(ward, self._layers)
+            return WardChild(ward, plan, call, self._backend, quiet=quiet)
+        except BaseException:
+            if call.parcel is not None:
+                drop(call.parcel)
+            raise
+
+    async def _encode_any(self, plan: Plan, turn: Turn) -> codecs.Call:
+        (large, by_value), self._large = self._large, (None, False)
+        if large is not plan:  # else it has been tried just now
+            try:
+                return self._encode(plan)
+            except TooMuch as exc:
+                by_value = exc.by_value
+        turn.held_up = "its arguments were still being pickled"
+        call = await encode_large_call(plan, self._functions, by_value=by_value)
+        turn.held_up = ""
+        if call.parcel is not None:
+            self._pool.learn("aioisolate._os.mappings")
+        return self._noted(plan, call)
 
     def hindrance(self) -> str:
         """Say what keeps a call from getting a child."""
@@ -191,7 +216,10 @@ class Served:
                 raise
 
     def _encode(self, plan: Plan) -> codecs.Call:
-        call = encode_call(plan, self._functions)
+        return self._noted(plan, encode_call(plan, self._functions))
+
+    def _noted(self, plan: Plan, call: codecs.Call) -> codecs.Call:
+        """Have the fork server import what the children need for such calls."""
         # Once for each codec: to find a library takes long where there is none.
         if plan.options.codec not in self._codecs:
             self._codecs.add(plan.options.codec)

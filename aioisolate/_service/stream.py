@@ -80,7 +80,7 @@ class Stream(Generic[T]):
     def __aiter__(self) -> AsyncIterator[T]:
         return self
 
-    async def __anext__(self) -> T:  # noqa: C901 - the short way is not taken by a call more
+    async def __anext__(self) -> T:  # noqa: C901, PLR0912 - the short way is not taken by a call more
         if not hasattr(self, "job"):
             raise RuntimeError("a stream is used inside `async with`")
         if self._closed:
@@ -104,14 +104,18 @@ class Stream(Generic[T]):
             if (
                 self._effort(pieces, size) <= INLINE_MAX
             ):  # the short way: most are small, and there may be many
+                failure: BaseException | None = None
                 try:
-                    item: T = self._load(pieces, luggage)
+                    item: T = self._load(pieces, luggage, at_once=True)
+                except codecs.ImportNeeded:
+                    pass  # in a thread, then
                 except BaseException as exc:  # noqa: BLE001 - loading a pickle may raise anything
                     failure = exc
                 else:
                     return item
-                self._close()
-                raise await self.job.spoil(failure)
+                if failure is not None:
+                    self._close()
+                    raise await self.job.spoil(failure)
             load = functools.partial(self._load, pieces, luggage)
             decoding = Decoding(INLINE_MAX + 1, load, otherwise=luggage.close_all)
             self._decoding = decoding
@@ -142,17 +146,23 @@ class Stream(Generic[T]):
 
         return plain.effort(options.codec, pieces, options.result_type)
 
-    def _load(self, pieces: Sequence[bytes], luggage: Descriptors) -> Any:
+    def _load(self, pieces: Sequence[bytes], luggage: Descriptors, *, at_once: bool = False) -> Any:
         # Closed here, not by whoever waits for it: who does no more must not pull them away.
+        again = False
         try:
             options = self.job.plan.options
             if options.codec == "pickle":
-                return codecs.load(pieces, fds=luggage.listed())
+                load = codecs.load_at_once if at_once else codecs.load
+                return load(pieces, fds=luggage.listed())
             from .._wire import plain  # noqa: PLC0415 - only for those who ask for it
 
             return plain.load(options.codec, pieces, options.result_type)
+        except codecs.ImportNeeded:
+            again = True
+            raise
         finally:
-            luggage.close_all()
+            if not again:
+                luggage.close_all()
 
     def _take(self, pieces: Sequence[bytes], fds: Sequence[int]) -> None:
         luggage = Descriptors()

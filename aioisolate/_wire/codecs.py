@@ -8,23 +8,33 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
+from _thread import _local
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from . import handles, relation
 from .handles import Lent
 
+if TYPE_CHECKING:
+    from .parcel import Parcel, Part
+
 __all__ = [
     "Call",
     "Dumped",
+    "ImportNeeded",
     "PieceReader",
     "dump",
     "dump_by",
-    "dump_call",
-    "dump_call_to_copy",
+    "dump_plain_call",
     "dump_whole",
     "load",
+    "load_at_once",
     "load_call",
+    "make_array",
+    "taking_lent",
+    "vet_import",
+    "view_as",
 ]
 
 # Below this a buffer is as cheap inside the stream as in a mapping of its own, or cheaper, as
@@ -32,6 +42,13 @@ __all__ = [
 OUT_OF_BAND_MIN = 128 * 1024
 _AT_ONCE = 128 * 1024
 _STEP = 1 << 20
+# What finds a module's name and that of something in it, from version 4 of pickle on.
+_GLOBAL = b"\x93"
+# Functions that import what they are given.
+_IMPORTERS = frozenset({"__import__", "import_module", "load_lazy", "subimport"})
+_OWN = __name__.partition(".")[0]
+# Of the thread: whether it is in `load_at_once`.
+_here = _local()
 _MAX_BUFFERS = 4000  # with the stream's own region fewer than frames allow
 
 
@@ -77,86 +94,70 @@ class Call(NamedTuple):
     """A pickled call.
 
     Attributes:
-        stream: the pickle.
-        lent: where the buffers are that are not in it.
+        stream: the pickle, if it is not in the parcel.
+        lent: where the buffers are that are not in it; -1: in the parcel's second file.
         luggage: the descriptors that travel with it.
         by_cloudpickle: it needs cloudpickle to be loaded.
+        texts: where the texts are that are not in it, in the parcel's second file.
+        parcel: the files that travel with it, or None.
     """
 
     stream: bytes
     lent: list[Lent]
     luggage: handles.Packing
     by_cloudpickle: bool = False
+    texts: tuple[Part, ...] = ()
+    parcel: Parcel | None = None
 
 
-def dump_call(
-    fn: Callable[..., Any],
-    args: Sequence[Any],
-    *,
-    needs_source: Callable[[str], bool] = lambda _: False,
-) -> Call:
-    """Pickle a call for a fresh fork server's child.
-
-    What ``__main__`` defines, lambdas and closures travel by value, modules' functions by name.
-    *needs_source* tells of a file name whether the child can't read that file.
-    """
+def dump_plain_call(fn: Callable[..., Any], args: Sequence[Any]) -> Call:
+    """Pickle a small call that plain pickle can do."""
     lent: list[Lent] = []
     with handles.Packing() as packing:
-        callback = _taking_lent(lent, packing)
-        try:
-            stream = pickle.dumps((fn, args), 5, buffer_callback=callback)
-        except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
-            stream = b""
-        # There, __main__ is another module.
-        if stream and b"__main__" not in stream:
-            return Call(stream, lent, packing)
-        from .by_value import CodePickler  # noqa: PLC0415 - only where pickle is not enough
-
-        lent.clear()
-        file = io.BytesIO()
-        pickler = CodePickler(file, 5, buffer_callback=callback)
-        pickler.needs_source = needs_source
-        pickler.dump((fn, args))
-        return Call(file.getvalue(), lent, packing, by_cloudpickle=True)
-
-
-def dump_call_to_copy(
-    fn: Callable[..., Any], args: Sequence[Any], functions: relation.Functions
-) -> Call:
-    """Pickle a call for a copy of this process that has *functions*: these are not copied again."""
-    from .by_value import CodePickler  # noqa: PLC0415 - only where pickle is not enough
-
-    class CallPickler(CodePickler):
-        def persistent_id(self, obj: Any) -> int | None:
-            reference = functions.get(id(obj))
-            return id(obj) if reference is not None and reference() is obj else None
-
-    file = io.BytesIO()
-    lent: list[Lent] = []
-    with handles.Packing() as packing:
-        callback = _taking_lent(lent, packing)
-        CallPickler(file, 5, buffer_callback=callback).dump((fn, args))
-    return Call(file.getvalue(), lent, packing)
+        stream = pickle.dumps((fn, args), 5, buffer_callback=taking_lent(lent, packing))
+    return Call(stream, lent, packing)
 
 
 def load_call(
-    stream: bytes, buffers: Sequence[memoryview] = ()
+    stream: bytes | memoryview,
+    buffers: Sequence[memoryview] = (),
+    texts: Sequence[memoryview] = (),
 ) -> tuple[Callable[..., Any], Sequence[Any]]:
-    """Unpickle a call. It may raise anything."""
+    """Unpickle a call. It may raise anything. *texts*: those that it only numbers, in UTF-8."""
     call: tuple[Callable[..., Any], Sequence[Any]]
-    if not relation.known:
+    if not relation.known and not texts:
         call = pickle.loads(stream, buffers=buffers)  # noqa: S301 - from this process's own parent
         return call
+    made: dict[int, str] = {}
 
     class CallUnpickler(pickle.Unpickler):
-        def persistent_load(self, address: int) -> Any:
-            found = relation.known[address]()
+        def persistent_load(self, key: int) -> Any:
+            if key < 0:
+                if key not in made:
+                    made[key] = str(texts[-key - 1], "utf-8", "surrogatepass")
+                return made[key]
+            found = relation.known[key]()
             if found is None:
                 raise LookupError("a function of the template's no longer exists")
             return found
 
-    call = CallUnpickler(io.BytesIO(stream), buffers=buffers).load()
+    file = io.BytesIO(stream) if isinstance(stream, bytes) else PieceReader([stream])
+    call = CallUnpickler(file, buffers=buffers).load()
     return call
+
+
+def make_array(kind: str, content: Any) -> Any:
+    """Make an `array.array` of that type code."""
+    import array  # noqa: PLC0415 - for few
+
+    made = array.array(kind)
+    made.frombytes(content)
+    return made
+
+
+def view_as(array: Any, kind: type) -> Any:
+    """Make an array of numpy's one of a subclass."""
+    return array.view(kind)
 
 
 def dump_by(pickler: Callable[..., Any], value: object, *, lend: bool = True) -> Dumped:
@@ -195,7 +196,7 @@ def _taking(
     return callback
 
 
-def _taking_lent(
+def taking_lent(
     lent: list[Lent], packing: handles.Packing
 ) -> Callable[[pickle.PickleBuffer], bool] | None:
     """Make a callback that takes only those buffers that lie in a file that can travel."""
@@ -216,6 +217,13 @@ def _taking_lent(
     return callback
 
 
+class ImportNeeded(BaseException):
+    """What is unpickled needs a module that is not imported yet; that may take a second.
+
+    No Exception: what is called while unpickling, and expects some, must not catch it.
+    """
+
+
 def load(
     stream: Sequence[bytes | memoryview],
     buffers: Sequence[memoryview] = (),
@@ -234,6 +242,47 @@ def load(
     # with it every event loop of the process, even when it runs in another thread. This way
     # the interpreter gets a chance to switch at every frame (64 KiB) of the stream.
     return pickle.load(PieceReader(stream), buffers=buffers)  # noqa: S301 - likewise
+
+
+def load_at_once(
+    stream: Sequence[bytes | memoryview],
+    buffers: Sequence[memoryview] = (),
+    fds: Sequence[int] = (),
+) -> Any:
+    """Unpickle like `load`, but raise ImportNeeded rather than import a module."""
+    data = stream[0] if len(stream) == 1 else b"".join(stream)
+    # Most have no globals at all. (A memoryview can't be searched.)
+    if isinstance(data, bytes) and _GLOBAL not in data:
+        return load((data,), buffers, fds)
+    with handles.Unpacking(fds):
+        _here.at_once = True
+        try:
+            return _ImportlessUnpickler(io.BytesIO(data), buffers=buffers).load()
+        finally:
+            _here.at_once = False
+
+
+class _ImportlessUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        vet_import(module, name)
+        return super().find_class(module, name)
+
+
+def vet_import(module: str, name: str) -> None:
+    """Raise ImportNeeded if finding a global means to import, inside `load_at_once`.
+
+    For unpicklers of others that work inside.
+    """
+    if not getattr(_here, "at_once", False):
+        return
+    found = sys.modules.get(module)
+    if found is None:
+        needed = module.partition(".")[0] != _OWN
+    else:  # another thread may be in the middle of it
+        spec = getattr(found, "__spec__", None)
+        needed = name in _IMPORTERS or getattr(spec, "_initializing", False)
+    if needed:
+        raise ImportNeeded(module)
 
 
 class PieceReader:

@@ -23,18 +23,21 @@ class Request(NamedTuple):
         nonce: marks the frames of the answer.
         call: the pickled function and arguments, or their length if they are in a file.
         in_file: they are in a file, the first descriptor that comes along.
+        beside: so are large buffers and texts, in a file of their own, which comes next.
         quiet, streaming, progress: as in `Order`.
         backend: the caller's event loop, "asyncio" or "trio".
         uvloop: it is uvloop's.
         stdin: a descriptor comes along that is to become 0.
         output: two descriptors come along that are to become 1 and 2.
         numbers: what the next descriptors are to be called.
-        lent: the call's buffers that are in files: which of the remaining descriptors (from 0),
-            offset, length, and whether both sides are to see each other's changes.
+        lent: the call's buffers that are in files: which of the remaining descriptors (from 0), or
+            -1 for the file beside; offset, length, and whether both sides are to see each other's
+            changes.
         luggage: how many descriptors remain, for the call's objects.
         codec, result_size: as in `Order`.
         bounds: the fields of its `Bounds`, or None.
         entrances: how many descriptors come along, first of all, by which it enters control groups.
+        texts: the call's texts that are in the file beside: offset and length.
     """
 
     nonce: bytes
@@ -54,11 +57,13 @@ class Request(NamedTuple):
     result_size: int | None = None
     bounds: tuple[Any, ...] | None = None
     entrances: int = 0
+    beside: bool = False
+    texts: tuple[tuple[int, int], ...] = ()
 
     @property
     def descriptors(self) -> int:
         """How many descriptors come along."""
-        own = self.entrances + self.in_file + self.stdin + 2 * self.output
+        own = self.entrances + self.in_file + self.beside + self.stdin + 2 * self.output
         return own + len(self.numbers) + self.luggage
 
     def encode(self) -> bytes:

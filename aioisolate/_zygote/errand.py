@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import contextvars
 import errno
 import functools
 import os
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from .._call import loops
 from .._call.child import Members
+from .._call.decoding import INLINE_MAX, Decoding
 from .._call.output import OutputStream, open_streams
 from .._call.plan import Plan
 from .._call.waiter import AnyioWaiter, AsyncioWaiter, Waiter
@@ -22,18 +24,21 @@ from .._os import memfd, messages
 from .._os.fds import Descriptors, is_open
 from .._os.process import Status
 from .._os.waitset import WaitSet
-from .._wire import codecs, relation
+from .._wire import calls, codecs, relation
 from .._wire.frames import NONCE_SIZE
+from .._wire.parcel import ChangedError, Parcel, TooMuch, UnwritableError
 from .._wire.request import Request
+from .parcel import HEAD_MAX, FileParcel
 from .ward import Ward
 
 if TYPE_CHECKING:
     from .._call.groups import CallGroup
 
-__all__ = ["WardChild", "encode_call"]
+__all__ = ["WardChild", "drop", "encode_call", "encode_large_call"]
 
-# So much goes through the socket at once, whatever its buffer holds; more goes through a file.
-_CALL_INLINE_MAX = 64 * 1024
+# Files up to this size are closed in a millisecond or two.
+_FREED_AT_ONCE = 32 << 20
+
 # What the kernel says of descriptors that don't exist, or of more than one message carries.
 _UNFIT_TO_PASS = frozenset({errno.EBADF, errno.EINVAL})
 
@@ -145,14 +150,13 @@ class WardChild:
             self.group = groups.make(plan.enforcement.group)
             self._sent_along += self.group.entrances
         entrances = len(self._sent_along)
-        in_file = len(stream) > _CALL_INLINE_MAX
-        if in_file:
-            file = memfd.create(fds)
-            view = memoryview(stream)
-            while view:
-                view = view[os.write(file, view) :]
-            os.lseek(file, 0, os.SEEK_SET)
-            self._sent_along.append(file)
+        parcel, size = call.parcel, len(stream)
+        if parcel is None and size > HEAD_MAX:  # more than goes through the socket at once
+            parcel = FileParcel.of(stream)
+        in_file = beside = False
+        if parcel is not None:
+            in_file, beside, size = parcel.stream >= 0, parcel.beside >= 0, parcel.size
+            self._sent_along += map(fds.own, parcel.release())
         # Without a stream something else may have got its number.
         stdin = options.stdin == "inherit" and sys.__stdin__ is not None and is_open(0)
         if stdin:
@@ -169,7 +173,7 @@ class WardChild:
         self._sent_along += call.luggage.fds
         self._request = Request(
             self.nonce,
-            len(stream) if in_file else stream,
+            size if in_file else stream,
             in_file,
             # A stranger could take back a mark that is no seal, and claim not to have begun.
             quiet and not (self._stranger and not memfd.sealable()),
@@ -186,6 +190,8 @@ class WardChild:
             None if limits is None else limits.result_size,
             None if bounds is None else tuple(bounds),
             entrances,
+            beside,
+            call.texts,
         ).encode()
         # The loop itself can't be told to leave a descriptor alone for a while.
         if plan.streaming or self.streams or options.on_progress or self._stranger:
@@ -317,22 +323,81 @@ def _is_confined(name: str) -> bool:
 
 
 def encode_call(plan: Plan, functions: relation.Functions | None) -> codecs.Call:
-    """Pickle a call for a fork server's child.
+    """Pickle a call for a fork server's child, at once.
 
     *functions* are those that the server has because it is a copy of this process.
-    Raises CallableDidNotExecuteError if it can't be pickled.
+    Raises TooMuch if that takes long, CallableDidNotExecuteError if it can't be pickled.
     """
     try:
-        if functions is not None:
-            return codecs.dump_call_to_copy(plan.fn, plan.args, functions)
-        confined = plan.policy is not None and plan.policy.read is not None
-        unreadable = _is_confined if confined else _is_no_file
-        return codecs.dump_call(plan.fn, plan.args, needs_source=unreadable)
-    except KeyboardInterrupt:
-        raise  # the user's
+        return calls.dump_at_once(plan.fn, plan.args, functions, _needs_source(plan))
+    except (KeyboardInterrupt, TooMuch):
+        raise  # the former is the user's
     except BaseException as exc:  # a SystemExit of some __reduce__ would end the event loop
-        raise CallableDidNotExecuteError(
-            f"fn or its arguments could not be pickled for a fork server's child: "
-            f"{type(exc).__name__}: {exc} (start='fork' needs no pickling)",
-            reason=Reason.ARGUMENT_ENCODING,
-        ) from exc
+        raise _unpicklable(exc) from exc
+
+
+async def encode_large_call(
+    plan: Plan, functions: relation.Functions | None, *, by_value: bool
+) -> codecs.Call:
+    """Pickle a call in a thread of its own, and write what is large of it to files.
+
+    Raises CallableDidNotExecuteError if it can't be pickled, or its files can't be written. If this
+    is cancelled, the thread gives up as soon as it can, and nobody waits for that.
+    """
+    parcel = FileParcel()
+    dump = functools.partial(calls.dump_into, parcel, by_value=by_value)
+    context = contextvars.copy_context()
+
+    def work() -> codecs.Call:
+        try:
+            return context.run(dump, plan.fn, plan.args, functions, _needs_source(plan))
+        finally:
+            parcel.finish()
+
+    encoding = Decoding(INLINE_MAX + 1, work, otherwise=parcel.finish, name="encode")
+    try:
+        await encoding.wait()
+    except BaseException:
+        drop(parcel)
+        raise
+    finally:
+        encoding.close()
+    failure = encoding.failure
+    if failure is not None:
+        drop(parcel)
+        if isinstance(failure, KeyboardInterrupt):
+            raise failure
+        raise _unpicklable(failure) from failure
+    call: codecs.Call = encoding.value
+    return call
+
+
+def drop(parcel: Parcel) -> None:
+    """Close the files of a call that is not sent."""
+    if parcel.total <= _FREED_AT_ONCE:
+        parcel.drop()
+    else:  # the kernel takes its time
+        Decoding(INLINE_MAX + 1, parcel.drop, otherwise=parcel.drop, name="free").close()
+
+
+def _needs_source(plan: Plan) -> calls.NeedsSource:
+    confined = plan.policy is not None and plan.policy.read is not None
+    return _is_confined if confined else _is_no_file
+
+
+def _unpicklable(exc: BaseException) -> CallableDidNotExecuteError:
+    reason = Reason.ARGUMENT_ENCODING
+    if isinstance(exc, ChangedError):
+        text = (
+            f"an argument of fn was changed while it was pickled: {exc} (large ones are pickled in "
+            "a thread: do not change them until fn has begun, or hand over a copy)"
+        )
+    elif isinstance(exc, UnwritableError):
+        reason = Reason.PIPE_CREATION
+        text = f"fn's arguments could not be written to a file in memory: {exc.strerror}"
+    else:
+        text = (
+            "fn or its arguments could not be pickled for a fork server's child: "
+            f"{type(exc).__name__}: {exc} (start='fork' needs no pickling)"
+        )
+    return CallableDidNotExecuteError(text, reason=reason)

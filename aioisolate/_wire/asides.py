@@ -1,0 +1,119 @@
+"""What of a large call does not go into its pickle, but into a file beside it, without a copy."""
+
+from __future__ import annotations
+
+import array
+import pickle
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from . import codecs, handles
+from .codecs import OUT_OF_BAND_MIN, Call
+from .effort import TEXT_MAX
+from .handles import Lent
+from .parcel import ChangedError, Parcel
+
+__all__ = ["Asides", "reduce_array"]
+
+# So many parts at most: where they lie is said in one message.
+_PARTS_MAX = 1000
+# What a class of numpy's arrays has that is pickled as these are.
+_OF_ARRAYS = ("__reduce__", "__reduce_ex__", "__setstate__")
+# So many bytes are copied at once with the GIL held.
+_COPIED_STEP = 1 << 20
+
+
+class Asides:
+    """What does not go into a pickle itself, but into its parcel's other file."""
+
+    def __init__(
+        self, parcel: Parcel, packing: handles.Packing, lists: Sequence[list[Any]]
+    ) -> None:
+        """*lists* are to stay as long as they are."""
+        self._parcel = parcel
+        self._packing = packing
+        self._buffers: list[memoryview | Lent] = []
+        self._texts: list[str] = []
+        self._numbers: dict[int, int] = {}
+        self._lists = [(found, len(found)) for found in lists]
+
+    def take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
+        """Take a buffer out of the pickle, or return True."""
+        self._parcel.check()
+        try:
+            view = buffer.raw()
+        except BufferError:  # not contiguous
+            return True
+        lent = None if handles.find is None else handles.find(view, self._packing)
+        if lent is not None:
+            self._buffers.append(lent)
+            return False
+        if view.nbytes < OUT_OF_BAND_MIN or len(self._buffers) >= _PARTS_MAX:
+            return True
+        self._buffers.append(view)
+        return False
+
+    def number(self, text: str) -> int | None:
+        """Take a text out of the pickle if it is long: return its number, or None."""
+        if len(text) <= TEXT_MAX:
+            return None
+        known = self._numbers.get(id(text))
+        if known is not None:
+            return known
+        if len(self._texts) >= _PARTS_MAX:
+            return None
+        self._texts.append(text)
+        self._numbers[id(text)] = number = -len(self._texts)
+        return number
+
+    def settle(self, *, by_cloudpickle: bool = False) -> Call:
+        """Write it all down, and put the call together."""
+        for found, size in self._lists:
+            if len(found) != size:
+                raise ChangedError(f"the size of a list changed from {size} to {len(found)}")
+        parcel = self._parcel
+        lent = [
+            part
+            if isinstance(part, Lent)
+            else Lent(-1, parcel.add_buffer(part), part.nbytes, shared=False)
+            for part in self._buffers
+        ]
+        texts = tuple(map(parcel.add_text, self._texts))
+        return Call(parcel.head, lent, self._packing, by_cloudpickle, texts, parcel)
+
+
+def reduce_array(obj: Any) -> Any:
+    """Reduce a large array, which would be copied with the GIL held, in another way."""
+    if type(obj) is array.array:
+        if len(obj) * obj.itemsize < OUT_OF_BAND_MIN:
+            return NotImplemented
+        return codecs.make_array, (obj.typecode, pickle.PickleBuffer(_copy(obj)))
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not isinstance(obj, numpy.ndarray) or obj.dtype.hasobject:
+        return NotImplemented
+    kind, standard = type(obj), numpy.ndarray
+    contiguous = obj.flags.c_contiguous or obj.flags.f_contiguous
+    if (
+        obj.nbytes < OUT_OF_BAND_MIN
+        or (kind is standard and contiguous)
+        or any(getattr(kind, name) is not getattr(standard, name) for name in _OF_ARRAYS)
+    ):
+        return NotImplemented
+    plain = obj.view(standard)
+    if not contiguous:
+        plain = numpy.ascontiguousarray(plain)  # lets go of the GIL
+    return plain.__reduce_ex__(5) if kind is standard else (codecs.view_as, (plain, kind))
+
+
+def _copy(obj: array.array[Any]) -> bytearray:
+    """Copy an array; whoever goes on appending to it meanwhile is not hindered, but noticed."""
+    size, step = len(obj), _COPIED_STEP // obj.itemsize
+    copy = bytearray()
+    for start in range(0, size, step):
+        if len(obj) != size:
+            raise ChangedError(f"the size of an array changed from {size} to {len(obj)}")
+        copy += obj[start : start + step].tobytes()
+        time.sleep(0)
+    return copy
