@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import (
     AsyncGenerator,
@@ -69,6 +70,9 @@ class Isolator:
         queue_timeout: how many seconds a call may wait for its turn; then it is refused, which is
             safe to retry (``Reason.QUEUE_TIMEOUT``). None: any number. From its turn on
             *timeout* and *start_timeout* count.
+        python: the program of the zygote's interpreter, an absolute path; of the same version and
+            build as this process's. None: `sys.executable`. For where that is no interpreter: a
+            frozen application, an embedded Python. Other starts need none, and ignore it.
         env: the zygote's environment. None: this process's, as it is when entered.
         limits: what each call may consume; a call's own go first, one by one.
         sandbox: what the children may reach; applied once in the fork server, as far as children
@@ -105,10 +109,12 @@ class Isolator:
         limits: Limits | None = None,
         sandbox: Sandbox | None = None,
         codec: Codec | None = None,
+        python: str | os.PathLike[str] | None = None,
     ) -> None:
         if start not in _STARTS:
             raise ValueError(f"start must be one of {', '.join(map(repr, _STARTS))}, not {start!r}")
         modules = _checked_names(preload)
+        program = _checked_program(python)
         _check_queue(max_concurrency, max_queue, queue_timeout)
         if start != "zygote" and (modules or env is not None):
             raise ValueError(f"preload and env are for start='zygote', not for {start!r}")
@@ -143,6 +149,7 @@ class Isolator:
                 backend,
                 preload=modules,
                 environment=env,
+                python=program,
                 warm=warm,
                 policy=policy,
                 patience=start_timeout,
@@ -407,6 +414,19 @@ class Isolator:
     def statistics(self) -> Statistics:
         """Return the figures of now."""
         return self._core.statistics()
+
+
+def _checked_program(python: str | os.PathLike[str] | None) -> str:
+    if python is None:
+        return ""
+    if not isinstance(python, (str, os.PathLike)):
+        raise TypeError(f"python must be the path of an interpreter, not {python!r}")
+    program: Any = os.fspath(python)
+    if not isinstance(program, str):
+        raise TypeError(f"python must be the path of an interpreter, as text, not {program!r}")
+    if not os.path.isabs(program) or "\0" in program:
+        raise ValueError(f"python must be an absolute path, not {program!r}")
+    return program
 
 
 def _checked_names(preload: Iterable[str]) -> tuple[str, ...]:

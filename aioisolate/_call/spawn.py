@@ -40,7 +40,7 @@ from .waiter import AnyioWaiter, AsyncioWaiter, Waiter
 if TYPE_CHECKING:
     from .groups import CallGroup
 
-__all__ = ["ForkedChild", "draft_order", "let_imports_finish", "open_empty", "warn_about"]
+__all__ = ["ForkedChild", "draft_order", "hint", "let_imports_finish", "open_empty", "warn_about"]
 
 _STREAMS = ((1, "__stdout__"), (2, "__stderr__"))
 # With more descriptors than this the child looks through them itself: that takes longer there
@@ -125,6 +125,7 @@ class ForkedChild:
             self._prepare(plan, backend, fds)
         except BaseException as exc:
             self.close()
+            self.process.close()
             if isinstance(exc, OSError):
                 raise _refusal(exc, Reason.PIPE_CREATION) from exc
             raise
@@ -148,7 +149,9 @@ class ForkedChild:
         policy = plan.policy
         empty, confined = open_empty(policy, null, fds)
         keep |= {empty}
-        self._order = order = draft_order(keep, backend, self._threaded, confined=confined)
+        self._order = order = draft_order(
+            keep, backend, self._threaded, self.process.outlast_thread(), confined=confined
+        )
         bounded = plan.enforcement.bounds is not None
         order.then = worker.work_within if bounded else worker.work
         order.quiet = False
@@ -219,6 +222,8 @@ class ForkedChild:
         except BaseException as exc:
             registry.put_down(process)
             self.close()
+            if not process.watched:
+                process.close()
             if isinstance(exc, OSError):
                 raise _refusal(exc, Reason.FORK) from exc
             raise
@@ -321,19 +326,27 @@ def open_empty(policy: Policy | None, null: int, owner: Descriptors) -> tuple[in
 
 
 def draft_order(
-    keep: frozenset[int], backend: AsyncBackend, threaded: bool, *, confined: bool = False
+    keep: frozenset[int],
+    backend: AsyncBackend,
+    threaded: bool,
+    ends: Sequence[int],
+    *,
+    confined: bool = False,
 ) -> Order:
     """Draft the order for a copy of this process: what it must shed, whatever it will do.
 
-    If *confined*, it sheds open files, too.
+    *ends* are those of the `alive_pipe` that ties it to this process, if there is one. If
+    *confined*, it sheds open files, too.
     """
     if confined:
         from .._child import descriptors  # noqa: F401, PLC0415 - ahead, for the child
     keep |= {fd for fd, name in _STREAMS if getattr(sys, name) is not None}
+    keep = keep.union(ends) if ends else keep
     numpy_random = sys.modules.get("numpy.random")
     # One by one: passing twenty names touches twenty strings.
     order = Order()
     order.keep = keep
+    order.ends = ends
     order.sever = _severable(keep, threaded, confined)
     order.confined = confined
     order.threaded = threaded
@@ -375,13 +388,17 @@ def warn_about(names: Sequence[str]) -> None:
     )
 
 
-def _refusal(exc: OSError, reason: Reason) -> CallableDidNotExecuteError:
-    hint = {
+def hint(exc: OSError) -> str:
+    """Say in brackets what to do about an error of a fork or before one; "" if unknown."""
+    return {
         errno.EMFILE: " (this process may not open more descriptors: raise RLIMIT_NOFILE, or run "
         "fewer calls at once)",
         errno.ENFILE: " (the system has no descriptor left)",
         errno.EAGAIN: " (too many processes: RLIMIT_NPROC or the pids limit of the container)",
         errno.ENOMEM: " (the kernel will not promise the memory of a second copy)",
     }.get(exc.errno or 0, "")
-    message = f"{reason.value}: {exc.strerror or exc}{hint}"
+
+
+def _refusal(exc: OSError, reason: Reason) -> CallableDidNotExecuteError:
+    message = f"{reason.value}: {exc.strerror or exc}{hint(exc)}"
     return CallableDidNotExecuteError(message, reason=reason)

@@ -17,7 +17,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from .._os import cstdio, fds, imports, signals
+from .._os import alive_pipe, cstdio, fds, imports, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire.frames import encode_failure
 from . import stdio
@@ -42,10 +42,17 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
     try:
         try:
             # First, since a parent that dies before it is set leaves an orphan; and it counts
-            # only if the parent was still there afterwards.
-            set_parent_death_signal(_KILL)
-            if os.getppid() != order.parent_pid:
-                os._exit(1)
+            # only if the parent was still there afterwards. (Ends are the parent's, or nobody's: if
+            # it has died by now, closing them here kills this process.)
+            if order.ends:
+                alive_pipe.tie(order.ends, os.getpid())
+                if order.policy is None:
+                    for end in order.ends:
+                        os.close(end)
+            else:
+                set_parent_death_signal(_KILL)
+                if os.getppid() != order.parent_pid:
+                    os._exit(1)
             step = "control group"
             # Before anything is used that it counts.
             for entrance in order.entrances:
@@ -76,7 +83,12 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
             null = order.null
             empty = order.empty
             for fd in sever:
-                os.dup2(null if fd <= 2 else empty, fd, fd <= 2)
+                try:
+                    os.dup2(null if fd <= 2 else empty, fd, fd <= 2)
+                except OSError:
+                    # RLIMIT_NOFILE has been put below it: it can't be replaced, and nothing that is
+                    # opened later can have its number.
+                    os.close(fd)
             if order.confined and fds.kept:
                 from . import descriptors  # noqa: PLC0415 - only then; the parent has imported it
 

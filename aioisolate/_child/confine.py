@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .._os import landlock, maps, namespaces, rlimit, seccomp, users
+from .._os import alive_pipe, landlock, maps, namespaces, rlimit, seccomp, users
 from .._os.prctl import set_dumpable, set_no_new_privs, set_parent_death_signal
 from .._os.view import make_view
 from .._wire.frames import Kind, encode
@@ -81,8 +81,10 @@ def _layer(name: str, engaged: list[str]) -> Iterator[None]:
     engaged.append(name)
 
 
-def enter_server(policy: Policy, ground: Ground) -> list[str]:
+def enter_server(policy: Policy, ground: Ground, *, tied: bool) -> list[str]:
     """Engage what the children of a fork server share; return the layers' names.
+
+    *tied*: an `alive_pipe` kills it with its parent, and no parent-death signal.
 
     Nobody else's code runs in the server itself, so it keeps what it needs for its children: the
     privilege to give them users and the system calls of that.
@@ -92,10 +94,8 @@ def enter_server(policy: Policy, ground: Ground) -> list[str]:
     _set_environment(policy, engaged)
     if policy.unshare:
         _leave(policy, engaged)
-        # A new user namespace clears it.
-        set_parent_death_signal(_KILL)
-        if os.getppid() != parent:
-            os._exit(1)
+        if not tied:
+            _die_with(parent)  # a new user namespace clears it
     if policy.landlock:
         # Made now, since the paths are looked up in the view of now; each child restricts itself,
         # by a domain of its own: those of one domain could signal each other.
@@ -125,7 +125,7 @@ def enter_child(order: Order, policy: Policy, ground: Ground) -> list[str]:
             namespaces.unshare(flags)
             if counted_there:
                 namespaces.map_user(uid, gid, ground.proc)
-    _own(policy, uid, gid, parent, engaged)
+    _own(policy, uid, gid, (parent, ()), engaged)
     order.statm = bounds.open_statm(ground.proc)
     if policy.landlock:
         with _layer(Layer.LANDLOCK, engaged):
@@ -172,7 +172,7 @@ def _enter_copy(order: Order, policy: Policy, proc: int) -> list[str]:
         # Now: whoever it becomes may not find the paths.
         with _layer(Layer.LANDLOCK, []):
             rules = _make_rules(policy)
-    _own(policy, uid, gid, parent, engaged)
+    _own(policy, uid, gid, (parent, order.ends), engaged)
     order.statm = bounds.open_statm(proc)
     with _layer(Layer.PRIVILEGES, engaged):
         set_no_new_privs()
@@ -240,20 +240,30 @@ def _leave(policy: Policy, engaged: list[str]) -> None:
             make_view((*_readable(policy), *(policy.write or ())), [SCRATCH])
 
 
-def _own(policy: Policy, uid: int, gid: int, parent: int, engaged: list[str]) -> None:
-    """Engage what needs the privilege that is given up at its end."""
+def _own(
+    policy: Policy,
+    uid: int,
+    gid: int,
+    parent: tuple[int, Sequence[int]],
+    engaged: list[str],
+) -> None:
+    """Engage what needs the privilege that is given up at its end.
+
+    *parent*: its pid, and the ends of the `alive_pipe`, if one ties this process to it.
+    """
+    parent_pid, ends = parent
     if policy.scratch:
         with _layer(Layer.SCRATCH, engaged):
             _mount_scratch(policy.scratch, uid, gid)
     if policy.init:
         with _layer(Layer.PROCESSES, engaged):
-            if policy.as_user:
+            if policy.as_user and not ends:
                 # A new user namespace has cleared it, for those who stay outside, too.
-                set_parent_death_signal(_KILL)
-                if os.getppid() != parent:
-                    os._exit(1)
+                _die_with(parent_pid)
             init.live_under_one()
-            parent = 0  # it is outside, so it has no number here
+            # The parent is outside, so it has no number here. It has no thread but one.
+            _close(ends)
+            parent_pid, ends = 0, ()
     if policy.uid >= 0:
         with _layer(Layer.USER, engaged):
             users.become(uid, gid)
@@ -264,22 +274,36 @@ def _own(policy: Policy, uid: int, gid: int, parent: int, engaged: list[str]) ->
         with _layer(Layer.CAPABILITIES, engaged):
             users.drop_capabilities()
     with _layer(Layer.PRIVILEGES, []):
-        _keep_apart(policy, parent)
+        _keep_apart(policy, parent_pid, ends)
     if policy.scratch:
         _go_to_scratch()
     elif policy.read is not None:
         os.chdir("/")
 
 
-def _keep_apart(policy: Policy, parent: int) -> None:
-    # Becoming somebody else has cleared it, and a parent may have died meanwhile.
-    set_parent_death_signal(_KILL)
-    if os.getppid() != parent:
-        os._exit(1)
+def _keep_apart(policy: Policy, parent: int, ends: Sequence[int]) -> None:
+    if ends:
+        # Who has become somebody else may be out of reach of who it was.
+        alive_pipe.tie(ends, os.getpid())
+        _close(ends)
+    else:
+        # Becoming somebody else has cleared it, and a parent may have died meanwhile.
+        _die_with(parent)
     # Nobody of the same user may look into it, and it leaves no core dump.
     set_dumpable(False)
     if policy.codec != "pickle":
         rlimit.limit_pending_signals(_PENDING_SIGNALS)
+
+
+def _die_with(parent: int) -> None:
+    set_parent_death_signal(_KILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _go_to_scratch() -> None:

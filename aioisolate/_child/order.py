@@ -44,6 +44,7 @@ class Order:
         fn, args: the call.
         nonce: marks the frames of this call.
         parent_pid: who must still be the parent.
+        ends: the ends of the `alive_pipe` that kills it with its parent; (): a signal does.
         channel: the descriptor to write frames to.
         scratch: the descriptor of the scratch file.
         null: a descriptor of /dev/null.
@@ -95,6 +96,7 @@ class Order:
         "deadline_stack",
         "dev",
         "empty",
+        "ends",
         "entrances",
         "faulthandler",
         "floor",
@@ -134,6 +136,7 @@ class Order:
     args: Sequence[Any]
     nonce: bytes
     parent_pid: int
+    ends: Sequence[int]
     channel: int
     scratch: int
     null: int

@@ -35,7 +35,8 @@ if sys.platform == "linux":
     def set_parent_death_signal(number: int) -> None:
         """Have the kernel send *number* to this process when the thread that forked it ends.
 
-        Too late if the parent is gone by now: compare os.getppid() afterwards. Not inherited.
+        The main thread ends with its process; for others see `alive_pipe`. Too late if the parent
+        is gone by now: compare os.getppid() afterwards. Not inherited.
         """
         if _prctl(_PR_SET_PDEATHSIG, number) != 0:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))

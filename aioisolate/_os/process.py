@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .._outcome import Exit
-from . import imports, threads
+from . import alive_pipe, imports, threads
 from .fds import Descriptors
 from .killing import kill_through_descriptor
 from .prctl import is_subreaper
@@ -258,6 +258,7 @@ class Process:
 
     __slots__ = (
         "_closed",
+        "_ends",
         "_fds",
         "_helper",
         "_is_pidfd",
@@ -275,13 +276,26 @@ class Process:
         self._reaped = False
         self._closed = False
         self._fds = Descriptors()
+        self._ends: tuple[int, ...] = ()
         self._helper: threads.Helper | None = None
         self._is_pidfd = False
         self._wait_fd = -1
 
+    def outlast_thread(self) -> tuple[int, ...]:
+        """Get ready for a child that is to outlive the thread that forks it: the calling one.
+
+        Returns the ends of an `alive_pipe` to tie it to; () if its parent-death signal will do.
+        Raises OSError.
+        """
+        if alive_pipe.is_needed(self.owner_pid):
+            self._ends = alive_pipe.open_pipe(self._fds)
+        return self._ends
+
     def adopt(self, pid: int) -> None:
         """Begin to own the child *pid*, or raise OSError if it can't be watched."""
         self.pid = pid
+        if self._ends:
+            alive_pipe.keep(self._ends, self._fds)
         _owned.add(pid)
         try:
             self._wait_fd = self._fds.own(_os.pidfd_open(pid))

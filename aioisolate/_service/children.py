@@ -16,7 +16,6 @@ from .._call.spawn import ForkedChild, let_imports_finish
 from .._call.turn import Turn
 from .._child.order import AsyncBackend
 from .._child.policy import Layer, Policy
-from .._errors import CallableDidNotExecuteError, Reason
 from .._os import threads
 from .._wire import codecs, relation
 from .._wire.parcel import TooMuch
@@ -260,13 +259,15 @@ def fresh_interpreter(
     *,
     preload: Sequence[str],
     environment: Mapping[str, str] | None,
+    python: str,
     warm: int,
     policy: Policy | None,
     patience: float | None,
 ) -> Served:
     """Make a source of children of a fresh interpreter.
 
-    *patience*: how many seconds a call may wait for its child.
+    *patience*: how many seconds a call may wait for its child. *python*: its program;
+    "": this process's.
     """
     if policy is not None:
         if environment is not None:  # and not the sandbox's
@@ -281,21 +282,22 @@ def fresh_interpreter(
     def setup() -> control.Setup:
         try:
             here = os.getcwd()
-        except OSError as exc:
-            raise CallableDidNotExecuteError(
-                f"the fork server could not be started: the current directory is gone: "
-                f"{exc.strerror}",
-                reason=Reason.FORK,
-            ) from exc
-        entries: Sequence[object] = sys.path  # of which Python passes over what is no string
-        path = [str(entry) or here for entry in entries if isinstance(entry, str)]
+        except OSError:
+            here = ""  # it is gone, or out of reach; the server is there all the same
+        # Python passes over what is no string, and stops at what can't be a path.
+        entries = [entry for entry in map(_as_text, sys.path) if entry is not None]
+        path = [entry or here for entry in entries]
         early = "LD_BIND_NOW" not in (os.environ if environment is None else environment)
-        return control.Setup(os.getpid(), here, path, tuple(preload), early, told)
+        return control.Setup(os.getpid(), path, tuple(preload), early, told)
 
     backend = backend._replace(task=None)
-    launch = launch_interpreter(environment)
+    launch = launch_interpreter(environment, python)
     pool = Pool(backend, launch, setup, warm=warm, layers=wanted, patience=patience)
     return Served(backend, pool, policy=policy)
+
+
+def _as_text(entry: object) -> str | None:
+    return str(entry) if isinstance(entry, str) and "\0" not in entry else None
 
 
 def template(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import contextlib
 import errno
 import functools
 import itertools
@@ -18,6 +19,7 @@ import anyio
 
 from .._call import loops, registry
 from .._call.causes import memory_killer, note_memory, why_unconfined
+from .._call.spawn import hint
 from .._child.order import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason
 from .._os import fds as os_fds
@@ -91,6 +93,9 @@ class Zygote:
         self._on_held = on_held
         self._patience = patience
         self.silent = False
+        # It has said nothing at all, as a program would that is something else.
+        self._is_strange = True
+        self._named = ""
         # Whether it has said anything since that was last asked; the calls that run.
         self._heard = False
         self._importing = 0
@@ -144,7 +149,7 @@ class Zygote:
         Raises CallableDidNotExecuteError, with what the server says, if it is not after
         *patience* seconds.
         """
-        self._layers = layers
+        self._layers, self._named = layers, launch.python
         try:
             self._launch(launch, setup)
             with anyio.move_on_after(patience):
@@ -155,11 +160,13 @@ class Zygote:
             self.put_down()
             if isinstance(exc, OSError):
                 raise CallableDidNotExecuteError(
-                    f"the fork server could not be started: {exc.strerror or exc}",
+                    f"the fork server could not be started: {exc.strerror or exc}{hint(exc)}",
                     reason=Reason.FORK,
                 ) from exc
             raise
         if self.problem:
+            if self._is_strange and launch.hint is not None:
+                self.problem += f": {launch.hint()}"
             self.put_down()
             raise self.error()
 
@@ -183,10 +190,13 @@ class Zygote:
         self._socket = _socket.socket(fileno=ours)
         self._kills_before = note_memory()
         registry.register(self._process)
-        self._process.adopt(launch(theirs))
+        ends = self._process.outlast_thread()
+        self._process.adopt(launch.start(theirs, ends))
         own.close(theirs)
         if setup is not None:
-            self._socket.sendall(control.encode(("setup", *setup)))
+            told = setup._replace(tied=bool(ends))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended
+                self._socket.sendall(control.encode(("setup", *told)))
         self._socket.setblocking(False)
         self._backlog.open(self._socket)
         self._reader = loops.watch(self._backend, ours, self._listen)
@@ -213,7 +223,8 @@ class Zygote:
                 ward = Ward(self)
             except OSError as exc:
                 error = CallableDidNotExecuteError(
-                    f"{Reason.PIPE_CREATION.value}: {exc.strerror}", reason=Reason.PIPE_CREATION
+                    f"{Reason.PIPE_CREATION.value}: {exc.strerror}{hint(exc)}",
+                    reason=Reason.PIPE_CREATION,
                 )
                 error.__cause__ = exc
                 self._on_refusal(error)
@@ -229,7 +240,7 @@ class Zygote:
 
     def _not_asked(self, number: int, exc: OSError) -> None:
         error = CallableDidNotExecuteError(
-            f"could not ask the fork server for a child: {exc.strerror or exc}",
+            f"could not ask the fork server for a child: {exc.strerror or exc}{hint(exc)}",
             reason=Reason.PIPE_CREATION,
         )
         error.__cause__ = exc
@@ -344,7 +355,7 @@ class Zygote:
         if not data:
             self._lose()
             return
-        self._heard, self.silent = True, False
+        self._heard, self.silent, self._is_strange = True, False, False
         for record in self._inbox.feed(data):
             self._hear(record)
         self._backlog.send()
@@ -389,7 +400,7 @@ class Zygote:
 
     def _fail(self, how: str, what: Any, more: Any) -> None:
         if how == "strange":
-            self.problem, self.outdated = explain(what, more)
+            self.problem, self.outdated = explain(what, more, self._named)
         else:
             self.problem, self._problem_number = str(what).rstrip(), more
         self._ready.set()
@@ -427,6 +438,7 @@ class Zygote:
         status = self._bury()
         if not self.problem:
             self.problem = self._why_ended(status)
+            self._is_strange &= status.exit is not None and status.exit >= 0
         self._ready.set()
         self._collect_orphans(coming)
         wards, self.wards = self.wards, {}
@@ -549,6 +561,8 @@ class Zygote:
                 self._process.close()
             else:
                 registry.watch_on(self._process)
+        else:
+            self._process.close()  # it never was
         return status
 
 

@@ -35,19 +35,19 @@ class Setup(NamedTuple):
 
     Attributes:
         parent_pid: whose server it is.
-        cwd: its working directory.
         path: its `sys.path`.
         preload: what to import.
         bound_early: LD_BIND_NOW was set for it alone, not for what it starts.
         policy: the fields of a `Policy`, or None.
+        tied: an `alive_pipe` kills it with its parent, and no parent-death signal.
     """
 
     parent_pid: int
-    cwd: str
     path: list[str]
     preload: tuple[str, ...]
     bound_early: bool
     policy: tuple[Any, ...] | None = None
+    tied: bool = False
 
 
 def encode(*records: tuple[Any, ...]) -> bytes:

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from .._os import alive_pipe
 from . import control
 
 __all__ = ["Launch", "explain", "launch_interpreter"]
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-# Starts the server's process with one end of a socket pair, and returns its pid.
-Launch = Callable[[int], int]
+
+class Launch(NamedTuple):
+    """How a server's process is started.
+
+    Attributes:
+        start: starts it with one end of a socket pair, ties it to the ends of an `alive_pipe`, if
+            there are any, and returns its pid. Raises OSError.
+        python: the program, if somebody has named one; or "".
+        hint: asks what may be wrong with a process that says nothing; None: it is a copy.
+    """
+
+    start: Callable[[int, Sequence[int]], int]
+    python: str = ""
+    hint: Callable[[], str] | None = None
+
 
 _UNKNOWN = "of unknown version"
+_REMEDY = (
+    "Name the interpreter, Isolator(python='/path/to/python'), or use start='template' or 'fork'"
+)
+# What is wrong with the program, and not with the system.
+_OF_A_PROGRAM = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+)
 
 # What the fresh interpreter runs first. This text belongs to this process's version, whatever
 # version the files on disk have by then; so it can compare the two, and tell what it has found,
@@ -40,7 +62,7 @@ def start():
     root, fd, *wanted = sys.argv[1:]
     del sys.argv[1:]
     fd = int(fd)
-    found = [str(sys.implementation.cache_tag)]
+    found = [str(sys.implementation.cache_tag) + getattr(sys, "abiflags", "")]
     trouble = ""
     try:
         if found == wanted[:1]:
@@ -90,17 +112,24 @@ main(fd)
 def _identity() -> list[str]:
     """Say what runs here: the kind of bytecode, the version of this package, the protocol."""
     package: Any = sys.modules[__name__.partition(".")[0]]
-    return [str(sys.implementation.cache_tag), package.__version__, str(control.PROTOCOL)]
+    build = str(sys.implementation.cache_tag) + getattr(sys, "abiflags", "")
+    return [build, package.__version__, str(control.PROTOCOL)]
 
 
-def explain(found: Sequence[str], trouble: str) -> tuple[str, bool]:
+def explain(found: Sequence[str], trouble: str, named: str) -> tuple[str, bool]:
     """Say why a fresh interpreter does not serve, and whether the next one would not either.
 
-    *found*: its `_identity`, as far as it is known; *trouble*: a traceback, or "".
+    *found*: its `_identity`, as far as it is known; *trouble*: a traceback, or ""; *named*: the
+    program, if somebody has named one, or "".
     """
     what, (python, version, protocol) = "aioisolate", _identity()
     there, here = found[1] if len(found) > 1 else _UNKNOWN, version
     if found[0] != python:
+        if named:
+            return (
+                f"{named} is Python {found[0]}, and this process is {python}: python= must name an "
+                "interpreter of the same version and build"
+            ), True
         what, there, here = "Python", found[0], python
     elif there in (_UNKNOWN, version):
         if len(found) < 3 or trouble:
@@ -116,14 +145,14 @@ def explain(found: Sequence[str], trouble: str) -> tuple[str, bool]:
     ), True
 
 
-def launch_interpreter(environment: Mapping[str, str] | None) -> Launch:
-    """Make a launcher of fresh interpreters like this one."""
+def launch_interpreter(environment: Mapping[str, str] | None, python: str) -> Launch:
+    """Make a launcher of fresh interpreters like this one, or of the program *python*."""
 
-    def launch(fd: int) -> int:
+    def start(fd: int, ends: Sequence[int]) -> int:
         flags: Any = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
         arguments = [_ROOT, str(fd if fd != 3 else 4), *_identity()]
-        program = _find_program()
-        return os.posix_spawn(
+        program = python or _find_program()
+        pid = _spawn(
             program,
             [program, *flags, "-P", "-c", _SOURCE, *arguments],
             # What the dynamic linker resolves only when it is called first, each child would have
@@ -143,24 +172,46 @@ def launch_interpreter(environment: Mapping[str, str] | None) -> Launch:
             setsigmask=(),
             setsigdef=set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP},
         )
+        # If this process has ended before that, there is nobody who says what the server must know
+        # to begin.
+        with contextlib.suppress(ProcessLookupError):  # where nobody has to collect it
+            alive_pipe.tie(ends, pid)
+        return pid
 
-    return launch
+    return Launch(start, python, lambda: _ask(python))
+
+
+def _spawn(program: str, *arguments: Any, **options: Any) -> int:
+    try:
+        return os.posix_spawn(program, *arguments, **options)
+    except OSError as exc:
+        if exc.errno in _OF_A_PROGRAM:
+            text = f"{program} can't be executed: {exc.strerror}. {_REMEDY}"
+            raise OSError(exc.errno, text) from exc
+        raise
+
+
+def _ask(python: str) -> str:
+    version = ".".join(map(str, sys.version_info[:2]))
+    return f"is {python or sys.executable} Python {version}? {_REMEDY}"
 
 
 def _find_program() -> str:
     """Return this interpreter's program. Raises OSError if that is not known."""
-    program = sys.executable
+    program: Any = sys.executable  # somebody may have set it
+    if isinstance(program, os.PathLike):
+        program = os.fspath(program)
     # A relative path would be looked for in the current directory.
-    if not program or not os.path.isabs(program):
+    if not program or not isinstance(program, str) or not os.path.isabs(program):
         raise OSError(
             errno.ENOENT,
-            f"sys.executable is {program!r}, and has to be the path of a Python interpreter. Set "
-            "it, or use start='template' or 'fork'",
+            f"sys.executable is {program!r}, and has to be the path of a Python interpreter. "
+            f"{_REMEDY}",
         )
     if getattr(sys, "frozen", None) is True:
         raise OSError(
             errno.ENOEXEC,
             f"this is a frozen application: {program} is the application, not a Python "
-            "interpreter. Use start='template' or 'fork'",
+            f"interpreter. {_REMEDY}",
         )
     return program

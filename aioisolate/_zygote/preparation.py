@@ -43,7 +43,6 @@ def prepare(setup: control.Setup, fd: int) -> dict[int, str]:
     """
     if setup.bound_early:
         del os.environ["LD_BIND_NOW"]
-    os.chdir(setup.cwd)
     for number in (0, 1, 2):
         try:
             os.fstat(number)

@@ -51,10 +51,12 @@ def main(fd: int) -> NoReturn:
     """Be a fork server, with *fd* the control socket; the program of a fresh interpreter."""
     status = 1
     try:
-        set_parent_death_signal(_SIGKILL)
         relation.is_copy = False
         channel = _socket.socket(fileno=fd)
         setup = _await_setup(channel)
+        # Until here it waits for the parent, and ends with it.
+        if not setup.tied:
+            set_parent_death_signal(_SIGKILL)
         if os.getppid() != setup.parent_pid:
             os._exit(1)
         try:
@@ -64,7 +66,7 @@ def main(fd: int) -> NoReturn:
             # Python's own for SIGINT, and what was installed by an import: not the children's.
             signals.reset(signals.handled())
             policy = None if setup.policy is None else Policy(*setup.policy)
-            server = Server(channel, policy, opened)
+            server = Server(channel, policy, opened, setup.tied)
         except BaseException as exc:  # noqa: BLE001 - importing runs anything
             _tell_failure(channel, exc)
             os._exit(1)
@@ -126,10 +128,12 @@ class Server:
         control_channel: _socket.socket,
         policy: Policy | None = None,
         opened: Mapping[int, str] | None = None,
+        tied: bool = False,
     ) -> None:
         """Get ready; with a *policy*, confine this process as far as its children share that.
 
         *opened*: which module has opened which descriptor; None: this is a copy of the parent.
+        *tied*: an `alive_pipe` kills it with its parent, and no parent-death signal.
         """
         self._inspection = inspection.Inspection(held=policy is not None)
         self._channel = control_channel
@@ -168,11 +172,11 @@ class Server:
                 self._order.strangers = []
                 self._order.dev = self._open_dev()
                 self._take_stock()  # while paths are those that a user knows
-            self._confine(policy)
+            self._confine(policy, tied)
         imports.be_as_lazy_as_before()  # the children are like the parent
         self._settle()
 
-    def _confine(self, policy: Policy) -> None:
+    def _confine(self, policy: Policy, tied: bool) -> None:
         from .._child import bounds, confine  # noqa: F401, PLC0415 - only then
 
         if policy.codec != "pickle":
@@ -183,7 +187,7 @@ class Server:
         self._order.policy = policy
         self._order.codec = policy.codec
         self._ground = confine.Ground()
-        self._engaged = confine.enter_server(policy, self._ground)
+        self._engaged = confine.enter_server(policy, self._ground, tied=tied)
 
     def _open_dev(self) -> int:
         try:

@@ -30,7 +30,7 @@ def launch_copy(
     *policy*: what is to confine them.
     """
 
-    def launch(fd: int) -> int:
+    def start(fd: int, ends: Sequence[int]) -> int:
         hush_fork_warning()
         if other_threads:
             warn_about(other_threads)
@@ -40,9 +40,9 @@ def launch_copy(
             scratch = memfd.create(own)
             empty, confined = open_empty(policy, null, own)
             keep = frozenset((fd, null, empty, scratch))
-            order = draft_order(keep, backend, bool(other_threads), confined=confined)
+            order = draft_order(keep, backend, bool(other_threads), ends, confined=confined)
             order.then = serve_copy
-            order.fn, order.args = serve_copy, (policy,)
+            order.fn, order.args = serve_copy, (policy, None, bool(ends))
             order.nonce = b"\0" * 8
             order.parent_pid = os.getpid()
             order.channel = fd
@@ -66,4 +66,4 @@ def launch_copy(
             own.close_all()
         return pid
 
-    return launch
+    return Launch(start)
