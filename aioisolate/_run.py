@@ -97,7 +97,7 @@ async def run_isolated(
             knows, such as a dataclass, ``list[int]`` or a TypedDict.
         pass_fds: descriptors of sockets, pipes and the like that fn may go on using. Files,
             terminals and directories it may use anyway, but for a sandbox with a data-only codec;
-            everything else leads to /dev/null.
+            everything else is at its end for who reads it, and an OSError (EBADF) for who writes.
 
     Raises:
         what fn raised, as its own type and with the child's frames in the traceback, if it is an

@@ -8,6 +8,7 @@ import importlib._bootstrap
 import io
 import linecache
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import multiprocessing.synchronize
 import multiprocessing.util
 import os
@@ -17,6 +18,7 @@ import threading
 import types
 import warnings
 from concurrent.futures import Future
+from queue import Full
 
 import anyio
 import anyio._core._eventloop
@@ -38,6 +40,7 @@ IN_C = {"_signal", "_socket", "_thread"}
 DOCUMENTED = {"_asdict", "_replace", "_exit", "_getframe"}
 # Every other one, and where it is found below.
 KNOWN = {
+    "_afterfork_registry": "multiprocessing",
     "_args_from_interpreter_flags": "subprocess",
     "_ArrayMemoryError": "numpy",
     "_bootstrap": "importlib",
@@ -50,7 +53,10 @@ KNOWN = {
     "_get_running_loop": "asyncio",
     "_leave_task": "asyncio",
     "_local": "asyncio, before 3.12",
+    "_resource_tracker": "multiprocessing",
+    "_sem": "multiprocessing",
     "_set_running_loop": "asyncio",
+    "_writer": "multiprocessing",
     # by getattr or sys.modules
     "_core": "anyio and trio",
     "_event_loop_policy": "asyncio, before 3.12",
@@ -259,6 +265,19 @@ def test_multiprocessing_has_a_fork_server_and_finalizers():
     assert finalizer in multiprocessing.util._finalizer_registry.values()
     assert finalizer._callback is len
     finalizer.cancel()
+
+
+def test_multiprocessing_has_a_tracker_and_queues():
+    tracker = multiprocessing.resource_tracker._resource_tracker
+    assert {"_fd", "_pid", "_lock"} <= set(vars(type(tracker)()))
+    queue = multiprocessing.get_context("fork").Queue(1)
+    assert queue in multiprocessing.util._afterfork_registry.values()
+    assert queue._writer.fileno() > 2
+    assert queue._sem.acquire(False)
+    with pytest.raises(Full):
+        queue.put(1, block=False)
+    queue.close()
+    assert queue._closed
 
 
 def test_concurrent_futures_have_a_condition_and_a_state():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import anyio
 
-from .._child import bootstrap, loops, stdio, worker
+from .._child import bootstrap, companions, loops, stdio, worker
 from .._child.order import GO, AsyncBackend, Order
 from .._child.policy import Policy
 from .._errors import (
@@ -147,7 +147,7 @@ class ForkedChild:
             keep |= {0}
         self.nonce = nonce = os.urandom(NONCE_SIZE)
         policy = plan.policy
-        empty, confined = open_empty(policy, null, fds)
+        empty, confined = open_empty(policy, fds)
         keep |= {empty}
         self._order = order = draft_order(
             keep, backend, self._threaded, self.process.outlast_thread(), confined=confined
@@ -312,17 +312,15 @@ class ForkedChild:
             self.group.dissolve()
 
 
-def open_empty(policy: Policy | None, null: int, owner: Descriptors) -> tuple[int, bool]:
+def open_empty(policy: Policy | None, owner: Descriptors) -> tuple[int, bool]:
     """Return what a copy confined by *policy* gets for its descriptors, and whether for files, too.
 
-    Where fn is trusted that is *null* itself, to which a library may write: what it sends over a
-    connection that the child has lost is dropped.
+    For reading only: who writes to a pipe or an eventfd that the child has lost is to hear of it.
     """
+    empty = owner.own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     if policy is None:
-        return null, False
-    if policy.codec == "pickle":
-        return null, policy.read is not None
-    return owner.own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)), True
+        return empty, False
+    return empty, policy.codec != "pickle" or policy.read is not None
 
 
 def draft_order(
@@ -347,7 +345,7 @@ def draft_order(
     order = Order()
     order.keep = keep
     order.ends = ends
-    order.sever = _severable(keep, threaded, confined)
+    order.sever, order.foreign = _severable(keep, threaded, confined)
     order.confined = confined
     order.threaded = threaded
     order.signals = signals.handled()
@@ -356,6 +354,7 @@ def draft_order(
     order.streams = stdio.prepared()
     order.inherited = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
     order.forget_loop = loops.steps_to_forget(backend)
+    order.disown = companions.steps_to_disown(keep)
     order.backend = backend
     order.reseed = None if numpy_random is None else numpy_random.seed
     order.policy = order.bounds = order.result_size = None
@@ -364,14 +363,19 @@ def draft_order(
     return order
 
 
-def _severable(keep: frozenset[int], threaded: bool, confined: bool) -> list[int] | None:
-    # Another thread may open something between the look and the fork; a function that runs after
-    # each fork, too, which matters where files do.
-    if threaded or confined:
-        return None
+def _severable(
+    keep: frozenset[int], threaded: bool, confined: bool
+) -> tuple[list[int] | None, dict[int, int] | None]:
+    # A function that runs after each fork may open something, which matters where files do.
+    if confined:
+        return None, None
     listed = os_fds.listed()
-    unknown = len(listed) - len(os_fds.ours)
-    return os_fds.severable(listed, keep) if unknown <= _LOOK_HERE_MAX else None
+    if len(listed) - len(os_fds.ours) > _LOOK_HERE_MAX:
+        return None, None
+    foreign: dict[int, int] = {}
+    sever = os_fds.severable(listed, keep, foreign=foreign)
+    # Another thread may open something between the look and the fork.
+    return None if threaded else sever, foreign
 
 
 def warn_about(names: Sequence[str]) -> None:

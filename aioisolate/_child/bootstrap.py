@@ -17,7 +17,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from .._os import alive_pipe, cstdio, fds, imports, signals
+from .._os import alive_pipe, cstdio, fds, imports, inheritance, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire.frames import encode_failure
 from . import stdio
@@ -78,7 +78,19 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
             # number, whoever has it by then.
             sever = order.sever
             if sever is None:
-                sever = fds.severable(fds.listed(), order.keep, files=order.confined)
+                foreign: dict[int, int] = {}
+                listed = fds.listed()
+                sever = fds.severable(listed, order.keep, files=order.confined, foreign=foreign)
+            else:
+                foreign = order.foreign or {}
+            # What a library has opened here, by a function that runs after a fork, is not the
+            # parent's, whatever its number; a library that loses that may end the process (gRPC).
+            if foreign and not order.confined:
+                own = inheritance.opened_here(
+                    foreign, order.foreign, order.parent_pid, threaded=order.threaded
+                )
+                if own:
+                    sever = [fd for fd in sever if fd not in own]
             fds.ours.clear()  # they were the parent's
             null = order.null
             empty = order.empty
@@ -116,6 +128,8 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
             step = "event loop"
             # After the descriptors: what is dropped here can't reach the parent's epoll.
             for forget, arguments in order.forget_loop:
+                forget(*arguments)
+            for forget, arguments in order.disown:
                 forget(*arguments)
             step = "random seed"
             # `random` reseeds itself after a fork; numpy does not.

@@ -19,11 +19,7 @@ __all__ = ["run", "steps_to_forget", "stream"]
 
 
 def steps_to_forget(backend: AsyncBackend) -> Steps:
-    """List, in the parent, what makes each library believe that no loop runs in this thread.
-
-    And multiprocessing, that it has no fork server: from that of the parent a child would get
-    processes that are not its own, or rather an error, since it can't wait for it.
-    """
+    """List, in the parent, what makes each library believe that no loop runs in this thread."""
     modules = sys.modules
     steps: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
     if backend.loop is not None:
@@ -48,12 +44,6 @@ def steps_to_forget(backend: AsyncBackend) -> Steps:
     eventloop = modules.get("anyio._core._eventloop")
     if eventloop is not None and eventloop.threadlocals.__dict__:
         steps.append((eventloop.threadlocals.__dict__.clear, ()))
-    forkserver = modules.get("multiprocessing.forkserver")
-    if forkserver is not None and forkserver._forkserver._forkserver_pid is not None:
-        server = forkserver._forkserver
-        fresh = vars(type(server)()).items()
-        unused = {name: value for name, value in fresh if name.startswith(("_forkserver", "_lock"))}
-        steps.append((vars(server).update, (unused,)))
     return steps
 
 

@@ -48,12 +48,14 @@ class Order:
         channel: the descriptor to write frames to.
         scratch: the descriptor of the scratch file.
         null: a descriptor of /dev/null.
-        empty: what to put in the place of descriptors from 3 on: *null*, or, where fn is a
-            stranger's, /dev/null for reading only.
+        empty: what to put in the place of descriptors from 3 on: a descriptor of /dev/null, for
+            reading only.
         stdout, stderr: what to put on 1 and 2, or -1 to leave them alone.
         keep: descriptors to leave alone.
         confined: open files are not among what is harmless.
         sever: descriptors to replace by /dev/null, or None: look for them in the child.
+        foreign: those that are not this package's, with their inodes, as the parent had them before
+            the fork; None: it has not looked.
         snapshots: descriptors to be opened anew, for reading, since other processes have them too.
         strangers: the descriptors that modules of a fork server hold open, which fn must not have;
             None: fn is trusted with them.
@@ -66,6 +68,7 @@ class Order:
         streams: a fresh sys.stdin, sys.stdout and sys.stderr, or None: build them in the child.
         inherited: the parent's streams, kept alive: collecting one writes out what it holds.
         forget_loop: what to call so that no event loop seems to be running.
+        disown: what to call so that multiprocessing does not use the parent's helpers.
         backend: the parent's event loop.
         reseed: what to call for random numbers of the child's own.
         deadline_stack: be ready to dump the stack when the parent's deadline passes.
@@ -95,12 +98,14 @@ class Order:
         "confined",
         "deadline_stack",
         "dev",
+        "disown",
         "empty",
         "ends",
         "entrances",
         "faulthandler",
         "floor",
         "fn",
+        "foreign",
         "forget_loop",
         "gaps",
         "inherited",
@@ -145,6 +150,7 @@ class Order:
     stderr: int
     keep: frozenset[int]
     sever: Sequence[int] | None
+    foreign: dict[int, int] | None
     confined: bool
     snapshots: list[int]
     strangers: list[int] | None
@@ -157,6 +163,7 @@ class Order:
     streams: tuple[io.TextIOWrapper, io.TextIOWrapper, io.TextIOWrapper] | None
     inherited: Sequence[object]
     forget_loop: Steps
+    disown: Steps
     backend: AsyncBackend
     reseed: Callable[[], object] | None
     deadline_stack: bool

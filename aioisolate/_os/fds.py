@@ -10,6 +10,8 @@ import select
 import stat
 from collections.abc import Collection, Iterable
 
+from .inheritance import inode_of
+
 __all__ = [
     "Descriptors",
     "channel",
@@ -189,10 +191,17 @@ def reopen(fd: int, mode: int, proc: int | None = None) -> int:
     return os.open(path, mode | os.O_CLOEXEC, dir_fd=proc)
 
 
-def severable(fds: Iterable[int], keep: Collection[int], *, files: bool = False) -> list[int]:
+def severable(
+    fds: Iterable[int],
+    keep: Collection[int],
+    *,
+    files: bool = False,
+    foreign: dict[int, int] | None = None,
+) -> list[int]:
     """Pick those of *fds* that a child must lose: sockets, pipes, epolls, eventfds, pidfds...
 
-    And *files*, devices and directories, if so; but not the files of snapshots.
+    And *files*, devices and directories, if so; but not the files of snapshots. *foreign* gets
+    those that are not this package's, with their inodes.
 
     Of 0, 1 and 2 those that *keep* does not name are picked whatever they are, open or not: a
     process that was started without them has something else under these numbers.
@@ -207,11 +216,13 @@ def severable(fds: Iterable[int], keep: Collection[int], *, files: bool = False)
             found.append(fd)
         elif fd > 2:
             try:
-                mode = os.fstat(fd).st_mode
+                status = os.fstat(fd)
             except OSError:
                 continue
-            if stat.S_IFMT(mode) not in _HARMLESS or (files and fd not in kept):
+            if stat.S_IFMT(status.st_mode) not in _HARMLESS or (files and fd not in kept):
                 found.append(fd)
+                if foreign is not None:
+                    foreign[fd] = inode_of(status)
     if len(streams) < 3:
         found += {0, 1, 2} - streams
     return found

@@ -38,7 +38,7 @@ def launch_copy(
         try:
             null = own.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
             scratch = memfd.create(own)
-            empty, confined = open_empty(policy, null, own)
+            empty, confined = open_empty(policy, own)
             keep = frozenset((fd, null, empty, scratch))
             order = draft_order(keep, backend, bool(other_threads), ends, confined=confined)
             order.then = serve_copy
