@@ -117,8 +117,10 @@ def test_11_15_a_notebook_is_warned_once_though_each_cell_is_another_place():
     result = with_sleeper(
         """
         import asyncio, os
-        source = "import asyncio, aioisolate; asyncio.run(aioisolate.run_isolated(int))"
+        import aioisolate
+        source = "async def main(): await run_isolated(int)\\nasyncio.run(main())"
         notebook = {"__name__": "__main__", "get_ipython": None}
+        notebook.update(asyncio=asyncio, run_isolated=aioisolate.run_isolated)
         for number in range(3):
             exec(compile(source, f"/tmp/ipykernel/{number}.py", "exec"), notebook)
         print("whole")
