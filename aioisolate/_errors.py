@@ -209,7 +209,15 @@ class SandboxWarning(RuntimeWarning):
 
 
 class ForkSafetyWarning(RuntimeWarning):
-    """This process was forked while other Python threads were running in it.
+    """Something in this process does not survive a fork unharmed.
 
-    A lock that another thread held at that moment stays locked in the child for ever.
+    Other threads, those of native libraries included: a lock that one of them held at that moment
+    stays locked in the child for ever, and a pool of threads that a library waits for there does
+    not exist. ``Isolator(start="zygote", preload=[...])`` starts children from a process that has
+    no other threads. Threads of libraries that are prepared for a fork (OpenBLAS, Arrow, uvloop...)
+    are not warned of.
+
+    Example::
+
+        warnings.filterwarnings("error", category=aioisolate.ForkSafetyWarning)  # in tests
     """

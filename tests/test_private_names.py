@@ -37,7 +37,7 @@ from tests.helpers import ROOT
 # Modules of the standard library's in C, which are as good as public: those above import little.
 IN_C = {"_signal", "_socket", "_thread"}
 # What named tuples have, and what os and sys document.
-DOCUMENTED = {"_asdict", "_replace", "_exit", "_getframe"}
+DOCUMENTED = {"_asdict", "_current_frames", "_replace", "_exit", "_getframe"}
 # Every other one, and where it is found below.
 KNOWN = {
     "_afterfork_registry": "multiprocessing",

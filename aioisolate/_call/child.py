@@ -44,6 +44,7 @@ class Child(Protocol):
         lost: why its fork server died, and it with that, or "".
         group: the control group that it is in, or None.
         has_init: it is in a process namespace of its own, which ends with it.
+        suspicion: what may have kept fn from its end if its deadline passes, or "".
         layers: what confines it, if it is to tell and then to wait for `go`; else None.
     """
 
@@ -60,6 +61,7 @@ class Child(Protocol):
     talks: bool
     group: CallGroup | None
     has_init: bool
+    suspicion: str
     layers: Sequence[str] | None
 
     @property

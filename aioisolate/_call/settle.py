@@ -238,6 +238,7 @@ def _own_exception(supervision: Supervision, raised: Any) -> BaseException:
     return _error(supervision, verdict, cause=raised)
 
 
+_LATE = frozenset({Reason.TIMEOUT, Reason.START_TIMEOUT})
 _TEARING = frozenset({"SystemExit", "KeyboardInterrupt", "GeneratorExit"})
 
 
@@ -268,6 +269,8 @@ def _error(
     child = supervision.child
     stack = supervision.stack.text()
     message = verdict.message
+    if verdict.reason in _LATE:
+        message += child.suspicion
     written = child.streams[1].tail() if child.streams else ""
     if supervision.options.codec == "pickle":
         if stack:

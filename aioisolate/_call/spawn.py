@@ -16,21 +16,16 @@ import anyio
 from .._child import bootstrap, companions, loops, stdio, worker
 from .._child.order import GO, AsyncBackend, Order
 from .._child.policy import Policy
-from .._errors import (
-    CallableDidNotExecuteError,
-    CallableStatusUnknownError,
-    ForkSafetyWarning,
-    Reason,
-)
+from .._errors import CallableDidNotExecuteError, CallableStatusUnknownError, Reason
 from .._os import cstdio, imports, memfd, signals
 from .._os import fds as os_fds
 from .._os.fds import Descriptors
 from .._os.killing import kill_through_descriptor
-from .._os.process import Process, Status, fork, hush_fork_warning
+from .._os.process import Process, Status, fork
 from .._os.waitset import WaitSet
 from .._wire.frames import NONCE_SIZE, Kind, encode
 from .._wire.state import Conversation
-from . import registry
+from . import bystanders, registry
 from .child import Members
 from .output import OutputStream, open_streams
 from .plan import Plan
@@ -40,7 +35,7 @@ from .waiter import AnyioWaiter, AsyncioWaiter, Waiter
 if TYPE_CHECKING:
     from .groups import CallGroup
 
-__all__ = ["ForkedChild", "draft_order", "hint", "let_imports_finish", "open_empty", "warn_about"]
+__all__ = ["ForkedChild", "draft_order", "hint", "let_imports_finish", "open_empty"]
 
 _STREAMS = ((1, "__stdout__"), (2, "__stderr__"))
 # With more descriptors than this the child looks through them itself: that takes longer there
@@ -87,6 +82,7 @@ class ForkedChild:
         "process",
         "scratch",
         "streams",
+        "suspicion",
         "waiter",
         "waitset",
     )
@@ -108,10 +104,10 @@ class ForkedChild:
 
         Raises CallableDidNotExecuteError if a descriptor can't be had.
         """
-        hush_fork_warning()
-        if other_threads:
-            warn_about(other_threads)
-        self._threaded = bool(other_threads)
+        others = bystanders.look(other_threads)
+        others.warn()
+        self._threaded = bool(others)
+        self.suspicion = others.suspicion()
         self.fds = fds = Descriptors()
         self.process = Process()
         self.group: CallGroup | None = None
@@ -376,20 +372,6 @@ def _severable(
     sever = os_fds.severable(listed, keep, foreign=foreign)
     # Another thread may open something between the look and the fork.
     return None if threaded else sever, foreign
-
-
-def warn_about(names: Sequence[str]) -> None:
-    """Warn, once for each line that calls this package, that other threads run."""
-    from .warn import warn  # noqa: PLC0415 - for few
-
-    warn(
-        f"forking while {len(names)} other thread(s) run ({', '.join(names[:3])}"
-        f"{', ...' if len(names) > 3 else ''}): a lock that one of them holds now stays locked "
-        "in the child for ever. Make such calls before threads are started, or keep fn to code "
-        "that shares no lock with them; a child that hangs before fn is killed after "
-        "start_timeout.",
-        ForkSafetyWarning,
-    )
 
 
 def hint(exc: OSError) -> str:

@@ -18,12 +18,12 @@ import signal
 import struct
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from .._outcome import Exit
 from . import alive_pipe, imports, threads
 from .fds import Descriptors
+from .filters import action_for, filters
 from .killing import kill_through_descriptor
 from .prctl import is_subreaper
 
@@ -65,7 +65,8 @@ class Status(NamedTuple):
     max_rss: int = 0
 
 
-_filter: object = None
+# Our own filters of Python's warning, by what they do with it.
+_own_filters: dict[str, object] = {}
 
 
 def fork() -> int:
@@ -74,28 +75,34 @@ def fork() -> int:
     return os.fork()
 
 
-def hush_fork_warning() -> None:
+def hush_fork_warning(*, judged: bool = True) -> None:
     """Hold back Python's own warning about forking a process with threads.
 
     It is issued once the child exists; under ``-W error`` some versions raise it there, and the
-    child would be lost. The caller warns before the fork instead, but after this.
+    child would be lost. The caller warns before the fork instead, but after this. Unless *judged*,
+    the caller can't tell which threads there are: then it is shown where it would be, and not
+    raised.
     """
-    global _filter
     # (Python 3.11 has no such warning; there the filter just does nothing.)
+    action = "ignore" if judged else _shown()
     # A filter for this one module, first in the list, put there again only if it no longer is.
     # (Not warnings.catch_warnings: leaving it makes Python forget which warnings it has shown.)
-    filters = _filters()
-    if not filters or filters[0] is not _filter:
+    there = filters()
+    if not there or there[0] is not _own_filters.get(action):
         module = __name__.replace(".", r"\.") + "$"
-        warnings.filterwarnings("ignore", "This process", DeprecationWarning, module)
-        _filter = _filters()[0]
+        warnings.filterwarnings(action, "This process", DeprecationWarning, module)
+        _own_filters[action] = filters()[0]
 
 
-def _filters() -> Sequence[object]:
-    # With `-X context_aware_warnings` (Python 3.14, the default without a GIL) each context has its
-    # own, which there is no public way to look at.
-    current = getattr(warnings, "_get_filters", None)
-    return warnings.filters if current is None else current()
+def _shown() -> Literal["default", "always", "ignore"]:
+    own = list(_own_filters.values())
+    theirs = [entry for entry in filters() if entry not in own]
+    match action_for("This process", DeprecationWarning, __name__, 0, theirs):
+        case "ignore":
+            return "ignore"
+        case "always" | "all":
+            return "always"
+    return "default"
 
 
 def group_is_gone(pid: int, pidfd: int) -> bool:

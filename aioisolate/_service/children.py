@@ -10,6 +10,7 @@ from typing import Protocol
 
 import anyio
 
+from .._call import bystanders
 from .._call.child import Child
 from .._call.plan import Plan
 from .._call.spawn import ForkedChild, let_imports_finish
@@ -121,11 +122,13 @@ class Served:
         functions: relation.Functions | None = None,
         *,
         policy: Policy | None = None,
+        suspicion: str = "",
     ) -> None:
         """*functions*: those that the server has because it is a copy of this process.
 
-        *policy*: what confines the children.
+        *policy*: what confines the children. *suspicion*: as in `Child`.
         """
+        self._suspicion = suspicion
         self._layers = None if policy is None else policy.child_layers
         self._backend = backend
         self._pool = pool
@@ -164,7 +167,7 @@ class Served:
         if self._layers is not None and not self._is_proved(ward, self._layers):
             self._pool.give_back(ward)
             return None
-        return WardChild(ward, plan, call, self._backend, quiet=quiet)
+        return self._given(ward, plan, call, quiet)
 
     async def provide(self, plan: Plan, turn: Turn, *, quiet: bool) -> Child:
         """Wait for a child."""
@@ -173,7 +176,7 @@ class Served:
             ward = await self._pool.acquire()
             if self._layers is not None:
                 await self._prove(ward, self._layers)
-            return WardChild(ward, plan, call, self._backend, quiet=quiet)
+            return self._given(ward, plan, call, quiet)
         except BaseException:
             if call.parcel is not None:
                 drop(call.parcel)
@@ -192,6 +195,11 @@ class Served:
         if call.parcel is not None:
             self._pool.learn("aioisolate._os.mappings")
         return self._noted(plan, call)
+
+    def _given(self, ward: Ward, plan: Plan, call: codecs.Call, quiet: bool) -> WardChild:
+        child = WardChild(ward, plan, call, self._backend, quiet=quiet)
+        child.suspicion = self._suspicion
+        return child
 
     def hindrance(self) -> str:
         """Say what keeps a call from getting a child."""
@@ -305,8 +313,9 @@ def template(
 ) -> Served:
     """Make a source of children of a copy of this process as it is now."""
     functions = relation.functions_of_now()
-    launch = launch_copy(backend, functions, threads.others(), policy)
+    others = bystanders.look(threads.others())
+    launch = launch_copy(backend, functions, others, policy)
     layers = None if policy is None else policy.server_layers
     backend = backend._replace(task=None)  # which only the copy itself has to forget
     pool = Pool(backend, launch, None, warm=warm, layers=layers, patience=patience)
-    return Served(backend, pool, functions, policy=policy)
+    return Served(backend, pool, functions, policy=policy, suspicion=others.suspicion())

@@ -95,6 +95,7 @@ class WardChild:
         "pid",
         "scratch",
         "streams",
+        "suspicion",
         "waiter",
         "waitset",
     )
@@ -122,6 +123,7 @@ class WardChild:
         self._fds = Descriptors()
         self.has_init = plan.policy is not None and plan.policy.init
         self.pid = ward.pid
+        self.suspicion = ""
         self.end_fd = -1
         self.channel = ward.channel
         self.scratch = ward.scratch

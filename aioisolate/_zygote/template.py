@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from .._call.spawn import draft_order, open_empty, warn_about
+from .._call.bystanders import Bystanders
+from .._call.spawn import draft_order, open_empty
 from .._child import bootstrap
 from .._child.order import AsyncBackend
 from .._child.policy import Policy
 from .._os import memfd, signals
 from .._os.fds import Descriptors
-from .._os.process import fork, hush_fork_warning
+from .._os.process import fork
 from .._wire import relation
 from .launch import Launch
 from .server import serve_copy
@@ -22,25 +23,23 @@ __all__ = ["launch_copy"]
 def launch_copy(
     backend: AsyncBackend,
     functions: relation.Functions,
-    other_threads: Sequence[str],
+    others: Bystanders,
     policy: Policy | None,
 ) -> Launch:
     """Make a launcher of copies of this process, which has *functions* now.
 
-    *policy*: what is to confine them.
+    *others*: the threads that this process has. *policy*: what is to confine the copies.
     """
 
     def start(fd: int, ends: Sequence[int]) -> int:
-        hush_fork_warning()
-        if other_threads:
-            warn_about(other_threads)
+        others.warn()
         own = Descriptors()
         try:
             null = own.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
             scratch = memfd.create(own)
             empty, confined = open_empty(policy, own)
             keep = frozenset((fd, null, empty, scratch))
-            order = draft_order(keep, backend, bool(other_threads), ends, confined=confined)
+            order = draft_order(keep, backend, bool(others), ends, confined=confined)
             order.then = serve_copy
             order.fn, order.args = serve_copy, (policy, None, bool(ends))
             order.nonce = b"\0" * 8
