@@ -22,7 +22,7 @@ from .._errors import (
     ForkSafetyWarning,
     Reason,
 )
-from .._os import cstdio, imports, memfd, signals
+from .._os import cstdio, imports, memfd, signals, threads
 from .._os import fds as os_fds
 from .._os.fds import Descriptors
 from .._os.killing import kill_through_descriptor
@@ -111,7 +111,9 @@ class ForkedChild:
         hush_fork_warning()
         if other_threads:
             warn_about(other_threads)
-        self._threaded = bool(other_threads)
+        # A helper may be importing a module, or open a file between a look at what is open and the
+        # fork, as any other thread. But the locks that it holds are not worth a warning.
+        self._threaded = bool(other_threads) or threads.helpers()
         self.fds = fds = Descriptors()
         self.process = Process()
         self.group: CallGroup | None = None
