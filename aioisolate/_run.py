@@ -182,7 +182,7 @@ async def _call(plan: Plan) -> tuple[Any, BaseException | None, Supervision]:
     turn = Turn(plan.options)
     backend = running_backend()
     others = threads.others()
-    if others:
+    if others or threads.helpers():
         await let_imports_finish(turn)
     child = ForkedChild(plan, backend, others)
     supervision = Supervision(child, plan.options, turn)

@@ -17,7 +17,7 @@ from .._child import bootstrap, companions, loops, stdio, worker
 from .._child.order import GO, AsyncBackend, Order
 from .._child.policy import Policy
 from .._errors import CallableDidNotExecuteError, CallableStatusUnknownError, Reason
-from .._os import cstdio, imports, memfd, signals
+from .._os import cstdio, imports, memfd, signals, threads
 from .._os import fds as os_fds
 from .._os.fds import Descriptors
 from .._os.killing import kill_through_descriptor
@@ -106,7 +106,9 @@ class ForkedChild:
         """
         others = bystanders.look(other_threads)
         others.warn()
-        self._threaded = bool(others)
+        # A helper may be importing a module, or open a file between a look at what is open and the
+        # fork, as any other thread. But the locks that it holds are not worth a warning.
+        self._threaded = bool(others) or threads.helpers()
         self.suspicion = others.suspicion()
         self.fds = fds = Descriptors()
         self.process = Process()

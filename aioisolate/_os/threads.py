@@ -10,10 +10,12 @@ from collections.abc import Callable
 
 from .fds import Descriptors
 
-__all__ = ["Helper", "others"]
+__all__ = ["Helper", "helpers", "others"]
 
 # How these threads are told from the user's own: they hold no lock that a child could need.
 _PREFIX = "aioisolate-"
+# Those that have not ended.
+_working: set[threading.Thread] = set()
 
 
 class Helper:
@@ -32,12 +34,15 @@ class Helper:
             try:
                 work()
             finally:
+                _working.discard(thread)
                 os.close(write)
 
-        self._thread = threading.Thread(target=run, name=_PREFIX + name, daemon=True)
+        self._thread = thread = threading.Thread(target=run, name=_PREFIX + name, daemon=True)
+        _working.add(thread)
         try:
             self._thread.start()
         except RuntimeError as exc:  # "can't start new thread": the system has said EAGAIN
+            _working.discard(thread)
             os.close(write)
             self.close()
             raise OSError(errno.EAGAIN, str(exc)) from exc
@@ -65,3 +70,9 @@ def others() -> list[str]:
         for thread in threading.enumerate()
         if thread is not me and not thread.name.startswith(_PREFIX)
     ]
+
+
+def helpers() -> bool:
+    """Tell whether there are any helpers: these may import modules, and open files."""
+    # In a forked copy of this process they are threads that have stopped.
+    return bool(_working) and any(thread.is_alive() for thread in list(_working))

@@ -81,13 +81,15 @@ class Forks:
     def provide_nowait(self, plan: Plan, *, quiet: bool) -> Child | None:
         """Fork, if no other thread is in the way."""
         del quiet
-        return None if threads.others() else ForkedChild(plan, self._of_task(), ())
+        if threads.others() or threads.helpers():
+            return None
+        return ForkedChild(plan, self._of_task(), ())
 
     async def provide(self, plan: Plan, turn: Turn, *, quiet: bool) -> Child:
         """Fork, once no other thread is in the middle of an import."""
         del quiet
         others = threads.others()
-        if others:
+        if others or threads.helpers():
             await let_imports_finish(turn)
         return ForkedChild(plan, self._of_task(), others)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import pickle
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from . import codecs, handles
 from .codecs import OUT_OF_BAND_MIN, Call
 from .effort import TEXT_MAX
 from .handles import Lent
-from .parcel import ChangedError, Parcel
+from .parcel import ChangedError, Parcel, copied
 
 __all__ = ["Asides", "reduce_array"]
 
@@ -21,8 +20,6 @@ __all__ = ["Asides", "reduce_array"]
 _PARTS_MAX = 1000
 # What a class of numpy's arrays has that is pickled as these are.
 _OF_ARRAYS = ("__reduce__", "__reduce_ex__", "__setstate__")
-# So many bytes are copied at once with the GIL held.
-_COPIED_STEP = 1 << 20
 
 
 class Asides:
@@ -89,7 +86,10 @@ def reduce_array(obj: Any) -> Any:
     if type(obj) is array.array:
         if len(obj) * obj.itemsize < OUT_OF_BAND_MIN:
             return NotImplemented
-        return codecs.make_array, (obj.typecode, pickle.PickleBuffer(_copy(obj)))
+        copy = bytearray()
+        for piece in copied(obj):
+            copy += piece
+        return codecs.make_array, (obj.typecode, pickle.PickleBuffer(copy))
     numpy = sys.modules.get("numpy")
     if numpy is None or not isinstance(obj, numpy.ndarray) or obj.dtype.hasobject:
         return NotImplemented
@@ -105,15 +105,3 @@ def reduce_array(obj: Any) -> Any:
     if not contiguous:
         plain = numpy.ascontiguousarray(plain)  # lets go of the GIL
     return plain.__reduce_ex__(5) if kind is standard else (codecs.view_as, (plain, kind))
-
-
-def _copy(obj: array.array[Any]) -> bytearray:
-    """Copy an array; whoever goes on appending to it meanwhile is not hindered, but noticed."""
-    size, step = len(obj), _COPIED_STEP // obj.itemsize
-    copy = bytearray()
-    for start in range(0, size, step):
-        if len(obj) != size:
-            raise ChangedError(f"the size of an array changed from {size} to {len(obj)}")
-        copy += obj[start : start + step].tobytes()
-        time.sleep(0)
-    return copy

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import array
 import copyreg
+import functools
 import sys
 from collections.abc import Iterator
-from functools import partial
 from itertools import islice
 from types import BuiltinFunctionType, FunctionType, MethodType, NoneType
 from typing import Any
@@ -74,12 +74,12 @@ def find_large(call: object, look_at: int) -> Iterator[str | list[Any]]:
                 if kind is list and len(value) >= _LIST_MIN:
                     yield value
                 inside.append(value)
-            elif kind is partial:
+            elif kind is functools.partial:
                 inside += (value.args, value.keywords)
             elif kind not in _PARTLESS and type(state := _state(value)) is dict:
                 inside.append(state)
         if look_at <= 0:
-            break
+            return
 
 
 def _state(value: object) -> object:
@@ -94,22 +94,29 @@ def may_take_long(obj: Any) -> bool:
 
     It does not if it only hands out what the object has, which is pickled in turn.
     """
-    kind = type(obj)
-    if kind in _PARTLESS or kind is partial:
+    kind: Any = type(obj)
+    if kind in _PARTLESS:
         return False
-    reducer = copyreg.dispatch_table.get(kind)
-    if reducer is not None:
-        return not _is_quick(reducer, kind)
-    for name, default in zip(_REDUCERS, _DEFAULTS, strict=True):
-        found = getattr(kind, name, default)
-        if found is not default and not _is_quick(found, kind):
-            return True
+    if not _reduces_quickly(kind):
+        return True
     if isinstance(obj, (str, bytes, bytearray)):
         return len(obj) > TEXT_MAX
     if kind is array.array:
         return len(obj) * int(obj.itemsize) > PAYLOAD_MAX
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(obj, numpy.ndarray) and int(obj.nbytes) > PAYLOAD_MAX
+
+
+@functools.lru_cache(256)
+def _reduces_quickly(kind: type) -> bool:
+    reducer = copyreg.dispatch_table.get(kind)
+    if reducer is not None:
+        return _is_quick(reducer, kind)
+    for name, default in zip(_REDUCERS, _DEFAULTS, strict=True):
+        found = getattr(kind, name, default)
+        if found is not default and not _is_quick(found, kind):
+            return False
+    return True
 
 
 def _is_quick(reducer: object, kind: type) -> bool:

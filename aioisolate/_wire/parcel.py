@@ -6,9 +6,14 @@ and again, and from where the data lies, without a copy of it in between.
 
 from __future__ import annotations
 
+import array
+from collections.abc import Iterator
 from typing import Any, Protocol, TypeAlias
 
-__all__ = ["ChangedError", "Parcel", "Part", "TooMuch", "UnwritableError"]
+__all__ = ["ChangedError", "Parcel", "Part", "TooMuch", "UnwritableError", "copied"]
+
+# So many bytes are copied at once with the GIL held.
+_STEP = 1 << 20
 
 # A part of the second file that is text, in UTF-8: offset and length in bytes.
 Part: TypeAlias = tuple[int, int]
@@ -91,3 +96,19 @@ class Parcel(Protocol):
 
     def drop(self) -> None:
         """Want it no more: the other thread gives up as soon as it can."""
+
+
+def copied(what: bytearray | array.array[Any]) -> Iterator[bytes]:
+    """Copy something piece by piece; whoever changes its size meanwhile is not hindered by that.
+
+    Raises ChangedError if that happens.
+    """
+    size, step = len(what), _STEP
+    if isinstance(what, array.array):
+        step //= what.itemsize
+    for start in range(0, size, step):
+        if len(what) != size:
+            kind = type(what).__name__
+            raise ChangedError(f"the size of a {kind} changed from {size} to {len(what)}")
+        part = what[start : start + step]
+        yield bytes(part) if isinstance(part, bytearray) else part.tobytes()

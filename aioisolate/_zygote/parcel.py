@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from .._os import memfd
 from .._os.fds import Descriptors
-from .._wire.parcel import ChangedError, Parcel, Part, TooMuch, UnwritableError
+from .._wire.parcel import Parcel, Part, TooMuch, UnwritableError, copied
 
 __all__ = ["HEAD_MAX", "FileParcel"]
 
@@ -16,8 +16,8 @@ __all__ = ["HEAD_MAX", "FileParcel"]
 HEAD_MAX = 64 * 1024
 # So much is written at once, a millisecond or two in which nobody can make this thread give up.
 _STEP = 4 << 20
-# So many bytes, or characters, are copied at once with the GIL held.
-_COPIED_STEP = 1 << 20
+# So many characters are encoded at once with the GIL held.
+_TEXT_STEP = 1 << 20
 
 
 class FileParcel(Parcel):
@@ -65,14 +65,8 @@ class FileParcel(Parcel):
         if isinstance(data, bytes):
             self._add(memoryview(data))
         elif isinstance(data, bytearray):
-            size = len(data)
-            for start in range(0, size, _COPIED_STEP):
-                if len(data) != size:
-                    raise ChangedError(
-                        f"the size of a bytearray changed from {size} to {len(data)}"
-                    )
-                # A copy: whoever goes on appending to it meanwhile is not hindered.
-                self._add(memoryview(data[start : start + _COPIED_STEP]))
+            for piece in copied(data):
+                self._add(memoryview(piece))
         else:
             with data.raw() as view:
                 self._add(view)
@@ -98,8 +92,8 @@ class FileParcel(Parcel):
     def add_text(self, text: str) -> Part:
         """Add text to the second file, encoded part by part. Raises like `write`."""
         start = self._begin()
-        for at in range(0, len(text), _COPIED_STEP):
-            piece = text[at : at + _COPIED_STEP].encode("utf-8", "surrogatepass")
+        for at in range(0, len(text), _TEXT_STEP):
+            piece = text[at : at + _TEXT_STEP].encode("utf-8", "surrogatepass")
             self._end = self._put(self.beside, memoryview(piece), self._end)
         return start, self._end - start
 
