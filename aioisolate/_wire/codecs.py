@@ -88,6 +88,11 @@ class Call(NamedTuple):
     luggage: handles.Packing
     by_cloudpickle: bool = False
 
+    @property
+    def size(self) -> int:
+        """How many bytes are sent for it."""
+        return len(self.stream)
+
 
 def dump_call(
     fn: Callable[..., Any],
