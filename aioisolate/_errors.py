@@ -26,6 +26,7 @@ __all__ = [
     "CallableStatusUnknownError",
     "ForkSafetyWarning",
     "IsolationError",
+    "PerformanceWarning",
     "Reason",
     "RemoteError",
     "SandboxWarning",
@@ -217,7 +218,21 @@ class ForkSafetyWarning(RuntimeWarning):
     no other threads. Threads of libraries that are prepared for a fork (OpenBLAS, Arrow, uvloop...)
     are not warned of.
 
+    Random generators that the modules of a fork server hold (``rng = default_rng()``): each child
+    draws the same numbers from its copy. Make them in the function, or seed them there.
+
     Example::
 
         warnings.filterwarnings("error", category=aioisolate.ForkSafetyWarning)  # in tests
+    """
+
+
+class PerformanceWarning(RuntimeWarning):
+    """Each call does again what could be done once: sends a large global, imports a module.
+
+    It points to the function, and is given at the second such call of an `Isolator`.
+
+    Example::
+
+        warnings.filterwarnings("ignore", category=aioisolate.PerformanceWarning)
     """

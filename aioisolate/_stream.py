@@ -43,6 +43,9 @@ class _Direct:
         """Fork, once no other thread is in the middle of an import."""
         return await self._forks.provide(job.plan, job.turn, quiet=job.quiet)
 
+    def note_imports(self, job: Job[Any]) -> None:
+        """Do nothing: a copy has all that there is."""
+
     def hindrance(self) -> str:
         """Say what keeps a call from getting a child."""
         return self._forks.hindrance()

@@ -187,6 +187,7 @@ ALLOWED = {
     (State.UNPROVEN, Kind.FAILED): State.DONE,
     (State.BORN, Kind.STARTED): State.RUNNING,
     (State.BORN, Kind.FAILED): State.DONE,
+    (State.BORN, Kind.IMPORTED): State.BORN,
     (State.RUNNING, Kind.VALUE): State.DONE,
     (State.RUNNING, Kind.RAISED): State.DONE,
     (State.RUNNING, Kind.LOST): State.DONE,
@@ -216,7 +217,7 @@ def test_every_frame_in_every_state(state, kind):
         between = conversation.receive(encode(NONCE, kind, body))
         assert [frame[0] for frame in between] == [kind] * (kind in _BETWEEN)
         assert conversation.state is ALLOWED[state, kind]
-        assert conversation.started is (kind not in (Kind.FAILED, Kind.READY))
+        assert conversation.started is (kind not in (Kind.FAILED, Kind.READY, Kind.IMPORTED))
         assert (conversation.answer is not None) is (conversation.state is State.DONE)
     else:
         with pytest.raises(ProtocolError, match=kind.name):

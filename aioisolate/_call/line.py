@@ -16,11 +16,17 @@ __all__ = ["READ_SIZE", "FaultError", "Line"]
 
 # More than this would be memory that malloc maps and unmaps for each read.
 READ_SIZE = 64 * 1024
-# What nobody has asked for, by whether there are items and reports of progress to be had.
+# What nobody has asked for, by whether there are items and reports of progress to be had, and
+# whether the child is trusted.
 _UNASKED = {
-    (items, reports): frozenset([Kind.ITEM] * (not items) + [Kind.PROGRESS] * (not reports))
+    (items, reports, trusted): frozenset(
+        [Kind.ITEM] * (not items)
+        + [Kind.PROGRESS] * (not reports)
+        + [Kind.IMPORTED] * (not trusted)
+    )
     for items in (False, True)
     for reports in (False, True)
+    for trusted in (False, True)
 }
 
 
@@ -56,7 +62,7 @@ class Line:
             None if limits is None else limits.result_size,
             plain=options.codec != "pickle",
             confined=child.layers is not None,
-            unasked=_UNASKED[items, options.on_progress is not None],
+            unasked=_UNASKED[items, options.on_progress is not None, options.codec == "pickle"],
         )
 
     def read(self) -> tuple[int, Sequence[Message]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import anyio
 
-from .._child import bootstrap, companions, loops, stdio, worker
+from .._child import bootstrap, companions, loops, seeds, stdio, worker
 from .._child.order import GO, AsyncBackend, Order
 from .._child.policy import Policy
 from .._errors import CallableDidNotExecuteError, CallableStatusUnknownError, Reason
@@ -338,7 +338,6 @@ def draft_order(
         from .._child import descriptors  # noqa: F401, PLC0415 - ahead, for the child
     keep |= {fd for fd, name in _STREAMS if getattr(sys, name) is not None}
     keep = keep.union(ends) if ends else keep
-    numpy_random = sys.modules.get("numpy.random")
     # One by one: passing twenty names touches twenty strings.
     order = Order()
     order.keep = keep
@@ -354,7 +353,7 @@ def draft_order(
     order.forget_loop = loops.steps_to_forget(backend)
     order.disown = companions.steps_to_disown(keep)
     order.backend = backend
-    order.reseed = None if numpy_random is None else numpy_random.seed
+    order.reseed = seeds.reseeder()
     order.policy = order.bounds = order.result_size = None
     order.entrances = ()
     order.codec = "pickle"

@@ -38,10 +38,15 @@ def warn(text: str, category: type[Warning], about: Iterable[str] = ()) -> None:
     _give(text, category, place, (None if _is_cell(frame) else place, frozenset(about) or text))
 
 
-def warn_of(code: CodeType, module: str, text: str, category: type[Warning]) -> None:
-    """Warn, by default once, of a function; the warning points to where it is defined."""
+def warn_of(
+    code: CodeType, module: str, text: str, category: type[Warning], about: Iterable[str]
+) -> None:
+    """Warn, by default once, of a function; the warning points to where it is defined.
+
+    *about*: as with `warn`.
+    """
     place = _Place(code.co_filename, code.co_firstlineno, module)
-    _give(text, category, place, (place, text))
+    _give(text, category, place, (place, frozenset(about)))
 
 
 def _give(text: str, category: type[Warning], place: _Place, key: object) -> None:

@@ -132,7 +132,7 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
             for forget, arguments in order.disown:
                 forget(*arguments)
             step = "random seed"
-            # `random` reseeds itself after a fork; numpy does not.
+            # `random` reseeds itself after a fork; others do not.
             if order.reseed is not None:
                 order.reseed()
             step = "out-of-memory score"

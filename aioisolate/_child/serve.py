@@ -11,6 +11,7 @@ import errno
 import faulthandler
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,6 +32,9 @@ __all__ = ["serve"]
 # What most requests fit into; a larger buffer would touch more pages.
 _AT_ONCE = 4096
 _FD_MAX = 1 << 20
+# So many seconds of imports are worth telling; and so many packages are enough to tell.
+_LONG = 0.05
+_NEW_MAX = 50
 
 
 def serve(  # noqa: C901 - each function that is called here costs page copies
@@ -160,6 +164,7 @@ def _serve_one(order: Order, channel: _socket.socket) -> int:
     order.result_size = request.result_size
     order.bounds = None
     order.backend = AsyncBackend(request.backend, uvloop=request.uvloop)
+    modules, began = len(sys.modules), time.monotonic()
     try:
         if request.descriptors:
             call, beside, luggage = _take_over(order, request, descriptors)
@@ -170,6 +175,8 @@ def _serve_one(order: Order, channel: _socket.socket) -> int:
     except BaseException as exc:  # noqa: BLE001 - unpickling imports, and so runs, anything
         os.write(order.channel, encode_failure(order.nonce, "request", exc))
         return 1
+    if len(sys.modules) > modules and request.codec == "pickle":
+        _tell_of_imports(order, modules, time.monotonic() - began)
     if request.bounds is not None:
         try:
             _bind(order, Bounds(*request.bounds), as_noted=not request.descriptors)
@@ -180,6 +187,21 @@ def _serve_one(order: Order, channel: _socket.socket) -> int:
     if request.bounds is not None:
         return worker.work_within(order, order.streams[1:])
     return worker.work(order, order.streams[1:])
+
+
+def _tell_of_imports(order: Order, modules: int, took: float) -> None:
+    """Tell what was imported to load the call, if that took long: so will each call."""
+    used = time.process_time()  # from the fork on, which makes no difference
+    if took > _LONG:
+        tops: dict[str, str] = {}
+        # They stand in the order in which they were complete, so what imports others comes last.
+        for name in reversed(list(sys.modules)[modules:]):
+            top = name.partition(".")[0]
+            if top not in tops or len(name) < len(tops[top]):
+                tops[top] = name
+        new = ",".join(list(tops.values())[:_NEW_MAX])
+        body = f"{used:.6f} {took:.6f}\n{new}".encode(errors="replace")
+        os.write(order.channel, encode(order.nonce, Kind.IMPORTED, body))
 
 
 def _bind(order: Order, limits: Bounds, *, as_noted: bool) -> None:

@@ -20,12 +20,13 @@ from .._child.policy import Layer, Policy
 from .._os import threads
 from .._wire import codecs, relation
 from .._wire.parcel import TooMuch
-from .._zygote import control
+from .._zygote import control, generators
 from .._zygote.errand import WardChild, drop, encode_call, encode_large_call
 from .._zygote.launch import launch_interpreter
 from .._zygote.pool import Pool
 from .._zygote.template import launch_copy
 from .._zygote.ward import Ward
+from .burden import Burden, warn_of_generators
 
 __all__ = ["Forks", "Served", "Source", "fresh_interpreter", "template"]
 
@@ -55,6 +56,9 @@ class Source(Protocol):
     def hindrance(self) -> str:
         """Say what keeps a call from getting a child."""
         ...
+
+    def note_imports(self, plan: Plan, told: bytes) -> None:
+        """Take note of what a child had to import to load its call, as it tells."""
 
     def after_call(self) -> None:
         """Do what can wait until a call is over."""
@@ -104,6 +108,9 @@ class Forks:
         # What the child has to forget is the task that is running now.
         return backend._replace(task=sys.modules["asyncio"].current_task())
 
+    def note_imports(self, plan: Plan, told: bytes) -> None:
+        """Do nothing: a copy has all that there is."""
+
     def after_call(self) -> None:
         """Do nothing."""
 
@@ -125,12 +132,15 @@ class Served:
         *,
         policy: Policy | None = None,
         suspicion: str = "",
+        repeating: Sequence[generators.Found] = (),
     ) -> None:
         """*functions*: those that the server has because it is a copy of this process.
 
         *policy*: what confines the children. *suspicion*: as in `Child`.
+        *repeating*: random generators of this process that each child has a copy of.
         """
         self._suspicion = suspicion
+        self._repeating = repeating
         self._layers = None if policy is None else policy.child_layers
         self._backend = backend
         self._pool = pool
@@ -139,6 +149,7 @@ class Served:
         self._codecs = {"pickle"}
         # What could not be pickled at once just now, and whether that is known to take cloudpickle.
         self._large: tuple[Plan | None, bool] = (None, False)
+        self._burden = Burden()
 
     @property
     def idle(self) -> int:
@@ -153,6 +164,7 @@ class Served:
     async def start(self) -> None:
         """Start the fork server."""
         await self._pool.start()
+        warn_of_generators(self._repeating or self._pool.repeating)
 
     def provide_nowait(self, plan: Plan, *, quiet: bool) -> Child | None:
         """Take an idle child."""
@@ -229,6 +241,7 @@ class Served:
 
     def _noted(self, plan: Plan, call: codecs.Call) -> codecs.Call:
         """Have the fork server import what the children need for such calls."""
+        self._burden.note_size(plan, call)
         # Once for each codec: to find a library takes long where there is none.
         if plan.options.codec not in self._codecs:
             self._codecs.add(plan.options.codec)
@@ -250,6 +263,10 @@ class Served:
             if not self._pool.has_imported(module):
                 _log.debug("each child imports %s for itself: name it in preload", module)
         return call
+
+    def note_imports(self, plan: Plan, told: bytes) -> None:
+        """Warn of imports that each call waits for."""
+        self._burden.note_imports(plan, told)
 
     def after_call(self) -> None:
         """Have another child forked in its place."""
@@ -320,4 +337,11 @@ def template(
     layers = None if policy is None else policy.server_layers
     backend = backend._replace(task=None)  # which only the copy itself has to forget
     pool = Pool(backend, launch, None, warm=warm, layers=layers, patience=patience)
-    return Served(backend, pool, functions, policy=policy, suspicion=others.suspicion())
+    return Served(
+        backend,
+        pool,
+        functions,
+        policy=policy,
+        suspicion=others.suspicion(),
+        repeating=generators.find(),
+    )

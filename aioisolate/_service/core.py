@@ -246,6 +246,11 @@ class Core:
         assert self._source is not None
         return await self._source.provide(job.plan, job.turn, quiet=job.quiet)
 
+    def note_imports(self, job: Job[Any]) -> None:
+        """Take note of what a job's child had to import first."""
+        if self._source is not None and job.supervision is not None:
+            self._source.note_imports(job.plan, job.supervision.conversation.imported)
+
     def hindrance(self) -> str:
         """Say what keeps a job from getting a child."""
         return "" if self._source is None else self._source.hindrance()

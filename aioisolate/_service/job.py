@@ -57,6 +57,9 @@ class Service(Protocol):
         """Say what keeps a job from getting a child."""
         ...
 
+    def note_imports(self, job: Job[Any]) -> None:
+        """Take note of what its child had to import first."""
+
     def leave(self, job: Job[Any]) -> None:
         """Give the job's turn to the next one; called once, if it had one."""
 
@@ -322,7 +325,10 @@ class Job(Generic[T]):
         self.supervision = supervision
         try:
             await supervise(supervision, options.grace)
-            return await settle(supervision)
+            settled = await settle(supervision)
+            if supervision.conversation.imported:
+                self._service.note_imports(self)
+            return settled
         finally:
             supervision.release()
 

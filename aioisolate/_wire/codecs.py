@@ -109,6 +109,11 @@ class Call(NamedTuple):
     texts: tuple[Part, ...] = ()
     parcel: Parcel | None = None
 
+    @property
+    def size(self) -> int:
+        """How many bytes are sent for it."""
+        return len(self.stream) if self.parcel is None else self.parcel.total
+
 
 def dump_plain_call(fn: Callable[..., Any], args: Sequence[Any]) -> Call:
     """Pickle a small call that plain pickle can do."""

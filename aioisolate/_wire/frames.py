@@ -56,6 +56,7 @@ class Kind(enum.IntEnum):
     ITEM = 6  # what a generator yielded, a pickle
     PROGRESS = 7  # how far fn has got, see `inert`
     READY = 8  # the layers that the child has engaged: their names, with commas
+    IMPORTED = 9  # loading the call took long: CPU and other seconds, newline, new packages, commas
 
 
 _VALUE = int(Kind.VALUE)

@@ -6,7 +6,8 @@
       |                    +----+ ITEM, PROGRESS          |
       +------------------------ FAILED -------------------+
 
-A child that is to be confined begins at UNPROVEN, and is BORN with READY.
+A child that is to be confined begins at UNPROVEN, and is BORN with READY. One that is BORN may once
+tell what it has IMPORTED.
 
 Whatever follows DONE is not looked at: the first whole answer counts.
 """
@@ -43,6 +44,7 @@ _TRANSITIONS = {
     (State.UNPROVEN, Kind.FAILED): State.DONE,
     (State.BORN, Kind.STARTED): State.RUNNING,
     (State.BORN, Kind.FAILED): State.DONE,
+    (State.BORN, Kind.IMPORTED): State.BORN,
     (State.RUNNING, Kind.ITEM): State.RUNNING,
     (State.RUNNING, Kind.PROGRESS): State.RUNNING,
     (State.RUNNING, Kind.VALUE): State.DONE,
@@ -66,6 +68,7 @@ class Conversation:
         state: how far it has got.
         started: fn was about to be called.
         answer: the frame that ended the conversation, or None.
+        imported: what it has imported to load its call, if that took long; else empty.
         fault: what was wrong behind the frames that `receive` has returned, or None.
     """
 
@@ -76,6 +79,7 @@ class Conversation:
         "_unclaimed",
         "answer",
         "fault",
+        "imported",
         "started",
         "state",
     )
@@ -96,6 +100,7 @@ class Conversation:
         self.started = False
         self.answer: Message | None = None
         self.fault: ProtocolError | None = None
+        self.imported = b""
         self._unclaimed: list[int] = []
 
     def receive(self, data: bytes, fds: Sequence[int] = ()) -> Sequence[Message]:
@@ -127,7 +132,8 @@ class Conversation:
             raise ProtocolError("the channel carries more descriptors than its frames announce")
         for kind, body, luggage in self._decoder.feed(data):
             after = _TRANSITIONS.get((self.state, kind))
-            if after is None or kind in self._unasked:
+            again = kind is Kind.IMPORTED and self.imported
+            if after is None or kind in self._unasked or again:
                 raise ProtocolError(f"a {kind.name} frame came when {self.state.value}")
             self.state = after
             if luggage > len(self._unclaimed):
@@ -141,6 +147,8 @@ class Conversation:
                 inert.load_progress(body)  # such that whoever takes it finds nothing wrong with it
             if kind is Kind.STARTED:
                 self.started = True
+            elif kind is Kind.IMPORTED:
+                self.imported = b"".join(body)
             elif after is State.DONE:
                 self.answer = message
                 break

@@ -31,6 +31,7 @@ from .._outcome import Exit
 from . import control
 from .backlog import Backlog
 from .farewell import PATIENCE, Farewell
+from .generators import Found
 from .launch import Launch, explain
 from .ward import Ward
 
@@ -66,6 +67,7 @@ class Zygote:
         wards: its children that have not ended, by pid.
         problem: why it is not of any use (any more), or "".
         modules: what it had imported when it was ready.
+        repeating: the random generators that each of its children has a copy of.
         silent: it does not answer.
         outdated: it is of another version than this process, and so will the next one be.
     """
@@ -131,6 +133,7 @@ class Zygote:
         self.outdated = False
         self._problem_number = 0
         self.modules: frozenset[str] = frozenset()
+        self.repeating: Sequence[Found] = ()
 
     @property
     def pid(self) -> int:
@@ -392,8 +395,9 @@ class Zygote:
                 self._on_held(found)
             case ("imported",):
                 self._importing -= 1
-            case ("ready", modules, engaged):
+            case ("ready", modules, engaged, repeating):
                 self.modules = frozenset(modules)
+                self.repeating = repeating
                 if self._layers is not None:
                     self.problem = why_unconfined(self._layers, ",".join(engaged).encode())
                 self._ready.set()

@@ -2,7 +2,8 @@
 
     to the server     setup, fork(number, ahead of need, note its pid), kill(pid, signal, group),
                       import(module), ping
-    from the server   ready(modules, layers engaged), child(number, pid, index of its pidfd),
+    from the server   ready(modules, layers engaged, random generators
+                      that its modules hold), child(number, pid, index of its pidfd),
                       ended(pid, status, user, system, rss),
                       refused(number, errno, text), unfit(number, text), failed(text, errno),
                       imported, pong, strange(what it runs, traceback), see `launch`;

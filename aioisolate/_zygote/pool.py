@@ -22,6 +22,7 @@ from .._child.order import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason
 from . import control
 from .client import Zygote
+from .generators import Found
 from .launch import Launch
 from .ward import Ward
 
@@ -116,6 +117,11 @@ class Pool:
     def pid(self) -> int | None:
         """The server's process id, while there is one."""
         return None if self._zygote is None else self._zygote.pid
+
+    @property
+    def repeating(self) -> Sequence[Found]:
+        """The random generators that each child has a copy of."""
+        return () if self._zygote is None else self._zygote.repeating
 
     async def start(self) -> None:
         """Start the server. Raises CallableDidNotExecuteError, with what it says, if it can't."""

@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .._child import bootstrap, stdio
+from .._child import bootstrap, seeds, stdio
 from .._child.order import Order
 from .._child.policy import Policy
 from .._child.serve import serve
@@ -29,7 +29,7 @@ from .._os import fds, imports, maps, memfd, messages, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire import relation
 from .._wire.frames import NONCE_SIZE
-from . import control, inspection, preparation
+from . import control, generators, inspection, preparation
 from .reaper import Reaper
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def main(fd: int) -> NoReturn:
             # Python's own for SIGINT, and what was installed by an import: not the children's.
             signals.reset(signals.handled())
             policy = None if setup.policy is None else Policy(*setup.policy)
-            server = Server(channel, policy, opened, setup.tied)
+            repeating = generators.find(setup.preload) if setup.preload else []
+            server = Server(channel, policy, opened, repeating, tied=setup.tied)
         except BaseException as exc:  # noqa: BLE001 - importing runs anything
             _tell_failure(channel, exc)
             os._exit(1)
@@ -128,13 +129,17 @@ class Server:
         control_channel: _socket.socket,
         policy: Policy | None = None,
         opened: Mapping[int, str] | None = None,
+        repeating: Sequence[generators.Found] = (),
+        *,
         tied: bool = False,
     ) -> None:
         """Get ready; with a *policy*, confine this process as far as its children share that.
 
         *opened*: which module has opened which descriptor; None: this is a copy of the parent.
+        *repeating*: which random generators each child will have a copy of.
         *tied*: an `alive_pipe` kills it with its parent, and no parent-death signal.
         """
+        self._repeating = repeating
         self._inspection = inspection.Inspection(held=policy is not None)
         self._channel = control_channel
         self._own = own = fds.Descriptors()
@@ -231,8 +236,7 @@ class Server:
         order.dev = -1
         order.snapshots = []
         order.deadline_stack = True
-        numpy_random = sys.modules.get("numpy.random")
-        order.reseed = None if numpy_random is None else numpy_random.seed
+        order.reseed = seeds.reseeder()
         # A fork server prints nothing, so what its streams hold is nothing.
         order.streams = streams = stdio.build()
         sys.stdin, sys.stdout, sys.stderr = streams
@@ -270,7 +274,7 @@ class Server:
         if problem:
             _tell(self._channel, ("failed", problem, 0))
             return
-        self._outbox.append(("ready", sorted(sys.modules), self._engaged))
+        self._outbox.append(("ready", sorted(sys.modules), self._engaged, self._repeating))
         control_fd = self._channel.fileno()
         try:
             while self._flush():

@@ -1,0 +1,30 @@
+"""Random numbers of a child's own: what libraries keep for themselves is seeded anew."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["reseeder"]
+
+
+def reseeder() -> Callable[[], object] | None:
+    """Return what to call in each child, or None if there is nothing to do.
+
+    `random` sees to itself after a fork; numpy and torch do not. (Nobody sees to generators that
+    somebody else has made.)
+    """
+    numpy_random: Any = sys.modules.get("numpy.random")
+    generator = getattr(sys.modules.get("torch"), "default_generator", None)
+    if generator is None:
+        return None if numpy_random is None else numpy_random.seed
+    seed_torch: Callable[[], object] = generator.seed
+    if numpy_random is None:
+        return seed_torch
+
+    def seed_both() -> None:
+        numpy_random.seed()
+        seed_torch()
+
+    return seed_both
