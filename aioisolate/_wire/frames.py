@@ -56,6 +56,7 @@ class Kind(enum.IntEnum):
     ITEM = 6  # what a generator yielded, a pickle
     PROGRESS = 7  # how far fn has got, see `inert`
     READY = 8  # the layers that the child has engaged: their names, with commas
+    LEAVING = 9  # fn has ended, and something that it left has not: names, one a line
 
 
 _VALUE = int(Kind.VALUE)

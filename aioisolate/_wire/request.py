@@ -35,6 +35,7 @@ class Request(NamedTuple):
         codec, result_size: as in `Order`.
         bounds: the fields of its `Bounds`, or None.
         entrances: how many descriptors come along, first of all, by which it enters control groups.
+        exit_timeout: as in `Order`.
     """
 
     nonce: bytes
@@ -54,6 +55,7 @@ class Request(NamedTuple):
     result_size: int | None = None
     bounds: tuple[Any, ...] | None = None
     entrances: int = 0
+    exit_timeout: float = 5.0
 
     @property
     def descriptors(self) -> int:

@@ -186,6 +186,7 @@ class WardChild:
             None if limits is None else limits.result_size,
             None if bounds is None else tuple(bounds),
             entrances,
+            options.exit_timeout,
         ).encode()
         # The loop itself can't be told to leave a descriptor alone for a while.
         if plan.streaming or self.streams or options.on_progress or self._stranger:
