@@ -131,3 +131,13 @@ def replace_modules():
     sys.modules["weakref"] = Odd
     atexit.register(print, "exit function")
     return "value"
+
+
+def write_late(path):
+    """Leave a thread that leaves an exit function, which writes a file."""
+
+    def work():
+        time.sleep(0.05)
+        atexit.register(lambda: path.write_text("written"))
+
+    threading.Thread(target=work).start()

@@ -107,6 +107,32 @@ async def test_11_11_everything_ends_before_the_answer(start, fn, tmp_path, monk
 
 
 @pytest.mark.one_loop
+async def test_11_11_the_answer_comes_after_all_of_it(start, tmp_path):
+    async with isolator(start, "tests.leavers") as iso:
+        await iso.run(leavers.write_late, tmp_path / "late")
+        assert (tmp_path / "late").read_text() == "written"
+
+
+@pytest.mark.one_loop
+async def test_11_11_processes_of_the_parent_are_left_alone(tmp_path):
+    """Multiprocessing ends those that are daemons, at the end of whoever runs its exit function."""
+    process = multiprocessing.get_context("fork").Process(
+        target=time.sleep, args=(60,), daemon=True
+    )
+    process.start()
+    try:
+        async with Isolator("fork") as iso:
+            outcome = await iso.capture(leavers.leave_everything, tmp_path, output="capture")
+        assert outcome.unwrap() == "value"
+        assert "finalizer of multiprocessing" in outcome.stdout
+        assert process.is_alive()
+    finally:
+        process.kill()
+        process.join()
+        process.close()
+
+
+@pytest.mark.one_loop
 async def test_11_11_a_call_that_leaves_nothing_waits_for_nothing(monkeypatch):
     """Its child is left to its server as soon as it has answered."""
     seen = []
