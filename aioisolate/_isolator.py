@@ -77,8 +77,8 @@ class Isolator:
         limits: what each call may consume; a call's own go first, one by one.
         sandbox: what the children may reach; applied once in the fork server, as far as children
             share it. *env* is the sandbox's unless it is given.
-        codec, timeout, grace, stdin, output, start_timeout: defaults for each call; see
-            `run_isolated`.
+        codec, timeout, grace, stdin, output, start_timeout, exit_timeout: defaults for each call;
+            see `run_isolated`.
 
     Raises:
         TypeError, ValueError: an argument makes no sense.
@@ -106,6 +106,7 @@ class Isolator:
         stdin: Stdin = "null",
         output: Output = "inherit",
         start_timeout: float | None = 10.0,
+        exit_timeout: float = 5.0,
         limits: Limits | None = None,
         sandbox: Sandbox | None = None,
         codec: Codec | None = None,
@@ -129,6 +130,7 @@ class Isolator:
             "stdin": stdin,
             "output": output,
             "start_timeout": start_timeout,
+            "exit_timeout": exit_timeout,
             "limits": limits,
             "sandbox": sandbox,
             "codec": codec,

@@ -42,6 +42,7 @@ class CommonArgs(TypedDict, total=False):
     stdin: Stdin
     output: Output
     start_timeout: float | None
+    exit_timeout: float
     on_event: OnEvent | None
     on_progress: OnProgress | None
     pass_fds: Iterable[int]
@@ -81,6 +82,7 @@ class CallOptions:
     __slots__ = (
         "_confinement",
         "codec",
+        "exit_timeout",
         "grace",
         "limits",
         "on_event",
@@ -103,6 +105,7 @@ class CallOptions:
         stdin: Stdin = "null",
         output: Output = "inherit",
         start_timeout: float | None = 10.0,
+        exit_timeout: float = 5.0,
         on_event: OnEvent | None = None,
         on_progress: OnProgress | None = None,
         pass_fds: Iterable[int] = (),
@@ -117,6 +120,8 @@ class CallOptions:
             check_seconds("grace", grace, finite=True)
         if start_timeout is not None:
             check_seconds("start_timeout", start_timeout, optional=True, above_zero=True)
+        if exit_timeout != 5.0:
+            check_seconds("exit_timeout", exit_timeout, finite=True)
         _check_choices(start, stdin, output)
         if on_event is not None and not callable(on_event):
             raise TypeError(f"on_event must be callable, not {on_event!r}")
@@ -138,6 +143,7 @@ class CallOptions:
         self.stdin: Stdin = stdin
         self.output: Output = output
         self.start_timeout = start_timeout
+        self.exit_timeout = exit_timeout
         self.on_event = on_event
         self.on_progress = on_progress
         self.pass_fds = _checked_fds(pass_fds) if pass_fds else _NO_FDS

@@ -52,6 +52,7 @@ async def run_isolated(
     stdin: Stdin = "null",
     output: Output = "inherit",
     start_timeout: float | None = 10.0,
+    exit_timeout: float = 5.0,
     on_event: OnEvent | None = None,
     on_progress: OnProgress | None = None,
     pass_fds: Iterable[int] = (),
@@ -83,6 +84,11 @@ async def run_isolated(
             here with ``(stream, line)`` for each line, ``stream`` being "stdout" or "stderr".
         start_timeout: how many seconds fn may take to begin; then the child is killed. The
             safeguard against a lock that another thread held while forking. None: any number.
+        exit_timeout: how many seconds what fn leaves may take to end: its threads that are no
+            daemons, and processes of multiprocessing. As at the end of a program they are waited
+            for, then the exit functions run that fn has registered, before the result is returned.
+            What still runs then, or when *timeout* passes, is killed, the result is returned all
+            the same, and a warning is logged. 0: do not wait.
         on_event: called here with a `CallEvent` when the child is spawned, has started, has
             sent its result, has been reaped.
         on_progress: called here with a `Progress` whenever fn calls `report_progress`.
@@ -126,6 +132,7 @@ async def run_isolated(
         stdin=stdin,
         output=output,
         start_timeout=start_timeout,
+        exit_timeout=exit_timeout,
         on_event=on_event,
         on_progress=on_progress,
         pass_fds=pass_fds,

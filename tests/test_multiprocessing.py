@@ -55,7 +55,7 @@ async def test_the_default(start):
 @pytest.mark.one_loop
 async def test_a_process_that_fn_leaves_ends_with_it(start):
     async with isolator(start, "tests.swarm") as iso:
-        pid = await iso.run(swarm.leave_process)
+        pid = await iso.run(swarm.leave_process, exit_timeout=0.1)
         await until(lambda: not alive(pid))
 
 

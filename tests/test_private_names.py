@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import concurrent.futures.process
+import concurrent.futures.thread
 import importlib._bootstrap
 import io
 import linecache
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
-import multiprocessing.synchronize
 import multiprocessing.util
 import os
 import subprocess
@@ -17,6 +18,7 @@ import sys
 import threading
 import types
 import warnings
+import weakref
 from concurrent.futures import Future
 from queue import Full
 
@@ -32,7 +34,7 @@ import uvloop
 from tblib.pickling_support import pickle_traceback
 
 from aioisolate._os import imports
-from tests.helpers import ROOT
+from tests.helpers import ROOT, python
 
 # Modules of the standard library's in C, which are as good as public: those above import little.
 IN_C = {"_signal", "_socket", "_thread"}
@@ -41,11 +43,19 @@ DOCUMENTED = {"_asdict", "_current_frames", "_replace", "_exit", "_getframe"}
 # Every other one, and where it is found below.
 KNOWN = {
     "_afterfork_registry": "multiprocessing",
+    "_children": "multiprocessing",
+    "_exit_function": "multiprocessing",
+    "_index_iter": "weakref",
+    "_ncallbacks": "atexit",
+    "_parent_pid": "multiprocessing",
+    "_registry": "weakref",
+    "_run_exitfuncs": "atexit",
+    "_threading_atexits": "threading",
+    "_threads_queues": "concurrent.futures",
+    "_threads_wakeups": "concurrent.futures",
     "_args_from_interpreter_flags": "subprocess",
     "_ArrayMemoryError": "numpy",
     "_bootstrap": "importlib",
-    "_callback": "multiprocessing",
-    "_cleanup": "multiprocessing",
     "_condition": "concurrent.futures",
     "_finalizer_registry": "multiprocessing",
     "_forkserver": "multiprocessing",
@@ -258,13 +268,52 @@ def test_multiprocessing_has_a_fork_server_and_finalizers():
     fresh = vars(type(server)())
     assert {"_forkserver_pid", "_forkserver_alive_fd", "_forkserver_address", "_lock"} <= set(fresh)
     assert multiprocessing.forkserver.ensure_running.__self__ is server
-    lock = multiprocessing.get_context("fork").Lock()
-    assert callable(multiprocessing.synchronize.SemLock._cleanup)
-    del lock
     finalizer = multiprocessing.util.Finalize(None, len, exitpriority=0)
     assert finalizer in multiprocessing.util._finalizer_registry.values()
-    assert finalizer._callback is len
+    assert finalizer._pid == os.getpid()
     finalizer.cancel()
+
+
+def test_exit_functions_can_be_counted_and_run():
+    script = """
+    import atexit, os
+    atexit.register(print, "never")
+    atexit.register(os._exit, 0)
+    count = atexit._ncallbacks()
+    atexit.register(print, "first", flush=True)
+    assert atexit._ncallbacks() == count + 1
+    atexit._run_exitfuncs()
+    """
+    done = python(script)
+    assert (done.stdout, done.stderr, done.returncode) == ("first\n", "", 0)
+
+
+def test_finalizers_are_counted():
+    class Thing:
+        pass
+
+    thing = Thing()
+    index = next(weakref.finalize._index_iter)
+    finalizer = weakref.finalize(thing, len, ())
+    assert weakref.finalize._registry[finalizer].index == index + 1
+    assert weakref.finalize._registry[finalizer].atexit
+    finalizer()
+    assert finalizer not in weakref.finalize._registry
+
+
+def test_pools_of_threads_and_processes_are_told_to_end():
+    assert isinstance(concurrent.futures.thread._threads_queues, weakref.WeakKeyDictionary)
+    assert isinstance(concurrent.futures.process._threads_wakeups, weakref.WeakKeyDictionary)
+    registered = [getattr(call, "func", call) for call in threading._threading_atexits]
+    assert concurrent.futures.thread._python_exit in registered
+    assert concurrent.futures.process._python_exit in registered
+
+
+def test_multiprocessing_knows_its_children():
+    process = multiprocessing.get_context("fork").Process(target=len)
+    assert process._parent_pid == os.getpid()
+    assert isinstance(multiprocessing.process._children, set)
+    assert callable(multiprocessing.util._exit_function)
 
 
 def test_multiprocessing_has_a_tracker_and_queues():

@@ -193,17 +193,29 @@ ALLOWED = {
     (State.RUNNING, Kind.LOST): State.DONE,
     (State.RUNNING, Kind.ITEM): State.RUNNING,
     (State.RUNNING, Kind.PROGRESS): State.RUNNING,
+    (State.RUNNING, Kind.LEAVING): State.LEAVING,
+    (State.LEAVING, Kind.PROGRESS): State.LEAVING,
+    (State.LEAVING, Kind.VALUE): State.ENDING,
+    (State.LEAVING, Kind.RAISED): State.ENDING,
+    (State.LEAVING, Kind.LOST): State.ENDING,
+    (State.ENDING, Kind.PROGRESS): State.ENDING,
+    (State.ENDING, Kind.LEAVING): State.DONE,
 }
 
 
-_BETWEEN = (Kind.ITEM, Kind.PROGRESS, Kind.READY)
+_BETWEEN = (Kind.ITEM, Kind.PROGRESS, Kind.READY, Kind.LEAVING)
 
 
 @pytest.mark.parametrize("kind", Kind)
 @pytest.mark.parametrize("state", State)
 def test_every_frame_in_every_state(state, kind):
     conversation = Conversation(NONCE, confined=state is State.UNPROVEN)
-    lead = {State.RUNNING: [Kind.STARTED], State.DONE: [Kind.FAILED]}.get(state, [])
+    lead = {
+        State.RUNNING: [Kind.STARTED],
+        State.LEAVING: [Kind.STARTED, Kind.LEAVING],
+        State.ENDING: [Kind.STARTED, Kind.LEAVING, Kind.VALUE],
+        State.DONE: [Kind.FAILED],
+    }.get(state, [])
     body = inert.dump_progress(1, None, "") if kind is Kind.PROGRESS else b""
     for earlier in lead:
         conversation.receive(encode(NONCE, earlier))
@@ -218,7 +230,8 @@ def test_every_frame_in_every_state(state, kind):
         assert [frame[0] for frame in between] == [kind] * (kind in _BETWEEN)
         assert conversation.state is ALLOWED[state, kind]
         assert conversation.started is (kind not in (Kind.FAILED, Kind.READY, Kind.IMPORTED))
-        assert (conversation.answer is not None) is (conversation.state is State.DONE)
+        answered = conversation.state in (State.ENDING, State.DONE)
+        assert (conversation.answer is not None) is answered
     else:
         with pytest.raises(ProtocolError, match=kind.name):
             conversation.receive(encode(NONCE, kind))

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -128,7 +129,9 @@ class ForkedChild:
                 raise _refusal(exc, Reason.PIPE_CREATION) from exc
             raise
 
-    def _prepare(self, plan: Plan, backend: AsyncBackend, fds: Descriptors) -> None:
+    def _prepare(  # noqa: PLR0915 - one line for each attribute
+        self, plan: Plan, backend: AsyncBackend, fds: Descriptors
+    ) -> None:
         null = fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         self.channel, channel_write = os_fds.channel(fds)
         self.scratch = scratch = memfd.create(fds)
@@ -170,6 +173,7 @@ class ForkedChild:
         order.policy = policy
         order.bounds = plan.enforcement.bounds
         order.codec = plan.options.codec
+        order.exit_timeout = plan.options.exit_timeout
         if plan.options.limits is not None:
             order.result_size = plan.options.limits.result_size
             if plan.enforcement.group is not None:
@@ -357,6 +361,9 @@ def draft_order(
     order.policy = order.bounds = order.result_size = None
     order.entrances = ()
     order.codec = "pickle"
+    order.exits = -1
+    order.weak = weak = weakref.finalize._index_iter  # type: ignore[attr-defined]
+    order.finalizers = next(weak)
     return order
 
 

@@ -28,10 +28,12 @@ from .._os.process import Status, stopped_by
 from .._outcome import CallEvent, Progress
 from .._wire import inert
 from .._wire.frames import Kind
+from .._wire.state import State
 from .._wire.verdict import KilledFor
 from .causes import group_killer, memory_killer, note_memory, why_unconfined
 from .child import Child
 from .crash import StackText
+from .leftovers import Leftovers
 from .line import READ_SIZE, FaultError, Line
 from .listening import Listening
 from .output import OutputStream
@@ -134,6 +136,7 @@ class Supervision:
         self.left = False
         self.stack = StackText(child.scratch, trusted=options.codec == "pickle")
         # Without waiting for its end, nothing is known of that end.
+        self._left = Leftovers()
         self._leaves_early = not (whole or self.listens or child.streams or child.has_init)
         waits = child.layers is not None  # to be told to go on
         if self._look_due and (self.listens or on_item or options.on_progress or waits):
@@ -260,6 +263,10 @@ class Supervision:
     def end(self, cause: KilledFor, grace: float = 0.0) -> None:
         """End the call from outside, for a reason of the caller's."""
         if self.gone or self._heard_result:
+            # What fn has left is not waited for any longer.
+            if not self.gone and self.conversation.state is State.ENDING:
+                self.kill(KilledFor.LINGERING)
+                self.child.waiter.ring()
             return
         if self.killed_for is None:
             self.killed_for = cause
@@ -295,7 +302,7 @@ class Supervision:
         self._look_due = False
         self._listening.remove(self.child.channel)
 
-    def _read_channel(self) -> int:  # noqa: C901 - one `if` per thing that may have come
+    def _read_channel(self) -> int:  # noqa: C901, PLR0912 - one `if` per thing that may have come
         """Read once what is there; return how many bytes that was."""
         conversation = self.conversation
         started = conversation.started
@@ -316,6 +323,8 @@ class Supervision:
                 self._check_layers(body)
             elif kind is Kind.PROGRESS:
                 self._report(body)
+            elif kind is Kind.LEAVING:
+                self._left.hear(body)
             elif self._on_item is not None:
                 self._on_item(body, [self._line.received.release(fd) for fd in luggage])
         if conversation.fault is not None:
@@ -323,14 +332,20 @@ class Supervision:
             return size
         if conversation.answer is not None and not self._heard_result:
             self._heard_result = True
-            self.answered_at = time.monotonic()
-            self._leave_channel()
+            self.answered_at = now = time.monotonic()
+            ends = now + _LINGER_PATIENCE
+            # As long as fn has left something, that may have something to say.
+            leaving = conversation.state is not State.DONE
+            if leaving:
+                ends = min(ends + self.options.exit_timeout, self._deadline)
+            else:
+                self._leave_channel()
             if self._phase is _Phase.RUNNING:
-                self._phase_ends = time.monotonic() + _LINGER_PATIENCE
+                self._phase_ends = ends
             self._tell("result")
             # All else than a value is told with how the child ended.
             is_value = conversation.answer[0] is Kind.VALUE
-            if is_value and self._leaves_early and self.child.leave():
+            if is_value and self._leaves_early and not leaving and self.child.leave():
                 self.ended_at = time.monotonic()
                 self.gone = self.left = True
         return size
@@ -393,8 +408,10 @@ class Supervision:
         # Its pipes may be held open by processes that it left behind, so their end is nothing to
         # wait for; what it wrote itself is in them by now.
         left = _DRAIN_MAX
-        while not self._heard_result and left > 0 and (size := self._read_channel()):
+        over = State.DONE
+        while self.conversation.state is not over and left > 0 and (size := self._read_channel()):
             left -= size
+        self._left.tell(self.child.pid, killed=self.killed_for is KilledFor.LINGERING)
         for stream in self.child.streams:
             left = _DRAIN_MAX
             while left > 0 and (size := self._read_output(stream)):

@@ -7,7 +7,7 @@ Python. So the parent computes ahead what it can, and the child only carries it 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
 from .policy import Bounds, Policy
@@ -82,6 +82,10 @@ class Order:
         then: what to do when all is set up; returns the exit code.
         policy: what confines it, or None.
         bounds: the limits that it sets for itself, or None.
+        exits: how many exit functions are registered before fn is called.
+        weak: what counts the finalizers of weakref, or None: it has not been imported.
+        finalizers: the index of one that comes before those of fn.
+        exit_timeout: how many seconds the threads that fn leaves may take to end.
         entrances: descriptors of the control groups that it puts itself into.
         codec: how its answer is encoded; see `Sandbox`.
         result_size: how large its answer may be, or None.
@@ -102,7 +106,10 @@ class Order:
         "empty",
         "ends",
         "entrances",
+        "exit_timeout",
+        "exits",
         "faulthandler",
+        "finalizers",
         "floor",
         "fn",
         "foreign",
@@ -135,6 +142,7 @@ class Order:
         "streams",
         "then",
         "threaded",
+        "weak",
     )
 
     fn: Callable[..., Any]
@@ -177,6 +185,10 @@ class Order:
     then: Callable[[Order, Sequence[TextIO]], int]
     policy: Policy | None
     bounds: Bounds | None
+    exits: int
+    weak: Iterator[int] | None
+    finalizers: int
+    exit_timeout: float
     entrances: Sequence[int]
     codec: str
     result_size: int | None

@@ -162,6 +162,7 @@ def _serve_one(order: Order, channel: _socket.socket) -> int:
     order.progress = request.progress
     order.codec = request.codec
     order.result_size = request.result_size
+    order.exit_timeout = request.exit_timeout
     order.bounds = None
     order.backend = AsyncBackend(request.backend, uvloop=request.uvloop)
     modules, began = len(sys.modules), time.monotonic()

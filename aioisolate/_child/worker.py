@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
+import atexit
+import functools
+import gc
 import mmap
 import os
 import sys
@@ -13,7 +17,7 @@ from .._os import cstdio, memfd
 from .._wire import codecs, inert
 from .._wire.frames import INLINE_MAX, Kind, Payload, Region, encode, encode_small_value
 from .._wire.handles import Lent, Packing
-from . import loops, progress
+from . import leftovers, loops, progress
 from .order import Order
 
 __all__ = ["MARK_AT", "PID_AT", "SCRATCH_START", "have_last_word", "work", "work_within"]
@@ -24,6 +28,10 @@ __all__ = ["MARK_AT", "PID_AT", "SCRATCH_START", "have_last_word", "work", "work
 SCRATCH_START = 1 << 20
 MARK_AT = SCRATCH_START - 1
 PID_AT = SCRATCH_START - 32
+
+# Whether fn has left anything is looked at in each child, so without a page more than that takes.
+_register_exit, _count_exits, _mark = atexit.register, atexit._ncallbacks, leftovers.mark
+_count_threads = _thread._count
 
 _HERE = os.path.dirname(__file__)
 
@@ -46,10 +54,16 @@ def work_within(order: Order, streams: Sequence[TextIO]) -> int:
         return 1
 
 
-def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901, PLR0912 - the way of a call
+def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
+    order: Order, streams: Sequence[TextIO]
+) -> int:
     """Call fn, send the answer, return the exit code."""
     pid = os.getpid()
     code = 0
+    raised = False
+    if order.exits < 0:  # no fork server has counted them
+        _register_exit(_mark)
+        order.exits = _count_exits()
     if order.quiet:
         leave_mark = memfd.is_marked if order.rehearsing else memfd.mark
         leave_mark(order.scratch, MARK_AT)
@@ -77,6 +91,8 @@ def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901, PLR0912
             answer, luggage = _unsent(order, "an item", exc)
         else:
             answer, luggage = _raised(order, exc)
+        leftovers.forget_frames(exc)
+        raised = True
     else:
         # fn may have forked and come back twice; only the child itself speaks for the call.
         if os.getpid() != pid:
@@ -84,10 +100,24 @@ def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901, PLR0912
         if order.bounds is not None:
             _ease()
         answer, luggage = _returned(order, value)
-    _flush(streams)
-    if "multiprocessing.synchronize" in sys.modules:
-        _unlink_semaphores()
+    if raised:
+        # Files that the frames of fn have open are written out when those are freed. (Nothing of
+        # the parent's is collected: all that is frozen.)
+        gc.collect()
     mark = order.started_mark if order.quiet else b""
+    left = None
+    due = _count_exits() != order.exits
+    if order.weak is None:
+        due |= "weakref" in sys.modules
+    elif (index := next(order.weak)) == order.finalizers + 1:
+        order.finalizers = index
+    else:
+        due = True
+    if due or _count_threads() or "multiprocessing.util" in sys.modules:
+        left = leftovers.look(due=due)
+    if left is not None:
+        mark += encode(order.nonce, Kind.LEAVING, left)
+    _flush(streams)
     try:
         try:
             progress.send(order.channel, mark + answer, luggage.fds if luggage else ())
@@ -96,7 +126,9 @@ def work(order: Order, streams: Sequence[TextIO]) -> int:  # noqa: C901, PLR0912
             progress.send(order.channel, mark + answer)
     except OSError:
         # fn has closed the channel, so nobody can be told; the parent sees that nothing came.
-        return code
+        pass
+    if left is not None:
+        leftovers.finish(order, code, functools.partial(_flush, streams))
     return code
 
 
@@ -233,23 +265,6 @@ def _flush(streams: Sequence[TextIO]) -> None:
         except (OSError, ValueError, AttributeError):
             pass  # fn has closed it, or replaced it by something that is no stream
     cstdio.flush()
-
-
-def _unlink_semaphores() -> None:
-    """Remove the names of semaphores that fn has made and left.
-
-    Else who would: multiprocessing's exit handlers do not run here, and its tracker is killed. With
-    the start methods "spawn" and "forkserver", which is the default from Python 3.14 on, each lock,
-    queue and pool has some.
-    """
-    modules = sys.modules
-    cleanup = modules["multiprocessing.synchronize"].SemLock._cleanup
-    for finalizer in list(modules["multiprocessing.util"]._finalizer_registry.values()):
-        if finalizer._callback is cleanup:
-            try:
-                finalizer()  # does nothing with what is the parent's
-            except Exception:  # noqa: BLE001, S112 - the name is gone, or the tracker is
-                continue
 
 
 def _exit_code(exc: SystemExit) -> int:

@@ -57,6 +57,7 @@ class Kind(enum.IntEnum):
     PROGRESS = 7  # how far fn has got, see `inert`
     READY = 8  # the layers that the child has engaged: their names, with commas
     IMPORTED = 9  # loading the call took long: CPU and other seconds, newline, new packages, commas
+    LEAVING = 10  # fn has ended, and something that it left has not: names, one a line
 
 
 _VALUE = int(Kind.VALUE)

@@ -38,6 +38,7 @@ class Request(NamedTuple):
         bounds: the fields of its `Bounds`, or None.
         entrances: how many descriptors come along, first of all, by which it enters control groups.
         texts: the call's texts that are in the file beside: offset and length.
+        exit_timeout: as in `Order`.
     """
 
     nonce: bytes
@@ -59,6 +60,7 @@ class Request(NamedTuple):
     entrances: int = 0
     beside: bool = False
     texts: tuple[tuple[int, int], ...] = ()
+    exit_timeout: float = 5.0
 
     @property
     def descriptors(self) -> int:

@@ -9,6 +9,13 @@
 A child that is to be confined begins at UNPROVEN, and is BORN with READY. One that is BORN may once
 tell what it has IMPORTED.
 
+Where fn has left something that has not ended, the answer comes between two LEAVING frames:
+
+            LEAVING            VALUE, RAISED, LOST          LEAVING
+    RUNNING --------> LEAVING --------------------> ENDING --------> DONE
+
+The second one names what has not ended in time. PROGRESS may come at any of these.
+
 Whatever follows DONE is not looked at: the first whole answer counts.
 """
 
@@ -36,6 +43,8 @@ class State(enum.Enum):
     UNPROVEN = "the child has not told what confines it"
     BORN = "the child has not said anything"
     RUNNING = "fn was about to be called"
+    LEAVING = "fn had ended"
+    ENDING = "the child had given its answer, and was ending"
     DONE = "the child has given its answer"
 
 
@@ -50,7 +59,15 @@ _TRANSITIONS = {
     (State.RUNNING, Kind.VALUE): State.DONE,
     (State.RUNNING, Kind.RAISED): State.DONE,
     (State.RUNNING, Kind.LOST): State.DONE,
+    (State.RUNNING, Kind.LEAVING): State.LEAVING,
+    (State.LEAVING, Kind.PROGRESS): State.LEAVING,
+    (State.LEAVING, Kind.VALUE): State.ENDING,
+    (State.LEAVING, Kind.RAISED): State.ENDING,
+    (State.LEAVING, Kind.LOST): State.ENDING,
+    (State.ENDING, Kind.PROGRESS): State.ENDING,
+    (State.ENDING, Kind.LEAVING): State.DONE,
 }
+_ANSWERS = frozenset({Kind.VALUE, Kind.RAISED, Kind.LOST, Kind.FAILED})
 
 
 class Conversation:
@@ -104,7 +121,7 @@ class Conversation:
         self._unclaimed: list[int] = []
 
     def receive(self, data: bytes, fds: Sequence[int] = ()) -> Sequence[Message]:
-        """Take more from the channel; return the frames between the first and the last.
+        """Take more from the channel; return the frames that are neither the start nor the answer.
 
         A PROGRESS frame is a report that `inert.load_progress` can read.
 
@@ -149,8 +166,9 @@ class Conversation:
                 self.started = True
             elif kind is Kind.IMPORTED:
                 self.imported = b"".join(body)
-            elif after is State.DONE:
+            elif kind in _ANSWERS:
                 self.answer = message
-                break
             else:
                 between.append(message)
+            if after is State.DONE:
+                break

@@ -194,6 +194,7 @@ class WardChild:
             entrances,
             beside,
             call.texts,
+            options.exit_timeout,
         ).encode()
         # The loop itself can't be told to leave a descriptor alone for a while.
         if plan.streaming or self.streams or options.on_progress or self._stranger:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .._child import bootstrap, seeds, stdio
+from .._child import bootstrap, leftovers, seeds, stdio
 from .._child.order import Order
 from .._child.policy import Policy
 from .._child.serve import serve
@@ -245,10 +245,13 @@ class Server:
         order.policy = order.bounds = order.result_size = None
         order.codec = "pickle"
         order.statm = -1
+        order.weak = None
+        order.finalizers = -1
         return order
 
     def _settle(self) -> None:
         """Take the descriptors of now for granted, and make what exists cheap to fork."""
+        leftovers.set_mark(self._order)
         gc.collect()
         # A collection in a child would touch, so copy, everything that is here.
         gc.freeze()
