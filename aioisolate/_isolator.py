@@ -166,6 +166,14 @@ class Isolator:
             start=start,
         )
 
+    def __repr__(self) -> str:
+        core = self._core
+        what: list[str] = [core.state]
+        if core.state != "new":
+            now = core.statistics()
+            what += [f"{now.running} running", f"{now.queued} queued", f"{now.idle} idle"]
+        return f"<Isolator start={self._start!r}: {', '.join(what)}>"
+
     # Its life
 
     async def __aenter__(self) -> Self:
@@ -288,6 +296,8 @@ class Isolator:
     def _checked(self, options: JobArgs) -> CallOptions:
         if "sandbox" in options:
             raise TypeError("a sandbox belongs to the Isolator, not to one of its calls")
+        if "start" in options:
+            raise TypeError("start belongs to the Isolator, not to one of its calls")
         _check_queue(None, None, options.get("queue_timeout"))
         merged: dict[str, Any] = {**self._defaults, **options}
         merged.pop("queue_timeout", None)

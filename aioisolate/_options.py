@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -23,6 +25,7 @@ __all__ = [
     "Output",
     "Stdin",
     "check_seconds",
+    "code_flags",
 ]
 
 OnLine: TypeAlias = Callable[[str, str], object]
@@ -113,7 +116,10 @@ class CallOptions:
         sandbox: Sandbox | None = None,
         codec: Codec | None = None,
         result_type: Any = None,
+        **others: object,
     ) -> None:
+        if others:
+            raise TypeError(_why_unknown(next(iter(others))))
         if timeout is not None:
             check_seconds("timeout", timeout, optional=True)
         if grace != 0.0 or grace is False:
@@ -123,10 +129,10 @@ class CallOptions:
         if exit_timeout != 5.0:
             check_seconds("exit_timeout", exit_timeout, finite=True)
         _check_choices(start, stdin, output)
-        if on_event is not None and not callable(on_event):
-            raise TypeError(f"on_event must be callable, not {on_event!r}")
-        if on_progress is not None and not callable(on_progress):
-            raise TypeError(f"on_progress must be callable, not {on_progress!r}")
+        if on_event is not None:
+            _check_callback("on_event", on_event)
+        if on_progress is not None:
+            _check_callback("on_progress", on_progress)
         self.codec: Codec = "pickle"
         if sandbox is not None or limits is not None or codec is not None:
             self.codec, limits, output = _contained(sandbox, limits, codec, output)
@@ -151,7 +157,12 @@ class CallOptions:
 
 def _check_choices(start: object, stdin: object, output: object) -> None:
     if start != "fork":
-        raise ValueError(f"start must be 'fork', not {start!r}")
+        raise ValueError(
+            f"start must be 'fork', not {start!r}: fork servers belong to an Isolator, "
+            f"Isolator(start={start!r})"
+            if start in ("zygote", "template")
+            else f"start must be 'fork', not {start!r}"
+        )
     if stdin not in ("null", "inherit"):
         raise ValueError(f"stdin must be 'null' or 'inherit', not {stdin!r}")
     if output not in ("inherit", "capture", "null") and not callable(output):
@@ -159,6 +170,61 @@ def _check_choices(start: object, stdin: object, output: object) -> None:
             "output must be 'inherit', 'capture', 'null' or a callable that takes "
             f"(stream, line), not {output!r}"
         )
+    if not isinstance(output, str):
+        _check_callback("output", output)
+
+
+# What belongs to something else than a call, and to what.
+_ELSEWHERE = dict.fromkeys(
+    ("preload", "warm", "max_concurrency", "max_queue", "queue_timeout", "env"),
+    "is an option of an Isolator",
+) | dict.fromkeys(("ordered", "concurrency", "capture"), "is an option of Isolator.map")
+
+
+def _why_unknown(name: str) -> str:
+    """Say what is wrong with a keyword argument that is none of ours."""
+    if name in _ELSEWHERE:
+        return f"{name!r} is no option of this call: it {_ELSEWHERE[name]}"
+    import difflib  # noqa: PLC0415 - rarely needed, and not small
+
+    close = difflib.get_close_matches(name, [*OptionArgs.__annotations__, "start"], 1)
+    meant = f" (did you mean {close[0]!r}?)" if close else ""
+    return (
+        f"{name!r} is no option of a call{meant}; keyword arguments of the function itself go "
+        f"along with functools.partial(function, {name}=...)"
+    )
+
+
+def code_flags(fn: object) -> int:
+    """Return the flags (``inspect.CO_...``) of the code that a call of *fn* runs, or 0."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    code = getattr(fn, "__code__", None)  # a bound method has its function's
+    if code is None:
+        call = getattr(type(fn), "__call__", None)  # noqa: B004 - not whether there is one
+        code = getattr(call, "__code__", None)
+    flags = getattr(code, "co_flags", 0)
+    return flags if isinstance(flags, int) else 0
+
+
+def _check_callback(name: str, given: object) -> None:
+    """Raise TypeError if something can't be called, or if calling it would not run it."""
+    if not callable(given):
+        raise TypeError(f"{name} must be callable, not {given!r}")
+    flags = code_flags(given)
+    for flag, kind in _NEVER_RUN:
+        if flags & flag:
+            raise TypeError(
+                f"{name} must be a plain function, and {given!r} is {kind}: it is called in the "
+                "event loop and not awaited. Have it start a task, or put what it gets into a queue"
+            )
+
+
+_NEVER_RUN = (
+    (inspect.CO_ASYNC_GENERATOR, "an async generator function"),
+    (inspect.CO_COROUTINE, "an async function"),
+    (inspect.CO_GENERATOR, "a generator function"),
+)
 
 
 def _check_stdin(stdin: Stdin, sandbox: Sandbox | None) -> None:

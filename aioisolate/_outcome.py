@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import signal as _signal
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar, cast
@@ -9,6 +10,8 @@ from typing import Generic, NamedTuple, TypeVar, cast
 __all__ = ["CallEvent", "Exit", "Outcome", "Progress", "Usage"]
 
 T = TypeVar("T")
+
+_WORDS = 160  # characters of what an exception says
 
 
 class Exit(int):
@@ -92,7 +95,7 @@ class Progress(NamedTuple):
     message: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome(Generic[T]):
     """What became of one isolated call.
 
@@ -114,8 +117,30 @@ class Outcome(Generic[T]):
     stdout: str | None = None
     stderr: str | None = None
 
+    def __repr__(self) -> str:
+        """Say in one line how it went, however much there is."""
+        if self.error is None:
+            how = [f"returned {' '.join(reprlib.repr(self.value).split())}"]
+        else:
+            how = [f"failed with {type(self.error).__name__}{_first_words(self.error)}"]
+        if self.exit is not None:
+            how.append(str(self.exit))
+        if self.usage is not None:
+            how.append(f"{self.usage.wall:.3f} s")
+        where = "without a process" if self.pid is None else f"of process {self.pid}"
+        return f"<Outcome {where}: {', '.join(how)}>"
+
     def unwrap(self) -> T:
         """Return what fn returned, or raise `error`."""
         if self.error is not None:
             raise self.error
         return cast("T", self.value)
+
+
+def _first_words(error: BaseException) -> str:
+    """Return what an exception says first, for one line."""
+    try:
+        said = str(error).strip().splitlines()
+    except Exception:  # noqa: BLE001 - a broken __str__ may raise anything
+        return ""
+    return f": {said[0][:_WORDS]}{'...' if said[0][_WORDS:] else ''}" if said else ""

@@ -42,7 +42,7 @@ async def run_isolated(
 ) -> T: ...
 
 
-async def run_isolated(
+async def run_isolated(  # noqa: D417 - others are refused
     fn: Callable[[Unpack[Ts]], Any],
     /,
     *args: *Ts,
@@ -60,6 +60,7 @@ async def run_isolated(
     sandbox: Sandbox | None = None,
     codec: Codec | None = None,
     result_type: Any = None,
+    **others: Any,
 ) -> Any:
     """Run ``fn(*args)`` in a forked copy of this process and return what it returns.
 
@@ -81,7 +82,9 @@ async def run_isolated(
         output: where the child's standard output and error go, C code's included.
             ``"inherit"``: where this process's go. ``"null"``: nowhere. ``"capture"``: to this
             call; see `capture_isolated`, and `IsolationError.stderr_tail`. A callable is called
-            here with ``(stream, line)`` for each line, ``stream`` being "stdout" or "stderr".
+            here with ``(stream, line)`` for each line, ``stream`` being "stdout" or "stderr". As
+            in text files a line ends with a newline, a carriage return (progress bars) or both;
+            it is given without them, as soon as it has ended.
         start_timeout: how many seconds fn may take to begin; then the child is killed. The
             safeguard against a lock that another thread held while forking. None: any number.
         exit_timeout: how many seconds what fn leaves may take to end: its threads that are no
@@ -140,6 +143,7 @@ async def run_isolated(
         sandbox=sandbox,
         codec=codec,
         result_type=result_type,
+        **others,  # refused, in words
     )
     value, error, _ = await _call(make_plan(fn, args, options, features.current()))
     if error is not None:
@@ -192,7 +196,7 @@ async def _call(plan: Plan) -> tuple[Any, BaseException | None, Supervision]:
     if others or threads.helpers():
         await let_imports_finish(turn)
     child = ForkedChild(plan, backend, others)
-    supervision = Supervision(child, plan.options, turn)
+    supervision = Supervision(child, plan.options, turn, fn=plan.fn)
     try:
         await supervise(supervision, plan.options.grace)
         value, error = await settle(supervision)

@@ -50,7 +50,7 @@ from aioisolate import (
     RemoteError,
     Sandbox,
 )
-from aioisolate.integrations.starlette import cancel_on_disconnect
+from aioisolate.integrations.starlette import cancel_on_disconnect, client_closed_request
 
 CODE_MAX = 50_000  # characters
 BODY_MAX = 12 * CODE_MAX + 1000  # bytes: in JSON an emoji may be two \uXXXX
@@ -82,13 +82,10 @@ STATUS = {
 
 async def post_run(request: Request) -> Response:
     """Run a piece of code and tell what became of it."""
-    try:
-        code, timeout, memory = checked(await read_json(request))
-        with one_more_of(request):
-            work = functools.partial(carry_out, request.app.state.isolator, code, timeout, memory)
-            answer = await cancel_on_disconnect(request, work)
-    except ClientDisconnect:
-        return Response(status_code=499)  # nobody reads it
+    code, timeout, memory = checked(await read_json(request))
+    with one_more_of(request):
+        work = functools.partial(carry_out, request.app.state.isolator, code, timeout, memory)
+        answer = await cancel_on_disconnect(request, work)
     if answer["status"] == "refused":
         return JSONResponse(answer, status_code=503, headers={"Retry-After": "1"})
     return JSONResponse(answer)
@@ -288,7 +285,10 @@ def make_app(concurrency: int | None = None, queue: int = 32, per_client: int = 
 
     app = Starlette(
         lifespan=lifespan,
-        exception_handlers={HTTPException: as_json},
+        exception_handlers={
+            HTTPException: as_json,
+            ClientDisconnect: client_closed_request,  # and its child is gone as well
+        },
         routes=[
             Route("/", page),
             Route("/run", post_run, methods=["POST"]),

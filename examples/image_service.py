@@ -28,7 +28,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from aioisolate import CallableDidNotExecuteError, IsolationError, Isolator, Reason
-from aioisolate.integrations.starlette import cancel_on_disconnect
+from aioisolate.integrations.starlette import cancel_on_disconnect, client_closed_request
 
 MAX_UPLOAD = 20 * 1024 * 1024
 TIMEOUT = 5.0
@@ -70,7 +70,7 @@ async def post_thumbnail(request: Request) -> Response:
     try:
         png, (width, height), kind = await cancel_on_disconnect(request, job)
     except ClientDisconnect:
-        return Response(status_code=499)  # nobody reads it
+        raise  # `client_closed_request` answers, to nobody
     except IsolationError as error:
         return refusal(error)
     except Exception as error:  # noqa: BLE001 - whatever Pillow raises about a bad picture
@@ -165,6 +165,7 @@ app = Starlette(
         Route("/health", health),
         Route("/thumbnail", post_thumbnail, methods=["POST"]),
     ],
+    exception_handlers={ClientDisconnect: client_closed_request},
 )
 
 

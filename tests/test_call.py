@@ -490,7 +490,7 @@ async def test_events_and_log_records(caplog):
     assert times == sorted(times)
     assert len({event.pid for event in stages.seen}) == 1
     text = caplog.text
-    assert all(f"child {stages.pid}: {name}" in text for name in stages.names)
+    assert all(f"child {stages.pid} (double): {name}" in text for name in stages.names)
 
 
 async def test_events_of_a_crash():

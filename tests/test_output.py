@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aioisolate import CallableStatusUnknownError, capture_isolated, run_isolated
 from aioisolate._call.output import CAPTURE_MAX, OutputStream
@@ -138,6 +141,64 @@ def test_lines_in_any_pieces(size):
     assert lines[:3] == ["ä", "bb", ""]
     assert lines[-1] == "end"
     assert max(map(len, lines)) <= 64 * 1024
+
+
+BAR = "\r  0%|    | 0/2\r 50%|##  | 1/2\r100%|####| 2/2\ndone\r\n\r\nlast"
+BAR_LINES = ["  0%|    | 0/2", " 50%|##  | 1/2", "100%|####| 2/2", "done", "", "last"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 1000])
+def test_11_30_a_carriage_return_ends_a_line(size):
+    lines = []
+    stream = OutputStream("stderr", -1, lambda _, line: lines.append(line))
+    for start in range(0, len(BAR), size):
+        stream.feed(BAR[start : start + size].encode())
+    stream.finish()
+    assert lines == BAR_LINES
+    assert stream.text() == BAR
+
+
+@given(st.text("a\r\n", max_size=30), st.integers(1, 31))
+def test_11_30_lines_are_those_of_text_files(text, size):
+    lines = []
+    stream = OutputStream("stderr", -1, lambda _, line: lines.append(line))
+    for start in range(0, len(text), size):
+        stream.feed(text[start : start + size].encode())
+        whole = text[: start + size]
+        if whole.endswith(("\r", "\n")):  # none is kept back
+            assert "".join(lines) == whole.replace("\r", "").replace("\n", "")
+    stream.finish()
+    # As io.TextIOWrapper has them, but for empty ones that a carriage return ends.
+    wanted = []
+    for line in io.StringIO(text, newline=""):
+        bare = line.rstrip("\r\n")
+        if bare or not line.endswith("\r"):
+            wanted.append(bare)
+    assert lines == wanted
+
+
+@pytest.mark.one_loop
+async def test_11_30_a_progress_bar_is_seen_while_it_grows():
+    read, write = os.pipe()
+
+    def work():
+        for percent in range(0, 100, 25):
+            sys.stderr.write(f"{percent}%\r")
+            sys.stderr.flush()
+            os.read(read, 1)  # until the parent has seen it
+
+    seen = []
+
+    def see(stream, line):
+        seen.append((stream, line))
+        os.write(write, b"x")
+
+    try:
+        await run_isolated(work, output=see, pass_fds=[read], timeout=20)
+    finally:
+        os.close(read)
+        os.close(write)
+    assert seen == [("stderr", f"{percent}%") for percent in range(0, 100, 25)]
 
 
 def test_each_line_once_with_unwritten_output_in_the_parent():

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from aioisolate import run_isolated
-from aioisolate.integrations.starlette import cancel_on_disconnect
+from aioisolate.integrations.starlette import cancel_on_disconnect, client_closed_request
 from tests.helpers import Stages
 
 
@@ -59,6 +59,34 @@ async def test_a_job_whose_client_goes_is_killed():
         with pytest.raises(ClientDisconnect):
             await cancel_on_disconnect(request_of(b"", then=gone), job)
         assert stages.names[-1] == "reaped"
+
+
+@pytest.mark.one_loop
+@pytest.mark.parametrize("registered", [True, False])
+async def test_11_30_there_is_a_handler_for_it(registered):
+    async def handler(request):
+        await cancel_on_disconnect(request, anyio.sleep_forever)
+
+    app = Starlette(routes=[Route("/", handler)])
+    if registered:
+        app.add_exception_handler(ClientDisconnect, client_closed_request)
+    told = []
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+
+    async def send(message):
+        told.append(message.get("status"))
+
+    if registered:
+        await app(scope, receive, send)
+        assert told[0] == 499
+    else:  # it counts as an error of the application
+        with pytest.raises(ClientDisconnect):
+            await app(scope, receive, send)
+        assert told[0] == 500
 
 
 async def test_cancelled_from_outside():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 
 from .._child import worker
 
-__all__ = ["StackText"]
+__all__ = ["StackText", "innermost"]
 
 _END = worker.SCRATCH_START
 # Far more than the stacks of a few threads are. It is looked through on the event loop, and a child
@@ -20,6 +21,7 @@ _MARKS = (_WORKER.encode(), b"\n  ...")
 # How faulthandler begins the stack of the thread that has crashed, and its C stack.
 _CURRENT = "Current thread 0x"
 _C_STACK = "Current thread's C stack trace"
+_FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.+)$', re.MULTILINE)
 _OVERLAP = max(map(len, _MARKS)) - 1
 
 
@@ -90,6 +92,13 @@ class StackText:
         if at >= 0:
             lines[at + 1 : at + 1] = _above_python(native[1:])
         return "\n".join(lines).strip()
+
+
+def innermost(stack: str) -> str:
+    """Say in which Python function the main thread was by its stack, or "" if it does not tell."""
+    _, marked, rest = stack.partition(_CURRENT)
+    found = _FRAME.search(rest if marked else stack)
+    return "" if found is None else f"{found[3]} ({found[1]}, line {found[2]})"
 
 
 def _above_python(frames: Sequence[str]) -> Sequence[str]:

@@ -21,7 +21,17 @@ LINE_MAX = 64 * 1024
 class OutputStream:
     """One of a child's output streams, collected or handed over line by line."""
 
-    __slots__ = ("_decoder", "_dropped", "_head", "_line", "_name", "_on_line", "_tail", "fd")
+    __slots__ = (
+        "_decoder",
+        "_dropped",
+        "_head",
+        "_line",
+        "_name",
+        "_on_line",
+        "_returned",
+        "_tail",
+        "fd",
+    )
 
     @property
     def hands_over(self) -> bool:
@@ -36,6 +46,7 @@ class OutputStream:
         self._tail = bytearray()
         self._dropped = 0
         self._line = ""
+        self._returned = False  # what was handed over last ended with a carriage return
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, data: bytes) -> None:
@@ -61,13 +72,37 @@ class OutputStream:
                 self._on_line(self._name, line)
 
     def _hand_over(self, text: str) -> None:
+        r"""Hand over the lines that have become whole.
+
+        As in Python's text files ``\n``, ``\r`` and ``\r\n`` end one; but an empty one that ``\r``
+        ends is none: progress bars begin with that.
+        """
         assert self._on_line is not None
+        if self._returned and text:
+            text = text.removeprefix("\n")  # the line has been handed over
+            self._returned = False
+        if "\r" in text:
+            text = self._hand_over_returned(text)
         *lines, rest = (self._line + text).split("\n")
         whole = len(rest) - len(rest) % LINE_MAX
         self._line = rest[whole:]
         for line in (*lines, rest[:whole]) if whole else lines:
             for start in range(0, len(line) or 1, LINE_MAX):
                 self._on_line(self._name, line[start : start + LINE_MAX])
+
+    def _hand_over_returned(self, text: str) -> str:
+        """Hand over all lines up to the last carriage return; return the rest."""
+        assert self._on_line is not None
+        text, self._line = self._line + text, ""
+        returned = ""
+        whole, _, rest = text.replace("\r\n", "\n").rpartition("\r")
+        for part in whole.split("\r"):
+            *lines, returned = part.split("\n")
+            for line in (*lines, returned) if returned else lines:
+                for start in range(0, len(line) or 1, LINE_MAX):
+                    self._on_line(self._name, line[start : start + LINE_MAX])
+        self._returned = not rest and bool(returned)
+        return rest
 
     def text(self) -> str:
         """Return what was collected; a line in the middle says how much was dropped, if any."""

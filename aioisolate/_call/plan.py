@@ -6,15 +6,18 @@ import errno
 import functools
 import inspect
 from collections.abc import Callable, Hashable, Sequence
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, NamedTuple
 
 from .._child.policy import NOTHING, Enforcement, Policy, Start
 from .._errors import CallableDidNotExecuteError, Reason, StartTimeoutError
-from .._options import CallOptions
+from .._options import CallOptions, code_flags
 from .._os import features as _features
 from .._os.features import Containment, Features
 
-__all__ = ["Plan", "check_callable", "look_around", "make_plan"]
+__all__ = ["Plan", "check_callable", "look_around", "make_plan", "name_of"]
+
+_GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 class Plan(NamedTuple):
@@ -47,10 +50,17 @@ def make_plan(
 ) -> Plan:
     """Plan a call, or refuse it before anything has happened.
 
-    Raises TypeError if *fn* can't be called, CallableDidNotExecuteError if the platform lacks
-    what the call needs or if its time is already over.
+    Raises TypeError if *fn* can't be called, or is a generator function whose items nobody would
+    take, CallableDidNotExecuteError if the platform lacks what the call needs or if its time is
+    already over.
     """
     check_callable(fn)
+    if not streaming and code_flags(fn) & _GENERATOR:
+        raise TypeError(
+            f"{name_of(fn)} is a generator function, and a generator can't be sent: take its items "
+            "one by one with stream_isolated() or Isolator.stream(), or run a function that "
+            "returns a list of them"
+        )
     if not features.waitid:
         raise CallableDidNotExecuteError(
             f"no safe way to wait for a child: os.waitid is missing on {features.platform} with "
@@ -121,12 +131,30 @@ def check_callable(fn: object) -> None:
     """Raise TypeError, with a hint at what was probably meant, if *fn* is not callable."""
     if callable(fn):
         return
-    if inspect.iscoroutine(fn):
-        fn.close()  # or Python would warn, much later, that it was never awaited
+    kind = _CALLED.get(type(fn))
+    if kind is None:
         raise TypeError(
-            f"expected a function, not the coroutine {fn.__qualname__}(): pass the function and "
-            f"its arguments, run_isolated({fn.__name__}, ...)"
+            f"expected a function, not {fn!r}: pass the function and its arguments separately"
         )
+    name = getattr(fn, "__name__", "function")
+    if inspect.iscoroutine(fn) and inspect.getcoroutinestate(fn) == inspect.CORO_CREATED:
+        fn.close()  # or Python would warn, much later, that it was never awaited
     raise TypeError(
-        f"expected a function, not {fn!r}: pass the function and its arguments separately"
+        f"expected a function, not the {kind} {name}(): it has been called already. Pass the "
+        f"function and its arguments, as in run_isolated({name}, ...)"
     )
+
+
+_CALLED = {
+    CoroutineType: "coroutine",
+    GeneratorType: "generator",
+    AsyncGeneratorType: "async generator",
+}
+
+
+def name_of(fn: object) -> str:
+    """Return what a function is called in messages; of a partial, what it is a partial of."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = getattr(fn, "__qualname__", None)
+    return name if isinstance(name, str) else type(fn).__qualname__

@@ -26,6 +26,7 @@ from .._wire import codecs, inert
 from .._wire.frames import Kind, Payload, ProtocolError, Region, TooLarge
 from .._wire.state import Message
 from .._wire.verdict import Answer, Evidence, KilledFor, Verdict, judge
+from .crash import innermost
 from .decoding import INLINE_MAX, decode
 from .output import TAIL_MAX
 from .supervise import Supervision
@@ -274,7 +275,10 @@ def _error(
     written = child.streams[1].tail() if child.streams else ""
     if supervision.options.codec == "pickle":
         if stack:
-            message += f"\n{stack}"
+            # The first line is a sentence that tells what there is to tell: logs and trackers of
+            # errors show only that.
+            place = innermost(stack)
+            message += f"; it was in {place}\n{stack}" if place else f"\n{stack}"
     else:  # all of it may be a stranger's words
         message = inert.tame(message, _MESSAGE_MAX)
         stack = inert.quote(stack, _STACK_MAX)

@@ -37,6 +37,7 @@ from .leftovers import Leftovers
 from .line import READ_SIZE, FaultError, Line
 from .listening import Listening
 from .output import OutputStream
+from .plan import name_of
 from .turn import Turn
 
 __all__ = ["FIRST_LOOK", "OnItem", "Supervision"]
@@ -98,7 +99,9 @@ class Supervision:
         *,
         whole: bool = False,
         on_item: OnItem | None = None,
+        fn: object = None,
     ) -> None:
+        self._fn = fn
         self.child = child
         self.options = options
         self._on_item = on_item
@@ -219,8 +222,9 @@ class Supervision:
         before, self.stopped_by = self.stopped_by, stopped_by(self.child.pid)
         if self.stopped_by and not before:
             _log.warning(
-                "child %d has been stopped by %s and waits for SIGCONT",
+                "child %d (%s) has been stopped by %s and waits for SIGCONT",
                 self.child.pid,
+                name_of(self._fn),
                 self.stopped_by,
             )
 
@@ -430,7 +434,9 @@ class Supervision:
         if not self.listens:
             return
         event = CallEvent(name, self.child.pid, time.monotonic() - self.child.forked_at)
-        _log.debug("child %d: %s after %.6f s", event.pid, name, event.time)
+        if _log.isEnabledFor(logging.DEBUG):
+            what = name_of(self._fn)
+            _log.debug("child %d (%s): %s after %.6f s", event.pid, what, name, event.time)
         if self.options.on_event is not None:
             self.options.on_event(event)
 

@@ -275,7 +275,12 @@ def _exit_code(exc: SystemExit) -> int:
 
 
 def _kind(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    kind = type(value)
+    if kind.__name__ in ("generator", "async_generator"):
+        hint = "stream_isolated() and Isolator.stream() bring its items one by one"
+        return f"a generator ({hint})"
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return f"{module}{kind.__qualname__}"
 
 
 def _one_line(exc: BaseException) -> str:
@@ -283,4 +288,4 @@ def _one_line(exc: BaseException) -> str:
         text = str(exc)
     except BaseException as broken:  # noqa: BLE001 - a broken __str__ may raise anything
         text = f"<its __str__ raised {type(broken).__name__}>"
-    return f"{type(exc).__name__}: {text}"
+    return f"{type(exc).__name__}: {' '.join(text.split())}"

@@ -79,6 +79,10 @@ class Executor(futures.Executor):
         else:
             self._post = sys.modules["trio"].lowlevel.current_trio_token().run_sync_soon
 
+    def __repr__(self) -> str:
+        state = " shut down" if self._shut else ""
+        return f"<Executor{state}: {len(self._futures)} calls not done>"
+
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> futures.Future[T]:
         """Have ``fn(*args, **kwargs)`` run in a child; return a future for its result.
 

@@ -14,7 +14,7 @@ import anyio
 from .._call import loops
 from .._call.child import Child
 from .._call.drive import supervise
-from .._call.plan import Plan
+from .._call.plan import Plan, name_of
 from .._call.settle import loss_of_item, outcome_of, settle
 from .._call.supervise import OnItem, Supervision
 from .._call.turn import Turn
@@ -96,7 +96,7 @@ class Job(Generic[T]):
         queue_timeout: float | None = None,
     ) -> None:
         self.id = next(_numbers)
-        self.name: str = getattr(plan.fn, "__qualname__", type(plan.fn).__qualname__)
+        self.name: str = name_of(plan.fn)
         self.created_at = time.time()
         self.started_at: float | None = None
         self.progress: Progress | None = None
@@ -120,6 +120,17 @@ class Job(Generic[T]):
         self._finished: anyio.Event | None = None
         self._background: loops.Background | None = None
         self.on_done: Callable[[], object] | None = None
+
+    def __repr__(self) -> str:
+        state: str = self.state
+        if state == "running":
+            since = time.time() - (self.started_at or self.created_at)
+            state = f"running for {since:.1f} s in process {self.pid}"
+        elif state == "queued":
+            state = f"queued for {self.age:.1f} s"
+        elif self.error is not None:
+            state = f"done, with {type(self.error).__name__}"
+        return f"<Job {self.id} of {self.name}: {state}>"
 
     @property
     def quiet(self) -> bool:
@@ -320,7 +331,12 @@ class Job(Generic[T]):
         self.started_at = time.time()
         options = self.plan.options
         supervision = Supervision(
-            child, options, self.turn, whole=self._whole, on_item=self._on_item
+            child,
+            options,
+            self.turn,
+            whole=self._whole,
+            on_item=self._on_item,
+            fn=self.plan.fn,
         )
         self.supervision = supervision
         try:

@@ -51,6 +51,11 @@ class Results(Generic[T]):
         self._changed = anyio.Event()
         self._pump = loops.spawn(backend, self._feed)
 
+    def __repr__(self) -> str:
+        done = sum(job.done() for job in self._line)
+        state = " closed" if self._closed else ""
+        return f"<Results{state}: {len(self._alive)} running, {done} to be taken>"
+
     async def _feed(self) -> None:
         try:
             if isinstance(self._items, AsyncIterable):

@@ -52,6 +52,11 @@ class Stream(Generic[T]):
         self._decoding: Decoding | None = None
         self.job: Job[Any]
 
+    def __repr__(self) -> str:
+        if not hasattr(self, "job"):
+            return "<Stream: not entered>"
+        return f"<Stream of {self.job!r}: {len(self._items)} items to be taken>"
+
     async def __aenter__(self) -> Self:
         if self._closed or hasattr(self, "job"):
             raise RuntimeError("a stream is entered once")

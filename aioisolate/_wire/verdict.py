@@ -246,7 +246,7 @@ def _died(evidence: Evidence) -> Verdict:
         message = "the child ended without a result, and how could not be observed"
         reason = Reason.WAIT
     elif exit_.signal is not None:
-        message = f"the child was killed by {exit_}"
+        message = f"the child was killed by {exit_} while fn was running"
         if evidence.limits is not None and evidence.limits.memory is not None:
             message += " (some libraries crash when they are refused memory, and there is a limit)"
         if exit_.signal == signal.SIGKILL:

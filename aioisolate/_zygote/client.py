@@ -175,8 +175,9 @@ class Zygote:
 
     def error(self) -> CallableDidNotExecuteError:
         """Make the error that says what is wrong with this server."""
+        what = _sentence(self.problem)
         error = CallableDidNotExecuteError(
-            self.problem if self.outdated else f"the fork server can't be used: {self.problem}",
+            what if self.outdated else f"the fork server can't be used: {what}",
             reason=Reason.CHILD_SETUP,
             pid=self.pid or None,
             crash_traceback=self.problem if "Traceback" in self.problem else "",
@@ -574,3 +575,12 @@ async def _within(seconds: float, wait: Callable[[], Awaitable[object]]) -> None
     """Wait for something, at most so long; that can't be cancelled."""
     with anyio.CancelScope(shield=True), anyio.move_on_after(seconds):
         await wait()
+
+
+def _sentence(problem: str) -> str:
+    """Put in front of a traceback what it says at its end: logs may show only the first line."""
+    if not problem.startswith("Traceback"):
+        return problem
+    lines = problem.splitlines()
+    last = max(n for n, line in enumerate(lines) if line.startswith((" ", "Traceback")))
+    return f"{(lines[last + 1 :] or lines[-1:])[0]}\n{problem}"

@@ -310,7 +310,12 @@ class Pool:
             self._idle.remove(ward)
             ward.on_end = None
             ward.close()
-            _log.warning("idle child %d ended: %s", ward.pid, ward.status.exit)
+            how = ward.status.exit
+            _log.warning(
+                "child %d ended while it waited for a call: %s",
+                ward.pid,
+                "how could not be observed" if how is None else how,
+            )
             self._idle_deaths += 1
         if self._idle_deaths <= _IDLE_DEATHS_MAX:
             self._refill_soon()

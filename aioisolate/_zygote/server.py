@@ -85,11 +85,14 @@ def serve_copy(order: Order, streams: Sequence[object]) -> int:
         os.close(fd)
     channel = _socket.socket(fileno=order.channel)
     try:
-        server = Server(channel, *order.args)
-    except BaseException as exc:
-        _tell_failure(channel, exc)
-        raise
-    _run(server, channel)
+        try:
+            server = Server(channel, *order.args)
+        except BaseException as exc:
+            _tell_failure(channel, exc)
+            raise
+        _run(server, channel)
+    finally:
+        channel.detach()  # or there might be a warning that nobody has closed it
     return 0
 
 

@@ -1,7 +1,10 @@
 """For handlers of Starlette and FastAPI: end a job when its client disconnects.
 
 A plain handler is not cancelled when its client goes away, on any server: it runs to its end for
-nobody. A job that runs isolated should be killed then, and this is what tells it.
+nobody. A job that runs isolated should be killed then, and this is what tells it. What is raised
+in the handler then has a handler of its own here, to be registered once for an application::
+
+    app.add_exception_handler(ClientDisconnect, client_closed_request)
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import anyio
 
 try:
     from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import Response
 except ModuleNotFoundError as _missing:
     if str(_missing.name).partition(".")[0] != "starlette":  # it is there, another is not
         raise
@@ -20,7 +24,7 @@ except ModuleNotFoundError as _missing:
         f'{__name__} needs starlette: pip install "aioisolate[starlette]"', name="starlette"
     ) from _missing
 
-__all__ = ["ClientDisconnect", "cancel_on_disconnect"]
+__all__ = ["ClientDisconnect", "cancel_on_disconnect", "client_closed_request"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -44,8 +48,9 @@ async def cancel_on_disconnect(
 
     Raises:
         ClientDisconnect: the client went away; the job has been cancelled, and if it was an
-            isolated call, its child has been killed and reaped. There is nobody to answer, so a
-            handler may let it through or return any response.
+            isolated call, its child has been killed and reaped. There is nobody to answer: let it
+            through, and register `client_closed_request`, or else Starlette logs it as an error of
+            the application.
         what the job raises, as itself.
 
     Example::
@@ -85,3 +90,22 @@ async def cancel_on_disconnect(
         return result[0]
     assert gone  # cancelled from outside, the group has raised that
     raise ClientDisconnect
+
+
+async def client_closed_request(request: Request, exc: Exception) -> Response:
+    """Answer for a handler whose client has gone; an exception handler for `ClientDisconnect`.
+
+    Nobody reads the answer. It has the status 499, as nginx logs such requests. Without a handler
+    Starlette takes the exception for an error of the application: it logs a traceback, and raises
+    it to the server.
+
+    Example::
+
+        app = Starlette(
+            routes=[...], exception_handlers={ClientDisconnect: client_closed_request}
+        )
+        # or, with FastAPI, too:
+        app.add_exception_handler(ClientDisconnect, client_closed_request)
+    """
+    del request, exc
+    return Response(status_code=499)
