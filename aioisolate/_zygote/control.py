@@ -25,7 +25,7 @@ __all__ = ["PROTOCOL", "Inbox", "Parcels", "Setup", "encode"]
 
 # To be raised with every change to what the two processes, or the parent and a child, say to each
 # other: a fresh fork server runs the files on disk, which may have been changed under the parent.
-PROTOCOL = 2
+PROTOCOL = 3
 
 _LENGTH = struct.Struct("<I")
 
