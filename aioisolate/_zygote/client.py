@@ -64,6 +64,7 @@ class Zygote:
         wards: its children that have not ended, by pid.
         problem: why it is not of any use (any more), or "".
         modules: what it had imported when it was ready.
+        encodings: those of its children's standard output and error.
         silent: it does not answer.
         outdated: it is of another version than this process, and so will the next one be.
     """
@@ -126,6 +127,7 @@ class Zygote:
         self.outdated = False
         self._problem_number = 0
         self.modules: frozenset[str] = frozenset()
+        self.encodings = ("utf-8", "utf-8")
 
     @property
     def pid(self) -> int:
@@ -381,8 +383,9 @@ class Zygote:
                 self._on_held(found)
             case ("imported",):
                 self._importing -= 1
-            case ("ready", modules, engaged):
+            case ("ready", modules, engaged, encodings):
                 self.modules = frozenset(modules)
+                self.encodings = encodings
                 if self._layers is not None:
                     self.problem = why_unconfined(self._layers, ",".join(engaged).encode())
                 self._ready.set()

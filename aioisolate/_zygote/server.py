@@ -266,7 +266,8 @@ class Server:
         if problem:
             _tell(self._channel, ("failed", problem, 0))
             return
-        self._outbox.append(("ready", sorted(sys.modules), self._engaged))
+        encodings = tuple(stream.encoding for stream in (sys.stdout, sys.stderr))
+        self._outbox.append(("ready", sorted(sys.modules), self._engaged, encodings))
         control_fd = self._channel.fileno()
         try:
             while self._flush():
