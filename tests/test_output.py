@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioisolate import CallableStatusUnknownError, capture_isolated, run_isolated
+from aioisolate import CallableStatusUnknownError, Isolator, capture_isolated, run_isolated
 from aioisolate._call.output import CAPTURE_MAX, OutputStream
 from tests.helpers import python
 
@@ -221,3 +221,69 @@ def test_each_line_once_with_unwritten_output_in_the_parent():
     assert sorted(result.stdout.splitlines()) == sorted(
         ["parent before", "C before", "child", "C child", "parent after"]
     )
+
+
+PRINT_ABROAD = """
+    import asyncio, sys
+    from aioisolate import Isolator, run_isolated
+
+    def speak():
+        print("gr\u00fcn", end="", flush=True)
+        print(", blau")
+        print("f\u00fcnf", file=sys.stderr)
+
+    async def main():
+        lines = []
+        for start in {"start": "fork"}, {"start": "zygote"}, {"start": "template"}:
+            async with Isolator(**start) as iso:
+                outcome = await iso.capture(speak, output="capture")
+                assert outcome.stdout == "gr\u00fcn, blau\\n", outcome
+                assert outcome.stderr == "f\u00fcnf\\n", outcome
+                await iso.run(speak, output=lambda *line: lines.append(line))
+        expected = [("stderr", "f\u00fcnf"), ("stdout", "gr\u00fcn, blau")]
+        assert sorted(lines) == sorted(expected * 3), lines
+
+    if __name__ == "__main__":
+        asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "cp1252:replace"])
+def test_11_5_what_is_captured_is_what_was_printed(encoding):
+    env = {"PYTHONIOENCODING": encoding}
+    result = python(PRINT_ABROAD, env=env, text=False)
+    assert result.returncode == 0, result.stderr
+
+
+def speak_latin():
+    print("gr\u00fcn", sys.stdout.encoding)
+
+
+@pytest.mark.one_loop
+async def test_11_5_the_encoding_is_that_of_the_fork_server(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    async with Isolator(preload=[__name__]) as iso:
+        outcome = await iso.capture(speak_latin, output="capture")
+    assert outcome.stdout == "gr\u00fcn iso8859-1\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "latin-1"])
+@pytest.mark.parametrize("odd", [0, 1])
+def test_11_5_long_output_is_cut_between_characters(encoding, odd):
+    stream = OutputStream("stdout", -1, None, encoding)
+    text = "\u00fcx" * CAPTURE_MAX + "end" + "y" * odd
+    data = text.encode(encoding)
+    for start in range(0, len(data), 9973):
+        stream.feed(data[start : start + 9973])
+    head, dropped, tail = stream.text().split("\n")
+    assert text.startswith(head)
+    assert text.endswith(tail)
+    assert "bytes dropped" in dropped
+    assert len(head) >= CAPTURE_MAX // 8 - 1
+    assert text.endswith(stream.tail())
+
+
+def test_11_5_an_encoding_that_is_not_known_here():
+    stream = OutputStream("stdout", -1, None, "no-such-encoding")
+    stream.feed("gr\u00fcn".encode())
+    assert stream.text() == "gr\u00fcn"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import sys
 from collections.abc import Callable
 
 from .._options import Output
@@ -16,6 +17,8 @@ CAPTURE_MAX = 1024 * 1024
 TAIL_MAX = 8 * 1024
 # A line longer than this is handed over in parts.
 LINE_MAX = 64 * 1024
+# Of which encodings a character has always a multiple of so many bytes.
+_UNITS = {"utf-16": 2, "utf-32": 4}
 
 
 class OutputStream:
@@ -24,8 +27,10 @@ class OutputStream:
     __slots__ = (
         "_decoder",
         "_dropped",
+        "_encoding",
         "_head",
         "_line",
+        "_marked",
         "_name",
         "_on_line",
         "_returned",
@@ -38,7 +43,14 @@ class OutputStream:
         """Somebody is called for each line."""
         return self._on_line is not None
 
-    def __init__(self, name: str, fd: int, on_line: Callable[[str, str], object] | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        fd: int,
+        on_line: Callable[[str, str], object] | None,
+        encoding: str = "utf-8",
+    ) -> None:
+        """*encoding* is that of the child's stream; one that is not known here is read as UTF-8."""
         self.fd = fd
         self._name = name
         self._on_line = on_line
@@ -47,7 +59,15 @@ class OutputStream:
         self._dropped = 0
         self._line = ""
         self._returned = False  # what was handed over last ended with a carriage return
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        try:
+            self._encoding = codecs.lookup(encoding).name
+        except LookupError:
+            self._encoding = "utf-8"
+        # A stream of these begins with a mark of the byte order, or without: it is this machine's.
+        self._marked = self._encoding in _UNITS
+        if self._marked:
+            self._encoding += "-le" if sys.byteorder == "little" else "-be"
+        self._decoder = codecs.getincrementaldecoder(self._encoding)("replace")
 
     def feed(self, data: bytes) -> None:
         """Take what has been read. Raises what the callable raises."""
@@ -78,6 +98,8 @@ class OutputStream:
         ends is none: progress bars begin with that.
         """
         assert self._on_line is not None
+        if self._marked and text:
+            text, self._marked = text.removeprefix("\ufeff"), False
         if self._returned and text:
             text = text.removeprefix("\n")  # the line has been handed over
             self._returned = False
@@ -107,8 +129,9 @@ class OutputStream:
     def text(self) -> str:
         """Return what was collected; a line in the middle says how much was dropped, if any."""
         if not self._dropped:
-            return (self._head + self._tail).decode(errors="replace")
-        head, tail = self._head.decode(errors="replace"), self._tail.decode(errors="replace")
+            return self._decode(self._head + self._tail, 0)
+        head = self._decode(self._head, 0)
+        tail = self._decode(self._tail, len(self._head) + self._dropped)
         return f"{head}\n[... {self._dropped} bytes dropped ...]\n{tail}"
 
     def tail(self) -> str:
@@ -116,13 +139,22 @@ class OutputStream:
         end = self._tail[-TAIL_MAX:]
         if len(end) < TAIL_MAX and not self._dropped:
             end = (self._head + end)[-TAIL_MAX:]
-        return end.decode(errors="replace")
+        return self._decode(end, len(self._head) + self._dropped + len(self._tail) - len(end))
+
+    def _decode(self, data: bytearray, start: int) -> str:
+        """Decode what begins *start* bytes after the beginning, perhaps inside a character."""
+        unit = _UNITS.get(self._encoding[:6], 1)
+        text = data[-start % unit :].decode(self._encoding, errors="replace")
+        return text if start or unit == 1 else text.removeprefix("\ufeff")
 
 
 def open_streams(
-    output: Output, null: int, fds: Descriptors
+    output: Output, null: int, fds: Descriptors, encodings: tuple[str, str]
 ) -> tuple[tuple[OutputStream, ...], int, int]:
-    """Open what a child's output needs: what is read here, and what it gets as 1 and 2."""
+    """Open what a child's output needs: what is read here, and what it gets as 1 and 2.
+
+    *encodings* are those in which it writes to them.
+    """
     if output == "inherit":
         return (), -1, -1
     if output == "null":
@@ -130,5 +162,8 @@ def open_streams(
     on_line = output if callable(output) else None
     out_read, out_write = pipe(fds)
     err_read, err_write = pipe(fds)
-    streams = OutputStream("stdout", out_read, on_line), OutputStream("stderr", err_read, on_line)
+    streams = (
+        OutputStream("stdout", out_read, on_line, encodings[0]),
+        OutputStream("stderr", err_read, on_line, encodings[1]),
+    )
     return streams, out_write, err_write

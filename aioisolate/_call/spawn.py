@@ -135,7 +135,9 @@ class ForkedChild:
         null = fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
         self.channel, channel_write = os_fds.channel(fds)
         self.scratch = scratch = memfd.create(fds)
-        self.streams, stdout, stderr = open_streams(plan.options.output, null, fds)
+        self.streams, stdout, stderr = open_streams(
+            plan.options.output, null, fds, stdio.encodings()
+        )
         self.waitset = waitset = WaitSet()
         if backend.loop is not None:
             self.waiter = AsyncioWaiter(backend.loop, waitset.fileno(), self._abandon)

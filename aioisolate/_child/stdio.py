@@ -12,7 +12,7 @@ import io
 import sys
 from typing import TypeAlias
 
-__all__ = ["Streams", "build", "build_stdin", "prepared"]
+__all__ = ["Streams", "build", "build_stdin", "encodings", "prepared"]
 
 Streams: TypeAlias = tuple[io.TextIOWrapper, io.TextIOWrapper, io.TextIOWrapper]
 _prepared: Streams | None = None
@@ -35,20 +35,31 @@ def build() -> Streams:
     return build_stdin(), stdout, _stream(2, sys.__stderr__, "backslashreplace")
 
 
+def encodings() -> tuple[str, str]:
+    """Return the encodings of standard output and error in the children of this process."""
+    _, stdout, stderr = prepared() or (None, sys.__stdout__, sys.__stderr__)
+    return _encoding(stdout), _encoding(stderr)
+
+
 def build_stdin() -> io.TextIOWrapper:
     """Build a stream on 0."""
     model = sys.__stdin__
     return io.TextIOWrapper(
         io.BufferedReader(io.FileIO(0, "r", closefd=False)),
-        encoding=getattr(model, "encoding", None) or "utf-8",
+        encoding=_encoding(model),
         errors=getattr(model, "errors", None) or "strict",
     )
+
+
+def _encoding(model: object) -> str:
+    found: str | None = getattr(model, "encoding", None)
+    return found or "utf-8"
 
 
 def _stream(fd: int, model: object, errors: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         io.BufferedWriter(io.FileIO(fd, "w", closefd=False)),
-        encoding=getattr(model, "encoding", None) or "utf-8",
+        encoding=_encoding(model),
         errors=getattr(model, "errors", None) or errors,
         line_buffering=True,
     )

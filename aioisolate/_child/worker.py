@@ -163,7 +163,7 @@ def _raised(order: Order, exc: BaseException) -> _Answer:
     inert.trim(exc, _is_ours)
     if order.codec != "pickle":
         return _data(order, Kind.RAISED, inert.dump_exception(exc))
-    # Imported only now: tblib is needed in few children, and never while all is well.
+    # Imported only now: few children need it, and none while all is well.
     try:
         from .._wire import remote  # noqa: PLC0415
     except OSError:

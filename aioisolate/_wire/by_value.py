@@ -27,9 +27,12 @@ from typing import Any
 from cloudpickle import Pickler
 
 from .._os.imports import LazyImport
-from .sources import load_code, load_lazy
+from .sources import load_class, load_code, load_lazy
 
-__all__ = ["CodePickler"]
+__all__ = ["CodePickler", "by_name"]
+
+
+_HEAP_TYPE = 1 << 9  # as CPython's headers have it: not a static type
 
 
 class CodePickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
@@ -47,6 +50,8 @@ class CodePickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
             return self._reduce_code(obj)
         if type(obj) is LazyImport:
             return _reduce_lazy(obj)
+        if issubclass(type(obj), type) and (place := _other_place(obj)):
+            return load_class, place
         return super().reducer_override(obj)
 
     def _reduce_code(self, code: CodeType) -> Any:
@@ -71,6 +76,32 @@ def _reduce_lazy(lazy: Any) -> Any:
     if not module or name in gc.get_referents(lazy):
         return load_lazy, (f"lazy import {name}", name.partition(".")[0])
     return load_lazy, (f"lazy from {module} import {part}", part)
+
+
+def by_name(cls: type) -> object:
+    """Return what is found where a class says that it is, other than in ``__main__``."""
+    if cls.__module__ == "__main__":
+        return None
+    found: object = sys.modules.get(cls.__module__)
+    for name in cls.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _other_place(cls: type) -> tuple[str, str] | None:
+    """Find a class that is not where it says, for example in ``builtins``: module and name."""
+    name = cls.__qualname__
+    if cls.__module__ == "__main__" or "<" in name or by_name(cls) is cls:
+        return None
+    if not cls.__flags__ & _HEAP_TYPE:  # cloudpickle knows these
+        return None
+    for module, found in list(sys.modules.items()):
+        value: object = found
+        for part in name.split("."):
+            value = getattr(value, "__dict__", {}).get(part)  # nothing is imported by asking
+        if value is cls and module != "__main__":
+            return module, name
+    return None
 
 
 def _source(code: CodeType) -> tuple[int, list[str]]:

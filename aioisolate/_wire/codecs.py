@@ -40,7 +40,7 @@ __all__ = [
 # Below this a buffer is as cheap inside the stream as in a mapping of its own, or cheaper, as
 # benchmarks/memory.py shows; and a longer stream would be loaded in a thread.
 OUT_OF_BAND_MIN = 128 * 1024
-_AT_ONCE = 128 * 1024
+AT_ONCE = 128 * 1024
 _STEP = 1 << 20
 # What finds a module's name and that of something in it, from version 4 of pickle on.
 _GLOBAL = b"\x93"
@@ -241,7 +241,7 @@ def load(
     if fds:
         with handles.Unpacking(fds):
             return load(stream, buffers)
-    if len(stream) == 1 and len(stream[0]) <= _AT_ONCE:
+    if len(stream) == 1 and len(stream[0]) <= AT_ONCE:
         return pickle.loads(stream[0], buffers=buffers)  # noqa: S301 - the child is trusted
     # Through a file that is written in Python: pickle.loads keeps the GIL until it is done, and
     # with it every event loop of the process, even when it runs in another thread. This way

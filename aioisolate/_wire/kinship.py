@@ -10,11 +10,10 @@ it among the living subclasses of the class's base; it never follows the address
 from __future__ import annotations
 
 import gc
-import sys
 from typing import Any
 
 from . import relation
-from .by_value import CodePickler
+from .by_value import CodePickler, by_name
 
 __all__ = ["KinPickler", "find_kin"]
 
@@ -25,7 +24,7 @@ class KinPickler(CodePickler):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         # The bootstrap froze the garbage collector, so whatever it tracks came after the fork.
-        self._born_here: set[int] | None = None
+        self.born_here: set[int] | None = None
 
     def reducer_override(self, obj: Any) -> Any:
         """Reduce a class from before the fork to a claim; leave all else to cloudpickle."""
@@ -34,20 +33,11 @@ class KinPickler(CodePickler):
         return super().reducer_override(obj)
 
     def _is_kin(self, cls: type) -> bool:
-        if cls.__base__ is None or _by_name(cls) is cls:
+        if cls.__base__ is None or by_name(cls) is cls:
             return False
-        if self._born_here is None:
-            self._born_here = {id(obj) for obj in gc.get_objects() if isinstance(obj, type)}
-        return id(cls) not in self._born_here
-
-
-def _by_name(cls: type) -> object:
-    if cls.__module__ == "__main__":
-        return None
-    found: object = sys.modules.get(cls.__module__)
-    for name in cls.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found
+        if self.born_here is None:
+            self.born_here = {id(obj) for obj in gc.get_objects() if isinstance(obj, type)}
+        return id(cls) not in self.born_here
 
 
 def find_kin(base: type, module: str, qualname: str, address: int) -> type:

@@ -68,6 +68,7 @@ class Zygote:
         problem: why it is not of any use (any more), or "".
         modules: what it had imported when it was ready.
         repeating: the random generators that each of its children has a copy of.
+        encodings: those of its children's standard output and error.
         silent: it does not answer.
         outdated: it is of another version than this process, and so will the next one be.
     """
@@ -134,6 +135,7 @@ class Zygote:
         self._problem_number = 0
         self.modules: frozenset[str] = frozenset()
         self.repeating: Sequence[Found] = ()
+        self.encodings = ("utf-8", "utf-8")
 
     @property
     def pid(self) -> int:
@@ -396,9 +398,10 @@ class Zygote:
                 self._on_held(found)
             case ("imported",):
                 self._importing -= 1
-            case ("ready", modules, engaged, repeating):
+            case ("ready", modules, engaged, repeating, encodings):
                 self.modules = frozenset(modules)
                 self.repeating = repeating
+                self.encodings = encodings
                 if self._layers is not None:
                     self.problem = why_unconfined(self._layers, ",".join(engaged).encode())
                 self._ready.set()

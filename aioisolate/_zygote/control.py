@@ -2,9 +2,9 @@
 
     to the server     setup, fork(number, ahead of need, note its pid), kill(pid, signal, group),
                       import(module), ping
-    from the server   ready(modules, layers engaged, random generators
-                      that its modules hold), child(number, pid, index of its pidfd),
-                      ended(pid, status, user, system, rss),
+    from the server   ready(modules, layers engaged, random generators that its modules hold,
+                      encodings of output and error),
+                      child(number, pid, index of its pidfd), ended(pid, status, user, system, rss),
                       refused(number, errno, text), unfit(number, text), failed(text, errno),
                       imported, pong, strange(what it runs, traceback), see `launch`;
                       held(list of (descriptor, what it is, by which module or None)): what modules

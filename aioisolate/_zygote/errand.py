@@ -167,7 +167,9 @@ class WardChild:
         output = options.output != "inherit" and not (silent and options.output == "null")
         if output:
             null = fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
-            self.streams, stdout, stderr = open_streams(options.output, null, fds)
+            self.streams, stdout, stderr = open_streams(
+                options.output, null, fds, self._ward.keeper.encodings
+            )
             self._sent_along += (stdout, stderr)
         numbers = tuple(options.pass_fds)
         self._sent_along += numbers

@@ -280,7 +280,9 @@ class Server:
         if problem:
             _tell(self._channel, ("failed", problem, 0))
             return
-        self._outbox.append(("ready", sorted(sys.modules), self._engaged, self._repeating))
+        encodings = tuple(stream.encoding for stream in (sys.stdout, sys.stderr))
+        ready = ("ready", sorted(sys.modules), self._engaged, self._repeating, encodings)
+        self._outbox.append(ready)
         control_fd = self._channel.fileno()
         try:
             while self._flush():

@@ -40,6 +40,9 @@ class Keeper(Protocol):
     @property
     def pid(self) -> int: ...
 
+    @property
+    def encodings(self) -> tuple[str, str]: ...
+
     def is_owned(self) -> bool:
         """Tell whether this process started it, and is not a forked copy of that one."""
         ...

@@ -1,0 +1,204 @@
+"""Exceptions put together again, from the flat list that `remote` has made of them.
+
+No exception is nested in another one here, nor any frame: they refer to each other by number. So
+neither a long traceback nor a long chain nor a deep group comes near the limit of recursion.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Sequence
+from types import MemberDescriptorType, SimpleNamespace, TracebackType
+from typing import Any, NamedTuple, TypeAlias
+
+from .codecs import AT_ONCE, PieceReader
+
+__all__ = [
+    "Frame",
+    "Load",
+    "Record",
+    "State",
+    "Words",
+    "complete",
+    "exceptions",
+    "make",
+    "make_bare",
+    "member",
+    "node",
+    "stack",
+]
+
+# File, function, line, and what its globals say of the module's name and file, where they do.
+Frame: TypeAlias = tuple[str, str, int, "str | None", "str | None"]
+
+
+class Words(str):  # noqa: SLOT000 - nobody makes many
+    """What could not be pickled, described: it has the str and the repr that the thing had."""
+
+    _repr: str
+
+    def __new__(cls, text: str, representation: str) -> Words:  # noqa: PYI034 - nobody subclasses it
+        words = str.__new__(cls, text)
+        words._repr = representation
+        return words
+
+    def __repr__(self) -> str:
+        return self._repr
+
+    def __str__(self) -> str:
+        return str.__str__(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Words, (str(self), self._repr)
+
+
+class State(NamedTuple):
+    """What is set once an exception is there.
+
+    Attributes:
+        attributes: its ``__dict__``, or what its ``__reduce__`` gives for a state.
+        members: what has a place of its own in the object: ``__slots__``, and what C types have.
+        set: takes the exception and *attributes*; None: these go into its ``__dict__``.
+    """
+
+    attributes: Any = None
+    members: dict[str, Any] | None = None
+    set: Callable[[Any, Any], object] | None = None
+
+
+class Record(NamedTuple):
+    """One exception of the list.
+
+    Attributes:
+        number: what others call it.
+        pickle: three pickles in a row: a callable and its arguments, which make it; its `State`;
+            its ``__notes__``, or None.
+        buffers: those of the pickles.
+        late: its state refers to exceptions that are made after this one.
+        cause, context: their numbers; -1 is none.
+        suppress: its ``__suppress_context__``.
+        frames: its traceback, the outermost first.
+    """
+
+    number: int
+    pickle: bytes
+    buffers: Sequence[Any]
+    late: bool
+    cause: int
+    context: int
+    suppress: bool
+    frames: tuple[Frame, ...]
+
+
+def node(number: int) -> BaseException:
+    """Stand for an exception of the list in a pickle; loading resolves it (`Load`)."""
+    raise pickle.UnpicklingError(f"exception {number} is not part of a list")
+
+
+class Load(pickle.Unpickler):
+    """Loads what one record holds, resolving the numbers of others by *resolve*."""
+
+    def __init__(
+        self, data: bytes, buffers: Sequence[Any], resolve: Callable[[int], BaseException]
+    ) -> None:
+        # As `codecs.load` does it, for the sake of the event loop.
+        file = io.BytesIO(data) if len(data) <= AT_ONCE else PieceReader([data])
+        super().__init__(file, buffers=buffers)
+        self._resolve = resolve
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Find what a pickle names."""
+        if name == "node" and module == __name__:
+            return self._resolve
+        return super().find_class(module, name)
+
+
+def exceptions(listed: Sequence[tuple[Any, ...]]) -> BaseException:
+    """Make the exceptions of a list; return number 0. It may raise anything."""
+    made: dict[int, BaseException] = {}
+    late = []
+    records = [Record(*record) for record in listed]
+    for record in records:
+        load = Load(record.pickle, record.buffers, made.__getitem__)
+        made[record.number] = exc = make(load)
+        if record.late:
+            late.append((exc, load))
+        else:
+            complete(exc, load)
+    for exc, load in late:
+        complete(exc, load)
+    for record in records:
+        exc = made[record.number]
+        # By the descriptors of their own: __setattr__ of a frozen dataclass refuses.
+        _set(exc, "__cause__", made.get(record.cause))
+        _set(exc, "__context__", made.get(record.context))
+        _set(exc, "__suppress_context__", record.suppress)
+        _set(exc, "__traceback__", stack(record.frames))
+    return made[0]
+
+
+def _set(exc: BaseException, name: str, value: object) -> None:
+    BaseException.__dict__[name].__set__(exc, value)
+
+
+def make_bare(cls: type[BaseException], base: Any, arguments: Sequence[Any]) -> BaseException:
+    """Make an exception without its class's constructor, by that of its builtin *base*."""
+    exc: BaseException = base.__new__(cls, *arguments)
+    base.__init__(exc, *arguments)
+    return exc
+
+
+def make(load: Load) -> BaseException:
+    """Make an exception of the first pickle of three."""
+    make_it, arguments = load.load()
+    exc: BaseException = make_it(*arguments)
+    return exc
+
+
+def complete(exc: BaseException, load: Load) -> None:
+    """Set what an exception consists of besides its arguments: the other two."""
+    attributes, members, set_them = load.load()
+    own: dict[str, Any] = BaseException.__dict__["__dict__"].__get__(exc)
+    if set_them is not None:
+        set_them(exc, attributes)
+    elif attributes:
+        own.update(attributes)
+    for name, value in (members or {}).items():
+        descriptor = member(type(exc), name)
+        if descriptor is not None:
+            try:
+                descriptor.__set__(exc, value)
+            except (AttributeError, TypeError):
+                pass  # it is for reading, and has been set when the exception was made
+    notes = load.load()
+    if notes is not None:
+        own["__notes__"] = notes
+
+
+def member(cls: type, name: str) -> MemberDescriptorType | None:
+    """Find where instances of *cls* have a place of their own for *name*."""
+    for base in cls.__mro__:
+        found = base.__dict__.get(name)
+        if type(found) is MemberDescriptorType:
+            return found
+    return None
+
+
+def stack(frames: Sequence[Frame]) -> TracebackType | None:
+    """Make a traceback that shows *frames*."""
+    from tblib import Traceback  # noqa: PLC0415 - not in a child, which makes none
+
+    tb = None
+    for filename, name, line, module, file in reversed(frames):
+        f_globals = {"__name__": module, "__file__": file}
+        frame = SimpleNamespace(
+            f_globals={key: value for key, value in f_globals.items() if value is not None},
+            f_code=SimpleNamespace(co_filename=filename, co_name=name),
+            f_lineno=line,
+        )
+        tb = SimpleNamespace(tb_frame=frame, tb_lineno=line, tb_next=tb)
+    if tb is None:
+        return None
+    made: TracebackType | None = Traceback(tb).as_traceback()
+    return made
