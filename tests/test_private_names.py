@@ -16,7 +16,7 @@ import sys
 import threading
 import types
 import warnings
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 import anyio
 import anyio._core._eventloop
@@ -59,6 +59,7 @@ KNOWN = {
     "_module_locks": "importlib",
     "_run_context": "trio",
     "_stdlib_dir": "sys",
+    "_waiters": "concurrent.futures",
     "_eventloop": "anyio",
 }
 
@@ -87,7 +88,10 @@ def used():
                         modules.setdefault(name.name, where)
                 case ast.ImportFrom(level=0):
                     modules.setdefault(node.module, where)
-    slots = {"_condition"}  # of concurrent.futures, though own code has some of the name
+    slots = {
+        "_condition",
+        "_waiters",
+    }  # of concurrent.futures, though own code has some of the name
     attributes = {name: at for name, at in attributes.items() if name not in own - slots}
     private = {
         name: at for name, at in modules.items() if any(p.startswith("_") for p in name.split("."))
@@ -269,6 +273,20 @@ def test_concurrent_futures_have_a_condition_and_a_state():
     assert future._state == "RUNNING"
     future.set_result(None)
     assert future._state == "FINISHED"
+
+
+def test_concurrent_futures_have_waiters_that_wait_for_an_event():
+    future, seen = Future(), []
+
+    class Waiters(list):
+        def append(self, waiter):
+            super().append(waiter)
+            seen.append(waiter.event)
+            waiter.event.set()
+
+    future._waiters = Waiters()
+    assert wait([future], timeout=20).not_done == {future}
+    assert list(map(type, seen)) == [threading.Event]
 
 
 def test_numpy_has_an_error_of_its_own_for_want_of_memory():
