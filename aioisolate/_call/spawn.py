@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import anyio
@@ -21,6 +21,7 @@ from .._errors import (
     CallableStatusUnknownError,
     ForkSafetyWarning,
     Reason,
+    may_pass,
 )
 from .._os import cstdio, imports, memfd, signals
 from .._os import fds as os_fds
@@ -103,9 +104,16 @@ class ForkedChild:
     talks = False
     lost = ""
 
-    def __init__(self, plan: Plan, backend: AsyncBackend, other_threads: Sequence[str]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        backend: AsyncBackend,
+        other_threads: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Prepare everything that a child needs, so that almost nothing is left after the fork.
 
+        *environment*: the child's; None: this process's.
         Raises CallableDidNotExecuteError if a descriptor can't be had.
         """
         hush_fork_warning()
@@ -123,6 +131,10 @@ class ForkedChild:
         self.fork_seconds = 0.0
         try:
             self._prepare(plan, backend, fds)
+            if environment is not None:
+                from .._child.environment import difference  # noqa: PLC0415 - for few
+
+                self._order.environment = difference(environment)
         except BaseException as exc:
             self.close()
             if isinstance(exc, OSError):
@@ -347,6 +359,7 @@ def draft_order(
     order.reseed = None if numpy_random is None else numpy_random.seed
     order.policy = order.bounds = order.result_size = None
     order.entrances = ()
+    order.environment = None
     order.codec = "pickle"
     return order
 
@@ -384,4 +397,4 @@ def _refusal(exc: OSError, reason: Reason) -> CallableDidNotExecuteError:
         errno.ENOMEM: " (the kernel will not promise the memory of a second copy)",
     }.get(exc.errno or 0, "")
     message = f"{reason.value}: {exc.strerror or exc}{hint}"
-    return CallableDidNotExecuteError(message, reason=reason)
+    return CallableDidNotExecuteError(message, reason=reason, transient=may_pass(exc.errno))

@@ -105,6 +105,11 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
             # After the descriptors: what is dropped here can't reach the parent's epoll.
             for forget, arguments in order.forget_loop:
                 forget(*arguments)
+            step = "environment"
+            if order.environment is not None:
+                from .environment import change  # noqa: PLC0415 - only then; the parent has it
+
+                change(*order.environment)
             step = "random seed"
             # `random` reseeds itself after a fork; numpy does not.
             if order.reseed is not None:

@@ -78,6 +78,7 @@ class Order:
         then: what to do when all is set up; returns the exit code.
         policy: what confines it, or None.
         bounds: the limits that it sets for itself, or None.
+        environment: what to remove from the environment and what to set, or None.
         entrances: descriptors of the control groups that it puts itself into.
         codec: how its answer is encoded; see `Sandbox`.
         result_size: how large its answer may be, or None.
@@ -96,6 +97,7 @@ class Order:
         "dev",
         "empty",
         "entrances",
+        "environment",
         "faulthandler",
         "floor",
         "fn",
@@ -168,6 +170,7 @@ class Order:
     policy: Policy | None
     bounds: Bounds | None
     entrances: Sequence[int]
+    environment: tuple[Sequence[str], Sequence[tuple[str, str]]] | None
     codec: str
     result_size: int | None
     statm: int

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import anyio
+import anyio.lowlevel
 
 from .._call.child import Child
 from .._call.plan import Plan
@@ -16,8 +18,8 @@ from .._call.spawn import ForkedChild, let_imports_finish
 from .._call.turn import Turn
 from .._child.order import AsyncBackend
 from .._child.policy import Layer, Policy
-from .._errors import CallableDidNotExecuteError, Reason
-from .._os import threads
+from .._errors import CallableDidNotExecuteError, Reason, may_pass
+from .._os import imports, threads
 from .._wire import codecs, relation
 from .._zygote import control
 from .._zygote.errand import WardChild, encode_call
@@ -66,29 +68,63 @@ class Source(Protocol):
 
 
 class Forks:
-    """Copies of this process as it is at each call."""
+    """Copies of this process as it is at each call.
+
+    *preload* is imported when it starts; calls wait for that. *environment*: the children's.
+    """
 
     idle = 0
     restarts = 0
 
-    def __init__(self, backend: AsyncBackend) -> None:
-        self._backend = backend
+    def __init__(
+        self,
+        backend: AsyncBackend,
+        *,
+        preload: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._backend = backend._replace(task=None)
+        self._preload = preload
+        self._environment = environment
+        self._ready = anyio.Event() if preload else None
 
     async def start(self) -> None:
-        """Do nothing: there is nothing to get ready."""
+        """Import *preload* here. Raises CallableDidNotExecuteError if that fails."""
+        for name in self._preload:
+            # In this thread, which is the one that is forked, as a fork server's main thread is:
+            # there are modules that only a main thread can import, and thread-locals that an import
+            # sets are the child's only so. The loop has a turn between two of them.
+            await anyio.lowlevel.checkpoint()
+            _import_here(name)
+        if self._ready is not None:
+            self._ready.set()
+            self._ready = None
 
     def provide_nowait(self, plan: Plan, *, quiet: bool) -> Child | None:
         """Fork, if no other thread is in the way."""
         del quiet
-        return None if threads.others() else ForkedChild(plan, self._of_task(), ())
+        if self._ready is not None or threads.others():
+            return None
+        return self._make_child(plan, ())
 
     async def provide(self, plan: Plan, turn: Turn, *, quiet: bool) -> Child:
-        """Fork, once no other thread is in the middle of an import."""
+        """Fork, once *preload* is here and no other thread is in the middle of an import."""
         del quiet
+        if self._ready is not None:
+            await self._ready.wait()
         others = threads.others()
         if others:
             await let_imports_finish(turn)
-        return ForkedChild(plan, self._of_task(), others)
+        return self._make_child(plan, others)
+
+    def _make_child(self, plan: Plan, others: Sequence[str]) -> ForkedChild:
+        environment = self._environment
+        if environment is None:
+            return ForkedChild(plan, self._of_task(), others)
+        if plan.policy is not None:
+            plan = plan._replace(policy=_with_environment(plan.policy, environment, copied=True))
+            environment = None  # it is set with the other layers
+        return ForkedChild(plan, self._of_task(), others, environment)
 
     def hindrance(self) -> str:
         """Say what keeps a call from getting a child."""
@@ -242,8 +278,7 @@ def fresh_interpreter(
     """
     if policy is not None:
         if environment is not None:  # and not the sandbox's
-            layers = tuple(sorted({*policy.server_layers, Layer.ENVIRONMENT}))
-            policy = policy._replace(env=dict(environment), server_layers=layers)
+            policy = _with_environment(policy, environment)
         own = os.environ if policy.env is None else policy.env
         # Each further arena of malloc's takes 64 MiB of the addresses that a limit leaves.
         environment = {"MALLOC_ARENA_MAX": "2", **own}
@@ -258,6 +293,7 @@ def fresh_interpreter(
                 f"the fork server could not be started: the current directory is gone: "
                 f"{exc.strerror}",
                 reason=Reason.FORK,
+                transient=False,
             ) from exc
         entries: Sequence[object] = sys.path  # of which Python passes over what is no string
         path = [str(entry) or here for entry in entries if isinstance(entry, str)]
@@ -271,12 +307,52 @@ def fresh_interpreter(
 
 
 def template(
-    backend: AsyncBackend, *, warm: int, policy: Policy | None, patience: float | None
+    backend: AsyncBackend,
+    *,
+    preload: Sequence[str],
+    environment: Mapping[str, str] | None,
+    warm: int,
+    policy: Policy | None,
+    patience: float | None,
 ) -> Served:
     """Make a source of children of a copy of this process as it is now."""
+    if policy is not None:
+        if environment is not None:
+            policy = _with_environment(policy, environment)
+        environment = policy.env  # for *preload*, too
     functions = relation.functions_of_now()
-    launch = launch_copy(backend, functions, threads.others(), policy)
+    launch = launch_copy(
+        backend, functions, threads.others(), policy, preload=preload, environment=environment
+    )
     layers = None if policy is None else policy.server_layers
     backend = backend._replace(task=None)  # which only the copy itself has to forget
     pool = Pool(backend, launch, None, warm=warm, layers=layers, patience=patience)
     return Served(backend, pool, functions, policy=policy)
+
+
+def _with_environment(
+    policy: Policy, environment: Mapping[str, str], *, copied: bool = False
+) -> Policy:
+    """Give a policy another environment; *copied*: the child itself sets it, not its server."""
+    policy = policy._replace(env=dict(environment))
+    if copied:
+        layers = tuple(sorted({*policy.child_layers, Layer.ENVIRONMENT}))
+        return policy._replace(child_layers=layers)
+    layers = tuple(sorted({*policy.server_layers, Layer.ENVIRONMENT}))
+    return policy._replace(server_layers=layers)
+
+
+def _import_here(name: str) -> None:
+    try:
+        imports.import_whole(name)
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as exc:  # importing runs anything
+        text = "".join(traceback.format_exception(exc)).rstrip()
+        number = exc.errno if isinstance(exc, OSError) else None
+        raise CallableDidNotExecuteError(
+            f"{name!r} of preload can't be imported: {text}",
+            reason=Reason.CHILD_SETUP,
+            crash_traceback=text,
+            transient=may_pass(number),
+        ) from exc

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .._call.spawn import draft_order, open_empty, warn_about
 from .._child import bootstrap
+from .._child.environment import difference
 from .._child.order import AsyncBackend
 from .._child.policy import Policy
 from .._os import memfd, signals
@@ -24,16 +25,20 @@ def launch_copy(
     functions: relation.Functions,
     other_threads: Sequence[str],
     policy: Policy | None,
+    *,
+    preload: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Launch:
     """Make a launcher of copies of this process, which has *functions* now.
 
-    *policy*: what is to confine them.
+    *policy*: what is to confine them. *preload*: what they import first, with *environment*.
     """
 
     def launch(fd: int) -> int:
         hush_fork_warning()
         if other_threads:
             warn_about(other_threads)
+        changes = None if environment is None else difference(environment)
         own = Descriptors()
         try:
             null = own.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
@@ -42,7 +47,7 @@ def launch_copy(
             keep = frozenset((fd, null, empty, scratch))
             order = draft_order(keep, backend, bool(other_threads), confined=confined)
             order.then = serve_copy
-            order.fn, order.args = serve_copy, (policy,)
+            order.fn, order.args = serve_copy, (policy, preload, changes)
             order.nonce = b"\0" * 8
             order.parent_pid = os.getpid()
             order.channel = fd
