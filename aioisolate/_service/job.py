@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import math
 import os
@@ -93,7 +95,7 @@ class Job(Generic[T]):
         queue_timeout: float | None = None,
     ) -> None:
         self.id = next(_numbers)
-        self.name: str = getattr(plan.fn, "__qualname__", type(plan.fn).__qualname__)
+        self.name: str = getattr(plan.fn, "__qualname__", "") or _name_of(plan.fn)
         self.created_at = time.time()
         self.started_at: float | None = None
         self.progress: Progress | None = None
@@ -111,6 +113,7 @@ class Job(Generic[T]):
         # Around its wait for a turn and for a child; what it is ended for, once it is.
         self._queueing: anyio.CancelScope | None = None
         self._ended_for: KilledFor | None = None
+        self._why: CallableDidNotExecuteError | None = None
         self._done = False
         self.value: Any = None
         self.error: BaseException | None = None
@@ -196,12 +199,15 @@ class Job(Generic[T]):
 
     # For its service
 
-    def end(self, cause: KilledFor) -> None:
-        """End it for a reason of the caller's. A copy of it in a forked process does nothing."""
+    def end(self, cause: KilledFor, why: CallableDidNotExecuteError | None = None) -> None:
+        """End it for a reason of the caller's. A copy of it in a forked process does nothing.
+
+        *why* is what it raises if it has not begun.
+        """
         if self._done or not self._is_owned():
             return
         if self._ended_for is None:
-            self._ended_for = cause
+            self._ended_for, self._why = cause, why
         if self.supervision is not None:
             self.supervision.end(cause, self.plan.options.grace)
         elif self._queueing is not None:
@@ -357,6 +363,10 @@ class Job(Generic[T]):
         )
 
     def _refusal(self) -> CallableDidNotExecuteError:
+        if self._why is not None:  # not itself: each that raises it adds to its traceback
+            refusal = copy.copy(self._why)
+            refusal.__cause__ = self._why.__cause__
+            return refusal
         cause = self._ended_for or KilledFor.CANCELLED
         return CallableDidNotExecuteError(
             f"fn was not called: {cause.value}", reason=Reason[cause.name]
@@ -372,3 +382,11 @@ class Job(Generic[T]):
         if self.supervision is None:
             return Outcome(error=self.error)
         return outcome_of(self.supervision, self.value, self.error)
+
+
+def _name_of(fn: Any) -> str:
+    """Name what has no name: an executor's call, say, which is a partial."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name: str = getattr(fn, "__qualname__", type(fn).__qualname__)
+    return name
