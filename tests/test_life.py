@@ -115,6 +115,18 @@ async def test_11_24_closed_at_every_point_of_entering(start):
     assert set(closed) == {"closed"}
 
 
+@pytest.mark.one_loop
+async def test_11_24_closing_does_not_wait_for_what_is_imported(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "takes_long.py").write_text("import time; time.sleep(60)\n")
+    iso = Isolator(preload=["takes_long"])
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            entering = Interrupted(iso.__aenter__(), 1, lambda: group.start_soon(iso.aclose))
+            assert (await error_of(entering)).reason is Reason.CLOSED
+    assert not has_children()
+
+
 async def test_11_24_calls_made_while_entering_fails_get_the_failure(start):
     preload = [*PRELOAD, "json", "csv", "no_such_module"]
     iso = Isolator(**start, preload=preload, max_concurrency=1)
@@ -185,7 +197,9 @@ async def test_11_24_what_each_state_allows():
     await iso.aclose()  # closed: nothing
 
 
-@pytest.mark.parametrize("end", ["asyncio.run(iso.aclose())", "pass"])
+@pytest.mark.parametrize(
+    "end", ["asyncio.run(iso.aclose())", "pass", "throw_away(task.get_coro())"]
+)
 def test_11_24_a_loop_that_is_closed_while_it_is_entered(end):
     """The coroutine is thrown away: it may not wait for anything any more."""
     source = f"""
@@ -193,14 +207,22 @@ def test_11_24_a_loop_that_is_closed_while_it_is_entered(end):
         from aioisolate import Isolator
         from tests.conftest import has_children
 
+        def throw_away(coroutine):
+            try:
+                coroutine.close()
+            except RuntimeError as exc:  # of anyio's scopes
+                assert "ignored GeneratorExit" not in str(exc)
+            assert iso._core.state == "closed"
+
         loop = asyncio.new_event_loop()
         iso = Isolator(preload=["wave"], warm=1)
         task = loop.create_task(iso.__aenter__())
         loop.run_until_complete(asyncio.sleep(0))
+        call = loop.create_task(iso.run(abs, 1))
+        loop.run_until_complete(asyncio.sleep(0))
         assert iso._core.state == "entering" and has_children()
         print(iso._core._source._pool._begun.pid)
         loop.close()
-        del task
         {end}
 
         if "{end}" != "pass":
@@ -227,12 +249,15 @@ async def test_11_24_tasks_that_are_cancelled_again_and_again():
         async def enter(iso=iso, point=point):
             task = asyncio.current_task()
             await Interrupted(iso.__aenter__(), point, lambda: cancel(task))
+            iso.executor().submit(time.sleep, 60)  # which is drained, too
+            await until(lambda: iso.jobs() and iso.jobs()[0].pid)
             await Interrupted(iso.aclose(), 1, lambda: cancel(task))
 
         task = loop.create_task(enter())
         await asyncio.wait([task])
         assert iso._core.state == "closed"
         assert not has_children()
+        await until(lambda iso=iso: not iso.jobs())
 
 
 # Again
@@ -368,16 +393,23 @@ async def test_11_21_what_has_no_meaning_is_told(caplog):
 
 
 @pytest.mark.one_loop
-async def test_11_21_calls_of_a_fork_wait_for_its_preload():
-    iso = Isolator("fork", preload=["json", "csv"])
+async def test_11_21_calls_of_a_fork_wait_for_its_preload(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    names = [f"preloaded_later_{number}" for number in range(5)]
+    for name in names:
+        (tmp_path / f"{name}.py").touch()
+    iso = Isolator("fork", preload=names)
+    found = []
     async with anyio.create_task_group() as group:
 
-        def at_point():
-            group.start_soon(iso.run, abs, 1)
+        async def call():
+            found.extend(await iso.run(lambda: [name for name in names if name in sys.modules]))
 
-        await Interrupted(iso.__aenter__(), 1, at_point)
-    assert iso.statistics().outcomes == {"returned": 1}
+        await Interrupted(iso.__aenter__(), 1, lambda: group.start_soon(call))
     await iso.aclose()
+    assert found == names
+    for name in names:
+        del sys.modules[name]
 
 
 # Closing while work goes on

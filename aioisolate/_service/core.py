@@ -220,8 +220,7 @@ class Core:
         """End what is left: the last part of every end. *exc*: what has brought it about."""
         assert self._source is not None
         try:
-            torn_down = isinstance(exc, (GeneratorExit, KeyboardInterrupt, SystemExit))
-            if not (torn_down or self.is_stranded()):
+            if not isinstance(exc, (GeneratorExit, KeyboardInterrupt, SystemExit)):
                 with anyio.CancelScope(shield=True):
                     await self._drain()
                     await self._source.aclose()
