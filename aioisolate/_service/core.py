@@ -193,6 +193,7 @@ class Core:
         self.state = "closing"
         self._over = anyio.Event()
         cause: BaseException | None = None
+        began = anyio.current_time()
         try:
             if patience != 0 and self._jobs:
                 with anyio.move_on_after(patience) as self._draining:
@@ -201,7 +202,8 @@ class Core:
             cause = exc
             raise
         finally:
-            self._end_jobs(None, after=None if cause else patience)
+            waited = 0.0 if cause else anyio.current_time() - began
+            self._end_jobs(None, after=waited if patience != 0 else 0.0)
             await self._wind_up(cause)
 
     async def _hasten(self, over: anyio.Event, seconds: float | None) -> None:
@@ -238,9 +240,7 @@ class Core:
         for dependant in list(self.dependants):
             dependant.end()
 
-    def _end_jobs(
-        self, error: CallableDidNotExecuteError | None, *, after: float | None = None
-    ) -> None:
+    def _end_jobs(self, error: CallableDidNotExecuteError | None, *, after: float = 0.0) -> None:
         """End those that are not done; *error* is for those that have not begun."""
         if self.is_stranded():
             return  # they have gone with the loop, or will when they are collected
@@ -253,7 +253,7 @@ class Core:
             _log.log(
                 logging.WARNING if after else logging.INFO,
                 "the Isolator is being closed%s: ended %d call%s: %s",
-                f", and has waited for {after:g} s" if after else "",
+                f", and has waited for {after:.1f} s" if after else "",
                 len(jobs),
                 "" if len(jobs) == 1 else "s",
                 ", ".join(told[:_NAMES_MAX]) + (", ..." if len(told) > _NAMES_MAX else ""),
