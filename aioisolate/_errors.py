@@ -8,6 +8,7 @@ The *class* answers "may I retry?":
       CallableStatusUnknownError    fn began and did not end as it should
 
 The *reason* says what happened; ``__cause__`` carries the OSError, if one spoke.
+`IsolationError.transient` says whether the cause may pass by itself: whether a retry is of any use.
 A deadline is also a builtin TimeoutError, a memory overrun also a MemoryError, whichever of the
 classes it falls in.
 """
@@ -15,6 +16,7 @@ classes it falls in.
 from __future__ import annotations
 
 import enum
+import errno
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,6 +73,44 @@ class Reason(enum.Enum):
         return f"Reason.{self.name}"
 
 
+# What lies in fn, its arguments, its options or the program, and will be the same next time. All
+# other reasons lie in the machine, in its load or in other processes.
+_LASTING = frozenset(
+    {
+        Reason.ARGUMENT_ENCODING,
+        Reason.ARGUMENT_DECODING,
+        Reason.CLOSED,
+        Reason.FEATURE_UNAVAILABLE,
+        Reason.RESULT_ENCODING,
+        Reason.RESULT_DECODING,
+        Reason.RESULT_TOO_LARGE,
+        Reason.EXIT,
+        Reason.NO_RESULT,
+        Reason.BASE_EXCEPTION,
+        Reason.MEMORY_LIMIT,
+        Reason.CPU_LIMIT,
+        Reason.OUTPUT_LIMIT,
+        Reason.CANCELLED,
+        Reason.PROTOCOL,
+    }
+)
+
+_PASSING_ERRNOS = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EAGAIN", "EINTR", "EBUSY", "ENOMEM", "ENOBUFS", "EMFILE", "ENFILE", "ENOSPC", "EDQUOT"),
+        *("ETXTBSY", "EIO", "ESTALE", "ETIMEDOUT", "ECONNREFUSED", "ECONNRESET", "ECONNABORTED"),
+        *("EHOSTUNREACH", "EHOSTDOWN", "ENETUNREACH", "ENETDOWN", "EADDRINUSE", "ETOOMANYREFS"),
+    )
+    if hasattr(errno, name)
+)
+
+
+def may_pass(number: int | None) -> bool:
+    """Tell whether what the operating system says by an errno is so only at the moment."""
+    return number in _PASSING_ERRNOS
+
+
 class IsolationError(Exception):
     """An isolated call failed for a reason that is not fn's own exception.
 
@@ -84,6 +124,25 @@ class IsolationError(Exception):
         crash_traceback: the child's Python stack when it crashed or when the deadline
             passed, most recent call first; empty if there is none. After a crash, from Python
             3.14 on, the C functions come first that the innermost Python function had called.
+        transient: whether the cause may pass by itself, so that the same call may succeed if it is
+            made again a little later. Whether a retry is *safe* is told by the class.
+
+    `transient` is by reason, unless the error knows better:
+
+    ==================================================  =========================================
+    True: the machine, its load, other processes        False: fn, its arguments, the program
+    ==================================================  =========================================
+    PIPE_CREATION                                       ARGUMENT_ENCODING, ARGUMENT_DECODING
+    FORK (not where the interpreter is missing)         FEATURE_UNAVAILABLE
+    CHILD_SETUP                                         CHILD_SETUP of a preload that fails, of
+                                                        another version of the package
+    START_TIMEOUT, TIMEOUT (not with ``timeout=0``)     RESULT_ENCODING, RESULT_DECODING
+    QUEUE_FULL, QUEUE_TIMEOUT                           RESULT_TOO_LARGE, MEMORY_LIMIT, CPU_LIMIT,
+                                                        OUTPUT_LIMIT: they exceed a limit
+    SERVER_DIED                                         EXIT, NO_RESULT, BASE_EXCEPTION
+    SIGNAL that others send (SIGKILL, SIGTERM...)       SIGNAL of a crash (SIGSEGV, SIGABRT...)
+    RESULT_WRITE, CHANNEL_READ, WAIT                    CLOSED, CANCELLED, PROTOCOL
+    ==================================================  =========================================
 
     What it says ends with that stack. Where results are plain data, because the code in the child
     is not trusted, it is one line without; and in `stderr_tail` and `crash_traceback` each line
@@ -93,8 +152,10 @@ class IsolationError(Exception):
 
         try:
             await run_isolated(parse, upload, timeout=5)
-        except CallableDidNotExecuteError:
-            ...  # safe to retry
+        except CallableDidNotExecuteError as error:
+            if not error.transient:
+                raise
+            ...  # a retry is safe, and of use
         except IsolationError as error:
             log.warning("parser died: %s", error.reason.name)
     """
@@ -105,6 +166,7 @@ class IsolationError(Exception):
     usage: Usage | None
     stderr_tail: str
     crash_traceback: str
+    transient: bool
 
     def __init__(
         self,
@@ -116,6 +178,7 @@ class IsolationError(Exception):
         usage: Usage | None = None,
         stderr_tail: str = "",
         crash_traceback: str = "",
+        transient: bool | None = None,
     ) -> None:
         super().__init__(message)
         self.reason = reason
@@ -124,6 +187,7 @@ class IsolationError(Exception):
         self.usage = usage
         self.stderr_tail = stderr_tail
         self.crash_traceback = crash_traceback
+        self.transient = reason not in _LASTING if transient is None else transient
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Nested calls send these errors through the channel themselves.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import warnings
+import sys
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -14,7 +15,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar, TypeVarTuple, Unpack, overload
 
 import anyio
@@ -29,6 +30,7 @@ from ._os import features
 from ._outcome import Outcome, Progress
 from ._service.children import Forks, Source, fresh_interpreter, template
 from ._service.core import Core
+from ._service.end import warn_unclosed
 from ._service.executor import Executor
 from ._service.job import Job
 from ._service.mapping import Results
@@ -41,13 +43,15 @@ __all__ = ["Isolator"]
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+_log = logging.getLogger("aioisolate.service")
+
 _STARTS = ("fork", "zygote", "template")
 
 
 class Isolator:
     """Isolated calls as a service: one fork server, warm children, a queue with bounds.
 
-    To be entered once, in an application's lifespan, and used by all its tasks::
+    To be entered in an application's lifespan, and used by all its tasks::
 
         async with Isolator(preload=["myapp.parsers"], warm=2) as iso:
             result = await iso.run(parse, upload, timeout=5)
@@ -58,10 +62,14 @@ class Isolator:
             defines, lambdas and closures by cloudpickle. ``"template"``: a copy of this process
             taken when the Isolator is entered; functions that existed then are as they were
             then. ``"fork"``: this process, at each call, as with `run_isolated`.
-        preload: names of modules that the zygote imports, not each child; lazy imports, too. Where
+        preload: names of modules that are imported when the Isolator is entered, not in each child;
+            lazy imports, too. The fork server imports them, a template after it was copied. With
+            ``start="fork"`` it is this process, in the event loop's thread, since it is that one
+            which is copied; each import holds up the loop (nothing, if the module is there). Where
             a sandbox has a data-only codec, children find an empty file in the place of what these
             modules have open, and shared memory that can be written is refused.
-        warm: how many children to keep forked ahead of need. Each serves one call.
+        warm: how many children to keep forked ahead of need. Each serves one call. With
+            ``start="fork"`` there are none, and this is ignored.
         max_concurrency: how many calls may run at once; a number, or an
             `anyio.CapacityLimiter` that may be shared. None: as many as there are CPUs, by
             affinity and cgroup quota. Further calls wait, first come, first served.
@@ -73,22 +81,36 @@ class Isolator:
         python: the program of the zygote's interpreter, an absolute path; of the same version and
             build as this process's. None: `sys.executable`. For where that is no interpreter: a
             frozen application, an embedded Python. Other starts need none, and ignore it.
-        env: the zygote's environment. None: this process's, as it is when entered.
+        env: the children's whole environment. None: this process's, as it is when entered, or with
+            ``start="fork"`` at each call. A zygote is started with it, a template sets it before
+            *preload*. With ``start="fork"`` each child sets it before fn is called, for
+            `os.environ` and C code; what a library has read when it was loaded stays as it is.
         limits: what each call may consume; a call's own go first, one by one.
         sandbox: what the children may reach; applied once in the fork server, as far as children
             share it. *env* is the sandbox's unless it is given.
+        drain: how many seconds leaving ``async with`` and `aclose` wait for calls that run or wait;
+            then these are ended. None: as long as they take, which may be for ever. The default
+            leaves a server some of the 30 seconds for the rest of its end that it usually has
+            between SIGTERM and SIGKILL.
         codec, timeout, grace, stdin, output, start_timeout, exit_timeout: defaults for each call;
             see `run_isolated`.
 
     Raises:
         TypeError, ValueError: an argument makes no sense.
 
-    It belongs to the process and the event loop that enter it. In a forked copy of that process
-    (a child of `multiprocessing`'s, say) it owns nothing: closing or dropping it there does
-    nothing, and using it there is a RuntimeError.
+    It belongs to the process and the event loop that enter it. When it has been closed it can be
+    entered again, in another event loop, too; its figures begin anew, and an executor of before
+    stays closed. (A limiter given as *max_concurrency* stays the same one.) To enter it while it is
+    entered is a RuntimeError. In a forked copy of that process (a child of `multiprocessing`'s,
+    say) it owns nothing: closing or dropping it there does nothing, and using it there is a
+    RuntimeError.
+
+    Calls may be made as soon as it is being entered; they wait for that.
 
     Entering it raises `CallableDidNotExecuteError` if the fork server can't be started or can't
-    import what it should; the error's text has the server's own traceback.
+    import what it should (the error's text has the traceback), or if the Isolator is closed
+    meanwhile (``Reason.CLOSED``). Calls that wait by then raise the same; if entering is cancelled,
+    ``Reason.CLOSED``.
     """
 
     def __init__(
@@ -111,17 +133,19 @@ class Isolator:
         sandbox: Sandbox | None = None,
         codec: Codec | None = None,
         python: str | os.PathLike[str] | None = None,
+        drain: float | None = 20.0,
     ) -> None:
         if start not in _STARTS:
             raise ValueError(f"start must be one of {', '.join(map(repr, _STARTS))}, not {start!r}")
         modules = _checked_names(preload)
         program = _checked_program(python)
         _check_queue(max_concurrency, max_queue, queue_timeout)
-        if start != "zygote" and (modules or env is not None):
-            raise ValueError(f"preload and env are for start='zygote', not for {start!r}")
+        environment = _checked_environment(env)
         _check_count("warm", warm, 0)
         if start == "fork" and warm:
-            raise ValueError("warm children are forked ahead; with start='fork' there are none")
+            _log.debug("with start='fork' no children are forked ahead: warm=%d is ignored", warm)
+        if drain is not None:
+            check_seconds("drain", drain, optional=True)
         self._queue_timeout = queue_timeout
         self._start: Start = start
         self._defaults: IsolatorArgs = {
@@ -144,27 +168,44 @@ class Isolator:
 
                 policy = make_policy(sandbox, look_around(), start)
             if start == "fork":
-                return Forks(backend)
+                return Forks(backend, preload=modules, environment=environment)
             if start == "template":
-                return template(backend, warm=warm, policy=policy, patience=start_timeout)
+                return template(
+                    backend,
+                    preload=modules,
+                    environment=environment,
+                    warm=warm,
+                    policy=policy,
+                    patience=start_timeout,
+                )
             return fresh_interpreter(
                 backend,
                 preload=modules,
-                environment=env,
+                environment=environment,
                 python=program,
                 warm=warm,
                 policy=policy,
                 patience=start_timeout,
             )
 
-        self._core = Core(
-            make_source,
-            limit=max_concurrency,
-            max_queue=max_queue,
-            queue_timeout=queue_timeout,
-            defaults=self._default_options,
-            start=start,
-        )
+        caller = sys._getframe(1)
+        made_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+        defaults = self._default_options  # without which these would refer to this
+
+        def make_core() -> Core:
+            return Core(
+                make_source,
+                limit=max_concurrency,
+                max_queue=max_queue,
+                queue_timeout=queue_timeout,
+                defaults=defaults,
+                start=start,
+                drain=drain,
+                made_at=made_at,
+            )
+
+        self._make_core = make_core
+        self._core = make_core()
 
     def __repr__(self) -> str:
         core = self._core
@@ -177,7 +218,12 @@ class Isolator:
     # Its life
 
     async def __aenter__(self) -> Self:
-        await self._core.open()
+        core = self._core
+        if core.is_owned() and core.is_stranded():  # nobody can close it any more
+            self._give_up()
+        if core.state == "closed":
+            core = self._core = self._make_core()
+        await core.open()
         return self
 
     async def __aexit__(
@@ -189,25 +235,44 @@ class Isolator:
         # After an exception, Ctrl-C and cancellation included, nobody waits for results.
         await self.aclose(cancel=kind is not None)
 
-    async def aclose(self, *, cancel: bool = False) -> None:
+    async def aclose(
+        self, *, cancel: bool = False, timeout: float | EllipsisType | None = ...
+    ) -> None:
         """Refuse further calls, wait for those that are there, and end every process.
 
         Args:
-            cancel: do not wait: end the calls, which then raise `IsolationError` with
-                ``Reason.CLOSED``. If this itself is cancelled while it waits, it does the same.
+            cancel: do not wait: the same as ``timeout=0``. If this itself is cancelled while it
+                waits, it does the same.
+            timeout: how many seconds to wait; then the calls that have not ended are, as by
+                `Job.cancel`, but raise `IsolationError` with ``Reason.CLOSED``. A record of the
+                logger ``aioisolate.service`` names them. None: as long as they take. Default: the
+                Isolator's *drain*.
+
+        While another task is closing it, this waits for the end of that, and the shorter of the two
+        times counts. While another task is entering it, that raises `CallableDidNotExecuteError`
+        with ``Reason.CLOSED``, and so do the calls that wait. Closing one that is closed or has not
+        been entered does nothing.
+
+        Raises:
+            TypeError, ValueError: *timeout* makes no sense.
+            RuntimeError: this is another event loop than the one that it was entered in, which has
+                not ended. (If it has ended, every process is killed.)
         """
-        await self._core.aclose(cancel=cancel)
+        if timeout is not ... and timeout is not None:
+            check_seconds("timeout", timeout, optional=True)
+        await self._core.aclose(seconds=0 if cancel else timeout)
 
     def __del__(self) -> None:
         core = getattr(self, "_core", None)
-        if core is not None and core.state in ("open", "closing") and core.is_owned():
-            warnings.warn(
-                "an Isolator was not closed: use `async with`, or await aclose()",
-                ResourceWarning,
-                stacklevel=2,
-                source=self,
-            )
-            core.put_down()
+        if core is not None and core.state not in ("new", "closed") and core.is_owned():
+            self._give_up()
+
+    def _give_up(self) -> None:
+        core = self._core
+        try:
+            core.abandon()
+        finally:
+            warn_unclosed([core], self, stacklevel=3)
 
     # Calls
 
@@ -408,14 +473,20 @@ class Isolator:
     def executor(self) -> Executor:
         """Return a `concurrent.futures.Executor` whose every call runs in a child of its own.
 
-        It may be used from any thread. Cancelling one of its futures kills the child.
+        This may be called and it may be used in any thread. Cancelling one of its futures kills the
+        child. In the event loop's own thread its futures can't be waited for by blocking
+        (``future.result()``, ``list(executor.map(...))``): that is a RuntimeError.
+
+        Raises:
+            CallableDidNotExecuteError: the Isolator is closed or not entered (``Reason.CLOSED``).
+            RuntimeError: in a forked copy of its process.
 
         Example::
 
-            loop.run_in_executor(iso.executor(), parse, data)
+            await loop.run_in_executor(iso.executor(), parse, data)
         """
-        self._core.check_open()
-        return Executor(self._core)
+        self._core.check_taking()
+        return Executor(self._core, keep=self)
 
     # What is going on
 
@@ -449,6 +520,21 @@ def _checked_names(preload: Iterable[str]) -> tuple[str, ...]:
         if not isinstance(name, str):
             raise TypeError(f"preload must be names of modules, not {name!r}")
     return names
+
+
+def _checked_environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
+    if env is None:
+        return None
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env must be a mapping of names to values or None, not {env!r}")
+    checked = dict(env)
+    things: Any = checked  # whatever they are
+    for name, value in things.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise TypeError(f"env must be a mapping of strings to strings, not {name!r}: {value!r}")
+        if not name or "=" in name or "\0" in name + value:
+            raise ValueError(f"env must hold what an environment can, not {name!r}: {value!r}")
+    return checked
 
 
 def _check_queue(

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import unittest
+import weakref
 from pickle import PicklingError
 
 import anyio
@@ -323,3 +324,105 @@ def test_one_death_does_not_break_others(number):
         bad = executor.submit(os.kill, 0, number)
         assert bad.exception().exit == -number
         assert slow.result() is None
+
+
+# In the thread of the event loop
+
+
+def blocking_ways(executor):
+    """Every way to wait, blocking, for what an executor does."""
+    return [
+        lambda: executor.submit(double, 1).result(),
+        lambda: executor.submit(double, 1).result(timeout=60),
+        lambda: executor.submit(double, 1).exception(),
+        lambda: list(executor.map(len, ["a"])),
+        lambda: list(executor.map(len, ["a", "b"], chunksize=2, timeout=60)),
+        lambda: cf.wait([executor.submit(double, 1)]),
+        lambda: cf.wait([executor.submit(double, 1)], return_when=cf.FIRST_COMPLETED),
+        lambda: list(cf.as_completed([executor.submit(double, 1)])),
+    ]
+
+
+async def test_11_9_blocking_the_loop_that_has_to_do_the_work_is_refused():
+    async with Isolator("fork") as iso:
+        executor = iso.executor()
+        for way in blocking_ways(executor):
+            with pytest.raises(RuntimeError, match=r"asyncio\.wrap_future"):
+                way()
+        # Who only looks is not in the way.
+        future = executor.submit(double, 4)
+        with pytest.raises(cf.TimeoutError):
+            future.result(timeout=0)
+        assert cf.wait([future], timeout=0).not_done == {future}
+        await until(future.done)
+        assert future.result() == 8
+        assert future.exception() is None
+        assert cf.wait([future]).done == {future}
+        assert list(cf.as_completed([future])) == [future]
+
+
+async def test_11_9_from_another_thread():
+    def use(iso):
+        executor = iso.executor()
+        assert executor.submit(double, 4).result() == 8
+        assert list(executor.map(double, range(4), chunksize=2, timeout=60)) == [0, 2, 4, 6]
+        if sys.version_info >= (3, 14):
+            assert list(executor.map(double, range(4), buffersize=2)) == [0, 2, 4, 6]
+        futures = [executor.submit(double, number) for number in range(3)]
+        assert cf.wait(futures).not_done == set()
+        assert {future.result() for future in cf.as_completed(futures)} == {0, 2, 4}
+        executor.shutdown()
+
+    async with Isolator(max_concurrency=2) as iso:
+        with cf.ThreadPoolExecutor(1) as threads:
+            used = threads.submit(use, iso)
+            await until(used.done)
+            used.result()
+
+
+def test_11_9_while_the_loop_does_not_run():
+    """In its thread nobody else will run it; in another one somebody may."""
+    with asyncio.Runner() as runner:
+        iso = Isolator()
+        runner.run(iso.__aenter__())
+        future = iso.executor().submit(double, 4)
+        with pytest.raises(RuntimeError, match="would block"):
+            future.result()
+        with cf.ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(future.result)
+            runner.run(until(future.done))
+            assert waiting.result() == 8
+        runner.run(iso.aclose())
+
+
+@pytest.mark.asyncio
+async def test_11_9_futures_can_be_awaited():
+    async with Isolator("fork") as iso:
+        assert await asyncio.wrap_future(iso.executor().submit(double, 4)) == 8
+
+
+@pytest.mark.one_loop
+async def test_11_9_an_executor_keeps_its_isolator():
+    iso = Isolator(warm=1)
+    await iso.__aenter__()
+    executor, reference = iso.executor(), weakref.ref(iso)
+    del iso
+    gc.collect()
+    future = executor.submit(double, 4)
+    await until(future.done)
+    assert future.result() == 8
+    await reference().aclose()
+    del executor, future
+    gc.collect()
+    assert reference() is None
+
+
+@pytest.mark.one_loop
+async def test_11_9_nobody_waits_for_what_will_never_begin():
+    async with Isolator("fork") as iso:
+        executor = iso.executor()
+        future = executor.submit(double, 4)  # and the loop has no turn any more
+        iso._core.put_down()
+    with pytest.raises(RuntimeError, match="is closed"):
+        future.result()
+    executor.shutdown()

@@ -19,7 +19,7 @@ import threading
 import types
 import warnings
 import weakref
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from queue import Full
 
 import anyio
@@ -75,6 +75,7 @@ KNOWN = {
     "_module_locks": "importlib",
     "_run_context": "trio",
     "_stdlib_dir": "sys",
+    "_waiters": "concurrent.futures",
     "_eventloop": "anyio",
 }
 
@@ -103,7 +104,10 @@ def used():
                         modules.setdefault(name.name, where)
                 case ast.ImportFrom(level=0):
                     modules.setdefault(node.module, where)
-    slots = {"_condition"}  # of concurrent.futures, though own code has some of the name
+    slots = {
+        "_condition",
+        "_waiters",
+    }  # of concurrent.futures, though own code has some of the name
     attributes = {name: at for name, at in attributes.items() if name not in own - slots}
     private = {
         name: at for name, at in modules.items() if any(p.startswith("_") for p in name.split("."))
@@ -338,6 +342,20 @@ def test_concurrent_futures_have_a_condition_and_a_state():
     assert future._state == "RUNNING"
     future.set_result(None)
     assert future._state == "FINISHED"
+
+
+def test_concurrent_futures_have_waiters_that_wait_for_an_event():
+    future, seen = Future(), []
+
+    class Waiters(list):
+        def append(self, waiter):
+            super().append(waiter)
+            seen.append(waiter.event)
+            waiter.event.set()
+
+    future._waiters = Waiters()
+    assert wait([future], timeout=20).not_done == {future}
+    assert list(map(type, seen)) == [threading.Event]
 
 
 def test_numpy_has_an_error_of_its_own_for_want_of_memory():

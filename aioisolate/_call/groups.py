@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .._child.policy import Group as Wanted
-from .._errors import CallableDidNotExecuteError, Reason
+from .._errors import CallableDidNotExecuteError, Reason, may_pass
 from .._os.cgroups import Group
 
 __all__ = ["CallGroup", "make"]
@@ -40,4 +40,5 @@ def make(wanted: Wanted) -> CallGroup:
         raise CallableDidNotExecuteError(
             f"{Reason.CHILD_SETUP.value}: its control group could not be made: {exc}",
             reason=Reason.CHILD_SETUP,
+            transient=may_pass(exc.errno),
         ) from exc

@@ -10,7 +10,7 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, NamedTuple
 
 from .._child.policy import NOTHING, Enforcement, Policy, Start
-from .._errors import CallableDidNotExecuteError, Reason, StartTimeoutError
+from .._errors import CallableDidNotExecuteError, Reason, StartTimeoutError, may_pass
 from .._options import CallOptions, code_flags
 from .._os import features as _features
 from .._os.features import Containment, Features
@@ -69,7 +69,9 @@ def make_plan(
         )
     if options.timeout == 0:
         raise StartTimeoutError(
-            "the timeout of 0 s left no time to begin", reason=Reason.START_TIMEOUT
+            "the timeout of 0 s left no time to begin",
+            reason=Reason.START_TIMEOUT,
+            transient=False,
         )
     if options.codec == "pickle" and options.sandbox is None and options.limits is None:
         return Plan(fn, args, options, streaming)
@@ -101,6 +103,7 @@ def look_around() -> Containment:
         raise CallableDidNotExecuteError(
             f"what this machine offers for sandboxes could not be found out: {exc}",
             reason=Reason.PIPE_CREATION if few else Reason.FORK,
+            transient=may_pass(exc.errno),
         ) from exc
 
 

@@ -18,6 +18,7 @@ from .._errors import (
     MemoryLimitError,
     Reason,
     RemoteError,
+    may_pass,
 )
 from .._limits import Limits
 from .._os import mappings, memfd
@@ -218,7 +219,7 @@ def _own_exception(supervision: Supervision, raised: Any) -> BaseException:
     if isinstance(raised, CallableDidNotExecuteError):
         # A nested call did not begin; but fn did, and a retry of this call may not be safe.
         text = f"fn raised {type(raised).__name__}: {raised}"
-        verdict = Verdict(CallableStatusUnknownError, raised.reason, text)
+        verdict = Verdict(CallableStatusUnknownError, raised.reason, text, raised.transient)
         return _error(supervision, verdict, cause=raised)
     limits = supervision.options.limits
     size = None if limits is None else limits.memory or limits.address_space
@@ -268,6 +269,9 @@ def _error(
     supervision: Supervision, verdict: Verdict, cause: BaseException | None = None
 ) -> IsolationError:
     child = supervision.child
+    transient = verdict.transient
+    if verdict.reason is Reason.CHILD_SETUP and isinstance(cause, OSError):
+        transient = may_pass(cause.errno)
     stack = supervision.stack.text()
     message = verdict.message
     if verdict.reason in _LATE:
@@ -291,6 +295,7 @@ def _error(
         usage=_usage(supervision),
         stderr_tail=written,
         crash_traceback=stack,
+        transient=transient,
     )
     error.__cause__ = cause
     return error

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import anyio
@@ -17,7 +17,7 @@ import anyio
 from .._child import bootstrap, companions, loops, seeds, stdio, worker
 from .._child.order import GO, AsyncBackend, Order
 from .._child.policy import Policy
-from .._errors import CallableDidNotExecuteError, CallableStatusUnknownError, Reason
+from .._errors import CallableDidNotExecuteError, CallableStatusUnknownError, Reason, may_pass
 from .._os import cstdio, imports, memfd, signals, threads
 from .._os import fds as os_fds
 from .._os.fds import Descriptors
@@ -100,9 +100,16 @@ class ForkedChild:
     talks = False
     lost = ""
 
-    def __init__(self, plan: Plan, backend: AsyncBackend, other_threads: Sequence[str]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        backend: AsyncBackend,
+        other_threads: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Prepare everything that a child needs, so that almost nothing is left after the fork.
 
+        *environment*: the child's; None: this process's.
         Raises CallableDidNotExecuteError if a descriptor can't be had.
         """
         others = bystanders.look(other_threads)
@@ -122,6 +129,10 @@ class ForkedChild:
         self.fork_seconds = 0.0
         try:
             self._prepare(plan, backend, fds)
+            if environment is not None:
+                from .._child.environment import difference  # noqa: PLC0415 - for few
+
+                self._order.environment = difference(environment)
         except BaseException as exc:
             self.close()
             self.process.close()
@@ -362,6 +373,7 @@ def draft_order(
     order.reseed = seeds.reseeder()
     order.policy = order.bounds = order.result_size = None
     order.entrances = ()
+    order.environment = None
     order.codec = "pickle"
     order.exits = -1
     order.weak = weak = weakref.finalize._index_iter  # type: ignore[attr-defined]
@@ -397,4 +409,4 @@ def hint(exc: OSError) -> str:
 
 def _refusal(exc: OSError, reason: Reason) -> CallableDidNotExecuteError:
     message = f"{reason.value}: {exc.strerror or exc}{hint(exc)}"
-    return CallableDidNotExecuteError(message, reason=reason)
+    return CallableDidNotExecuteError(message, reason=reason, transient=may_pass(exc.errno))

@@ -131,6 +131,11 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
                 forget(*arguments)
             for forget, arguments in order.disown:
                 forget(*arguments)
+            step = "environment"
+            if order.environment is not None:
+                from .environment import change  # noqa: PLC0415 - only then; the parent has it
+
+                change(*order.environment)
             step = "random seed"
             # `random` reseeds itself after a fork; others do not.
             if order.reseed is not None:

@@ -86,6 +86,7 @@ class Order:
         weak: what counts the finalizers of weakref, or None: it has not been imported.
         finalizers: the index of one that comes before those of fn.
         exit_timeout: how many seconds the threads that fn leaves may take to end.
+        environment: what to remove from the environment and what to set, or None.
         entrances: descriptors of the control groups that it puts itself into.
         codec: how its answer is encoded; see `Sandbox`.
         result_size: how large its answer may be, or None.
@@ -106,6 +107,7 @@ class Order:
         "empty",
         "ends",
         "entrances",
+        "environment",
         "exit_timeout",
         "exits",
         "faulthandler",
@@ -190,6 +192,7 @@ class Order:
     finalizers: int
     exit_timeout: float
     entrances: Sequence[int]
+    environment: tuple[Sequence[str], Sequence[tuple[str, str]]] | None
     codec: str
     result_size: int | None
     statm: int

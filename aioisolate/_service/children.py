@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import anyio
+import anyio.lowlevel
 
 from .._call import bystanders
 from .._call.child import Child
@@ -17,10 +19,11 @@ from .._call.spawn import ForkedChild, let_imports_finish
 from .._call.turn import Turn
 from .._child.order import AsyncBackend
 from .._child.policy import Layer, Policy
-from .._os import threads
+from .._errors import CallableDidNotExecuteError, Reason, may_pass
+from .._os import imports, threads
 from .._wire import codecs, relation
 from .._wire.parcel import TooMuch
-from .._zygote import control, generators
+from .._zygote import control
 from .._zygote.errand import WardChild, drop, encode_call, encode_large_call
 from .._zygote.launch import launch_interpreter
 from .._zygote.pool import Pool
@@ -71,31 +74,63 @@ class Source(Protocol):
 
 
 class Forks:
-    """Copies of this process as it is at each call."""
+    """Copies of this process as it is at each call.
+
+    *preload* is imported when it starts; calls wait for that. *environment*: the children's.
+    """
 
     idle = 0
     restarts = 0
 
-    def __init__(self, backend: AsyncBackend) -> None:
-        self._backend = backend
+    def __init__(
+        self,
+        backend: AsyncBackend,
+        *,
+        preload: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._backend = backend._replace(task=None)
+        self._preload = preload
+        self._environment = environment
+        self._ready = anyio.Event() if preload else None
 
     async def start(self) -> None:
-        """Do nothing: there is nothing to get ready."""
+        """Import *preload* here. Raises CallableDidNotExecuteError if that fails."""
+        for name in self._preload:
+            # In this thread, which is the one that is forked, as a fork server's main thread is:
+            # there are modules that only a main thread can import, and thread-locals that an import
+            # sets are the child's only so. The loop has a turn between two of them.
+            await anyio.lowlevel.checkpoint()
+            _import_here(name)
+        if self._ready is not None:
+            self._ready.set()
+            self._ready = None
 
     def provide_nowait(self, plan: Plan, *, quiet: bool) -> Child | None:
         """Fork, if no other thread is in the way."""
         del quiet
-        if threads.others() or threads.helpers():
+        if self._ready is not None or threads.others() or threads.helpers():
             return None
-        return ForkedChild(plan, self._of_task(), ())
+        return self._make_child(plan, ())
 
     async def provide(self, plan: Plan, turn: Turn, *, quiet: bool) -> Child:
-        """Fork, once no other thread is in the middle of an import."""
+        """Fork, once *preload* is here and no other thread is in the middle of an import."""
         del quiet
+        if self._ready is not None:
+            await self._ready.wait()
         others = threads.others()
         if others or threads.helpers():
             await let_imports_finish(turn)
-        return ForkedChild(plan, self._of_task(), others)
+        return self._make_child(plan, others)
+
+    def _make_child(self, plan: Plan, others: Sequence[str]) -> ForkedChild:
+        environment = self._environment
+        if environment is None:
+            return ForkedChild(plan, self._of_task(), others)
+        if plan.policy is not None:
+            plan = plan._replace(policy=_with_environment(plan.policy, environment, copied=True))
+            environment = None  # it is set with the other layers
+        return ForkedChild(plan, self._of_task(), others, environment)
 
     def hindrance(self) -> str:
         """Say what keeps a call from getting a child."""
@@ -132,15 +167,12 @@ class Served:
         *,
         policy: Policy | None = None,
         suspicion: str = "",
-        repeating: Sequence[generators.Found] = (),
     ) -> None:
         """*functions*: those that the server has because it is a copy of this process.
 
         *policy*: what confines the children. *suspicion*: as in `Child`.
-        *repeating*: random generators of this process that each child has a copy of.
         """
         self._suspicion = suspicion
-        self._repeating = repeating
         self._layers = None if policy is None else policy.child_layers
         self._backend = backend
         self._pool = pool
@@ -164,7 +196,7 @@ class Served:
     async def start(self) -> None:
         """Start the fork server."""
         await self._pool.start()
-        warn_of_generators(self._repeating or self._pool.repeating)
+        warn_of_generators(self._pool.repeating)
 
     def provide_nowait(self, plan: Plan, *, quiet: bool) -> Child | None:
         """Take an idle child."""
@@ -298,8 +330,7 @@ def fresh_interpreter(
     """
     if policy is not None:
         if environment is not None:  # and not the sandbox's
-            layers = tuple(sorted({*policy.server_layers, Layer.ENVIRONMENT}))
-            policy = policy._replace(env=dict(environment), server_layers=layers)
+            policy = _with_environment(policy, environment)
         own = os.environ if policy.env is None else policy.env
         # Each further arena of malloc's takes 64 MiB of the addresses that a limit leaves.
         environment = {"MALLOC_ARENA_MAX": "2", **own}
@@ -328,12 +359,24 @@ def _as_text(entry: object) -> str | None:
 
 
 def template(
-    backend: AsyncBackend, *, warm: int, policy: Policy | None, patience: float | None
+    backend: AsyncBackend,
+    *,
+    preload: Sequence[str],
+    environment: Mapping[str, str] | None,
+    warm: int,
+    policy: Policy | None,
+    patience: float | None,
 ) -> Served:
     """Make a source of children of a copy of this process as it is now."""
+    if policy is not None:
+        if environment is not None:
+            policy = _with_environment(policy, environment)
+        environment = policy.env  # for *preload*, too
     functions = relation.functions_of_now()
     others = bystanders.look(threads.others())
-    launch = launch_copy(backend, functions, others, policy)
+    launch = launch_copy(
+        backend, functions, others, policy, preload=preload, environment=environment
+    )
     layers = None if policy is None else policy.server_layers
     backend = backend._replace(task=None)  # which only the copy itself has to forget
     pool = Pool(backend, launch, None, warm=warm, layers=layers, patience=patience)
@@ -343,5 +386,32 @@ def template(
         functions,
         policy=policy,
         suspicion=others.suspicion(),
-        repeating=generators.find(),
     )
+
+
+def _with_environment(
+    policy: Policy, environment: Mapping[str, str], *, copied: bool = False
+) -> Policy:
+    """Give a policy another environment; *copied*: the child itself sets it, not its server."""
+    policy = policy._replace(env=dict(environment))
+    if copied:
+        layers = tuple(sorted({*policy.child_layers, Layer.ENVIRONMENT}))
+        return policy._replace(child_layers=layers)
+    layers = tuple(sorted({*policy.server_layers, Layer.ENVIRONMENT}))
+    return policy._replace(server_layers=layers)
+
+
+def _import_here(name: str) -> None:
+    try:
+        imports.import_whole(name)
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as exc:  # importing runs anything
+        text = "".join(traceback.format_exception(exc)).rstrip()
+        number = exc.errno if isinstance(exc, OSError) else None
+        raise CallableDidNotExecuteError(
+            f"{name!r} of preload can't be imported: {text}",
+            reason=Reason.CHILD_SETUP,
+            crash_traceback=text,
+            transient=may_pass(number),
+        ) from exc

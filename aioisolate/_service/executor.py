@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any, ParamSpec, Protocol, TypeVar
+from weakref import WeakSet
 
-from .._child.order import AsyncBackend
 from .job import Job
 
 __all__ = ["Executor"]
@@ -19,7 +18,11 @@ T = TypeVar("T")
 
 
 class _Service(Protocol):
-    backend: AsyncBackend
+    post: Callable[[Callable[[], object]], object]
+    dependants: WeakSet[Any]
+
+    @property
+    def state(self) -> str: ...
 
     def check_owner(self) -> None:
         """Raise RuntimeError in a forked copy of the process that it belongs to."""
@@ -28,18 +31,42 @@ class _Service(Protocol):
         """Tell whether this process is no such copy."""
         ...
 
+    def would_block(self) -> bool:
+        """Tell whether this is the thread of the event loop, which nothing may hold up."""
+        ...
+
     def submit(self, call: Callable[[], Any]) -> Job[Any]:
         """Make a job of a call, in the loop's thread."""
         ...
 
 
 class _Future(futures.Future[Any]):
-    """A future that can be cancelled while it runs: the child is killed."""
+    """A future that can be cancelled while it runs: the child is killed.
 
-    def __init__(self, post: Callable[[Callable[[], object]], None]) -> None:
+    In the thread of the event loop, which carries it out, nobody can wait for it by blocking.
+    """
+
+    def __init__(self, service: _Service) -> None:
         super().__init__()
-        self._post = post
+        self._service = service
+        self._waiters = _Waiters(service)
         self.job: Job[Any] | None = None
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return what fn returned or raise what came instead, as futures do.
+
+        Raises RuntimeError in the event loop's own thread, where that would be to wait for ever.
+        """
+        _check_thread(self._service, self.done, timeout)
+        try:
+            return super().result(timeout)
+        finally:
+            del self  # as in the standard library: the traceback of an exception would hold it
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what `result` would raise, or None."""
+        _check_thread(self._service, self.done, timeout)
+        return super().exception(timeout)
 
     def cancel(self) -> bool:
         """Cancel it, whether it waits or runs; False only if it is done."""
@@ -50,7 +77,7 @@ class _Future(futures.Future[Any]):
                 self._state = "PENDING"  # so that it may still be cancelled
         cancelled = super().cancel()
         try:
-            self._post(self._end_job)
+            self._service.post(self._end_job)
         except RuntimeError:
             pass  # the loop is closed, and every job with it
         return cancelled
@@ -60,24 +87,68 @@ class _Future(futures.Future[Any]):
             self.job.cancel()
 
 
+def _check_thread(service: _Service, is_done: Callable[[], bool], timeout: float | None) -> None:
+    # Who does not wait asks, and blocks nothing.
+    if (timeout is None or timeout > 0) and not is_done() and service.would_block():
+        raise RuntimeError(
+            "waiting here would block the event loop that has to do the work: use `await "
+            "asyncio.wrap_future(future)` or `await loop.run_in_executor(executor, fn)`, `await "
+            "isolator.run(fn)` on any loop, or wait in another thread"
+        )
+
+
+class _Waiters(list[Any]):
+    """Where `concurrent.futures.wait` and `as_completed` register, before they block."""
+
+    def __init__(self, service: _Service) -> None:
+        super().__init__()
+        self._service = service
+
+    def append(self, waiter: Any) -> None:
+        if not isinstance(waiter.event, _Event):
+            waiter.event = _Event(self._service, waiter.event)
+        super().append(waiter)
+
+
+class _Event:
+    """An event that is not waited for in the event loop's own thread."""
+
+    def __init__(self, service: _Service, event: threading.Event) -> None:
+        self._service = service
+        self.set = event.set
+        self.clear = event.clear
+        self.is_set = event.is_set
+        self._wait = event.wait
+
+    def wait(self, timeout: float | None = None) -> bool:
+        _check_thread(self._service, self.is_set, timeout)
+        return self._wait(timeout)
+
+
 class Executor(futures.Executor):
     """Runs each call in a child of its own; may be used from any thread.
 
     Cancelling a future kills its child, and so does cancelling the asyncio future that
     ``loop.run_in_executor`` returned for it.
+
+    Its futures, its `map` and `concurrent.futures.wait` are for other threads than the event loop's
+    own: waiting there, blocking, for what the loop has to do is a RuntimeError.
+
+    It keeps its Isolator from being collected, and ends with it: when the Isolator has been closed,
+    futures raise RuntimeError whose calls have not begun, and so do those of later calls. When that
+    is entered again, ask it for another executor.
     """
 
-    def __init__(self, service: _Service) -> None:
+    def __init__(self, service: _Service, keep: object = None) -> None:
         self._service = service
+        self._kept = keep
         self._lock = threading.Condition()
         self._futures: set[_Future] = set()
         self._shut = False
-        self._thread = threading.get_ident()
-        backend = service.backend
-        if backend.loop is not None:
-            self._post: Callable[[Callable[[], object]], Any] = backend.loop.call_soon_threadsafe
-        else:
-            self._post = sys.modules["trio"].lowlevel.current_trio_token().run_sync_soon
+        self._ended = False
+        service.dependants.add(self)
+        if service.state == "closed":  # by the loop's thread, just now
+            self._ended = True
 
     def __repr__(self) -> str:
         state = " shut down" if self._shut else ""
@@ -90,19 +161,24 @@ class Executor(futures.Executor):
         in a forked copy of its Isolator's process.
         """
         self._service.check_owner()
-        future = _Future(self._post)
+        future = _Future(self._service)
         with self._lock:
             if self._shut:
                 raise RuntimeError("cannot schedule new futures after shutdown")
+            if self._ended:
+                _refuse(future)
+                return future
             self._futures.add(future)
         try:
-            self._post(lambda: self._begin(future, functools.partial(fn, *args, **kwargs)))
+            self._service.post(lambda: self._begin(future, functools.partial(fn, *args, **kwargs)))
         except BaseException:
             self._forget(future)
             raise
         return future
 
     def _begin(self, future: _Future, call: Callable[[], Any]) -> None:
+        if future not in self._futures:
+            return  # refused by now
         if not future.set_running_or_notify_cancel():
             self._forget(future)
             return
@@ -130,6 +206,16 @@ class Executor(futures.Executor):
         job.on_done = done
         job.start()
 
+    def end(self) -> None:
+        """Take note that the Isolator has been closed: what has not begun never will."""
+        with self._lock:
+            self._ended = True
+            left = [future for future in self._futures if future.job is None]
+            self._futures.difference_update(left)
+            self._lock.notify_all()
+        for future in left:
+            _refuse(future)
+
     def _forget(self, future: _Future) -> None:
         with self._lock:
             self._futures.discard(future)
@@ -154,10 +240,17 @@ class Executor(futures.Executor):
                     future.cancel()
         if not wait:
             return
-        if threading.get_ident() == self._thread and self._futures:
+        if self._futures and self._service.would_block():
             raise RuntimeError(
                 "waiting here would block the event loop that has to do the work: await the "
                 "futures first, or use shutdown(wait=False)"
             )
         with self._lock:
             self._lock.wait_for(lambda: not self._futures)
+
+
+def _refuse(future: _Future) -> None:
+    if future.set_running_or_notify_cancel():
+        future.set_exception(
+            RuntimeError("cannot schedule new futures: the Isolator is closed, or was in between")
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import math
 import os
@@ -114,6 +116,7 @@ class Job(Generic[T]):
         # Around its wait for a turn and for a child; what it is ended for, once it is.
         self._queueing: anyio.CancelScope | None = None
         self._ended_for: KilledFor | None = None
+        self._why: CallableDidNotExecuteError | None = None
         self._done = False
         self.value: Any = None
         self.error: BaseException | None = None
@@ -210,12 +213,15 @@ class Job(Generic[T]):
 
     # For its service
 
-    def end(self, cause: KilledFor) -> None:
-        """End it for a reason of the caller's. A copy of it in a forked process does nothing."""
+    def end(self, cause: KilledFor, why: CallableDidNotExecuteError | None = None) -> None:
+        """End it for a reason of the caller's. A copy of it in a forked process does nothing.
+
+        *why* is what it raises if it has not begun.
+        """
         if self._done or not self._is_owned():
             return
         if self._ended_for is None:
-            self._ended_for = cause
+            self._ended_for, self._why = cause, why
         if self.supervision is not None:
             self.supervision.end(cause, self.plan.options.grace)
         elif self._queueing is not None:
@@ -379,6 +385,10 @@ class Job(Generic[T]):
         )
 
     def _refusal(self) -> CallableDidNotExecuteError:
+        if self._why is not None:  # not itself: each that raises it adds to its traceback
+            refusal = copy.copy(self._why)
+            refusal.__cause__ = self._why.__cause__
+            return refusal
         cause = self._ended_for or KilledFor.CANCELLED
         return CallableDidNotExecuteError(
             f"fn was not called: {cause.value}", reason=Reason[cause.name]
@@ -394,3 +404,11 @@ class Job(Generic[T]):
         if self.supervision is None:
             return Outcome(error=self.error)
         return outcome_of(self.supervision, self.value, self.error)
+
+
+def _name_of(fn: Any) -> str:
+    """Name what has no name: an executor's call, say, which is a partial."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name: str = getattr(fn, "__qualname__", type(fn).__qualname__)
+    return name

@@ -31,7 +31,7 @@ class Times(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """The figures of an `Isolator` at one moment.
+    """The figures of an `Isolator` at one moment, since it was last entered.
 
     Attributes:
         submitted: calls so far, those that were refused included.

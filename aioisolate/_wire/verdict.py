@@ -89,11 +89,16 @@ class Evidence(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The class, reason and wording of the error to raise."""
+    """The class, reason and wording of the error to raise.
+
+    Attributes:
+        transient: whether its cause may pass by itself; None: as the reason says.
+    """
 
     error: type[IsolationError]
     reason: Reason
     message: str
+    transient: bool | None = None
 
 
 def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: C901, PLR0911 - one for each verdict
@@ -186,7 +191,7 @@ def _killed(  # noqa: C901, PLR0911 - likewise
             return Verdict(error, Reason.OUTPUT_LIMIT, message)
         case KilledFor.UNCONFINED:
             message = f"the child was not confined as it should be ({evidence.detail})"
-            return Verdict(CallableDidNotExecuteError, Reason.CHILD_SETUP, message)
+            return Verdict(CallableDidNotExecuteError, Reason.CHILD_SETUP, message, transient=False)
         case (
             KilledFor.RESULT_DECODING
             | KilledFor.CANCELLED
@@ -227,10 +232,10 @@ def _died(evidence: Evidence) -> Verdict:
                 f"had exceeded its own limit of {own} bytes: memory was short for others' sake"
             )
             reason = Reason.SIGNAL if evidence.started else Reason.CHILD_SETUP
-            return Verdict(error, reason, message)
+            return Verdict(error, reason, message, transient=True)
         memory = MemoryLimitError if evidence.started else MemoryNotStartedError
         message = f"the child was killed for want of memory, by {evidence.out_of_memory}"
-        return Verdict(memory, Reason.MEMORY_LIMIT, message)
+        return Verdict(memory, Reason.MEMORY_LIMIT, message, evidence.others_memory)
     if not evidence.started:
         how = f"ended with {exit_}" if exit_ is not None else "ended"
         message = f"the child {how} before it called fn"
@@ -251,7 +256,9 @@ def _died(evidence: Evidence) -> Verdict:
             message += " (some libraries crash when they are refused memory, and there is a limit)"
         if exit_.signal == signal.SIGKILL:
             message += ", not by this process: perhaps the system was out of memory"
-        reason = Reason.SIGNAL
+        return Verdict(
+            CallableStatusUnknownError, Reason.SIGNAL, message, exit_.signal not in _CRASHES
+        )
     elif exit_ == 0:
         message = "the child exited with code 0 and left no result"
         reason = Reason.NO_RESULT
@@ -259,6 +266,15 @@ def _died(evidence: Evidence) -> Verdict:
         message = f"the child exited with code {exit_.code} while fn was running"
         reason = Reason.EXIT
     return Verdict(CallableStatusUnknownError, reason, message)
+
+
+# What a process gets for what it does itself, so will get again.
+_CRASHES = frozenset(
+    {
+        *(signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),
+        *(signal.SIGTRAP, signal.SIGSYS, signal.SIGXFSZ, signal.SIGXCPU),
+    }
+)
 
 
 def _is_out_of_time(evidence: Evidence) -> bool:

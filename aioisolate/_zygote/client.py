@@ -21,7 +21,7 @@ from .._call import loops, registry
 from .._call.causes import memory_killer, note_memory, why_unconfined
 from .._call.spawn import hint
 from .._child.order import AsyncBackend
-from .._errors import CallableDidNotExecuteError, Reason
+from .._errors import CallableDidNotExecuteError, Reason, may_pass
 from .._os import fds as os_fds
 from .._os import messages
 from .._os.fds import Descriptors
@@ -133,6 +133,8 @@ class Zygote:
         self.problem = ""
         self.outdated = False
         self._problem_number = 0
+        # It has told so itself: what it should import raised something, say.
+        self._failed = False
         self.modules: frozenset[str] = frozenset()
         self.repeating: Sequence[Found] = ()
         self.encodings = ("utf-8", "utf-8")
@@ -167,6 +169,7 @@ class Zygote:
                 raise CallableDidNotExecuteError(
                     f"the fork server could not be started: {exc.strerror or exc}{hint(exc)}",
                     reason=Reason.FORK,
+                    transient=may_pass(exc.errno),
                 ) from exc
             raise
         if self.problem:
@@ -183,6 +186,7 @@ class Zygote:
             reason=Reason.CHILD_SETUP,
             pid=self.pid or None,
             crash_traceback=self.problem if "Traceback" in self.problem else "",
+            transient=not (self.outdated or self._failed) or may_pass(self._problem_number),
         )
         if self._problem_number:
             error.__cause__ = OSError(self._problem_number, self.problem.rpartition("\n")[2])
@@ -386,12 +390,15 @@ class Zygote:
             case ("refused", number, code, text):
                 reason = Reason.PIPE_CREATION if code in _NO_DESCRIPTOR else Reason.FORK
                 error = CallableDidNotExecuteError(
-                    f"the fork server could not fork: {text}", reason=reason
+                    f"the fork server could not fork: {text}",
+                    reason=reason,
+                    transient=may_pass(code) or reason is Reason.PIPE_CREATION,
                 )
                 error.__cause__ = OSError(code, text)
                 self._refuse(number, error)
             case ("unfit", number, text):
-                self._refuse(number, CallableDidNotExecuteError(text, reason=Reason.CHILD_SETUP))
+                error = CallableDidNotExecuteError(text, reason=Reason.CHILD_SETUP, transient=False)
+                self._refuse(number, error)
             case ("failed" | "strange" as how, what, more):
                 self._fail(how, what, more)
             case ("held", found):
@@ -411,6 +418,7 @@ class Zygote:
             self.problem, self.outdated = explain(what, more, self._named)
         else:
             self.problem, self._problem_number = str(what).rstrip(), more
+            self._failed = True
         self._ready.set()
 
     def _receive(self, number: int, pid: int, pidfd: int) -> None:

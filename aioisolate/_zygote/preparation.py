@@ -19,7 +19,7 @@ from . import control
 if TYPE_CHECKING:
     from . import holdings
 
-__all__ = ["library_first", "prepare"]
+__all__ = ["library_first", "preload", "prepare"]
 
 # Where the standard library is; nothing in a copy of the parent, which has its path and modules.
 _library: list[str] = []
@@ -72,10 +72,11 @@ def prepare(setup: control.Setup, fd: int) -> dict[int, str]:
                 from . import holdings  # noqa: PLC0415 - likewise
 
                 watch = holdings.Watch()
-    return _preload(setup.preload, watch)
+    return preload(setup.preload, watch)
 
 
-def _preload(names: Iterable[str], watch: holdings.Watch | None) -> dict[int, str]:
+def preload(names: Iterable[str], watch: holdings.Watch | None = None) -> dict[int, str]:
+    """Import modules by name; return what *watch* has seen them open, and which of them."""
     for name in names:
         imports.import_whole(name)
         if watch is not None:

@@ -84,9 +84,15 @@ def serve_copy(order: Order, streams: Sequence[object]) -> int:
     for fd in {order.null, order.empty, order.scratch}:
         os.close(fd)
     channel = _socket.socket(fileno=order.channel)
+    policy, preload, changes, tied = order.args
     try:
         try:
-            server = Server(channel, *order.args)
+            if changes is not None:
+                from .._child.environment import change  # noqa: PLC0415 - only then; it is imported
+
+                change(*changes)
+            preparation.preload(preload)
+            server = Server(channel, policy, None, generators.find(preload), tied=tied)
         except BaseException as exc:
             _tell_failure(channel, exc)
             raise

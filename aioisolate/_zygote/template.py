@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .._call.bystanders import Bystanders
 from .._call.spawn import draft_order, open_empty
 from .._child import bootstrap
+from .._child.environment import difference
 from .._child.order import AsyncBackend
 from .._child.policy import Policy
 from .._os import memfd, signals
@@ -25,14 +26,19 @@ def launch_copy(
     functions: relation.Functions,
     others: Bystanders,
     policy: Policy | None,
+    *,
+    preload: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Launch:
     """Make a launcher of copies of this process, which has *functions* now.
 
     *others*: the threads that this process has. *policy*: what is to confine the copies.
+    *preload*: what they import first, with *environment*.
     """
 
     def start(fd: int, ends: Sequence[int]) -> int:
         others.warn()
+        changes = None if environment is None else difference(environment)
         own = Descriptors()
         try:
             null = own.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
@@ -41,7 +47,7 @@ def launch_copy(
             keep = frozenset((fd, null, empty, scratch))
             order = draft_order(keep, backend, bool(others), ends, confined=confined)
             order.then = serve_copy
-            order.fn, order.args = serve_copy, (policy, None, bool(ends))
+            order.fn, order.args = serve_copy, (policy, preload, changes, bool(ends))
             order.nonce = b"\0" * 8
             order.parent_pid = os.getpid()
             order.channel = fd

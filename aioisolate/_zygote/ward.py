@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .._call.causes import why_unconfined
 from .._child.worker import PID_AT
-from .._errors import CallableDidNotExecuteError, Reason
+from .._errors import CallableDidNotExecuteError, Reason, may_pass
 from .._os import memfd
 from .._os.fds import Descriptors
 from .._os.killing import kill_through_descriptor
@@ -177,7 +177,10 @@ class Ward:
 
     def _unconfined(self, why: str, number: int = 0) -> CallableDidNotExecuteError:
         error = CallableDidNotExecuteError(
-            f"the child could not be confined: {why}", reason=Reason.CHILD_SETUP, pid=self.pid
+            f"the child could not be confined: {why}",
+            reason=Reason.CHILD_SETUP,
+            pid=self.pid,
+            transient=may_pass(number) if number else None,
         )
         error.__cause__ = OSError(number, why) if number else None
         return error
