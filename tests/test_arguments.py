@@ -21,8 +21,12 @@ from aioisolate import (
     Sandbox,
     run_isolated,
 )
-from aioisolate._os import threads
-from aioisolate._wire import calls, codecs
+from aioisolate._call.plan import make_plan
+from aioisolate._call.spawn import ForkedChild
+from aioisolate._call.waiter import running_backend
+from aioisolate._options import CallOptions
+from aioisolate._os import features, threads
+from aioisolate._wire import calls, codecs, effort
 from aioisolate._wire.parcel import ChangedError, TooMuch, copied
 from aioisolate._zygote.parcel import FileParcel
 
@@ -260,6 +264,38 @@ async def test_11_6_an_array_is_not_copied_in_the_child():
     assert table[0] == 3
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: np.zeros(300_000),
+        lambda: np.zeros((300, 1000)).T,
+        lambda: np.zeros((2000, 300))[:, ::2],
+        lambda: np.zeros(100_000, dtype=[("a", "i4"), ("b", "f8")]).view(np.recarray),
+        lambda: array.array("d", bytes(2_000_000)),
+        lambda: [["é" * 2_000_000]],
+        lambda: [["x"] * 30_000, ["x" * 9_000_000]],  # further down than is looked ahead
+    ],
+)
+@pytest.mark.parametrize("by_value", [False, True])
+def test_11_6_nothing_large_is_copied_into_the_pickle(make, by_value):
+    """Where it would be copied with the GIL held, and again in the child."""
+    parcel = FileParcel()
+    try:
+        call = calls.dump_into(parcel, len, (make(),), None, lambda _: False, by_value=by_value)
+        assert parcel.size < 200_000
+        assert len(call.texts) + len([lent for lent in call.lent if lent.which == -1]) == 1
+    finally:
+        parcel.finish()
+        parcel.drop()
+
+
+def test_11_6_an_array_that_is_large_is_not_reduced_at_once():
+    assert effort.may_take_long(array.array("d", bytes(2_000_000)))
+    assert effort.may_take_long(np.zeros((2000, 300))[:, ::2])
+    assert not effort.may_take_long(array.array("d", bytes(2000)))
+    assert not effort.may_take_long(np.zeros(20))
+
+
 # What changes meanwhile
 
 
@@ -481,3 +517,20 @@ async def test_11_6_a_fork_waits_for_what_a_result_imports(tmp_path, monkeypatch
     finally:
         begun.unlink(missing_ok=True)
         sys.modules.pop(name, None)
+
+
+@pytest.mark.one_loop
+async def test_11_6_a_child_that_is_forked_beside_a_thread_of_ours_looks_for_itself():
+    """That thread may open a file after the look at what is open, and import a module."""
+    gate = threading.Event()
+    helper = threads.Helper("test", gate.wait)
+    plan = make_plan(abs, (-1,), CallOptions(), features.current())
+    child = ForkedChild(plan, running_backend(), threads.others())
+    try:
+        assert child._order.threaded
+    finally:
+        child.close()
+        gate.set()
+        helper.done()
+        helper.close()
+    assert not threads.helpers()

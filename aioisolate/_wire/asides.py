@@ -86,9 +86,10 @@ def reduce_array(obj: Any) -> Any:
     if type(obj) is array.array:
         if len(obj) * obj.itemsize < OUT_OF_BAND_MIN:
             return NotImplemented
-        copy = bytearray()
+        copy, at = bytearray(len(obj) * obj.itemsize), 0
         for piece in copied(obj):
-            copy += piece
+            copy[at : at + len(piece)] = piece
+            at += len(piece)
         return codecs.make_array, (obj.typecode, pickle.PickleBuffer(copy))
     numpy = sys.modules.get("numpy")
     if numpy is None or not isinstance(obj, numpy.ndarray) or obj.dtype.hasobject:
