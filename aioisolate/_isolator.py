@@ -68,7 +68,8 @@ class Isolator:
             any number.
         queue_timeout: how many seconds a call may wait for its turn; then it is refused, which is
             safe to retry (``Reason.QUEUE_TIMEOUT``). None: any number. From its turn on
-            *timeout* and *start_timeout* count.
+            *timeout* and *start_timeout* count, which the time that pickling the arguments takes is
+            part of.
         env: the zygote's environment. None: this process's, as it is when entered.
         limits: what each call may consume; a call's own go first, one by one.
         sandbox: what the children may reach; applied once in the fork server, as far as children

@@ -44,7 +44,7 @@ from .argument_payloads import (
     things,
     total,
 )
-from .helpers import error_of, gap_while, until
+from .helpers import error_of, gap_while, until, wait_until
 
 np = pytest.importorskip("numpy")
 
@@ -443,6 +443,25 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop(name, None)
 
 
+@pytest.fixture
+def slow_module(tmp_path, monkeypatch):
+    """The name of a module whose import, here, takes until a file that it makes is removed."""
+    name, begun = f"slow_to_import_{os.getpid()}_{id(tmp_path)}", tmp_path / "begun"
+    (tmp_path / f"{name}.py").write_text(
+        "import os, time\n"
+        f"begun = {str(begun)!r}\n"
+        f"if os.getpid() == {os.getpid()}:\n"
+        "    open(begun, 'w').close()\n"
+        "    while os.path.exists(begun):\n"
+        "        time.sleep(0.005)\n"
+        "class Thing:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield name, begun
+    begun.unlink(missing_ok=True)
+    sys.modules.pop(name, None)
+
+
 async def get_result(iso, name):
     return type(await iso.run(thing, name)).__name__
 
@@ -474,49 +493,34 @@ async def test_11_6_what_a_small_result_needs_is_imported_in_a_thread(get, start
         assert await get(iso, module) == "Thing"
 
 
-def test_11_6_what_another_thread_is_importing_is_not_waited_for(module, monkeypatch):
-    import pickle
-
-    stream = pickle.dumps(thing(module), 5)
+def test_11_6_what_another_thread_is_importing_is_not_waited_for(slow_module):
+    name, begun = slow_module
+    importing = threading.Thread(target=thing, args=(name,))
+    importing.start()
+    wait_until(begun.exists)
+    stream = (  # what pickle makes of an instance of its class
+        b"\x80\x05\x8c" + bytes([len(name)]) + name.encode() + b"\x8c\x05Thing\x93)\x81."
+    )
+    for data in (stream, memoryview(stream)):
+        with pytest.raises(codecs.ImportNeeded):
+            codecs.load_at_once([data])
+    begun.unlink()
+    importing.join()
     assert type(codecs.load_at_once([stream])).__name__ == "Thing"
-    monkeypatch.setattr(sys.modules[module].__spec__, "_initializing", True, raising=False)
-    with pytest.raises(codecs.ImportNeeded):
-        codecs.load_at_once([stream])
-    with pytest.raises(codecs.ImportNeeded):
-        codecs.load_at_once([memoryview(stream)])
 
 
 @pytest.mark.one_loop
-async def test_11_6_a_fork_waits_for_what_a_result_imports(tmp_path, monkeypatch):
+async def test_11_6_a_fork_waits_for_what_a_result_imports(slow_module):
     """A copy of a lock that a thread of ours holds would stay locked in the child."""
-    name = f"slow_to_import_{os.getpid()}"
-    path = tmp_path / f"{name}.py"
-    path.write_text(
-        "import os, time\n"
-        f"parent = os.getpid() == {os.getpid()}\n"
-        f"begun = os.path.join({str(tmp_path)!r}, 'begun')\n"
-        "if parent:\n"
-        "    open(begun, 'w').close()\n"
-        "    while os.path.exists(begun):\n"
-        "        time.sleep(0.005)\n"
-        "class Thing:\n    pass\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    begun = tmp_path / "begun"
-    try:
-        first = asyncio.ensure_future(run_isolated(thing, name))
-        await until(begun.exists)
-        second = asyncio.ensure_future(run_isolated(thing, name, timeout=20))
-        await asyncio.sleep(0.1)
-        assert not second.done()
-        begun.unlink()
-        assert [type(found).__name__ for found in await asyncio.gather(first, second)] == [
-            "Thing",
-            "Thing",
-        ]
-    finally:
-        begun.unlink(missing_ok=True)
-        sys.modules.pop(name, None)
+    name, begun = slow_module
+    first = asyncio.ensure_future(run_isolated(thing, name))
+    await until(begun.exists)
+    second = asyncio.ensure_future(run_isolated(thing, name, timeout=20))
+    await asyncio.sleep(0.1)
+    assert not second.done()
+    begun.unlink()
+    found = await asyncio.gather(first, second)
+    assert [type(one).__name__ for one in found] == ["Thing", "Thing"]
 
 
 @pytest.mark.one_loop

@@ -13,6 +13,7 @@ from _thread import _local
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from .._os import imports
 from . import handles, relation
 from .handles import Lent
 
@@ -275,12 +276,10 @@ def vet_import(module: str, name: str) -> None:
     """
     if not getattr(_here, "at_once", False):
         return
-    found = sys.modules.get(module)
-    if found is None:
+    if module not in sys.modules:
         needed = module.partition(".")[0] != _OWN
     else:  # another thread may be in the middle of it
-        spec = getattr(found, "__spec__", None)
-        needed = name in _IMPORTERS or getattr(spec, "_initializing", False)
+        needed = name in _IMPORTERS or module in imports.in_progress()
     if needed:
         raise ImportNeeded(module)
 
