@@ -26,7 +26,7 @@ from aioisolate._call.spawn import ForkedChild
 from aioisolate._call.waiter import running_backend
 from aioisolate._options import CallOptions
 from aioisolate._os import features, threads
-from aioisolate._wire import calls, codecs, effort
+from aioisolate._wire import asides, calls, codecs, effort
 from aioisolate._wire.parcel import ChangedError, TooMuch, copied
 from aioisolate._zygote.parcel import FileParcel
 
@@ -206,7 +206,8 @@ def large_values():
         "read-only": frozen,
         "subclass": np.zeros(100_000, dtype=[("a", "i4"), ("b", "f8")]).view(np.recarray),
         "records": np.zeros(100_000, dtype=[("a", "i4"), ("b", "f8")])[::2],
-        "objects": np.array([{"a": 1}] * 20_000, dtype=object),
+        "objects": np.array([{"a": 1}, None] * 60_000, dtype=object).reshape(2, -1),
+        "objects, fortran": np.array([[1], "x"] * 60_000, dtype=object).reshape(2, -1).T,
         "bytes": shared,
         "bytearray": bytearray(shared),
         "array": array.array("i", range(300_000)),
@@ -233,6 +234,8 @@ async def test_11_6_large_arguments_arrive_as_they_are(start, by_value):
             if isinstance(value, np.ndarray):
                 assert found.dtype == value.dtype, name
                 assert np.array_equal(found, value), name
+                fortran = "f_contiguous" if value.flags.f_contiguous else "c_contiguous"
+                assert getattr(found.flags, fortran)
             elif name == "mixed":
                 assert np.array_equal(found["k"][0], value["k"][0])
                 assert found["k"][1] == value["k"][1]
@@ -262,6 +265,12 @@ async def test_11_6_an_array_is_not_copied_in_the_child():
             assert (first, written) == (3, writable)
             assert grown < value.nbytes / 4
     assert table[0] == 3
+
+
+def test_11_6_the_objects_of_an_array_are_listed_in_parts():
+    make, args = asides.reduce_array(np.array([None] * 100_000, dtype=object))
+    assert max(map(len, args[-1])) <= 20_000
+    assert make(*args).shape == (100_000,)
 
 
 @pytest.mark.parametrize(

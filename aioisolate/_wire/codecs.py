@@ -33,6 +33,7 @@ __all__ = [
     "load_at_once",
     "load_call",
     "make_array",
+    "make_objects",
     "taking_lent",
     "vet_import",
     "view_as",
@@ -153,6 +154,15 @@ def make_array(kind: str, content: Any) -> Any:
 
     made = array.array(kind)
     made.frombytes(content)
+    return made
+
+
+def make_objects(
+    make: Callable[..., Any], args: Sequence[Any], state: Sequence[Any], parts: Sequence[list[Any]]
+) -> Any:
+    """Make an array of objects, as numpy does it, of its objects in parts."""
+    made = make(*args)
+    made.__setstate__((*state, [obj for part in parts for obj in part]))
     return made
 
 
