@@ -77,7 +77,8 @@ class Isolator:
             any number.
         queue_timeout: how many seconds a call may wait for its turn; then it is refused, which is
             safe to retry (``Reason.QUEUE_TIMEOUT``). None: any number. From its turn on
-            *timeout* and *start_timeout* count.
+            *timeout* and *start_timeout* count, which the time that pickling the arguments takes is
+            part of.
         python: the program of the zygote's interpreter, an absolute path; of the same version and
             build as this process's. None: `sys.executable`. For where that is no interpreter: a
             frozen application, an embedded Python. Other starts need none, and ignore it.

@@ -21,8 +21,12 @@ from aioisolate import (
     Sandbox,
     run_isolated,
 )
-from aioisolate._os import threads
-from aioisolate._wire import calls, codecs
+from aioisolate._call.plan import make_plan
+from aioisolate._call.spawn import ForkedChild
+from aioisolate._call.waiter import running_backend
+from aioisolate._options import CallOptions
+from aioisolate._os import features, threads
+from aioisolate._wire import asides, calls, codecs, effort
 from aioisolate._wire.parcel import ChangedError, TooMuch, copied
 from aioisolate._zygote.parcel import FileParcel
 
@@ -40,7 +44,7 @@ from .argument_payloads import (
     things,
     total,
 )
-from .helpers import error_of, gap_while, until
+from .helpers import error_of, gap_while, until, wait_until
 
 np = pytest.importorskip("numpy")
 
@@ -202,7 +206,8 @@ def large_values():
         "read-only": frozen,
         "subclass": np.zeros(100_000, dtype=[("a", "i4"), ("b", "f8")]).view(np.recarray),
         "records": np.zeros(100_000, dtype=[("a", "i4"), ("b", "f8")])[::2],
-        "objects": np.array([{"a": 1}] * 20_000, dtype=object),
+        "objects": np.array([{"a": 1}, None] * 60_000, dtype=object).reshape(2, -1),
+        "objects, fortran": np.array([[1], "x"] * 60_000, dtype=object).reshape(2, -1).T,
         "bytes": shared,
         "bytearray": bytearray(shared),
         "array": array.array("i", range(300_000)),
@@ -229,6 +234,8 @@ async def test_11_6_large_arguments_arrive_as_they_are(start, by_value):
             if isinstance(value, np.ndarray):
                 assert found.dtype == value.dtype, name
                 assert np.array_equal(found, value), name
+                fortran = "f_contiguous" if value.flags.f_contiguous else "c_contiguous"
+                assert getattr(found.flags, fortran)
             elif name == "mixed":
                 assert np.array_equal(found["k"][0], value["k"][0])
                 assert found["k"][1] == value["k"][1]
@@ -258,6 +265,44 @@ async def test_11_6_an_array_is_not_copied_in_the_child():
             assert (first, written) == (3, writable)
             assert grown < value.nbytes / 4
     assert table[0] == 3
+
+
+def test_11_6_the_objects_of_an_array_are_listed_in_parts():
+    make, args = asides.reduce_array(np.array([None] * 100_000, dtype=object))
+    assert max(map(len, args[-1])) <= 20_000
+    assert make(*args).shape == (100_000,)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: np.zeros(300_000),
+        lambda: np.zeros((300, 1000)).T,
+        lambda: np.zeros((2000, 300))[:, ::2],
+        lambda: np.zeros(100_000, dtype=[("a", "i4"), ("b", "f8")]).view(np.recarray),
+        lambda: array.array("d", bytes(2_000_000)),
+        lambda: [["é" * 2_000_000]],
+        lambda: [["x"] * 30_000, ["x" * 9_000_000]],  # further down than is looked ahead
+    ],
+)
+@pytest.mark.parametrize("by_value", [False, True])
+def test_11_6_nothing_large_is_copied_into_the_pickle(make, by_value):
+    """Where it would be copied with the GIL held, and again in the child."""
+    parcel = FileParcel()
+    try:
+        call = calls.dump_into(parcel, len, (make(),), None, lambda _: False, by_value=by_value)
+        assert parcel.size < 200_000
+        assert len(call.texts) + len([lent for lent in call.lent if lent.which == -1]) == 1
+    finally:
+        parcel.finish()
+        parcel.drop()
+
+
+def test_11_6_an_array_that_is_large_is_not_reduced_at_once():
+    assert effort.may_take_long(array.array("d", bytes(2_000_000)))
+    assert effort.may_take_long(np.zeros((2000, 300))[:, ::2])
+    assert not effort.may_take_long(array.array("d", bytes(2000)))
+    assert not effort.may_take_long(np.zeros(20))
 
 
 # What changes meanwhile
@@ -407,6 +452,25 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop(name, None)
 
 
+@pytest.fixture
+def slow_module(tmp_path, monkeypatch):
+    """The name of a module whose import, here, takes until a file that it makes is removed."""
+    name, begun = f"slow_to_import_{os.getpid()}_{id(tmp_path)}", tmp_path / "begun"
+    (tmp_path / f"{name}.py").write_text(
+        "import os, time\n"
+        f"begun = {str(begun)!r}\n"
+        f"if os.getpid() == {os.getpid()}:\n"
+        "    open(begun, 'w').close()\n"
+        "    while os.path.exists(begun):\n"
+        "        time.sleep(0.005)\n"
+        "class Thing:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield name, begun
+    begun.unlink(missing_ok=True)
+    sys.modules.pop(name, None)
+
+
 async def get_result(iso, name):
     return type(await iso.run(thing, name)).__name__
 
@@ -438,46 +502,48 @@ async def test_11_6_what_a_small_result_needs_is_imported_in_a_thread(get, start
         assert await get(iso, module) == "Thing"
 
 
-def test_11_6_what_another_thread_is_importing_is_not_waited_for(module, monkeypatch):
-    import pickle
-
-    stream = pickle.dumps(thing(module), 5)
+def test_11_6_what_another_thread_is_importing_is_not_waited_for(slow_module):
+    name, begun = slow_module
+    importing = threading.Thread(target=thing, args=(name,))
+    importing.start()
+    wait_until(begun.exists)
+    stream = (  # what pickle makes of an instance of its class
+        b"\x80\x05\x8c" + bytes([len(name)]) + name.encode() + b"\x8c\x05Thing\x93)\x81."
+    )
+    for data in (stream, memoryview(stream)):
+        with pytest.raises(codecs.ImportNeeded):
+            codecs.load_at_once([data])
+    begun.unlink()
+    importing.join()
     assert type(codecs.load_at_once([stream])).__name__ == "Thing"
-    monkeypatch.setattr(sys.modules[module].__spec__, "_initializing", True, raising=False)
-    with pytest.raises(codecs.ImportNeeded):
-        codecs.load_at_once([stream])
-    with pytest.raises(codecs.ImportNeeded):
-        codecs.load_at_once([memoryview(stream)])
 
 
 @pytest.mark.one_loop
-async def test_11_6_a_fork_waits_for_what_a_result_imports(tmp_path, monkeypatch):
+async def test_11_6_a_fork_waits_for_what_a_result_imports(slow_module):
     """A copy of a lock that a thread of ours holds would stay locked in the child."""
-    name = f"slow_to_import_{os.getpid()}"
-    path = tmp_path / f"{name}.py"
-    path.write_text(
-        "import os, time\n"
-        f"parent = os.getpid() == {os.getpid()}\n"
-        f"begun = os.path.join({str(tmp_path)!r}, 'begun')\n"
-        "if parent:\n"
-        "    open(begun, 'w').close()\n"
-        "    while os.path.exists(begun):\n"
-        "        time.sleep(0.005)\n"
-        "class Thing:\n    pass\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    begun = tmp_path / "begun"
+    name, begun = slow_module
+    first = asyncio.ensure_future(run_isolated(thing, name))
+    await until(begun.exists)
+    second = asyncio.ensure_future(run_isolated(thing, name, timeout=20))
+    await asyncio.sleep(0.1)
+    assert not second.done()
+    begun.unlink()
+    found = await asyncio.gather(first, second)
+    assert [type(one).__name__ for one in found] == ["Thing", "Thing"]
+
+
+@pytest.mark.one_loop
+async def test_11_6_a_child_that_is_forked_beside_a_thread_of_ours_looks_for_itself():
+    """That thread may open a file after the look at what is open, and import a module."""
+    gate = threading.Event()
+    helper = threads.Helper("test", gate.wait)
+    plan = make_plan(abs, (-1,), CallOptions(), features.current())
+    child = ForkedChild(plan, running_backend(), threads.others())
     try:
-        first = asyncio.ensure_future(run_isolated(thing, name))
-        await until(begun.exists)
-        second = asyncio.ensure_future(run_isolated(thing, name, timeout=20))
-        await asyncio.sleep(0.1)
-        assert not second.done()
-        begun.unlink()
-        assert [type(found).__name__ for found in await asyncio.gather(first, second)] == [
-            "Thing",
-            "Thing",
-        ]
+        assert child._order.threaded
     finally:
-        begun.unlink(missing_ok=True)
-        sys.modules.pop(name, None)
+        child.close()
+        gate.set()
+        helper.done()
+        helper.close()
+    assert not threads.helpers()

@@ -18,6 +18,9 @@ __all__ = ["Asides", "reduce_array"]
 
 # So many parts at most: where they lie is said in one message.
 _PARTS_MAX = 1000
+# An array of so many objects is listed part by part.
+_OBJECTS_MIN = 100_000
+_OBJECTS_STEP = 20_000
 # What a class of numpy's arrays has that is pickled as these are.
 _OF_ARRAYS = ("__reduce__", "__reduce_ex__", "__setstate__")
 
@@ -84,16 +87,13 @@ class Asides:
 def reduce_array(obj: Any) -> Any:
     """Reduce a large array, which would be copied with the GIL held, in another way."""
     if type(obj) is array.array:
-        if len(obj) * obj.itemsize < OUT_OF_BAND_MIN:
-            return NotImplemented
-        copy = bytearray()
-        for piece in copied(obj):
-            copy += piece
-        return codecs.make_array, (obj.typecode, pickle.PickleBuffer(copy))
+        return _reduce_numbers(obj)
     numpy = sys.modules.get("numpy")
-    if numpy is None or not isinstance(obj, numpy.ndarray) or obj.dtype.hasobject:
+    if numpy is None or not isinstance(obj, numpy.ndarray):
         return NotImplemented
     kind, standard = type(obj), numpy.ndarray
+    if obj.dtype.hasobject:
+        return _reduce_objects(obj, numpy)
     contiguous = obj.flags.c_contiguous or obj.flags.f_contiguous
     if (
         obj.nbytes < OUT_OF_BAND_MIN
@@ -105,3 +105,26 @@ def reduce_array(obj: Any) -> Any:
     if not contiguous:
         plain = numpy.ascontiguousarray(plain)  # lets go of the GIL
     return plain.__reduce_ex__(5) if kind is standard else (codecs.view_as, (plain, kind))
+
+
+def _reduce_numbers(obj: array.array[Any]) -> Any:
+    if len(obj) * obj.itemsize < OUT_OF_BAND_MIN:
+        return NotImplemented
+    copy, at = bytearray(len(obj) * obj.itemsize), 0
+    for piece in copied(obj):
+        copy[at : at + len(piece)] = piece
+        at += len(piece)
+    return codecs.make_array, (obj.typecode, pickle.PickleBuffer(copy))
+
+
+def _reduce_objects(obj: Any, numpy: Any) -> Any:
+    """Reduce an array of objects as numpy does, but list them part by part."""
+    if type(obj) is not numpy.ndarray or obj.dtype != object or obj.size < _OBJECTS_MIN:
+        return NotImplemented
+    make, args, (version, _, dtype, _, _) = numpy.empty(0, object).__reduce__()
+    flat = obj.flat  # in the order in which numpy takes them back
+    parts = [
+        flat[start : start + _OBJECTS_STEP].tolist() for start in range(0, obj.size, _OBJECTS_STEP)
+    ]
+    fortran = bool(obj.flags.f_contiguous and not obj.flags.c_contiguous)
+    return codecs.make_objects, (make, args, (version, obj.shape, dtype, fortran), parts)

@@ -13,6 +13,7 @@ from _thread import _local
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from .._os import imports
 from . import handles, relation
 from .handles import Lent
 
@@ -32,6 +33,7 @@ __all__ = [
     "load_at_once",
     "load_call",
     "make_array",
+    "make_objects",
     "taking_lent",
     "vet_import",
     "view_as",
@@ -160,6 +162,15 @@ def make_array(kind: str, content: Any) -> Any:
     return made
 
 
+def make_objects(
+    make: Callable[..., Any], args: Sequence[Any], state: Sequence[Any], parts: Sequence[list[Any]]
+) -> Any:
+    """Make an array of objects, as numpy does it, of its objects in parts."""
+    made = make(*args)
+    made.__setstate__((*state, [obj for part in parts for obj in part]))
+    return made
+
+
 def view_as(array: Any, kind: type) -> Any:
     """Make an array of numpy's one of a subclass."""
     return array.view(kind)
@@ -280,12 +291,10 @@ def vet_import(module: str, name: str) -> None:
     """
     if not getattr(_here, "at_once", False):
         return
-    found = sys.modules.get(module)
-    if found is None:
+    if module not in sys.modules:
         needed = module.partition(".")[0] != _OWN
     else:  # another thread may be in the middle of it
-        spec = getattr(found, "__spec__", None)
-        needed = name in _IMPORTERS or getattr(spec, "_initializing", False)
+        needed = name in _IMPORTERS or module in imports.in_progress()
     if needed:
         raise ImportNeeded(module)
 

@@ -33,6 +33,7 @@ _QUICK = frozenset(sys.stdlib_module_names) | {
     "pydantic",
     "pydantic_core",
 }
+_QUICK_PART = "pandas._libs.tslibs"  # points in time
 _REDUCERS = ("__reduce_ex__", "__reduce__", "__getstate__", "__getnewargs_ex__", "__getnewargs__")
 _DEFAULTS = tuple(getattr(object, name, None) for name in _REDUCERS)
 _PARTLESS = frozenset(
@@ -123,4 +124,4 @@ def _is_quick(reducer: object, kind: type) -> bool:
     module = getattr(reducer, "__module__", None)
     if not isinstance(module, str):  # a method written in C
         module = getattr(reducer, "__objclass__", kind).__module__
-    return str(module).partition(".")[0] in _QUICK
+    return str(module).partition(".")[0] in _QUICK or str(module).startswith(_QUICK_PART)
