@@ -189,7 +189,9 @@ def why_safe(thread: Native) -> str:
 
 
 def _named(thread: Native) -> str:
-    if thread.library in ("", natives.PYTHON):
+    if not thread.library:
+        return thread.name or "of an unknown library"
+    if thread.library == natives.PYTHON:
         return thread.name or "one of _thread.start_new_thread"
     # What lies in site-packages is named with its package.
     package = re.split(r"/(?:site|dist)-packages/", thread.library)[-1]
