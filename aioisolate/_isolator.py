@@ -80,8 +80,8 @@ class Isolator:
         TypeError, ValueError: an argument makes no sense.
 
     It belongs to the process and the event loop that enter it. In a forked copy of that process
-    (a child of `multiprocessing`'s, say) it owns nothing: closing or dropping it there does
-    nothing, and using it there is a RuntimeError.
+    (a child of `multiprocessing`'s, say) it owns nothing: leaving its context or dropping it there
+    does nothing, and using it there, `aclose` included, is a RuntimeError.
 
     Entering it raises `CallableDidNotExecuteError` if the fork server can't be started or can't
     import what it should; the error's text has the server's own traceback.
@@ -178,7 +178,8 @@ class Isolator:
         traceback: TracebackType | None,
     ) -> None:
         # After an exception, Ctrl-C and cancellation included, nobody waits for results.
-        await self.aclose(cancel=kind is not None)
+        if self._core.is_owned():  # else it is a copy that unwinds its stack
+            await self.aclose(cancel=kind is not None)
 
     async def aclose(self, *, cancel: bool = False) -> None:
         """Refuse further calls, wait for those that are there, and end every process.
@@ -187,6 +188,8 @@ class Isolator:
             cancel: do not wait: end the calls, which then raise `IsolationError` with
                 ``Reason.CLOSED``. If this itself is cancelled while it waits, it does the same.
         """
+        if self._core.state not in ("new", "closed"):
+            self._core.check_owner()
         await self._core.aclose(cancel=cancel)
 
     def __del__(self) -> None:
