@@ -103,8 +103,8 @@ class Isolator:
     entered again, in another event loop, too; its figures begin anew, and an executor of before
     stays closed. (A limiter given as *max_concurrency* stays the same one.) To enter it while it is
     entered is a RuntimeError. In a forked copy of that process (a child of `multiprocessing`'s,
-    say) it owns nothing: closing or dropping it there does nothing, and using it there is a
-    RuntimeError.
+    say) it owns nothing: leaving its context or dropping it there does nothing, and using it there,
+    `aclose` included, is a RuntimeError.
 
     Calls may be made as soon as it is being entered; they wait for that.
 
@@ -234,7 +234,8 @@ class Isolator:
         traceback: TracebackType | None,
     ) -> None:
         # After an exception, Ctrl-C and cancellation included, nobody waits for results.
-        await self.aclose(cancel=kind is not None)
+        if self._core.is_owned():  # else it is a copy that unwinds its stack
+            await self.aclose(cancel=kind is not None)
 
     async def aclose(
         self, *, cancel: bool = False, timeout: float | EllipsisType | None = ...
@@ -257,10 +258,12 @@ class Isolator:
         Raises:
             TypeError, ValueError: *timeout* makes no sense.
             RuntimeError: this is another event loop than the one that it was entered in, which has
-                not ended. (If it has ended, every process is killed.)
+                not ended (if it has, every process is killed), or a forked copy of the process.
         """
         if timeout is not ... and timeout is not None:
             check_seconds("timeout", timeout, optional=True)
+        if self._core.state not in ("new", "closed"):
+            self._core.check_owner()
         await self._core.aclose(seconds=0 if cancel else timeout)
 
     def __del__(self) -> None:

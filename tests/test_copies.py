@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import inspect
 import multiprocessing
@@ -13,7 +14,7 @@ import time
 import anyio
 import pytest
 
-from aioisolate import Isolator, run_isolated
+from aioisolate import Isolator, run_isolated, stream_isolated
 from tests.helpers import Stages, alive, fork, isolator, python
 from tests.payloads import double
 
@@ -136,8 +137,40 @@ async def test_9_2_using_it_in_a_copy_is_a_clear_error(start):
                 await iso.run(double, 1)
             with pytest.raises(RuntimeError, match="forked copy"):
                 executor.submit(double, 1)
-            await iso.aclose(cancel=True)
-            executor.shutdown()
+            return "ok"
+
+        assert await run_isolated(use) == "ok"
+        assert await iso.run(double, 3) == 6
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.one_loop
+async def test_11_29_a_copy_is_refused_whatever_it_asks_for(start):
+    async with isolator(start) as iso:
+        executor = iso.executor()
+
+        async def use():
+            for close in (iso.aclose, functools.partial(iso.aclose, cancel=True)):
+                with pytest.raises(RuntimeError, match=f"belongs to process {os.getppid()}"):
+                    await close()
+            for wait in (True, False):
+                with pytest.raises(RuntimeError, match="forked copy"):
+                    executor.shutdown(wait)
+            for refused in (
+                lambda: iso.capture(double, 1),
+                lambda: iso.open_job(double, 1).__aenter__(),
+                lambda: iso.stream(double, 1).__aenter__(),
+                iso.__aenter__,
+            ):
+                with pytest.raises(RuntimeError):
+                    await refused()
+            for refused in (lambda: iso.map(double, [1]), iso.executor):
+                with pytest.raises(RuntimeError, match="forked copy"):
+                    refused()
+            # What a stack that is unwound would do.
+            with executor:
+                pass
+            await iso.__aexit__(None, None, None)
             return "ok"
 
         assert await run_isolated(use) == "ok"
@@ -169,6 +202,25 @@ async def test_9_2_a_copy_that_leaves_the_contexts(start):
                 os._exit(0)
         with anyio.fail_after(20):
             assert await iso.run(double, 3) == 6
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.one_loop
+async def test_11_29_a_stream_of_the_parents_is_refused_in_a_copy():
+    async with stream_isolated(_say_and_wait) as stream:
+        assert await anext(stream) == 1
+
+        async def use():
+            with pytest.raises(RuntimeError, match="forked copy"):
+                await anext(stream)
+            return "ok"
+
+        assert await run_isolated(use, timeout=20) == "ok"
+
+
+def _say_and_wait():
+    yield 1
+    _wait_for_file("/nonexistent")
 
 
 async def test_9_2_one_that_was_made_before_a_fork_is_entered_after_it():

@@ -6,6 +6,7 @@ import functools
 import threading
 from collections.abc import Callable
 from concurrent import futures
+from types import TracebackType
 from typing import Any, ParamSpec, Protocol, TypeVar
 from weakref import WeakSet
 
@@ -221,6 +222,15 @@ class Executor(futures.Executor):
             self._futures.discard(future)
             self._lock.notify_all()
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._service.is_owned():  # else it is a copy that unwinds its stack
+            self.shutdown()
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls.
 
@@ -228,9 +238,10 @@ class Executor(futures.Executor):
             wait: block until those that are there are done. Not in the event loop's own thread,
                 which has to carry them out: RuntimeError, unless there are none.
             cancel_futures: cancel those that have not begun.
+
+        Raises RuntimeError in a forked copy of its Isolator's process.
         """
-        if not self._service.is_owned():
-            return  # the futures are the original's
+        self._service.check_owner()  # in a copy the futures are the original's
         with self._lock:
             self._shut = True
             pending = list(self._futures)

@@ -202,16 +202,20 @@ class Job(Generic[T]):
     async def wait(self) -> None:
         """Wait until it is done. Raises RuntimeError in a forked copy of its process."""
         if not self._done:
-            if not self._is_owned():
-                raise RuntimeError(
-                    f"this job belongs to process {self._owner_pid}, of which process "
-                    f"{os.getpid()} is a forked copy: it never ends here"
-                )
+            self.check_owner()
             if self._finished is None:
                 self._finished = anyio.Event()
             await self._finished.wait()
 
     # For its service
+
+    def check_owner(self) -> None:
+        """Raise RuntimeError in a forked copy of its process."""
+        if not self._is_owned():
+            raise RuntimeError(
+                f"this job belongs to process {self._owner_pid}, of which process "
+                f"{os.getpid()} is a forked copy: it never ends here"
+            )
 
     def end(self, cause: KilledFor, why: CallableDidNotExecuteError | None = None) -> None:
         """End it for a reason of the caller's. A copy of it in a forked process does nothing.

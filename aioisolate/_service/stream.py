@@ -139,6 +139,7 @@ class Stream(Generic[T]):
                     self._closed = True
                     raise self.job.error
                 raise StopAsyncIteration
+            self.job.check_owner()
             self._changed = anyio.Event()
             await self._changed.wait()
         self._rested_at = time.monotonic()
