@@ -151,7 +151,7 @@ def _returned(order: Order, value: object) -> _Answer:
             return _data(order, Kind.VALUE, plain.dump(order.codec, value))
         dumped = codecs.dump(value)
     except BaseException as exc:  # noqa: BLE001 - a __reduce__ may raise anything
-        why = _one_line(exc)
+        why = _where(value) + _one_line(exc) if order.codec == "pickle" else _one_line(exc)
         verb = "pickled" if order.codec == "pickle" else f"encoded as {order.codec}"
         text = f"fn returned {_kind(value)}, which could not be {verb}: {why}"
         short = isinstance(exc, MemoryError) and order.bounds is not None
@@ -272,6 +272,17 @@ def _exit_code(exc: SystemExit) -> int:
     if exc.code is None:
         return 0
     return exc.code & 0xFF if isinstance(exc.code, int) else 1
+
+
+def _where(value: object) -> str:
+    """Say which part of what fn returned can't be pickled: nothing, or what a text begins with."""
+    try:
+        from .._wire import culprit, kinship  # noqa: PLC0415 - only where something is wrong
+
+        where = culprit.find(kinship.KinPickler, "", value)
+    except BaseException:  # noqa: BLE001 - there may be neither memory nor files
+        return ""
+    return f"{where}: " if where else ""
 
 
 def _kind(value: object) -> str:

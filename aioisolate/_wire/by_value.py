@@ -19,14 +19,16 @@ import gc
 import linecache
 import marshal
 import operator
+import pickle
 import sys
 from collections.abc import Callable
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 from cloudpickle import Pickler
 
 from .._os.imports import LazyImport
+from . import decorated
 from .sources import load_class, load_code, load_lazy
 
 __all__ = ["CodePickler", "by_name"]
@@ -40,9 +42,35 @@ class CodePickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
 
     Attributes:
         needs_source: tells of a file name whether the lines of its code are to travel along.
+        names_culprit: what is pickled is a function and its arguments; if it can't be, the error
+            says where in it that is.
     """
 
     needs_source: Callable[[str], bool] | None = None
+    names_culprit = True
+
+    def dump(self, obj: Any) -> Any:
+        """Pickle a call. Raises PicklingError that names the part of it that can't be pickled."""
+        try:
+            return super().dump(obj)
+        except Exception as exc:
+            where = self._where(obj) if self.names_culprit else ""
+            if not where:
+                raise
+            raise pickle.PicklingError(f"{where}: {type(exc).__name__}: {exc}") from exc
+
+    def _where(self, call: Any) -> str:
+        from . import culprit  # noqa: PLC0415 - only where something is wrong
+
+        known = getattr(self, "persistent_id", None)
+
+        class Probe(CodePickler):
+            names_culprit = False
+
+            def persistent_id(self, obj: Any) -> Any:
+                return known(obj) if type(obj) is FunctionType and known is not None else None
+
+        return culprit.find_in_call(Probe, *call)
 
     def reducer_override(self, obj: Any) -> Any:
         """Reduce a code object; leave all else to cloudpickle."""
@@ -52,7 +80,10 @@ class CodePickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
             return _reduce_lazy(obj)
         if issubclass(type(obj), type) and (place := _other_place(obj)):
             return load_class, place
-        return super().reducer_override(obj)
+        reduced = decorated.reduce(obj)
+        if reduced is not NotImplemented:
+            return reduced
+        return decorated.keep_slots(obj, super().reducer_override(obj))
 
     def _reduce_code(self, code: CodeType) -> Any:
         try:

@@ -21,6 +21,8 @@ __all__ = ["KinPickler", "find_kin"]
 class KinPickler(CodePickler):
     """cloudpickle, but classes from before the fork stay what they are."""
 
+    names_culprit = False
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         # The bootstrap froze the garbage collector, so whatever it tracks came after the fork.

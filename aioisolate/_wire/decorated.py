@@ -1,0 +1,220 @@
+"""What cloudpickle does not send by value: functions that functools has wrapped, structs, slots.
+
+A script's own are not in the ``__main__`` of another process, so a name does not help there.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import typing
+import weakref
+from collections.abc import Callable, Sequence
+from types import FunctionType, MemberDescriptorType
+from typing import Any
+
+__all__ = ["keep_slots", "reduce"]
+
+_cached_type = type(functools.cache(len))
+_a_dispatching: Any = functools.singledispatch(lambda _: None)
+_dispatching = _a_dispatching.__code__
+# What the decorators give to what they make.
+_GIVEN = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "__annotate__", "__type_params__"}
+_GIVEN |= {"cache_parameters", "register", "dispatch", "registry", "_clear_cache"}
+
+# Structs that have travelled, by a name that both processes know: what comes back is the same one.
+_by_id: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_ids: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+_CONFIG = (
+    *("frozen", "eq", "order", "array_like", "gc", "repr_omit_defaults", "omit_defaults"),
+    *("forbid_unknown_fields", "weakref", "dict", "cache_hash", "tag", "tag_field"),
+)
+_META = (
+    *("gt", "ge", "lt", "le", "multiple_of", "pattern", "min_length", "max_length", "tz"),
+    *("title", "description", "examples", "extra_json_schema", "extra"),
+)
+_NOT_OWN = {"__weakref__", "__dict__", "__slots__", "__match_args__", "__annotations_cache__"}
+_NOT_OWN |= {"__annotate__", "__annotate_func__", "__annotations__", "__static_attributes__"}
+
+
+def reduce(obj: Any) -> Any:
+    """Reduce what is wrapped, or a struct; NotImplemented for all else, and where its name does."""
+    cls = type(obj)
+    if cls is _cached_type:
+        return NotImplemented if _is_there(obj) else _reduce_cached(obj)
+    if cls is FunctionType:
+        if obj.__code__ is not _dispatching or _is_there(obj):
+            return NotImplemented
+        return _reduce_dispatching(obj)
+    if cls is functools.cached_property:
+        return _make_property, (obj.func, obj.attrname)
+    if cls.__name__ in ("StructMeta", "Meta") and "msgspec" in sys.modules:
+        return _reduce_of_msgspec(sys.modules["msgspec"], cls, obj)
+    return NotImplemented
+
+
+def keep_slots(obj: Any, reduced: Any) -> Any:
+    """Give a class the ``__slots__`` that cloudpickle leaves out when it makes it.
+
+    Else its instances would not be laid out as those here, and could not come back.
+    """
+    if reduced is not NotImplemented and issubclass(type(obj), type) and "__slots__" in vars(obj):
+        arguments = reduced[1]
+        if len(arguments) == 6 and type(arguments[3]) is dict:
+            arguments[3]["__slots__"] = obj.__slots__
+    return reduced
+
+
+def _is_there(obj: Any) -> bool:
+    """Tell whether a name leads to *obj* in any process."""
+    module = getattr(obj, "__module__", None)
+    if module is None or module == "__main__":
+        return False
+    found: Any = sys.modules.get(module)
+    for name in obj.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is obj
+
+
+def _own_attributes(obj: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(obj).items() if name not in _GIVEN}
+
+
+def _set_attributes(obj: Any, attributes: dict[str, Any]) -> None:
+    vars(obj).update(attributes)
+
+
+# Of functools. What they wrap may lead back to them: pickle then finds two of them under way, and
+# takes the first that is complete.
+
+
+def _reduce_cached(cached: Any) -> Any:
+    parameters = cached.cache_parameters()
+    arguments = cached.__wrapped__, parameters["maxsize"], parameters["typed"]
+    return _make_cached, arguments, _own_attributes(cached), None, None, _set_attributes
+
+
+def _make_cached(fn: Callable[..., Any], maxsize: int | None, typed: bool) -> Any:
+    return functools.lru_cache(maxsize, typed)(fn)
+
+
+def _reduce_dispatching(fn: Any) -> Any:
+    state = list(fn.registry.items()), _own_attributes(fn)
+    return functools.singledispatch, (fn.__wrapped__,), state, None, None, _set_registry
+
+
+def _set_registry(fn: Any, state: tuple[list[tuple[type, Any]], dict[str, Any]]) -> None:
+    registry, attributes = state
+    for cls, implementation in registry:
+        fn.register(cls, implementation)
+    vars(fn).update(attributes)
+
+
+def _make_property(fn: Callable[[Any], Any], name: str | None) -> Any:
+    made = functools.cached_property(fn)
+    made.attrname = name
+    return made
+
+
+# Of msgspec
+
+
+def _reduce_of_msgspec(msgspec: Any, cls: type, obj: Any) -> Any:
+    if cls is type(msgspec.Struct) and not _is_there(obj):
+        return _reduce_struct(msgspec, obj)
+    if cls is msgspec.Meta:
+        given = {name: getattr(obj, name, None) for name in _META}
+        return _make_meta, ({key: value for key, value in given.items() if value is not None},)
+    return NotImplemented
+
+
+def _reduce_struct(msgspec: Any, cls: Any) -> Any:
+    if cls not in _ids:
+        import uuid  # noqa: PLC0415 - for few
+
+        _ids[cls] = uuid.uuid4().hex
+        _by_id[_ids[cls]] = cls
+    bases = [base for base in cls.__mro__[1:] if type(base) is type(cls)]
+    inherited = {name for base in bases for name in base.__struct_fields__}
+    defaults = cls.__struct_defaults__
+    first = len(cls.__struct_fields__) - len(defaults)
+    fields = []
+    annotations = _annotations(msgspec, cls)
+    for at, name in enumerate(cls.__struct_fields__):
+        if name in annotations or name not in inherited:
+            default = defaults[at - first] if at >= first else msgspec.NODEFAULT
+            factory = msgspec.NODEFAULT
+            if type(default).__name__ == "Factory":
+                default, factory = msgspec.NODEFAULT, default.factory
+            fields.append((name, cls.__struct_encode_fields__[at], default, factory))
+    config = {
+        name: getattr(cls.__struct_config__, name)
+        for name in _CONFIG
+        if getattr(cls.__struct_config__, name, None) is not None
+    }
+    # Its signature would say so, too, but evaluates all annotations for that.
+    config["kw_only"] = any(name not in cls.__match_args__ for name, *_ in fields)
+    namespace = {
+        name: value
+        for name, value in vars(cls).items()
+        if name not in _NOT_OWN
+        and not name.startswith("__struct_")
+        and type(value) is not MemberDescriptorType
+    }
+    namespace["__annotations__"] = annotations
+    look = cls.__name__, cls.__bases__, namespace
+    return _make_struct, (_ids[cls], type(cls), *look, fields, config)
+
+
+def _annotations(msgspec: Any, cls: Any) -> dict[str, Any]:
+    """Return what a struct's own fields are annotated with; names are resolved, if they can be."""
+    if "__annotations__" in vars(cls) or sys.version_info < (3, 14):
+        own = dict(vars(cls).get("__annotations__", {}))
+    else:
+        own = dict(cls.__annotations__)
+    if any(isinstance(annotation, str) for annotation in own.values()):
+        try:
+            known = {field.name: field.type for field in msgspec.structs.fields(cls)}
+        except Exception:  # noqa: BLE001 - evaluating annotations may raise anything
+            return own
+        for name in own.keys() & known.keys():
+            if not _leads_to(known[name], cls):
+                own[name] = known[name]
+    return own
+
+
+def _leads_to(annotation: Any, cls: Any) -> bool:
+    inner = typing.get_args(annotation)
+    return annotation is cls or any(_leads_to(argument, cls) for argument in inner)
+
+
+def _make_meta(given: dict[str, Any]) -> Any:
+    import msgspec  # noqa: PLC0415 - for few
+
+    return msgspec.Meta(**given)
+
+
+def _make_struct(  # noqa: PLR0917 - pickle passes them so
+    ident: str,
+    meta: Any,
+    name: str,
+    bases: tuple[type, ...],
+    namespace: dict[str, Any],
+    fields: Sequence[tuple[str, str, Any, Any]],
+    config: dict[str, Any],
+) -> Any:
+    """Make a struct, unless it is from here or has come before."""
+    made = _by_id.get(ident)
+    if made is None:
+        import msgspec  # noqa: PLC0415 - for few
+
+        defined = {}
+        for field, encoded, default, factory in fields:
+            renamed = None if encoded == field else encoded
+            if default is not msgspec.NODEFAULT or factory is not msgspec.NODEFAULT or renamed:
+                options: Any = {"default": default, "default_factory": factory, "name": renamed}
+                defined[field] = msgspec.field(**options)
+        made = meta(name, bases, {**namespace, **defined}, **config)
+        _by_id[ident] = made
+        _ids[made] = ident
+    return made
