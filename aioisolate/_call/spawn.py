@@ -22,7 +22,7 @@ from .._errors import (
     ForkSafetyWarning,
     Reason,
 )
-from .._os import cstdio, imports, memfd, signals
+from .._os import cstdio, imports, memfd, signals, unpatched
 from .._os import fds as os_fds
 from .._os.fds import Descriptors
 from .._os.killing import kill_through_descriptor
@@ -238,7 +238,7 @@ class ForkedChild:
             os.kill(pid, signal.SIGKILL)
         except PermissionError:
             kill_through_descriptor(pid, lambda: False)
-        os.waitpid(pid, 0)
+        unpatched.waitpid(pid, 0)
         conversation = Conversation(self.nonce)
         try:
             conversation.receive(os.read(self.channel, 65536))
@@ -335,9 +335,15 @@ def draft_order(
 ) -> Order:
     """Draft the order for a copy of this process: what it must shed, whatever it will do.
 
+    Raises CallableDidNotExecuteError where a copy could not live.
+
     *ends* are those of the `alive_pipe` that ties it to this process, if there is one. If
     *confined*, it sheds open files, too.
     """
+    if obstacle := loops.not_to_forget():
+        raise CallableDidNotExecuteError(
+            f"{obstacle}: use an Isolator with start='zygote'", reason=Reason.FEATURE_UNAVAILABLE
+        )
     if confined:
         from .._child import descriptors  # noqa: F401, PLC0415 - ahead, for the child
     keep |= {fd for fd, name in _STREAMS if getattr(sys, name) is not None}

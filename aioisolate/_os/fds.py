@@ -6,9 +6,10 @@ import _socket
 import errno
 import fcntl
 import os
-import select
 import stat
 from collections.abc import Collection, Iterable
+
+from .unpatched import select
 
 __all__ = [
     "Descriptors",

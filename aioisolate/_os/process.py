@@ -13,7 +13,6 @@ import errno
 import fcntl
 import logging
 import os
-import select
 import signal
 import struct
 import sys
@@ -22,10 +21,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .._outcome import Exit
-from . import alive_pipe, imports, threads
+from . import alive_pipe, imports, threads, unpatched
 from .fds import Descriptors
 from .killing import kill_through_descriptor
 from .prctl import is_subreaper
+from .unpatched import select
 
 __all__ = [
     "Process",
@@ -71,7 +71,7 @@ _filter: object = None
 def fork() -> int:
     """Fork this process: 0 in the child, the child's pid here."""
     imports.finish_own()
-    return os.fork()
+    return unpatched.fork()
 
 
 def hush_fork_warning() -> None:
