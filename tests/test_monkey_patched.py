@@ -12,7 +12,7 @@ from aioisolate import CallableDidNotExecuteError, Isolator, Reason, run_isolate
 from tests.helpers import error_of, python
 
 PROGRAM = """
-import asyncio, json, os, select, sys, warnings
+import asyncio, json, os, posix, select, sys, warnings
 warnings.simplefilter("ignore")
 
 BEFORE
@@ -21,6 +21,9 @@ from aioisolate import Isolator, run_isolated
 AFTER
 
 def add(x):
+    if not posix.fork():  # an orphan, which the fork server has to collect
+        os.setsid()
+        os._exit(0)
     return x + 1
 
 async def main():
@@ -131,6 +134,20 @@ async def test_11_18_a_child_has_no_part_in_gevents_loop(monkeypatch, start):
         assert await iso.run(what_hub_has_seen) == [None] * 3
     assert hub.seen == []
     assert hub._threadpool == "the parent's"
+
+
+@pytest.mark.one_loop
+async def test_11_18_nor_in_that_of_a_preloaded_module(monkeypatch, tmp_path):
+    (tmp_path / "with_a_hub.py").write_text(
+        "import sys, types\n"
+        "from tests.test_monkey_patched import Hub\n"
+        "hub = Hub('libev.corecext')\n"
+        "module = types.SimpleNamespace(get_hub_if_exists=lambda: hub)\n"
+        "sys.modules['gevent._hub_local'] = module\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    async with Isolator(preload=["with_a_hub"]) as iso:
+        assert await iso.run(what_hub_has_seen) == [None] * 3
 
 
 @pytest.mark.one_loop
