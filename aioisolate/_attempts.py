@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ._os import cgroups, landlock, memfd, namespaces, rlimit, seccomp, users
+from ._os import cgroups, landlock, memfd, namespaces, rlimit, seccomp, unpatched, users
 from ._os.containment import containment, why_no_landlock
 from ._os.prctl import set_no_new_privs, set_parent_death_signal
 from ._os.view import make_view
@@ -32,7 +32,7 @@ def findings() -> Iterator[tuple[str, bool, str, str]]:
 def _try(attempt: Callable[[], str]) -> tuple[bool, str]:
     """Make an attempt in a child of its own; return whether it held, and what was seen."""
     read, write = os.pipe()
-    pid = os.fork()
+    pid = unpatched.fork()
     if pid == 0:
         word = "-the attempt was ended"
         try:
@@ -51,7 +51,7 @@ def _try(attempt: Callable[[], str]) -> tuple[bool, str]:
     os.close(write)
     with open(read) as file:
         word = file.read()
-    os.waitpid(pid, 0)
+    unpatched.waitpid(pid, 0)
     return word.startswith("+"), word[1:] or "the attempt was killed"
 
 
@@ -113,7 +113,7 @@ def _children(most: int) -> int:
     pids: list[int] = []
     try:
         while len(pids) < most:
-            pid = os.fork()
+            pid = unpatched.fork()
             if pid == 0:
                 signal.pause()
                 os._exit(0)
@@ -122,7 +122,7 @@ def _children(most: int) -> int:
         pass
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        unpatched.waitpid(pid, 0)
     return len(pids)
 
 
@@ -151,11 +151,11 @@ def _count(limit: int, how: str) -> str:
 
 def _processes_by_group() -> str:
     group = cgroups.Group.create(None, 3)
-    pid = os.fork()
+    pid = unpatched.fork()
     if pid == 0:
         cgroups.enter(group.entrances)
         os._exit(_children(6))
-    _, status = os.waitpid(pid, 0)
+    _, status = unpatched.waitpid(pid, 0)
     group.kill()
     group.remove()
     found = os.waitstatus_to_exitcode(status)
@@ -166,14 +166,14 @@ def _processes_by_group() -> str:
 
 def _memory_by_group() -> str:
     group = cgroups.Group.create(32 << 20, None)
-    pid = os.fork()
+    pid = unpatched.fork()
     if pid == 0:
         cgroups.enter(group.entrances)
         block = mmap.mmap(-1, 96 << 20)
         for at in range(0, len(block), mmap.PAGESIZE):
             block[at] = 1
         os._exit(0)
-    _, status = os.waitpid(pid, 0)
+    _, status = unpatched.waitpid(pid, 0)
     kills = group.events().oom_kills
     group.kill()
     group.remove()

@@ -18,6 +18,7 @@ from ._call.enforcement import CONTROL_GROUP, survey_limits
 from ._call.lacks import Lack
 from ._call.policy import survey
 from ._child.policy import Enforcement, Layer, Policy, Start
+from ._os import unpatched
 from ._os.features import Containment, containment
 from ._os.process import fork, hush_fork_warning
 from ._os.signals import reset_child_signal
@@ -117,7 +118,7 @@ def probe() -> Report:
     with open(read) as file:
         text = file.read()
     try:
-        os.waitpid(pid, 0)
+        unpatched.waitpid(pid, 0)
     except ChildProcessError:
         pass  # SIGCHLD is ignored, so nobody has to collect it
     findings = [Finding(*entry) for entry in json.loads(text or "[]")]

@@ -178,7 +178,7 @@ KILLED = """
     threading.Thread(target=lambda: asyncio.run(main())).start()
     sys.stdin.readline()
     if os.fork() == 0:  # has what this process has, and lives on
-        print(os.getpid(), flush=True)
+        os.write(1, b"%d\\n" % os.getpid())  # a lock of sys.stdout may be held for ever
         time.sleep(60)
 """
 

@@ -61,6 +61,7 @@ CORE = (
     " or test_daemons_end_with_this_process"
     " or (test_limits and asyncio and (look_after or refusal or own_limits))"
     " or (test_descriptors and asyncio and on_their_way)"
+    " or (test_ending_threads and (in_sandboxes or die_with_the_process))"
 )
 
 
@@ -81,7 +82,12 @@ ATTACKS = (
 PARTS = {
     "sandbox": (
         CORE,
-        ["tests/test_sandbox.py", "tests/test_limits.py", "tests/test_descriptors.py"],
+        [
+            "tests/test_sandbox.py",
+            "tests/test_limits.py",
+            "tests/test_descriptors.py",
+            "tests/test_ending_threads.py",
+        ],
     ),
     "attacks": (ATTACKS, ["tests/test_attacks.py"]),
     "preloaded": ("not uvloop and not trio", ["tests/test_preloaded.py"]),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import signal
 import threading
 import time
 from collections.abc import Iterable
 
+from .._os import unpatched
 from .._os.fds import Descriptors
 from .._os.process import Process, kill_adopted, reap_adopted
 
@@ -88,7 +88,7 @@ def end_adopted(pids: Iterable[int], ended: Iterable[int], *, session: int) -> N
 
 def _wait_for(pid: int) -> None:
     try:
-        os.waitpid(pid, 0)
+        unpatched.waitpid(pid, 0)
     except ChildProcessError:
         pass  # somebody else has collected it
 

@@ -18,7 +18,7 @@ from .._child import bootstrap, companions, loops, seeds, stdio, worker
 from .._child.order import GO, AsyncBackend, Order
 from .._child.policy import Policy
 from .._errors import CallableDidNotExecuteError, CallableStatusUnknownError, Reason, may_pass
-from .._os import cstdio, imports, memfd, signals, threads
+from .._os import cstdio, imports, memfd, signals, threads, unpatched
 from .._os import fds as os_fds
 from .._os.fds import Descriptors
 from .._os.killing import kill_through_descriptor
@@ -253,7 +253,7 @@ class ForkedChild:
             os.kill(pid, signal.SIGKILL)
         except PermissionError:
             kill_through_descriptor(pid, lambda: False)
-        os.waitpid(pid, 0)
+        unpatched.waitpid(pid, 0)
         conversation = Conversation(self.nonce)
         try:
             conversation.receive(os.read(self.channel, 65536))
@@ -348,9 +348,15 @@ def draft_order(
 ) -> Order:
     """Draft the order for a copy of this process: what it must shed, whatever it will do.
 
+    Raises CallableDidNotExecuteError where a copy could not live.
+
     *ends* are those of the `alive_pipe` that ties it to this process, if there is one. If
     *confined*, it sheds open files, too.
     """
+    if obstacle := loops.not_to_forget():
+        raise CallableDidNotExecuteError(
+            f"{obstacle}: use an Isolator with start='zygote'", reason=Reason.FEATURE_UNAVAILABLE
+        )
     if confined:
         from .._child import descriptors  # noqa: F401, PLC0415 - ahead, for the child
     keep |= {fd for fd, name in _STREAMS if getattr(sys, name) is not None}

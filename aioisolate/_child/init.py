@@ -17,7 +17,7 @@ import resource
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from .._os import namespaces
+from .._os import namespaces, unpatched
 
 __all__ = ["live_under_one"]
 
@@ -35,10 +35,10 @@ def live_under_one() -> None:
     """
     namespaces.unshare(namespaces.NEWPID)
     read, write = os.pipe()
-    init = os.fork()
+    init = unpatched.fork()
     if init == 0:
         _be_init(read)
-    pid = os.fork()
+    pid = unpatched.fork()
     if pid:
         _follow(init, pid, write)
     os.close(read)
@@ -70,10 +70,10 @@ def _follow(init: int, pid: int, write: int) -> NoReturn:
         # Looked at first: until it is collected its number is its own.
         _os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         _raw.pthread_sigmask(_raw.SIG_BLOCK, [_STACK_SIGNAL])
-        _, status = os.waitpid(pid, 0)
+        _, status = unpatched.waitpid(pid, 0)
         os.close(write)
         # With it everything is gone that was left.
-        os.waitpid(init, 0)
+        unpatched.waitpid(init, 0)
     finally:
         _end_like(status)
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterable, Callable, Coroutine
-from typing import Any
+from typing import Any, TypeAlias
 
 from .._wire import codecs
 from .._wire.frames import Kind, encode
 from . import progress
 from .order import AsyncBackend, Order, Steps
 
-__all__ = ["run", "steps_to_forget", "stream"]
+__all__ = ["hub_to_forget", "not_to_forget", "run", "steps_to_forget", "stream"]
+
+Step: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 
 
 def steps_to_forget(backend: AsyncBackend) -> Steps:
     """List, in the parent, what makes each library believe that no loop runs in this thread."""
     modules = sys.modules
-    steps: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+    steps: list[Step] = []
     if backend.loop is not None:
         asyncio = modules["asyncio"]
         if backend.task is not None and sys.version_info < (3, 14):
@@ -44,7 +46,39 @@ def steps_to_forget(backend: AsyncBackend) -> Steps:
     eventloop = modules.get("anyio._core._eventloop")
     if eventloop is not None and eventloop.threadlocals.__dict__:
         steps.append((eventloop.threadlocals.__dict__.clear, ()))
+    steps += hub_to_forget()
     return steps
+
+
+def hub_to_forget() -> list[Step]:
+    """List, in the process that is to be forked, what makes gevent forget its loop there, if any.
+
+    It makes another when one is needed. By its own way of going on after a fork (`gevent.reinit`)
+    the parent's greenlets would run in the child, too.
+    """
+    hub = _hub()
+    if hub is None:
+        return []
+    # Its threads are the parent's; what is dropped would wait for them, so it is kept.
+    kept = (hub._threadpool, hub._resolver)
+    alone = {"_threadpool": None, "_resolver": None, "periodic_monitoring_thread": None}
+    return [(vars(hub).update, (alone,)), (hub.destroy, (True,)), (len, (kept,))]
+
+
+def _hub() -> Any:
+    local = sys.modules.get("gevent._hub_local")
+    return None if local is None else local.get_hub_if_exists()
+
+
+def not_to_forget() -> str:
+    """Say what of this thread a copy of this process could not do without, or ""."""
+    eventlet = sys.modules.get("eventlet.patcher")
+    if eventlet is not None and eventlet.already_patched:
+        return "eventlet.monkey_patch() has replaced what a copy of this process needs"
+    hub = _hub()
+    if hub is not None and "libuv" in type(hub.loop).__module__:
+        return "gevent's libuv loop ends a copy of this process (set GEVENT_LOOP=libev-cext)"
+    return ""
 
 
 def run(coroutine: Coroutine[Any, Any, Any], backend: AsyncBackend) -> Any:

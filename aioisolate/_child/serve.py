@@ -76,6 +76,8 @@ def serve(  # noqa: C901 - each function that is called here costs page copies
         os.closerange(order.floor, _FD_MAX)
         if order.reseed is not None:
             order.reseed()
+        for renew, arguments in order.forget_loop:
+            renew(*arguments)
         order.rehearsing = False
         engaged: list[str] | None = None
         if ground is not None:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from . import signals
+from . import signals, unpatched
 from .fds import Descriptors
 from .process import fork, hush_fork_warning
 
@@ -244,7 +244,7 @@ def _fork() -> int:
 def _collect(pid: int) -> None:
     """Wait until a child has ended; where SIGCHLD is ignored there is nothing to collect then."""
     try:
-        os.waitpid(pid, 0)
+        unpatched.waitpid(pid, 0)
     except ChildProcessError:
         pass
 

@@ -6,11 +6,11 @@ import _socket
 import errno
 import fcntl
 import os
-import select
 import stat
 from collections.abc import Collection, Iterable
 
 from .inheritance import inode_of
+from .unpatched import select
 
 __all__ = [
     "Descriptors",

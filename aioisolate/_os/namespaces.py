@@ -8,6 +8,7 @@ import os
 import struct
 import sys
 
+from . import unpatched
 from .syscalls import machine
 
 __all__ = [
@@ -113,7 +114,7 @@ def unshare_with_ids(flags: int, uid: int, gid: int, first: int, count: int) -> 
     asked, ask = os.pipe()
     told, tell = os.pipe()
     whose = str(os.getpid())
-    pid = os.fork()
+    pid = unpatched.fork()
     if pid == 0:
         code = errno.EPERM
         try:
@@ -141,7 +142,7 @@ def unshare_with_ids(flags: int, uid: int, gid: int, first: int, count: int) -> 
         os.close(ask)
         os.close(told)
         try:
-            os.waitpid(pid, 0)
+            unpatched.waitpid(pid, 0)
         except ChildProcessError:
             pass  # SIGCHLD is ignored, so nobody has to collect it
 

@@ -13,7 +13,6 @@ import errno
 import fcntl
 import logging
 import os
-import select
 import signal
 import struct
 import sys
@@ -21,11 +20,12 @@ import warnings
 from typing import Any, Literal, NamedTuple
 
 from .._outcome import Exit
-from . import alive_pipe, imports, threads
+from . import alive_pipe, imports, threads, unpatched
 from .fds import Descriptors
 from .filters import action_for, filters
 from .killing import kill_through_descriptor
 from .prctl import is_subreaper
+from .unpatched import select
 
 __all__ = [
     "Process",
@@ -72,7 +72,7 @@ _own_filters: dict[str, object] = {}
 def fork() -> int:
     """Fork this process: 0 in the child, the child's pid here."""
     imports.finish_own()
-    return os.fork()
+    return unpatched.fork()
 
 
 def hush_fork_warning(*, judged: bool = True) -> None:

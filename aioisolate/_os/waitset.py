@@ -7,10 +7,10 @@ touched costs a copy, so what a loop does to register a reader is better done ah
 
 from __future__ import annotations
 
-import select
 import sys
 
 from .fds import ours
+from .unpatched import select
 
 __all__ = ["WaitSet"]
 

@@ -250,7 +250,7 @@ class Zygote:
 
     def _not_asked(self, number: int, exc: OSError) -> None:
         error = CallableDidNotExecuteError(
-            f"could not ask the fork server for a child: {exc.strerror or exc}{hint(exc)}",
+            f"could not ask the fork server for a child: {exc.strerror or exc}",
             reason=Reason.PIPE_CREATION,
         )
         error.__cause__ = exc

@@ -11,12 +11,13 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # the C part of signal; it has no stubs
 import os
 import resource  # noqa: F401 - os.wait4 imports it: from where, that is decided before
-import select
 import time
 from collections import deque
 from typing import Any
 
+from .._os import unpatched
 from .._os.prctl import set_subreaper
+from .._os.unpatched import select
 
 __all__ = ["End", "Reaper"]
 
@@ -115,7 +116,7 @@ class Reaper:
                 self._groups.append(pid)
                 ended.append(_collect(pid))
             else:
-                os.waitpid(pid, 0)  # an orphan of some child
+                unpatched.waitpid(pid, 0)  # an orphan of some child
         # There may be more: a child that leaves orphans faster than they can be collected must not
         # keep the server from its work.
         os.write(self._write, b"\0")

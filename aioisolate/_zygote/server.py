@@ -21,11 +21,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .._child import bootstrap, leftovers, seeds, stdio
+from .._child import bootstrap, leftovers, loops, seeds, stdio
 from .._child.order import Order
 from .._child.policy import Policy
 from .._child.serve import serve
-from .._os import fds, imports, maps, memfd, messages, signals
+from .._os import fds, imports, maps, memfd, messages, signals, unpatched
 from .._os.prctl import set_parent_death_signal
 from .._wire import relation
 from .._wire.frames import NONCE_SIZE
@@ -246,6 +246,7 @@ class Server:
         order.snapshots = []
         order.deadline_stack = True
         order.reseed = seeds.reseeder()
+        order.forget_loop = loops.hub_to_forget()
         # A fork server prints nothing, so what its streams hold is nothing.
         order.streams = streams = stdio.build()
         sys.stdin, sys.stdout, sys.stderr = streams
@@ -310,10 +311,10 @@ class Server:
         """
         if len(self._inspection.threads()) == 1:
             return
-        pid = os.fork()
+        pid = unpatched.fork()
         if pid == 0:
             os._exit(0)
-        os.waitpid(pid, 0)
+        unpatched.waitpid(pid, 0)
         # A thread that has ended, and been joined, is still listed for a moment.
         until = time.monotonic() + _THREADS_PATIENCE
         while len(self._inspection.threads()) > 1 and time.monotonic() < until:
@@ -380,7 +381,7 @@ class Server:
         os.dup2(scratch, scratch_at, False)
         pid = pidfd = -1
         try:
-            pid = os.fork()
+            pid = unpatched.fork()
             if pid == 0:
                 loose = self._given + self._parcels.all() + self._inspection.held()
                 loose += self._passing

@@ -6,7 +6,6 @@ import _socket
 import errno
 import functools
 import os
-import select
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from .._os import memfd
 from .._os.fds import Descriptors
 from .._os.killing import kill_through_descriptor
 from .._os.process import Status, group_is_gone, has_ended, is_child_of
+from .._os.unpatched import select
 from .._wire.frames import NONCE_SIZE, Kind, ProtocolError, encode
 from .._wire.state import Conversation, Message
 
