@@ -7,6 +7,7 @@ import asyncio
 import concurrent.futures.process
 import concurrent.futures.thread
 import importlib._bootstrap
+import functools
 import io
 import linecache
 import multiprocessing.forkserver
@@ -49,6 +50,8 @@ KNOWN = {
     "_ncallbacks": "atexit",
     "_parent_pid": "multiprocessing",
     "_registry": "weakref",
+    "_resolver": "gevent, in test_monkey_patched.py",
+    "_threadpool": "gevent, in test_monkey_patched.py",
     "_run_exitfuncs": "atexit",
     "_threading_atexits": "threading",
     "_threads_queues": "concurrent.futures",
@@ -68,6 +71,7 @@ KNOWN = {
     "_set_running_loop": "asyncio",
     "_writer": "multiprocessing",
     # by getattr or sys.modules
+    "_clear_cache": "functools",
     "_core": "anyio and trio",
     "_event_loop_policy": "asyncio, before 3.12",
     "_get_filters": "warnings, from 3.14 on",
@@ -376,6 +380,13 @@ def test_the_modules_in_c():
     there.close()
     os.close(here.detach())
     assert callable(_signal.signal)
+
+
+def test_functools_has_its_own_attributes_on_functions():
+    function = functools.singledispatch(lambda _: None)
+    own = {"__wrapped__", "_clear_cache", "dispatch", "register", "registry"}
+    assert vars(function).keys() <= own
+    assert "_clear_cache" in vars(function)
 
 
 def test_sys_tells_where_the_standard_library_is():

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import MemberDescriptorType, SimpleNamespace, TracebackType
 from typing import Any, NamedTuple, TypeAlias
 
-from .codecs import AT_ONCE, PieceReader
+from .codecs import AT_ONCE, PieceReader, vet_import
 
 __all__ = [
     "Frame",
@@ -111,6 +111,7 @@ class Load(pickle.Unpickler):
         """Find what a pickle names."""
         if name == "node" and module == __name__:
             return self._resolve
+        vet_import(module, name)
         return super().find_class(module, name)
 
 
