@@ -6,8 +6,9 @@ import ast
 import asyncio
 import concurrent.futures.process
 import concurrent.futures.thread
-import importlib._bootstrap
 import functools
+import importlib._bootstrap
+import importlib.util
 import io
 import linecache
 import multiprocessing.forkserver
@@ -38,7 +39,7 @@ from aioisolate._os import imports
 from tests.helpers import ROOT, python
 
 # Modules of the standard library's in C, which are as good as public: those above import little.
-IN_C = {"_signal", "_socket", "_thread"}
+IN_C = {"_frozen_importlib", "_signal", "_socket", "_thread"}
 # What named tuples have, and what os and sys document.
 DOCUMENTED = {"_asdict", "_current_frames", "_replace", "_exit", "_getframe"}
 # Every other one, and where it is found below.
@@ -369,9 +370,12 @@ def test_numpy_has_an_error_of_its_own_for_want_of_memory():
 
 
 def test_the_modules_in_c():
+    import _frozen_importlib
     import _signal
     import _socket
     import _thread
+
+    assert _frozen_importlib.module_from_spec is importlib.util.module_from_spec
 
     assert callable(_thread._count)
     assert _thread._local is threading.local
