@@ -59,10 +59,11 @@ def raise_it(error):
 
 
 @pytest.mark.one_loop
-async def test_11_22_it_comes_out_of_a_child(start):
+@pytest.mark.parametrize("kind", ["fork", "zygote"])
+async def test_11_22_it_comes_out_of_a_child(kind):
     mine = CallableExecutedError("of a call inside", reason=Reason.FORK, transient=False)
     nested = CallableDidNotExecuteError("likewise", reason=Reason.CLOSED, transient=True)
-    async with Isolator(**start) as iso:
+    async with Isolator(kind) as iso:
         assert not (await error_of(iso.run(raise_it, mine))).transient
         error = await error_of(iso.run(raise_it, nested))
         assert error.transient
