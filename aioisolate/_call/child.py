@@ -83,8 +83,8 @@ class Child(Protocol):
         """Tell whether its end has been reported, where `end_fd` does not tell."""
         ...
 
-    def reap(self) -> Status:
-        """Collect its status; it has ended."""
+    def reap(self, *, spare: bool = False) -> Status:
+        """Collect its status; it has ended. *spare*: let its trackers do their work."""
         ...
 
     def reap_adopted(self) -> bool:

@@ -282,14 +282,16 @@ class ForkedChild:
         """Leave it to `end_fd`."""
         return False
 
-    def reap(self) -> Status:
-        """Collect its status; it has ended."""
-        status = self.process.reap()
+    def reap(self, *, spare: bool = False) -> Status:
+        """Collect its status; it has ended. *spare*: let its trackers do their work."""
+        status = self.process.reap(spare=spare)
         registry.discard(self.process)
         return status
 
     def reap_adopted(self) -> bool:
         """Collect orphans of it that have become this process's; tell if there may be more."""
+        if not self.process.trackers_are_gone():
+            return True
         more = self.process.reap_adopted()
         # An init that was killed takes all others with it, and is the last of its group to go.
         more |= self.has_init and not self.process.group_is_gone()
@@ -382,6 +384,7 @@ def draft_order(
     order.environment = None
     order.codec = "pickle"
     order.exits = -1
+    order.rehearsing = False
     order.weak = weak = weakref.finalize._index_iter  # type: ignore[attr-defined]
     order.finalizers = next(weak)
     return order

@@ -22,7 +22,7 @@ from typing import TypeAlias
 from .._child.bootstrap import STACK_SIGNAL
 from .._child.worker import MARK_AT
 from .._options import CallOptions
-from .._os import memfd
+from .._os import memfd, trackers
 from .._os.fds import Descriptors
 from .._os.process import Status, stopped_by
 from .._outcome import CallEvent, Progress
@@ -140,6 +140,8 @@ class Supervision:
         self.stack = StackText(child.scratch, trusted=options.codec == "pickle")
         # Without waiting for its end, nothing is known of that end.
         self._left = Leftovers()
+        # A stranger's processes all die at once, whatever they claim to be.
+        self._spares = options.codec == "pickle" and not child.has_init
         self._leaves_early = not (whole or self.listens or child.streams or child.has_init)
         waits = child.layers is not None  # to be told to go on
         if self._look_due and (self.listens or on_item or options.on_progress or waits):
@@ -259,7 +261,8 @@ class Supervision:
         if self.gone:
             return
         # The group first, then the child, in case it has left its group.
-        self.child.signal_group(signal.SIGKILL)
+        if not (self._spares and trackers.end_all_others(self.child.pid, alive=True)):
+            self.child.signal_group(signal.SIGKILL)
         self.child.signal(signal.SIGKILL)
         self._phase = _Phase.KILLING
         self._phase_ends = time.monotonic() + _KILL_PATIENCE
@@ -396,7 +399,9 @@ class Supervision:
     def _collect(self) -> None:
         """The child has ended: read what it left behind, and reap it."""
         self.ended_at = time.monotonic()
-        self.status = self.child.reap()
+        # Who has given its answer has seen to its trackers itself.
+        well = self._heard_result and self.killed_for is None
+        self.status = self.child.reap(spare=self._spares and not well)
         # Only with limits is there something to compare with.
         limited = self._kills_before is not None
         lost = self.child.lost

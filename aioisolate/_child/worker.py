@@ -113,7 +113,9 @@ def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
         order.finalizers = index
     else:
         due = True
-    if due or _count_threads() or "multiprocessing.util" in sys.modules:
+    # (What runs after each fork may have registered some, as coverage does; a rehearsal is no end.)
+    seen = due or _count_threads() or "multiprocessing.util" in sys.modules
+    if seen and not order.rehearsing:
         left = leftovers.look(due=due)
     if left is not None:
         mark += encode(order.nonce, Kind.LEAVING, left)

@@ -20,7 +20,7 @@ import warnings
 from typing import Any, Literal, NamedTuple
 
 from .._outcome import Exit
-from . import alive_pipe, imports, threads, unpatched
+from . import alive_pipe, imports, threads, trackers, unpatched
 from .fds import Descriptors
 from .filters import action_for, filters
 from .killing import kill_through_descriptor
@@ -270,6 +270,7 @@ class Process:
         "_helper",
         "_is_pidfd",
         "_reaped",
+        "_spared",
         "_wait_fd",
         "owner_pid",
         "pid",
@@ -281,6 +282,7 @@ class Process:
         self.owner_pid = os.getpid()
         self.watched = False
         self._reaped = False
+        self._spared: list[int] = []
         self._closed = False
         self._fds = Descriptors()
         self._ends: tuple[int, ...] = ()
@@ -373,16 +375,41 @@ class Process:
             return True
         return has_ended(self._wait_fd, seconds)
 
-    def reap(self) -> Status:
+    def reap(self, *, spare: bool = False) -> Status:
         """Collect the status of the process, which must have ended.
 
-        Whatever remains of its process group is killed first, while its number is still taken.
+        Whatever remains of its process group is killed first, while its number is still taken; but
+        for its trackers, which have something to do now, if they are to be *spared*.
         """
-        self.signal_group(signal.SIGKILL)
+        if not (spare and self._spare()):
+            self.signal_group(signal.SIGKILL)
         status = self._collect()
         _owned.discard(self.pid)
         self._reaped = True
         return status
+
+    def _spare(self) -> bool:
+        """Kill the group without its trackers; False if it has none."""
+        if self.is_owned() and self._is_pidfd:
+            try:
+                for tracker in trackers.end_all_others(self.pid):
+                    self._spared.append(self._fds.own(_os.pidfd_open(tracker)))
+            except OSError:  # it has just ended; or no descriptor is left
+                pass
+        return bool(self._spared)
+
+    def trackers_are_gone(self, *, kill: bool = False) -> bool:
+        """Tell whether those that were spared have ended; or end them."""
+        for pidfd in list(self._spared):
+            if kill and not has_ended(pidfd):
+                try:
+                    _signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                except OSError:
+                    pass  # it has ended by now; or a filter forbids this call
+            if kill or has_ended(pidfd):
+                self._spared.remove(pidfd)
+                self._fds.close(pidfd)
+        return not self._spared
 
     def _collect(self) -> Status:
         kind, ident = (_os.P_PIDFD, self._wait_fd) if self._is_pidfd else (os.P_PID, self.pid)
@@ -437,6 +464,7 @@ class Process:
             self._closed = True
             self._wait_fd = -1
             if self.owner_pid == os.getpid():
+                self.trackers_are_gone(kill=True)
                 self._fds.close_all()
                 if self._helper is not None:
                     self._helper.close()

@@ -268,8 +268,9 @@ class WardChild:
         """Tell whether its server has reported its end."""
         return self._ward.ended
 
-    def reap(self) -> Status:
-        """Return how it ended."""
+    def reap(self, *, spare: bool = False) -> Status:
+        """Return how it ended; its server has seen to the rest."""
+        del spare
         return self._ward.status
 
     def reap_adopted(self) -> bool:

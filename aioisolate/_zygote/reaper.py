@@ -15,7 +15,7 @@ import time
 from collections import deque
 from typing import Any
 
-from .._os import unpatched
+from .._os import trackers, unpatched
 from .._os.prctl import set_subreaper
 from .._os.unpatched import select
 
@@ -27,6 +27,8 @@ _SIGKILL = int(_raw.SIGKILL)
 # At the end of the server: how long those who were killed may take to be gone.
 _PATIENCE = 0.5
 _PAUSE = 10  # in milliseconds
+# How long the trackers of a child that has failed may take.
+_TRACKERS_PATIENCE = 2.0
 # So many are collected before it is looked what the parent wants.
 _AT_ONCE = 128
 # So many of the last groups that were killed may not be gone yet.
@@ -39,8 +41,11 @@ End = tuple[int, int, float, float, int]
 class Reaper:
     """Waits for children, kills them, and collects whatever becomes a child of this process."""
 
-    def __init__(self) -> None:
-        """Become a subreaper, and take over SIGCHLD. Raises OSError."""
+    def __init__(self, *, spares: bool = False) -> None:
+        """Become a subreaper, and take over SIGCHLD. Raises OSError.
+
+        *spares*: the trackers of children are left to do their work.
+        """
         try:
             set_subreaper()
         except OSError:
@@ -54,6 +59,9 @@ class Reaper:
         self._poll.register(self._read, select.POLLIN)
         self._pids: set[int] = set()
         self._groups: deque[int] = deque(maxlen=_RECENT)
+        self._spares = spares
+        # Trackers of children that have ended, and until when they may work.
+        self._spared: dict[int, float] = {}
 
     def fds(self) -> tuple[int, ...]:
         """Return the descriptors that a child must lose."""
@@ -65,7 +73,7 @@ class Reaper:
 
     def wait(self, fd: int) -> tuple[bool, list[End]]:
         """Wait; tell whether *fd* is readable, and collect the children that have ended."""
-        ready = [ready for ready, _ in self._poll.poll()]
+        ready = [ready for ready, _ in self._poll.poll(self._patience())]
         return fd in ready, self._collect_all() if self._read in ready else []
 
     def adopt(self, pid: int) -> int:
@@ -82,6 +90,31 @@ class Reaper:
         if pid in self._pids:
             _kill(pid, number, group)
 
+    def _patience(self) -> int | None:
+        """Kill the trackers that are late; tell how long the next one has, in milliseconds."""
+        if not self._spared:
+            return None
+        now = time.monotonic()
+        for pid, until in list(self._spared.items()):
+            if until <= now:
+                _kill(pid, _SIGKILL, False)  # not collected yet, so its number is its own
+                del self._spared[pid]
+        return int((min(self._spared.values(), default=now) - now) * 1000) + 1
+
+    def _see_to_group(self, pid: int) -> None:
+        """Kill what is left of the group of a child that has failed, without its trackers."""
+        found = trackers.end_all_others(pid)
+        try:
+            for tracker in found:
+                # Not its child where it is no subreaper; then it can't see to its end.
+                _os.waitid(os.P_PID, tracker, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            found = []
+        for tracker in found:
+            self._spared[tracker] = time.monotonic() + _TRACKERS_PATIENCE
+        if not found:
+            _kill(pid, _SIGKILL, True)
+
     def end_all(self) -> None:
         """Kill every child and its group, and collect what becomes of that within a moment."""
         for pid in self._pids:
@@ -92,6 +125,8 @@ class Reaper:
         until = time.monotonic() + _PATIENCE
         while self._collect_all() or self._pids or any(map(_is_there, self._groups)):
             if time.monotonic() >= until:
+                for pid in self._spared:
+                    _kill(pid, _SIGKILL, False)
                 return
             poll.poll(_PAUSE)
 
@@ -114,9 +149,14 @@ class Reaper:
             if pid in self._pids:
                 self._pids.remove(pid)
                 self._groups.append(pid)
+                if self._spares and found.si_status:
+                    self._see_to_group(pid)
+                else:
+                    _kill(pid, _SIGKILL, True)
                 ended.append(_collect(pid))
             else:
                 unpatched.waitpid(pid, 0)  # an orphan of some child
+                self._spared.pop(pid, None)
         # There may be more: a child that leaves orphans faster than they can be collected must not
         # keep the server from its work.
         os.write(self._write, b"\0")
@@ -146,7 +186,6 @@ def _is_there(group: int) -> bool:
 
 
 def _collect(pid: int) -> End:
-    """Collect a child that has ended, and kill what is left of its group."""
-    _kill(pid, _SIGKILL, True)
+    """Collect a child that has ended."""
     _, status, used = os.wait4(pid, 0)
     return pid, status, used.ru_utime, used.ru_stime, used.ru_maxrss

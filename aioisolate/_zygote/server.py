@@ -159,7 +159,7 @@ class Server:
         self._null = self._empty = null
         self._channel_at = own.own(fds.duplicate(null))
         self._scratch_at = own.own(fds.duplicate(null))
-        self._reaper = Reaper()
+        self._reaper = Reaper(spares=policy is None or policy.codec == "pickle")
         self._inbox = control.Inbox()
         self._parcels = control.Parcels()
         # What belongs to the child that is about to be forked.

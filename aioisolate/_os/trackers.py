@@ -1,0 +1,90 @@
+"""Processes that remove what others have left in /dev/shm: multiprocessing's resource trackers.
+
+A tracker has the read end of a pipe. Once nobody has the other end any more, it unlinks what is
+registered and ends: semaphores, shared memory, joblib's folders. It belongs to the process group of
+the child that has started it; killed with that group, it would leave all of it behind.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+__all__ = ["end_all_others", "find"]
+
+# On the command line of multiprocessing's and of loky's, which is joblib's.
+_MARK = b"resource_tracker import main"
+_LINUX = sys.platform == "linux"
+_SIGKILL = int(signal.SIGKILL)
+# A process may have forked another one while the others were looked for.
+_ROUNDS = 3
+
+
+def find(leader: int) -> tuple[list[int], list[int]]:
+    """List the trackers of a process group and its other members, its leader excepted.
+
+    The leader has not been collected: so its number is that of this group.
+    """
+    trackers: list[int] = []
+    others: list[int] = []
+    for pid in _members(leader):
+        (trackers if _is_tracker(pid) else others).append(pid)
+    return trackers, others
+
+
+def end_all_others(leader: int, *, alive: bool = False) -> list[int]:
+    """Kill a group without its trackers and its leader, if it has any; return those, or nothing.
+
+    *alive*: its leader is, so one look tells whether there can be any.
+    """
+    if not _LINUX or (alive and not _has_children(leader)):
+        return []
+    trackers: list[int] = []
+    for _ in range(_ROUNDS):
+        trackers, others = find(leader)
+        if not trackers or not others:
+            break
+        for pid in others:
+            try:
+                os.kill(pid, _SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                continue  # it has ended; or it has another user
+    return trackers
+
+
+def _has_children(pid: int) -> bool:
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as file:
+                if file.read(1):
+                    return True
+    except OSError:
+        pass  # it has ended; or there is no such file here
+    return False
+
+
+def _members(leader: int) -> Iterator[int]:
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return
+    for name in names:
+        if not name.isdecimal() or int(name) == leader:
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                state, _, group, *_ = file.read().rpartition(b")")[2].split(maxsplit=3)
+        except (OSError, ValueError):
+            continue
+        if int(group) == leader and state not in b"ZX":
+            yield int(name)
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return _MARK in file.read(1 << 16)
+    except OSError:
+        return False

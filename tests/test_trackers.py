@@ -1,0 +1,73 @@
+"""What a child leaves in /dev/shm goes with it, however it ends, and who removes it goes, too."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import anyio
+import pytest
+
+from aioisolate._os import trackers
+from tests import swarm
+from tests.helpers import alive, isolator, until
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Linux's"),
+    pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"),
+]
+
+
+def left(names):
+    return sorted(set(names) & set(os.listdir("/dev/shm")))
+
+
+def processes():
+    """Who removes things, anywhere on this machine."""
+    return {
+        int(name)
+        for name in os.listdir("/proc")
+        if name.isdecimal() and trackers._is_tracker(int(name))
+    }
+
+
+@pytest.mark.one_loop
+@pytest.mark.parametrize("how", ["returns", "raises", "crashes", "exits", "hangs", "cancelled"])
+async def test_11_14_nothing_stays_in_shared_memory(start, how):
+    names, told = [], anyio.Event()
+    before = processes()
+
+    def note(progress):
+        names.extend(progress.message.split())
+        told.set()
+
+    async with isolator(start, "tests.swarm", output="null") as iso:
+        async with anyio.create_task_group() as group:
+
+            async def call():
+                fn_does = "hangs" if how == "cancelled" else how
+                timeout = 60.0 if how != "hangs" else 1.5
+                await iso.capture(swarm.share, fn_does, on_progress=note, timeout=timeout)
+
+            group.start_soon(call)
+            await told.wait()
+            assert len(names) == 2
+            if how == "cancelled":
+                group.cancel_scope.cancel()
+        await until(lambda: not left(names))
+    await until(lambda: not processes() - before)
+
+
+@pytest.mark.one_loop
+@pytest.mark.parametrize(
+    ("kind", "codec"), [("fork", "pickle"), ("fork", "json"), ("zygote", "pickle")]
+)
+async def test_11_14_what_only_poses_as_a_tracker_ends_as_well(kind, codec, monkeypatch):
+    """After a moment; and at once where fn is a stranger's."""
+    pids, asked = [], []
+    find = trackers.find
+    monkeypatch.setattr(trackers, "find", lambda pid: asked.append(pid) or find(pid))
+    async with isolator({"start": kind}, "tests.swarm", codec=codec) as iso:
+        await iso.capture(swarm.pose_as_tracker, on_progress=lambda seen: pids.append(seen.done))
+        await until(lambda: not alive(int(pids[0])))
+    assert not (asked and codec == "json")
