@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import uuid
 
 import anyio
 import pytest
@@ -22,20 +23,27 @@ def left(names):
     return sorted(set(names) & set(os.listdir("/dev/shm")))
 
 
-def processes():
-    """Who removes things, anywhere on this machine."""
-    return {
-        int(name)
-        for name in os.listdir("/proc")
-        if name.isdecimal() and trackers._is_tracker(int(name))
-    }
+def processes(mark):
+    """Who removes things, of those whose environment has *mark*: other tests may run beside this."""
+    return [
+        pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if is_one(pid, mark)
+    ]
+
+
+def is_one(pid, mark):
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return mark.encode() in file.read() and trackers._is_tracker(pid)
+    except OSError:
+        return False
 
 
 @pytest.mark.one_loop
 @pytest.mark.parametrize("how", ["returns", "raises", "crashes", "exits", "hangs", "cancelled"])
-async def test_11_14_nothing_stays_in_shared_memory(start, how):
+async def test_11_14_nothing_stays_in_shared_memory(start, how, monkeypatch):
     names, told = [], anyio.Event()
-    before = processes()
+    mark = f"test_trackers {uuid.uuid4()}"
+    monkeypatch.setenv("AIOISOLATE_MARK", mark)
 
     def note(progress):
         names.extend(progress.message.split())
@@ -55,7 +63,7 @@ async def test_11_14_nothing_stays_in_shared_memory(start, how):
             if how == "cancelled":
                 group.cancel_scope.cancel()
         await until(lambda: not left(names))
-    await until(lambda: not processes() - before)
+    await until(lambda: not processes(mark))
 
 
 @pytest.mark.one_loop
@@ -71,3 +79,18 @@ async def test_11_14_what_only_poses_as_a_tracker_ends_as_well(kind, codec, monk
         await iso.capture(swarm.pose_as_tracker, on_progress=lambda seen: pids.append(seen.done))
         await until(lambda: not alive(int(pids[0])))
     assert not (asked and codec == "json")
+
+
+@pytest.mark.parametrize(
+    ("pid", "first", "last", "is_between"),
+    [
+        (5, 4, 9, True),
+        (4, 4, 9, False),
+        (10, 4, 9, False),
+        (3, 30000, 9, True),
+        (31000, 30000, 9, True),
+    ]
+    + [(20000, 30000, 9, False)],
+)
+def test_11_14_numbers_that_were_given_out_since(pid, first, last, is_between):
+    assert trackers._is_between(pid, first, last) is is_between

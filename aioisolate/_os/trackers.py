@@ -70,8 +70,11 @@ def _members(leader: int) -> Iterator[int]:
         names = os.listdir("/proc")
     except OSError:
         return
+    # Numbers are given out in turn: what the leader has started has one of those since its own.
+    # On a host with thousands of processes it would take long to ask all of them.
+    last = _last_pid()
     for name in names:
-        if not name.isdecimal() or int(name) == leader:
+        if not name.isdecimal() or not _is_between(int(name), leader, last):
             continue
         try:
             with open(f"/proc/{name}/stat", "rb") as file:
@@ -80,6 +83,20 @@ def _members(leader: int) -> Iterator[int]:
             continue
         if int(group) == leader and state not in b"ZX":
             yield int(name)
+
+
+def _is_between(pid: int, first: int, last: int) -> bool:
+    """Tell whether a number was given out after *first*, and no later than *last*."""
+    return first < pid <= last if first <= last else pid > first or pid <= last
+
+
+def _last_pid() -> int:
+    """Return the process id that was given out last; a number above all if that is not known."""
+    try:
+        with open("/proc/loadavg", "rb") as file:
+            return int(file.read().rsplit(maxsplit=1)[-1])
+    except (OSError, ValueError, IndexError):
+        return sys.maxsize
 
 
 def _is_tracker(pid: int) -> bool:
