@@ -24,10 +24,10 @@ def left(names):
 
 
 def processes(mark):
-    """Who removes things, of those whose environment has *mark*: other tests may run beside this."""
-    return [
-        pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if is_one(pid, mark)
-    ]
+    """Who removes things, of those whose environment has *mark*."""
+    # Other tests may run beside this one.
+    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    return [pid for pid in pids if is_one(pid, mark)]
 
 
 def is_one(pid, mark):
@@ -89,8 +89,8 @@ async def test_11_14_what_only_poses_as_a_tracker_ends_as_well(kind, codec, monk
         (10, 4, 9, False),
         (3, 30000, 9, True),
         (31000, 30000, 9, True),
-    ]
-    + [(20000, 30000, 9, False)],
+        (20000, 30000, 9, False),
+    ],
 )
 def test_11_14_numbers_that_were_given_out_since(pid, first, last, is_between):
     assert trackers._is_between(pid, first, last) is is_between
