@@ -137,6 +137,19 @@ def test_11_4_structs_of_msgspec():
     class Named(Point, kw_only=True):
         name: str = "n"
 
+    class Tree(msgspec.Struct):
+        leaves: "list[Leaf]"
+        root: "Point | None" = None
+
+    class Rooted(msgspec.Struct):
+        root: "Anchor"
+
+    class Anchor(msgspec.Struct, rename="camel", tag="point"):
+        x_axis: int
+
+    class Leaf(msgspec.Struct):
+        tree: "Tree | None" = None
+
     def make():
         point = Point(1, tags=["a"])
         assert (point.size, point.unit, hash(Point(1, tags=()))) is not None
@@ -150,6 +163,8 @@ def test_11_4_structs_of_msgspec():
             except (AssertionError, AttributeError):
                 continue
             raise ValueError("it is not as it was")
+        assert msgspec.json.decode(b'{"root":{"type":"point","xAxis":3},"leaves":[]}', type=Rooted)
+        assert Tree([Leaf()]).leaves[0].tree is None
         return [point, Point(0), Named(4, name="four")]
 
     async def check(iso):
