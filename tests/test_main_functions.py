@@ -178,7 +178,7 @@ def test_11_4_structs_of_msgspec():
 
 def test_11_4_classes_with_slots():
     run_script("""
-    import asyncio, dataclasses
+    import asyncio, dataclasses, typing
     from aioisolate import Isolator
 
     @dataclasses.dataclass(slots=True)
@@ -193,6 +193,10 @@ def test_11_4_classes_with_slots():
 
         def both(self): return self.__hidden, self.shown
 
+    class Pair(typing.NamedTuple):
+        first: int
+        second: int = 2
+
     class Broken(Exception):
         __slots__ = ("code",)
 
@@ -202,13 +206,14 @@ def test_11_4_classes_with_slots():
 
     def make():
         assert not hasattr(Data(1), "__dict__")
-        return Data(1), Slotted()
+        return Data(1), Slotted(), Pair(1)
 
     def fail():
         raise Broken(7)
 
     async def check(iso):
-        data, slotted = await iso.run(make)
+        data, slotted, pair = await iso.run(make)
+        assert (type(pair), pair) == (Pair, (1, 2))
         assert (type(data), data) == (Data, Data(1))
         assert (type(slotted), slotted.both()) == (Slotted, (1, 2))
         error = (await iso.capture(fail)).error

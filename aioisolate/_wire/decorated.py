@@ -59,7 +59,9 @@ def keep_slots(obj: Any, reduced: Any) -> Any:
 
     Else its instances would not be laid out as those here, and could not come back.
     """
-    if reduced is not NotImplemented and issubclass(type(obj), type) and "__slots__" in vars(obj):
+    if reduced is NotImplemented or not issubclass(type(obj), type):
+        return reduced
+    if vars(obj).get("__slots__"):  # without any, as those of a NamedTuple, it makes no difference
         arguments = reduced[1]
         if len(arguments) == 6 and type(arguments[3]) is dict:
             arguments[3]["__slots__"] = obj.__slots__
