@@ -137,6 +137,19 @@ def test_11_4_structs_of_msgspec():
     class Named(Point, kw_only=True):
         name: str = "n"
 
+    class Tree(msgspec.Struct):
+        leaves: "list[Leaf]"
+        root: "Point | None" = None
+
+    class Rooted(msgspec.Struct):
+        root: "Anchor"
+
+    class Anchor(msgspec.Struct, rename="camel", tag="point"):
+        x_axis: int
+
+    class Leaf(msgspec.Struct):
+        tree: "Tree | None" = None
+
     def make():
         point = Point(1, tags=["a"])
         assert (point.size, point.unit, hash(Point(1, tags=()))) is not None
@@ -150,6 +163,8 @@ def test_11_4_structs_of_msgspec():
             except (AssertionError, AttributeError):
                 continue
             raise ValueError("it is not as it was")
+        assert msgspec.json.decode(b'{"root":{"type":"point","xAxis":3},"leaves":[]}', type=Rooted)
+        assert Tree([Leaf()]).leaves[0].tree is None
         return [point, Point(0), Named(4, name="four")]
 
     async def check(iso):
@@ -163,7 +178,7 @@ def test_11_4_structs_of_msgspec():
 
 def test_11_4_classes_with_slots():
     run_script("""
-    import asyncio, dataclasses
+    import asyncio, dataclasses, typing
     from aioisolate import Isolator
 
     @dataclasses.dataclass(slots=True)
@@ -178,6 +193,10 @@ def test_11_4_classes_with_slots():
 
         def both(self): return self.__hidden, self.shown
 
+    class Pair(typing.NamedTuple):
+        first: int
+        second: int = 2
+
     class Broken(Exception):
         __slots__ = ("code",)
 
@@ -187,13 +206,14 @@ def test_11_4_classes_with_slots():
 
     def make():
         assert not hasattr(Data(1), "__dict__")
-        return Data(1), Slotted()
+        return Data(1), Slotted(), Pair(1)
 
     def fail():
         raise Broken(7)
 
     async def check(iso):
-        data, slotted = await iso.run(make)
+        data, slotted, pair = await iso.run(make)
+        assert (type(pair), pair) == (Pair, (1, 2))
         assert (type(data), data) == (Data, Data(1))
         assert (type(slotted), slotted.both()) == (Slotted, (1, 2))
         error = (await iso.capture(fail)).error

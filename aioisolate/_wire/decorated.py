@@ -6,6 +6,7 @@ A script's own are not in the ``__main__`` of another process, so a name does no
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 import typing
 import weakref
@@ -46,8 +47,8 @@ def reduce(obj: Any) -> Any:
         if obj.__code__ is not _dispatching or _is_there(obj):
             return NotImplemented
         return _reduce_dispatching(obj)
-    if cls is functools.cached_property:
-        return _make_property, (obj.func, obj.attrname)
+    if cls in (functools.cached_property, functools.singledispatchmethod):
+        return _reduce_descriptor(obj)
     if cls.__name__ in ("StructMeta", "Meta") and "msgspec" in sys.modules:
         return _reduce_of_msgspec(sys.modules["msgspec"], cls, obj)
     return NotImplemented
@@ -58,7 +59,9 @@ def keep_slots(obj: Any, reduced: Any) -> Any:
 
     Else its instances would not be laid out as those here, and could not come back.
     """
-    if reduced is not NotImplemented and issubclass(type(obj), type) and "__slots__" in vars(obj):
+    if reduced is NotImplemented or not issubclass(type(obj), type):
+        return reduced
+    if vars(obj).get("__slots__"):  # without any, as those of a NamedTuple, it makes no difference
         arguments = reduced[1]
         if len(arguments) == 6 and type(arguments[3]) is dict:
             arguments[3]["__slots__"] = obj.__slots__
@@ -108,6 +111,18 @@ def _set_registry(fn: Any, state: tuple[list[tuple[type, Any]], dict[str, Any]])
     for cls, implementation in registry:
         fn.register(cls, implementation)
     vars(fn).update(attributes)
+
+
+def _reduce_descriptor(obj: Any) -> Any:
+    if type(obj) is functools.cached_property:  # has a lock, before Python 3.12
+        return _make_property, (obj.func, obj.attrname)
+    # From Python 3.13 on it has a cache that is made of weak references.
+    state: Any = list(obj.dispatcher.registry.items()), {}
+    return functools.singledispatchmethod, (obj.func,), state, None, None, _set_methods
+
+
+def _set_methods(method: Any, state: tuple[list[tuple[type, Any]], dict[str, Any]]) -> None:
+    _set_registry(method.dispatcher, state)
 
 
 def _make_property(fn: Callable[[Any], Any], name: str | None) -> Any:
@@ -167,25 +182,49 @@ def _reduce_struct(msgspec: Any, cls: Any) -> Any:
 
 
 def _annotations(msgspec: Any, cls: Any) -> dict[str, Any]:
-    """Return what a struct's own fields are annotated with; names are resolved, if they can be."""
-    if "__annotations__" in vars(cls) or sys.version_info < (3, 14):
-        own = dict(vars(cls).get("__annotations__", {}))
-    else:
-        own = dict(cls.__annotations__)
-    if any(isinstance(annotation, str) for annotation in own.values()):
-        try:
-            known = {field.name: field.type for field in msgspec.structs.fields(cls)}
-        except Exception:  # noqa: BLE001 - evaluating annotations may raise anything
-            return own
-        for name in own.keys() & known.keys():
-            if not _leads_to(known[name], cls):
-                own[name] = known[name]
+    """Return what a struct's own fields are annotated with.
+
+    Names are resolved, if they can be, and if that does not lead back to the struct itself.
+    """
+    own = _written(cls)
+    resolved = _resolved(msgspec, cls)
+    for name, annotation in own.items():
+        if isinstance(annotation, str) and name in resolved:
+            if not _leads_to(msgspec, resolved[name], cls, set()):
+                own[name] = resolved[name]
+        elif _leads_to(msgspec, annotation, cls, set()):  # from Python 3.14 on
+            own[name] = _as_text(cls, name)
     return own
 
 
-def _leads_to(annotation: Any, cls: Any) -> bool:
-    inner = typing.get_args(annotation)
-    return annotation is cls or any(_leads_to(argument, cls) for argument in inner)
+def _written(cls: Any) -> dict[str, Any]:
+    try:
+        return dict(cls.__annotations__)
+    except Exception:  # noqa: BLE001 - evaluating annotations may raise anything
+        return {name: _as_text(cls, name) for name in cls.__struct_fields__}
+
+
+def _as_text(cls: Any, name: str) -> Any:
+    annotationlib: Any = importlib.import_module("annotationlib")
+    texts = annotationlib.get_annotations(cls, format=annotationlib.Format.STRING)
+    return texts.get(name, Any)
+
+
+def _resolved(msgspec: Any, cls: Any) -> dict[str, Any]:
+    try:
+        return {field.name: field.type for field in msgspec.structs.fields(cls)}
+    except Exception:  # noqa: BLE001 - evaluating annotations may raise anything
+        return {}
+
+
+def _leads_to(msgspec: Any, annotation: Any, cls: Any, seen: set[int]) -> bool:
+    if annotation is cls:
+        return True
+    inner: Sequence[Any] = typing.get_args(annotation)
+    if type(annotation) is type(cls) and id(annotation) not in seen:
+        seen.add(id(annotation))
+        inner = tuple(_resolved(msgspec, annotation).values())
+    return any(_leads_to(msgspec, argument, cls, seen) for argument in inner)
 
 
 def _make_meta(given: dict[str, Any]) -> Any:
