@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -48,9 +49,7 @@ WAYS = {
     "an empty environment": "os.environ.clear()",
     "no space for files": "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))",
     "little address space": "resource.setrlimit(resource.RLIMIT_AS, (1 << 28, 1 << 28))",
-    "strange paths": (
-        "sys.path[:0] = ['', 'rel', 'rel', b'/bytes', None, '/\\udcff']; sys.path.append('nul\\0')"
-    ),
+    "strange paths": "sys.path[:0] = ['', 'rel', 'rel', b'/bytes', None, '/\\udcff']",
 }
 
 
@@ -74,6 +73,14 @@ def test_11_17_a_directory_whose_name_is_no_text(tmp_path):
     os.mkdir(folder)
     done = python(PROGRAM.replace("PREPARE", "pass"), cwd=folder, env={"LC_ALL": "C"})
     assert json.loads(done.stdout) == [2] * 4, done.stderr
+
+
+@pytest.mark.one_loop
+async def test_11_17_a_path_that_can_not_be_one(monkeypatch):
+    """Here it fails only what is looked for as far as there; in a child it would be more."""
+    monkeypatch.setattr(sys, "path", [*sys.path, "nul\0"])
+    async with Isolator() as iso:
+        assert await iso.run(importlib.util.find_spec, "no_such_module") is None
 
 
 async def refusal(**options):
