@@ -30,7 +30,7 @@ import uvloop
 from tblib.pickling_support import pickle_traceback
 
 from aioisolate._os import imports
-from tests.helpers import ROOT
+from tests.helpers import ROOT, python
 
 # Modules of the standard library's in C, which are as good as public: those above import little.
 IN_C = {"_signal", "_socket", "_thread"}
@@ -60,6 +60,8 @@ KNOWN = {
     "_run_context": "trio",
     "_stdlib_dir": "sys",
     "_eventloop": "anyio",
+    "_resolver": "gevent",
+    "_threadpool": "gevent",
 }
 
 
@@ -294,3 +296,14 @@ def test_the_modules_in_c():
 def test_sys_tells_where_the_standard_library_is():
     assert sys._stdlib_dir == os.path.dirname(os.__file__)
     assert sys._stdlib_dir in sys.path
+
+
+def test_gevent():
+    pytest.importorskip("gevent")
+    done = python(
+        "from gevent import get_hub, _hub_local; hub = get_hub();"
+        "print(hub is _hub_local.get_hub_if_exists(), *vars(hub))"
+    )
+    same, *names = done.stdout.split()
+    assert same == "True"
+    assert {"_resolver", "_threadpool", "periodic_monitoring_thread"} <= {*names}
