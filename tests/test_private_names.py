@@ -306,4 +306,4 @@ def test_gevent():
     )
     same, *names = done.stdout.split()
     assert same == "True"
-    assert {"_resolver", "_threadpool", "periodic_monitoring_thread"} <= {*names}
+    assert {"_resolver", "_threadpool"} <= {*names}
