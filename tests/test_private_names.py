@@ -83,6 +83,8 @@ KNOWN = {
     "_stdlib_dir": "sys",
     "_waiters": "concurrent.futures",
     "_eventloop": "anyio",
+    "_resolver": "gevent",
+    "_threadpool": "gevent",
 }
 
 
@@ -401,3 +403,14 @@ def test_functools_has_its_own_attributes_on_functions():
 def test_sys_tells_where_the_standard_library_is():
     assert sys._stdlib_dir == os.path.dirname(os.__file__)
     assert sys._stdlib_dir in sys.path
+
+
+def test_gevent():
+    pytest.importorskip("gevent")
+    done = python(
+        "from gevent import get_hub, _hub_local; hub = get_hub();"
+        "print(hub is _hub_local.get_hub_if_exists(), *vars(hub))"
+    )
+    same, *names = done.stdout.split()
+    assert same == "True"
+    assert {"_resolver", "_threadpool"} <= {*names}

@@ -60,7 +60,7 @@ def hub_to_forget() -> list[Step]:
     if hub is None:
         return []
     # Its threads are the parent's; what is dropped would wait for them, so it is kept.
-    kept = (hub._threadpool, hub._resolver)
+    kept = dict(vars(hub))
     alone = {"_threadpool": None, "_resolver": None, "periodic_monitoring_thread": None}
     return [(vars(hub).update, (alone,)), (hub.destroy, (True,)), (len, (kept,))]
 

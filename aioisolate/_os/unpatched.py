@@ -18,7 +18,7 @@ __all__ = ["fork", "select", "waitpid"]
 
 def _load(name: str) -> Any:
     """Load a module of the standard library that is written in C once more, for this package."""
-    from _frozen_importlib import module_from_spec  # noqa: PLC0415
+    from importlib._bootstrap import module_from_spec  # noqa: PLC0415
 
     __import__(name)
     spec: Any = sys.modules[name].__spec__
