@@ -385,7 +385,16 @@ class Isolator:
         """Run a generator function, sync or async, in a child, and get its items one by one.
 
         Takes the options of `run`; ``timeout`` is for the whole of it. The child is held up while
-        its items are not taken. What it raises comes after the items before it.
+        its items are not taken. What it raises comes after the items before it. Several tasks may
+        take items, each of which goes to one of them; the end, or the error, comes to each.
+
+        Leaving the context early kills the child. With ``grace`` the generator is closed first: it
+        has so many seconds for its ``finally``. What it raises there is logged, and is the error of
+        the stream's job.
+
+        Raises:
+            what `run` raises, in the loop; and `CallableStatusUnknownError` if an item can't be
+            pickled (``Reason.RESULT_ENCODING``), sent, or loaded here. The generator is closed.
 
         Example::
 
@@ -413,6 +422,8 @@ class Isolator:
         Args:
             fn: takes one item.
             items: an iterable or an async iterable; read only as far ahead as there is room for.
+                What it raises, of whatever class, comes after the results before it;
+                KeyboardInterrupt and SystemExit come at once.
             ordered: give the results in the order of the items, or else as they come.
             concurrency: how many at once; None: as many as the Isolator runs at once.
             capture: give an `Outcome` for each item. Otherwise give what fn returns; the first
@@ -420,12 +431,24 @@ class Isolator:
             options: the options of `run`, for each call.
 
         Returns:
-            an async iterator, which is an async context manager, too, for leaving early.
+            an async iterator, which is an async context manager, too. Several tasks may take
+            results from it; the end, or the error, comes to each.
 
-        Example::
+        A loop may be left early: what runs is killed, nothing more begins, and a generator that
+        yields the items is closed, as soon as nothing refers to the iterator any more, which is at
+        once with ``async for ... in iso.map(...)``. If it is held by a variable, or if all has to
+        have ended before the next statement, use ``async with``.
+
+        Examples::
 
             async for thumbnail in iso.map(shrink, paths, concurrency=8):
                 ...
+
+            async with iso.map(probe, hosts, ordered=False) as results:
+                async for found in results:
+                    if found:
+                        break
+            # here no probe runs any more
         """
         if not isinstance(items, (Iterable, AsyncIterable)):
             raise TypeError(f"items must be iterable, not {items!r}")

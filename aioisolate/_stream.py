@@ -64,10 +64,15 @@ def stream_isolated(
 
     Takes the options of `run_isolated`; ``timeout`` is for the whole of it. The child is held up
     while its items are not taken, so memory stays bounded on both sides. What it raises comes
-    after the items before it. Leaving the context early kills the child.
+    after the items before it. Several tasks may take items, each of which goes to one of them.
+
+    Leaving the context early kills the child. With ``grace`` the generator is closed first: it has
+    so many seconds for its ``finally``.
 
     Raises:
         TypeError, ValueError: fn can't be called, or an option makes no sense.
+        what `run_isolated` raises, in the loop; and `CallableStatusUnknownError` if an item can't
+            be pickled (``Reason.RESULT_ENCODING``), sent, or loaded here.
 
     Example::
 

@@ -102,9 +102,10 @@ async def test_an_item_that_cannot_be_pickled():
     def work():
         yield threading.Lock()
 
-    with pytest.raises(TypeError, match="an item could not be pickled"):
+    with pytest.raises(CallableStatusUnknownError, match="could not be pickled") as caught:
         async with stream_isolated(work) as items:
             await anext(items)
+    assert caught.value.reason is Reason.RESULT_ENCODING
 
 
 LARGE = 200_000

@@ -7,6 +7,7 @@ belongs to a scope of the caller's, so each has an end that must be brought abou
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -15,8 +16,17 @@ from typing import Any, Protocol
 import anyio
 
 from .._child.order import AsyncBackend
+from .waiter import running_backend
 
-__all__ = ["Background", "soon", "spawn", "watch"]
+__all__ = [
+    "Background",
+    "current_task",
+    "is_being_cancelled",
+    "poster",
+    "soon",
+    "spawn",
+    "watch",
+]
 
 _log = logging.getLogger("aioisolate.service")
 
@@ -54,16 +64,18 @@ class _SystemTask:
     """A system task of trio's."""
 
     def __init__(self, work: Callable[[], Awaitable[object]], on_end: Callable[[], object]) -> None:
-        self._on_end = on_end
+        # Neither is kept here: they mostly refer to what keeps this.
         self._scope = anyio.CancelScope()
-        sys.modules["trio"].lowlevel.spawn_system_task(self._run, work)
+        sys.modules["trio"].lowlevel.spawn_system_task(self._run, work, on_end)
 
-    async def _run(self, work: Callable[[], Awaitable[object]]) -> None:
+    async def _run(
+        self, work: Callable[[], Awaitable[object]], on_end: Callable[[], object]
+    ) -> None:
         try:
             with self._scope:
                 await _logged(work)
         finally:
-            self._on_end()
+            on_end()
 
     def cancel(self) -> None:
         self._scope.cancel()
@@ -125,3 +137,43 @@ def soon(backend: AsyncBackend, callback: Callable[[], object]) -> None:
         backend.loop.call_soon(callback)
     else:
         sys.modules["trio"].lowlevel.current_trio_token().run_sync_soon(callback)
+
+
+def poster(backend: AsyncBackend) -> Callable[[Callable[[], object]], None]:
+    """Return a function that has a callback called in a later turn of the loop.
+
+    To be made in the loop. It may be called in any thread and in a finalizer; it does nothing once
+    the loop has ended.
+    """
+    post: Callable[[Callable[[], object]], object]
+    if backend.loop is not None:
+        post = backend.loop.call_soon_threadsafe
+    else:
+        post = sys.modules["trio"].lowlevel.current_trio_token().run_sync_soon
+
+    def call(callback: Callable[[], object]) -> None:
+        try:
+            post(callback)
+        except RuntimeError:
+            _log.debug("the event loop has ended before %r could be called", callback)
+
+    return call
+
+
+def current_task() -> Any:
+    """Return the task that runs, asyncio's or trio's. Raises RuntimeError if none does."""
+    backend = running_backend()
+    if backend.task is not None:
+        return backend.task
+    return sys.modules["trio"].lowlevel.current_task()
+
+
+def is_being_cancelled() -> bool:
+    """Tell whether the task that runs has been cancelled from outside.
+
+    If not, a cancellation that is raised there has come from something that it awaited.
+    """
+    backend = running_backend()
+    if backend.task is not None:
+        return bool(backend.task.cancelling())
+    return bool(sys.modules["trio"].current_effective_deadline() == -math.inf)

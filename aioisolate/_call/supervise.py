@@ -252,6 +252,8 @@ class Supervision:
             self.child.signal_group(signal.SIGTERM)
             self._phase = _Phase.TERMINATING
             self._phase_ends = time.monotonic() + grace
+            # It can't end while it waits to be read.
+            self.resume()
 
     def kill(self, cause: KilledFor | None = None, detail: str = "") -> None:
         """Kill the child and its process group. The first cause counts."""
@@ -284,7 +286,8 @@ class Supervision:
 
     def pause(self) -> None:
         """Let what the child says wait in the channel, and the child with it once that is full."""
-        if not self._paused and not self._heard_result and not self.gone:
+        ends = self._phase in (_Phase.TERMINATING, _Phase.KILLING)
+        if not self._paused and not self._heard_result and not self.gone and not ends:
             self._paused = True
             self._listening.remove(self.child.channel)
 

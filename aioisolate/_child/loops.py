@@ -7,15 +7,12 @@ The child is in the middle of the parent's event loop, on its stack, and every l
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
-from .._wire import codecs
-from .._wire.frames import Kind, encode
-from . import progress
-from .order import AsyncBackend, Order, Steps
+from .order import AsyncBackend, Steps
 
-__all__ = ["hub_to_forget", "not_to_forget", "run", "steps_to_forget", "stream"]
+__all__ = ["hub_to_forget", "not_to_forget", "run", "steps_to_forget"]
 
 Step: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 
@@ -91,47 +88,3 @@ def run(coroutine: Coroutine[Any, Any, Any], backend: AsyncBackend) -> Any:
 
 async def _await(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return await coroutine
-
-
-def stream(order: Order, items: Any) -> object:
-    """Send the items of a sync or async iterable, each as soon as it is there.
-
-    Sending waits until the parent has room, and fn with it. Raises what *items* raises, and
-    TypeError if it is neither.
-    """
-    if hasattr(items, "__aiter__"):
-        result: object = run(_stream(order, items), order.backend)
-        return result
-    for item in items:
-        _send_item(order, item)
-    return None
-
-
-async def _stream(order: Order, items: AsyncIterable[Any]) -> None:
-    async for item in items:
-        _send_item(order, item)
-
-
-def _send_item(order: Order, item: object) -> None:
-    try:
-        if order.codec != "pickle":
-            from .._wire import plain  # noqa: PLC0415 - only where it is asked for
-
-            body, fds = plain.dump(order.codec, item), []
-        else:
-            body, luggage = codecs.dump_whole(item)
-            fds = luggage.fds
-    except Exception as exc:
-        verb = "pickled" if order.codec == "pickle" else f"encoded as {order.codec}"
-        raise _UnsendableItemError(f"an item could not be {verb}: {exc}") from exc
-    if order.result_size is not None and len(body) > order.result_size:
-        raise TooLargeItemError(len(body))
-    progress.send(order.channel, encode(order.nonce, Kind.ITEM, body, len(fds)), fds)
-
-
-class TooLargeItemError(Exception):
-    """An item has so many bytes, which is more than it may have."""
-
-
-class _UnsendableItemError(TypeError):
-    """An item that a generator yielded cannot travel."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from _thread import allocate_lock
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ _order: Order | None = None
 _pid = 0
 # Threads of fn's may report while another sends something longer than a pipe holds.
 _lock = allocate_lock()
+# A frame has been cut short, by what a handler of a signal raised: whatever came next would be read
+# as the rest of it.
+_torn = False
 
 
 def begin(order: Order) -> None:
@@ -70,15 +74,24 @@ def send(fd: int, data: bytes, luggage: Sequence[int] = ()) -> None:
 
     Raises OSError; RefusedError: something else may be sent in its place.
     """
+    global _torn
     view = memoryview(data)
     with _lock:
-        if luggage:
-            try:
-                sent = messages.send_on(fd, data, luggage)
-            except (BrokenPipeError, ConnectionResetError):
-                raise
-            except OSError as exc:
-                raise RefusedError(exc.errno, exc.strerror) from exc
-            view = view[sent:]
-        while view:
-            view = view[os.write(fd, view) :]
+        if _torn:
+            raise BrokenPipeError(errno.EPIPE, "what was sent before was cut short")
+        try:
+            if luggage:
+                try:
+                    sent = messages.send_on(fd, data, luggage)
+                except (BrokenPipeError, ConnectionResetError):
+                    raise
+                except OSError as exc:
+                    raise RefusedError(exc.errno, exc.strerror) from exc
+                view = view[sent:]
+            while view:
+                view = view[os.write(fd, view) :]
+        except OSError:
+            raise
+        except BaseException:
+            _torn = True
+            raise

@@ -17,7 +17,7 @@ from .._os import cstdio, memfd
 from .._wire import codecs, inert
 from .._wire.frames import INLINE_MAX, Kind, Payload, Region, encode, encode_small_value
 from .._wire.handles import Lent, Packing
-from . import leftovers, loops, progress
+from . import items, leftovers, loops, progress
 from .order import Order
 
 __all__ = ["MARK_AT", "PID_AT", "SCRATCH_START", "have_last_word", "work", "work_within"]
@@ -72,11 +72,13 @@ def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
     if order.progress:
         progress.begin(order)
     try:
-        value = order.fn(*order.args)
         if order.streaming:
-            value = loops.stream(order, value)
-        elif type(value) is CoroutineType:
-            value = loops.run(value, order.backend)
+            value = None
+            items.stream(order)
+        else:
+            value = order.fn(*order.args)
+            if type(value) is CoroutineType:
+                value = loops.run(value, order.backend)
     except BaseException as exc:  # noqa: BLE001 - all of it is fn's answer
         if os.getpid() != pid:
             return 1
@@ -84,11 +86,10 @@ def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
             _ease()
         if isinstance(exc, SystemExit):
             code = _exit_code(exc)
-        if type(exc) is loops.TooLargeItemError:
-            text = f"an item that fn yielded has {exc.args[0]:,} bytes, and may have "
-            answer, luggage = _lost(order, "ITEM_TOO_LARGE", f"{text}{order.result_size:,}")
-        elif type(exc) is progress.RefusedError:
-            answer, luggage = _unsent(order, "an item", exc)
+        if type(exc) is items.LostItemError:
+            answer, luggage = _lost_item(order, exc)
+        elif type(exc) is items.LeftError:
+            answer, luggage = b"", None  # nobody wants one
         else:
             answer, luggage = _raised(order, exc)
         leftovers.forget_frames(exc)
@@ -120,12 +121,16 @@ def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
     if left is not None:
         mark += encode(order.nonce, Kind.LEAVING, left)
     _flush(streams)
+    if not answer:
+        if left is not None:
+            leftovers.finish(order, items.LEFT, functools.partial(_flush, streams))
+        return items.end_by_signal()
     try:
         try:
             progress.send(order.channel, mark + answer, luggage.fds if luggage else ())
         except progress.RefusedError as exc:
-            answer, _ = _unsent(order, "what fn returned or raised", exc)
-            progress.send(order.channel, mark + answer)
+            text = f"what fn returned or raised {_unsent(exc)}"
+            progress.send(order.channel, mark + _lost(order, "RESULT_WRITE", text)[0])
     except OSError:
         # fn has closed the channel, so nobody can be told; the parent sees that nothing came.
         pass
@@ -154,8 +159,7 @@ def _returned(order: Order, value: object) -> _Answer:
         dumped = codecs.dump(value)
     except BaseException as exc:  # noqa: BLE001 - a __reduce__ may raise anything
         why = _where(value) + _one_line(exc) if order.codec == "pickle" else _one_line(exc)
-        verb = "pickled" if order.codec == "pickle" else f"encoded as {order.codec}"
-        text = f"fn returned {_kind(value)}, which could not be {verb}: {why}"
+        text = f"fn returned {_kind(value)}, which could not be {_encoded(order)}: {why}"
         short = isinstance(exc, MemoryError) and order.bounds is not None
         return _lost(order, "MEMORY_LIMIT" if short else "RESULT_ENCODING", text)
     return _payload(order, Kind.VALUE, dumped)
@@ -248,9 +252,32 @@ def _fill_scratch(fd: int, parts: Sequence[memoryview | Lent]) -> tuple[Region, 
     return tuple(regions)
 
 
-def _unsent(order: Order, what: str, exc: OSError) -> _Answer:
-    text = f"{what} could not be sent with its descriptors: {exc.strerror}"
-    return _lost(order, "RESULT_WRITE", text)
+def _unsent(exc: OSError) -> str:
+    return f"could not be sent with its descriptors: {exc.strerror}"
+
+
+def _lost_item(order: Order, lost: items.LostItemError) -> _Answer:
+    """Tell why an item that fn yielded could not be sent."""
+    why, what = lost.why, f"an item that fn yielded, {_kind(lost.item)},"
+    reason = "ITEM_ENCODING"
+    if isinstance(why, items.TooLargeError):
+        reason = "ITEM_TOO_LARGE"
+        text = f"{what} has {why.size:,} bytes, and may have {order.result_size:,}"
+    elif isinstance(why, progress.RefusedError):
+        reason = "ITEM_WRITE"
+        text = f"{what} {_unsent(why)}"
+    else:
+        if isinstance(why, MemoryError) and order.bounds is not None:
+            reason = "ITEM_MEMORY_LIMIT"
+        where = _where(lost.item) if order.codec == "pickle" else ""
+        text = f"{what} could not be {_encoded(order)}: {where}{_one_line(why)}"
+    if lost.parting is not None:
+        text += f" (and when it was closed, its generator raised {_one_line(lost.parting)})"
+    return _lost(order, reason, text)
+
+
+def _encoded(order: Order) -> str:
+    return "pickled" if order.codec == "pickle" else f"encoded as {order.codec}"
 
 
 def _lost(order: Order, reason: str, text: str) -> _Answer:

@@ -121,7 +121,6 @@ class Job(Generic[T]):
         self.value: Any = None
         self.error: BaseException | None = None
         self._finished: anyio.Event | None = None
-        self._background: loops.Background | None = None
         self.on_done: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
@@ -233,15 +232,17 @@ class Job(Generic[T]):
 
     def start(self) -> None:
         """Carry it out in the background."""
-        self._background = loops.spawn(
-            self._service.backend, self._in_background, self._after_background
-        )
+        # What it returns is not kept: that refers to this job, as its `on_done` does.
+        loops.spawn(self._service.backend, self._in_background, self._after_background)
 
     async def _in_background(self) -> None:
         try:
             await self.carry_out()
-        except IsolationError:
-            pass  # it is the job's error
+        except IsolationError as refusal:
+            # It is the job's error. Nobody has any use for where in here it was raised, and by the
+            # frames of that it would refer to this job, and so to fn's arguments, until a
+            # collection.
+            refusal.__traceback__ = None
         except Exception as exc:  # noqa: BLE001 - a callable of the caller's raised
             self.error = exc
 

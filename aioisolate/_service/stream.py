@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import time
 from collections import deque
@@ -10,22 +11,28 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-import anyio
 import anyio.lowlevel
 
 from .._call.decoding import INLINE_MAX, Decoding
 from .._call.supervise import OnItem
+from .._errors import IsolationError
 from .._os.fds import Descriptors
 from .._wire import codecs
 from .job import Job
+from .takers import Takers
 
 __all__ = ["Stream"]
 
 T = TypeVar("T")
 
+_log = logging.getLogger("aioisolate.service")
+
 # The child is held up while so much is here that nobody has asked for.
 _ITEMS_MAX = 64
 _BYTES_MAX = 256 * 1024
+# When it is told to end, its channel is read to the end all the same: that is less than so much.
+_FLOOD_ITEMS = 64 * 1024
+_FLOOD_BYTES = 4 << 20
 # So many seconds items are decoded in a row.
 _TURN = 0.005
 
@@ -34,7 +41,10 @@ class Stream(Generic[T]):
     """The items of a generator in a child: an async context manager and an async iterator.
 
     The child runs ahead as far as a pipe and some 64 items (or 256 KiB) reach, then waits. What
-    the generator raises comes after the items before it. Leaving the context ends the child.
+    the generator raises comes after the items before it. Leaving the context ends the child: it
+    is killed, or with ``grace`` its generator is closed.
+
+    Several tasks may take items, each of which goes to one of them.
 
     Attributes:
         job: the call behind it.
@@ -44,12 +54,18 @@ class Stream(Generic[T]):
         self._make_job = make_job
         self._items: deque[tuple[Sequence[bytes], Descriptors]] = deque()
         self._bytes = 0
-        self._changed = anyio.Event()
+        self._flooded = False
+        self._takers = Takers()
         self._closed = False
+        # Why an item could not be decoded, once one could not.
+        self._failure: BaseException | None = None
         # When the event loop last had a turn.
         self._rested_at = -math.inf
-        # Of the item that is to be had next. Whoever was cancelled while waiting for it comes back.
-        self._decoding: Decoding | None = None
+        # Items that are being decoded, by their order; and those of them that nobody waits for any
+        # more, because who did was cancelled: they are to be had next.
+        self._number = 0
+        self._decoding: dict[int, Decoding] = {}
+        self._abandoned: list[int] = []
         self.job: Job[Any]
 
     def __repr__(self) -> str:
@@ -61,7 +77,7 @@ class Stream(Generic[T]):
         if self._closed or hasattr(self, "job"):
             raise RuntimeError("a stream is entered once")
         self.job = self._make_job(self._take)
-        self.job.on_done = self._wake
+        self.job.on_done = self._takers.wake
         self.job.start()
         return self
 
@@ -72,76 +88,105 @@ class Stream(Generic[T]):
         traceback: TracebackType | None,
     ) -> None:
         self._close()
-        await self.job.abort()
+        job = self.job
+        was_done = job.done()
+        await job.abort()
+        error = job.error
+        if not was_done and error is not None and not isinstance(error, IsolationError):
+            _log.warning("%s raised while its stream was left", job.name, exc_info=error)
 
     def _close(self) -> None:
         self._closed = True
         while self._items:
             self._items.popleft()[1].close_all()
-        if self._decoding is not None:
-            self._decoding.close()
-            self._decoding = None
+        for decoding in self._decoding.values():
+            decoding.close()
+        self._decoding.clear()
+        self._abandoned.clear()
+        self._takers.wake()
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
 
-    async def __anext__(self) -> T:  # noqa: C901, PLR0912 - the short way is not taken by a call more
+    async def __anext__(self) -> T:
         if not hasattr(self, "job"):
             raise RuntimeError("a stream is used inside `async with`")
-        if self._closed:
-            raise StopAsyncIteration
-        decoding = self._decoding
-        if decoding is None:
+        # Several tasks may take items. So after each await all has to be looked at again.
+        while not self._closed:
+            if self._abandoned:
+                return await self._decoded(self._abandoned.pop(0))
             if not self._items:
                 await self._wait_for_one()
             elif time.monotonic() - self._rested_at > _TURN:
                 # All of them are here, and who takes them may never wait for anything else.
                 await anyio.lowlevel.checkpoint()
                 self._rested_at = time.monotonic()
-            if not self._items:  # closed meanwhile
-                raise StopAsyncIteration
-            pieces, luggage = self._items.popleft()
-            size = sum(map(len, pieces))
-            self._bytes -= size
-            supervision = self.job.supervision
-            if not self._is_full() and supervision is not None:
-                supervision.resume()
-            if (
-                self._effort(pieces, size) <= INLINE_MAX
-            ):  # the short way: most are small, and there may be many
-                failure: BaseException | None = None
-                try:
-                    item: T = self._load(pieces, luggage, at_once=True)
-                except codecs.ImportNeeded:
-                    pass  # in a thread, then
-                except BaseException as exc:  # noqa: BLE001 - loading a pickle may raise anything
-                    failure = exc
-                else:
-                    return item
-                if failure is not None:
-                    self._close()
-                    raise await self.job.spoil(failure)
-            load = functools.partial(self._load, pieces, luggage)
-            decoding = Decoding(INLINE_MAX + 1, load, otherwise=luggage.close_all)
-            self._decoding = decoding
-        await decoding.wait()
-        self._decoding = None
+            else:
+                pieces, luggage = self._items.popleft()
+                size = sum(map(len, pieces))
+                self._bytes -= size
+                supervision = self.job.supervision
+                if not self._is_full() and supervision is not None:
+                    supervision.resume()
+                # The short way: most are small, and there may be many.
+                if self._effort(pieces, size) <= INLINE_MAX:
+                    try:
+                        item: T = self._load(pieces, luggage, at_once=True)
+                    except codecs.ImportNeeded:
+                        pass  # in a thread, then
+                    except BaseException as exc:  # noqa: BLE001 - a pickle may raise anything
+                        self._failure = exc
+                        self._close()
+                        break
+                    else:
+                        return item
+                return await self._decoded(self._decode(pieces, luggage))
+        raise await self._end()
+
+    async def _end(self) -> BaseException:
+        """Return what to raise where nothing more is to be had."""
+        if self._failure is not None and self._takers.error is None:
+            self._takers.fail(await self.job.spoil(self._failure))
+            self.job.error = self._takers.error
+        return self._takers.end()
+
+    def _decode(self, pieces: Sequence[bytes], luggage: Descriptors) -> int:
+        """Begin to decode an item in a thread; return its number."""
+        load = functools.partial(self._load, pieces, luggage)
+        self._number += 1
+        self._decoding[self._number] = Decoding(INLINE_MAX + 1, load, otherwise=luggage.close_all)
+        return self._number
+
+    async def _decoded(self, number: int) -> T:
+        """Wait until an item is decoded, and return it."""
+        decoding = self._decoding[number]
+        try:
+            await decoding.wait()
+        except BaseException:
+            if number in self._decoding:
+                self._abandoned.append(number)
+                self._abandoned.sort()
+                self._takers.wake()
+            raise
+        self._decoding.pop(number, None)
+        self._takers.wake()
         if decoding.failure is not None:
+            self._failure = decoding.failure
             self._close()
-            raise await self.job.spoil(decoding.failure)
+            raise await self._end()
         value: T = decoding.value
         return value
 
     async def _wait_for_one(self) -> None:
-        while not self._items:
-            if self.job.done():
-                if self.job.error is not None:
-                    self._closed = True
-                    raise self.job.error
-                raise StopAsyncIteration
-            self.job.check_owner()
-            self._changed = anyio.Event()
-            await self._changed.wait()
+        """Wait until something has changed. Raises what is to be had at the end, if that is now."""
+        # While others still have theirs decoded, these may come back, or turn out to be bad.
+        if self.job.done() and not self._decoding:
+            if self.job.error is not None:
+                self._takers.fail(self.job.error)
+                self._closed = True
+            raise self._takers.end()
+        self.job.check_owner()
+        await self._takers.wait()
         self._rested_at = time.monotonic()
 
     def _effort(self, pieces: Sequence[bytes], size: int) -> int:
@@ -174,17 +219,23 @@ class Stream(Generic[T]):
         luggage = Descriptors()
         for fd in fds:
             luggage.own(fd)
-        if self._closed:
+        if self._closed or self._is_flooded():
             luggage.close_all()
             return
         self._items.append((pieces, luggage))
         self._bytes += sum(map(len, pieces))
         if self._is_full() and self.job.supervision is not None:
             self.job.supervision.pause()
-        self._wake()
+        self._takers.wake()
 
     def _is_full(self) -> bool:
         return len(self._items) >= _ITEMS_MAX or self._bytes >= _BYTES_MAX
 
-    def _wake(self) -> None:
-        self._changed.set()
+    def _is_flooded(self) -> bool:
+        """Tell whether so much is here that what comes is dropped.
+
+        Only a child that is being ended can't be held up, and one that does not end goes on.
+        """
+        if self._bytes >= _FLOOD_BYTES or len(self._items) >= _FLOOD_ITEMS:
+            self._flooded = True
+        return self._flooded

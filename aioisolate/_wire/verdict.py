@@ -114,8 +114,9 @@ def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: C901, PLR0911 - one 
             name, _, text = evidence.detail.partition("\n")
             if name == Reason.MEMORY_LIMIT.name:
                 return Verdict(MemoryLostError, Reason.MEMORY_LIMIT, text)
-            if name == "ITEM_TOO_LARGE":  # it has not come to its end
-                return Verdict(CallableStatusUnknownError, Reason.RESULT_TOO_LARGE, text)
+            if name in _LOSSES_OF_ITEMS:  # it has not come to its end
+                loss, reason = _LOSSES_OF_ITEMS[name]
+                return Verdict(loss, reason, text)
             reason = Reason[name] if name in _LOSSES else Reason.RESULT_WRITE
             return Verdict(CallableExecutedError, reason, text)
         case Kind.FAILED if evidence.started:
@@ -146,6 +147,12 @@ _OUT_OF_REACH = ("ModuleNotFoundError", "ImportError", "PermissionError", "FileN
 _LOSSES = frozenset(
     {Reason.RESULT_ENCODING.name, Reason.RESULT_WRITE.name, Reason.RESULT_TOO_LARGE.name}
 )
+_LOSSES_OF_ITEMS: dict[str, tuple[type[IsolationError], Reason]] = {
+    "ITEM_ENCODING": (CallableStatusUnknownError, Reason.RESULT_ENCODING),
+    "ITEM_WRITE": (CallableStatusUnknownError, Reason.RESULT_WRITE),
+    "ITEM_TOO_LARGE": (CallableStatusUnknownError, Reason.RESULT_TOO_LARGE),
+    "ITEM_MEMORY_LIMIT": (MemoryLimitError, Reason.MEMORY_LIMIT),
+}
 
 
 def _killed(  # noqa: C901, PLR0911 - likewise
