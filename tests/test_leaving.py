@@ -942,9 +942,9 @@ def unsendable_nested(diary):
 
 
 WORDS = {
-    unsendable_nested: "builtins.dict, could not be pickled: TypeError: cannot pickle",
+    unsendable_nested: "dict, could not be pickled: item 'lock': TypeError: cannot pickle",
     unsendable_async_and_raises: "when it was closed, its generator raised ValueError: in the end)",
-    unsendable: "builtins.dict, could not be pickled: TypeError: cannot pickle '_thread.lock",
+    unsendable: "dict, could not be pickled: item 'lock': TypeError: cannot pickle '_thread.lock",
     unsendable_async: "_thread.lock, could not be pickled: TypeError",
     unsendable_and_raises: "(and when it was closed, its generator raised ValueError: in the end)",
 }

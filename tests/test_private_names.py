@@ -52,8 +52,6 @@ KNOWN = {
     "_ncallbacks": "atexit",
     "_parent_pid": "multiprocessing",
     "_registry": "weakref",
-    "_resolver": "gevent, in test_monkey_patched.py",
-    "_threadpool": "gevent, in test_monkey_patched.py",
     "_run_exitfuncs": "atexit",
     "_threading_atexits": "threading",
     "_threads_queues": "concurrent.futures",

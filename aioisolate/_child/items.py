@@ -22,13 +22,11 @@ from .order import Order
 if TYPE_CHECKING:
     import anyio
 
-__all__ = ["LEFT", "LeftError", "LostItemError", "TooLargeError", "end_by_signal", "stream"]
+__all__ = ["LeftError", "LostItemError", "TooLargeError", "end_by_signal", "stream"]
 
 _raw: Any = _signal
 _SIGTERM = int(_raw.SIGTERM)
 _DEFAULT = int(_raw.SIG_DFL)
-# The exit code of a child whose stream was left, where something of fn had still to end.
-LEFT = 128 + _SIGTERM
 
 
 class LeftError(BaseException):
@@ -110,14 +108,14 @@ class _Leave:
         self._let_go()
 
 
-def end_by_signal() -> int:
-    """End as a process that does not handle SIGTERM; or return the exit code that says so."""
+def end_by_signal() -> NoReturn:
+    """End as a process that does not handle SIGTERM; or with the exit code that says so."""
     _raw.signal(_SIGTERM, _DEFAULT)
     try:
         _raw.raise_signal(_SIGTERM)
     except OSError:
         pass  # a filter forbids it
-    return LEFT
+    os._exit(128 + _SIGTERM)
 
 
 def stream(order: Order) -> None:

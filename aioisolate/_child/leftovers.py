@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from .._wire.frames import Kind, encode
 from . import progress
@@ -109,8 +109,8 @@ def _finalizers(*, own: bool) -> dict[Any, Any]:
     return {key: found for key, found in list(registry.items()) if (found._pid == pid) == own}
 
 
-def finish(order: Order, code: int, flush: Callable[[], object]) -> NoReturn:
-    """Do what an interpreter does at its end, tell what has not ended in time, and exit."""
+def finish(order: Order, end: Callable[[], object], flush: Callable[[], object]) -> None:
+    """Do what an interpreter does at its end, tell what has not ended in time, and *end*."""
     global _rest
     try:
         until = time.monotonic() + order.exit_timeout
@@ -126,7 +126,7 @@ def finish(order: Order, code: int, flush: Callable[[], object]) -> NoReturn:
             except BaseException as exc:  # noqa: BLE001 - as the interpreter does at its end
                 sys.excepthook(type(exc), exc, exc.__traceback__)
             finally:
-                os._exit(code)
+                end()
 
         _rest = rest
         # The last one of these, in this order, is the mark; it does not return.
@@ -135,7 +135,7 @@ def finish(order: Order, code: int, flush: Callable[[], object]) -> NoReturn:
     except BaseException as exc:  # noqa: BLE001 - likewise
         sys.excepthook(type(exc), exc, exc.__traceback__)
     finally:
-        os._exit(code)
+        end()
 
 
 # Threads and processes

@@ -123,8 +123,8 @@ def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
     _flush(streams)
     if not answer:
         if left is not None:
-            leftovers.finish(order, items.LEFT, functools.partial(_flush, streams))
-        return items.end_by_signal()
+            leftovers.finish(order, items.end_by_signal, functools.partial(_flush, streams))
+        items.end_by_signal()
     try:
         try:
             progress.send(order.channel, mark + answer, luggage.fds if luggage else ())
@@ -135,7 +135,8 @@ def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
         # fn has closed the channel, so nobody can be told; the parent sees that nothing came.
         pass
     if left is not None:
-        leftovers.finish(order, code, functools.partial(_flush, streams))
+        end = functools.partial(os._exit, code)
+        leftovers.finish(order, end, functools.partial(_flush, streams))
     return code
 
 

@@ -78,7 +78,8 @@ def describe(numbers: Iterable[int]) -> list[Native]:
     """
     if not _description_of(get_native_id()):
         raise OSError(errno.ENOSYS, "the C library says only later where threads are described")
-    idents = sys._current_frames().keys()  # of threads that are in Python code
+    # Of threads that are in Python code. (A copy: the frames would include this one.)
+    idents = set(sys._current_frames())
     # Not counted, since started by others: the main thread, and such as have asked for a name.
     started = [t for t in threading.enumerate() if not t.name.startswith(("Dummy-", "MainThread"))]
     unknown = _count() > len(started)  # there are some that `threading` did not start

@@ -108,7 +108,7 @@ class Stream(Generic[T]):
     def __aiter__(self) -> AsyncIterator[T]:
         return self
 
-    async def __anext__(self) -> T:
+    async def __anext__(self) -> T:  # noqa: C901 - the short way is not taken by a call more
         if not hasattr(self, "job"):
             raise RuntimeError("a stream is used inside `async with`")
         # Several tasks may take items. So after each await all has to be looked at again.
