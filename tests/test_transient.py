@@ -22,6 +22,7 @@ from aioisolate import (
     Reason,
     run_isolated,
 )
+from aioisolate._os import unpatched
 from tests.helpers import error_of
 
 # Every reason, decided once more.
@@ -104,7 +105,7 @@ async def test_11_22_what_the_system_says(monkeypatch, number, transient):
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fork", fork)
+        patch.setattr(unpatched, "fork", fork)
         error = await error_of(run_isolated(abs, 1))
     assert (error.reason, error.transient) == (Reason.FORK, transient)
 

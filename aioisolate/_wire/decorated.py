@@ -19,6 +19,11 @@ __all__ = ["keep_slots", "reduce"]
 _cached_type = type(functools.cache(len))
 _a_dispatching: Any = functools.singledispatch(lambda _: None)
 _dispatching = _a_dispatching.__code__
+_DESCRIPTORS = (
+    functools.cached_property,
+    functools.partialmethod,
+    functools.singledispatchmethod,
+)
 # What the decorators give to what they make.
 _GIVEN = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "__annotate__", "__type_params__"}
 _GIVEN |= {"cache_parameters", "register", "dispatch", "registry", "_clear_cache"}
@@ -47,7 +52,7 @@ def reduce(obj: Any) -> Any:
         if obj.__code__ is not _dispatching or _is_there(obj):
             return NotImplemented
         return _reduce_dispatching(obj)
-    if cls in (functools.cached_property, functools.singledispatchmethod):
+    if cls in _DESCRIPTORS:
         return _reduce_descriptor(obj)
     if cls.__name__ in ("StructMeta", "Meta") and "msgspec" in sys.modules:
         return _reduce_of_msgspec(sys.modules["msgspec"], cls, obj)
@@ -116,6 +121,8 @@ def _set_registry(fn: Any, state: tuple[list[tuple[type, Any]], dict[str, Any]])
 def _reduce_descriptor(obj: Any) -> Any:
     if type(obj) is functools.cached_property:  # has a lock, before Python 3.12
         return _make_property, (obj.func, obj.attrname)
+    if type(obj) is functools.partialmethod:  # can't be made without, from 3.14 on
+        return _make_partial_method, (obj.func, obj.args, obj.keywords)
     # From Python 3.13 on it has a cache that is made of weak references.
     state: Any = list(obj.dispatcher.registry.items()), {}
     return functools.singledispatchmethod, (obj.func,), state, None, None, _set_methods
@@ -123,6 +130,12 @@ def _reduce_descriptor(obj: Any) -> Any:
 
 def _set_methods(method: Any, state: tuple[list[tuple[type, Any]], dict[str, Any]]) -> None:
     _set_registry(method.dispatcher, state)
+
+
+def _make_partial_method(
+    function: Any, args: tuple[Any, ...], keywords: dict[str, Any]
+) -> functools.partialmethod[Any]:
+    return functools.partialmethod(function, *args, **keywords)
 
 
 def _make_property(fn: Callable[[Any], Any], name: str | None) -> Any:
