@@ -220,6 +220,6 @@ async def test_9_4_a_stopped_child_is_told_of(start, caplog):
 
             tasks.start_soon(call)
             pid = await stages.reached("started")
-            await until(lambda: f"child {pid} has been stopped" in caplog.text)
+            await until(lambda: f"child {pid} (stop) has been stopped" in caplog.text)
             os.kill(pid, signal.SIGCONT)
         assert results == ["went on"]
