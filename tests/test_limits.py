@@ -424,7 +424,7 @@ async def test_result_size_of_items(start, codec):
                     got.append(len(item))
         assert type(caught.value) is CallableStatusUnknownError  # it was not at its end
         assert caught.value.reason is Reason.RESULT_TOO_LARGE
-        assert str(caught.value).startswith("an item that fn yielded has 20,0")
+        assert str(caught.value).startswith("an item that fn yielded, str, has 20,0")
         assert str(caught.value).endswith("bytes, and may have 10,000")
         assert got == [10]
 
