@@ -132,11 +132,13 @@ class IsolationError(Exception):
     ==================================================  =========================================
     True: the machine, its load, other processes        False: fn, its arguments, the program
     ==================================================  =========================================
-    PIPE_CREATION                                       ARGUMENT_ENCODING, ARGUMENT_DECODING
+    PIPE_CREATION                                       ARGUMENT_ENCODING (not of what is changed
+                                                        meanwhile), ARGUMENT_DECODING
     FORK (not where the interpreter is missing)         FEATURE_UNAVAILABLE
     CHILD_SETUP                                         CHILD_SETUP of a preload that fails, of
                                                         another version of the package
-    START_TIMEOUT, TIMEOUT (not with ``timeout=0``)     RESULT_ENCODING, RESULT_DECODING
+    START_TIMEOUT, TIMEOUT (not with ``timeout=0``)     RESULT_ENCODING, RESULT_DECODING (not for
+                                                        want of a thread)
     QUEUE_FULL, QUEUE_TIMEOUT                           RESULT_TOO_LARGE, MEMORY_LIMIT, CPU_LIMIT,
                                                         OUTPUT_LIMIT: they exceed a limit
     SERVER_DIED                                         EXIT, NO_RESULT, BASE_EXCEPTION

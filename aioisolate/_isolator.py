@@ -351,6 +351,7 @@ class Isolator:
         options: JobArgs,
         *,
         streaming: bool = False,
+        core: Core | None = None,
         **more: Any,
     ) -> Job[Any]:
         checked, queue_timeout = self._default_options, self._queue_timeout
@@ -360,7 +361,7 @@ class Isolator:
         plan = make_plan(
             fn, args, checked, features.current(), streaming=streaming, start=self._start
         )
-        return self._core.make_job(plan, queue_timeout=queue_timeout, **more)
+        return (core or self._core).make_job(plan, queue_timeout=queue_timeout, **more)
 
     def _checked(self, options: JobArgs) -> CallOptions:
         if "sandbox" in options:
@@ -432,7 +433,9 @@ class Isolator:
 
         Returns:
             an async iterator, which is an async context manager, too. Several tasks may take
-            results from it; the end, or the error, comes to each.
+            results from it; the end, or the error, comes to each. If the Isolator is closed before
+            all items are read, that is a `CallableDidNotExecuteError` (``Reason.CLOSED``) after
+            the results.
 
         A loop may be left early: what runs is killed, nothing more begins, and a generator that
         yields the items is closed, as soon as nothing refers to the iterator any more, which is at
@@ -452,15 +455,16 @@ class Isolator:
         """
         if not isinstance(items, (Iterable, AsyncIterable)):
             raise TypeError(f"items must be iterable, not {items!r}")
-        self._core.check_open()
+        core = self._core  # this one: the map ends with it, should the Isolator be entered again
+        core.check_open()
         if concurrency is None:
-            concurrency = max(1, int(min(self._core.limiter.total_tokens, 10_000)))
+            concurrency = max(1, int(min(core.limiter.total_tokens, 10_000)))
         _check_count("concurrency", concurrency, 1)
         make_plan(fn, (), self._checked(options), features.current(), start=self._start)
         return Results(
             items,
-            lambda item: self._submit(fn, (item,), options, whole=capture),
-            self._core.backend,
+            lambda item: self._submit(fn, (item,), options, core=core, whole=capture),
+            core,
             ordered=ordered,
             concurrency=concurrency,
             outcomes=capture,

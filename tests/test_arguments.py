@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import types
+from pickle import PicklingError
 
 import anyio
 import pytest
@@ -337,6 +338,38 @@ async def test_11_6_an_argument_that_changes_meanwhile_is_an_error(make, change)
     assert error.reason is Reason.ARGUMENT_ENCODING
     assert "was changed while it was pickled" in str(error)
     assert isinstance(error.__cause__, ChangedError)
+    assert error.transient
+
+
+class Meddler:
+    def __init__(self, value):
+        self.value = value
+
+    def __reduce__(self):
+        self.value[len(self.value)] = None
+        return int, ()
+
+
+def filled(parcel, value, *, by_value):
+    try:
+        return calls.dump_into(parcel, len, (value,), None, lambda _: False, by_value=by_value)
+    finally:
+        parcel.finish()
+        parcel.drop()
+
+
+@pytest.mark.parametrize("by_value", [False, True])
+def test_11_6_what_changes_is_not_taken_for_what_cannot_be_pickled(by_value):
+    value = {}
+    value |= {"first": Meddler(value), "second": 2}
+    with pytest.raises(ChangedError, match="dictionary changed size"):
+        filled(FileParcel(), value, by_value=by_value)
+
+
+def test_11_6_a_long_text_beside_what_cannot_be_pickled():
+    value = [["x"] * 30_000, ["x" * 9_000_000], threading.Lock()]
+    with pytest.raises(PicklingError, match=r"argument 1: TypeError: .*lock"):
+        filled(FileParcel(), value, by_value=True)
 
 
 @pytest.mark.parametrize("make", [bytearray, lambda data: array.array("d", data)])

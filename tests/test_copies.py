@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import functools
 import gc
@@ -15,7 +16,7 @@ import anyio
 import pytest
 
 from aioisolate import Isolator, run_isolated, stream_isolated
-from tests.helpers import Stages, alive, fork, isolator, python
+from tests.helpers import Stages, alive, fork, isolator, python, until
 from tests.payloads import double
 
 
@@ -202,6 +203,31 @@ async def test_9_2_a_copy_that_leaves_the_contexts(start):
                 os._exit(0)
         with anyio.fail_after(20):
             assert await iso.run(double, 3) == 6
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.one_loop
+async def test_11_29_nobody_waits_in_a_copy_for_a_future_of_the_parents():
+    async with Isolator("fork") as iso:
+        done = iso.executor().submit(double, 1)
+        await until(done.done)
+        running = iso.executor().submit(time.sleep, 60)
+        await until(running.running)
+
+        def use():
+            for ask in (
+                running.result,
+                functools.partial(running.result, 0),
+                running.exception,
+                lambda: concurrent.futures.wait([running]),
+                lambda: next(concurrent.futures.as_completed([running])),
+            ):
+                with pytest.raises(RuntimeError, match="forked copy"):
+                    ask()
+            return done.result()
+
+        assert await run_isolated(use, timeout=20) == 2
+        running.cancel()
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")

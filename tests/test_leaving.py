@@ -16,6 +16,7 @@ import anyio
 import pytest
 
 from aioisolate import (
+    CallableDidNotExecuteError,
     CallableStatusUnknownError,
     Isolator,
     Limits,
@@ -257,6 +258,67 @@ async def test_11_7_dropped_in_another_thread():
 async def test_11_7_the_only_reference_may_be_the_waiting_one():
     async with Isolator("fork", max_concurrency=3) as iso:
         assert await anext(iso.map(double, range(20))) == 0
+
+
+async def test_11_7_closing_the_isolator_wakes_who_waits_for_the_source():
+    waits = anyio.Event()
+
+    async def source():
+        yield 1
+        waits.set()
+        await anyio.sleep_forever()
+
+    got, raised = [], []
+
+    async def consume():
+        try:
+            async for result in iso.map(double, source()):
+                got.append(result)
+        except CallableDidNotExecuteError as error:
+            raised.append(error.reason)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group, Isolator("fork") as iso:
+            group.start_soon(consume)
+            await waits.wait()
+            await until(lambda: got)
+    assert (got, raised) == ([2], [Reason.CLOSED])
+
+
+async def test_11_7_a_map_goes_no_further_than_its_isolators_life():
+    async def source(more):
+        for number in range(4):  # as many as may wait to be taken
+            yield number
+        if more:
+            await anyio.sleep_forever()
+
+    iso = Isolator("fork")
+    async with iso:
+        maps = [iso.map(double, source(more), concurrency=2) for more in (False, True)]
+        await until(lambda: iso.statistics().outcomes.get("returned") == 8)
+    async with iso:  # which is another one now
+        with anyio.fail_after(20):
+            assert [result async for result in maps[0]] == [0, 2, 4, 6]
+            with pytest.raises(CallableDidNotExecuteError) as caught:
+                async for _ in maps[1]:
+                    pass
+        assert caught.value.reason is Reason.CLOSED
+        assert iso.statistics().submitted == 0
+
+
+@pytest.mark.one_loop
+async def test_11_7_one_that_waits_for_room_begins_nothing_in_another_life():
+    iso = Isolator("fork")
+    async with iso:
+        results = iso.map(double, range(9), concurrency=1)
+        await until(lambda: iso.statistics().outcomes.get("returned") == 2)
+    async with iso:
+        got = []
+        with pytest.raises(CallableDidNotExecuteError, match="closed"):
+            async for result in results:
+                got.append(result)
+        assert got == [0, 2]
+        assert iso.statistics().submitted == 0
 
 
 @pytest.mark.one_loop

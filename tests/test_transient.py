@@ -115,3 +115,21 @@ async def test_11_22_a_server_that_cannot_be_started(monkeypatch):
     monkeypatch.setattr(sys, "executable", "")
     error = await error_of(Isolator().__aenter__())
     assert (error.reason, error.transient) == (Reason.FORK, False)
+
+
+@pytest.mark.one_loop
+async def test_11_22_where_no_thread_can_be_started(monkeypatch):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    large = [[number] for number in range(100_000)]
+    async with Isolator() as iso:
+        await iso.run(len, large)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            error = await error_of(iso.run(len, large))
+            assert (error.reason, error.transient) == (Reason.PIPE_CREATION, True)
+            assert "can't start new thread" in str(error)
+            error = await error_of(iso.run(list, "x" * 100_000))
+            assert (error.reason, error.transient) == (Reason.RESULT_DECODING, True)
+        assert await iso.run(len, large) == 100_000

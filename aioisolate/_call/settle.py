@@ -22,6 +22,7 @@ from .._errors import (
 )
 from .._limits import Limits
 from .._os import mappings, memfd
+from .._os.threads import NoThreadError
 from .._outcome import Outcome, Usage
 from .._wire import codecs, inert
 from .._wire.frames import Kind, Payload, ProtocolError, Region, TooLarge
@@ -212,7 +213,8 @@ def _as_loss(exc: BaseException, what: str) -> Verdict:
     if isinstance(exc, ProtocolError):
         return Verdict(CallableStatusUnknownError, Reason.PROTOCOL, str(exc))
     message = f"{what} could not be decoded here: {type(exc).__name__}: {exc}"
-    return Verdict(CallableExecutedError, Reason.RESULT_DECODING, message)
+    transient = isinstance(exc, NoThreadError) or None  # of the machine's, not of the result's
+    return Verdict(CallableExecutedError, Reason.RESULT_DECODING, message, transient)
 
 
 def _own_exception(supervision: Supervision, raised: Any) -> BaseException:

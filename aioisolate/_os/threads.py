@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from .fds import Descriptors
 
-__all__ = ["Helper", "helpers", "others"]
+__all__ = ["Helper", "NoThreadError", "helpers", "others"]
 
 # How these threads are told from the user's own: they hold no lock that a child could need.
 _PREFIX = "aioisolate-"
@@ -18,15 +18,22 @@ _PREFIX = "aioisolate-"
 _working: set[threading.Thread] = set()
 
 
+class NoThreadError(OSError):
+    """A thread can't be started, or there is no descriptor left for it."""
+
+
 class Helper:
     """A daemon thread that does one thing and ends.
 
-    Raises OSError if it can't be started. *work* must not raise.
+    Raises NoThreadError if it can't be started. *work* must not raise.
     """
 
     def __init__(self, name: str, work: Callable[[], object]) -> None:
         self._fds = Descriptors()
-        self._read, write = os.pipe()
+        try:
+            self._read, write = os.pipe()
+        except OSError as exc:
+            raise NoThreadError(exc.errno, exc.strerror) from exc
         self._fds.own(self._read)
         os.set_blocking(self._read, False)
 
@@ -45,7 +52,7 @@ class Helper:
             _working.discard(thread)
             os.close(write)
             self.close()
-            raise OSError(errno.EAGAIN, str(exc)) from exc
+            raise NoThreadError(errno.EAGAIN, str(exc)) from exc
 
     def fileno(self) -> int:
         """Return a descriptor that is at its end, so readable, once the work is done."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
 import math
 import os
@@ -409,11 +408,3 @@ class Job(Generic[T]):
         if self.supervision is None:
             return Outcome(error=self.error)
         return outcome_of(self.supervision, self.value, self.error)
-
-
-def _name_of(fn: Any) -> str:
-    """Name what has no name: an executor's call, say, which is a partial."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    name: str = getattr(fn, "__qualname__", type(fn).__qualname__)
-    return name

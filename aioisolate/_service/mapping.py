@@ -16,13 +16,15 @@ from collections.abc import (
     Iterator,
 )
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
+from weakref import WeakSet
 
 import anyio
 import anyio.lowlevel
 
 from .._call import loops
 from .._child.order import AsyncBackend
+from .._errors import CallableDidNotExecuteError, Reason
 from .job import Job
 from .takers import Takers
 
@@ -31,6 +33,11 @@ __all__ = ["Results"]
 T = TypeVar("T")
 
 _log = logging.getLogger("aioisolate.service")
+
+
+class _Service(Protocol):
+    backend: AsyncBackend
+    dependants: WeakSet[Any]
 
 
 class Results(Generic[T]):
@@ -50,7 +57,7 @@ class Results(Generic[T]):
         self,
         items: Iterable[Any] | AsyncIterable[Any],
         make_job: Callable[[Any], Job[Any]],
-        backend: AsyncBackend,
+        service: _Service,
         *,
         ordered: bool,
         concurrency: int,
@@ -59,7 +66,7 @@ class Results(Generic[T]):
         self._course: _Course[T] = _Course(
             items,
             make_job,
-            backend,
+            service,
             ordered=ordered,
             concurrency=concurrency,
             outcomes=outcomes,
@@ -119,7 +126,7 @@ class _Course(Generic[T]):
         self,
         items: Iterable[Any] | AsyncIterable[Any],
         make_job: Callable[[Any], Job[Any]],
-        backend: AsyncBackend,
+        service: _Service,
         *,
         ordered: bool,
         concurrency: int,
@@ -134,6 +141,9 @@ class _Course(Generic[T]):
         self._line: deque[Job[Any]] = deque()
         self._alive: set[Job[Any]] = set()
         self._closed = self._forgotten = False
+        # The service has ended, and begins nothing any more.
+        self._refused = False
+        backend = service.backend
         self._on_trio = backend.loop is None
         self._takers = Takers()
         self._owner_pid = os.getpid()
@@ -147,6 +157,7 @@ class _Course(Generic[T]):
         self._failure: BaseException | None = None
         self._parting: BaseException | None = None
         self._pump = loops.spawn(backend, self._feed, self._end_feeding)
+        service.dependants.add(self)
 
     # Reading the items, in a task of its own
 
@@ -179,6 +190,8 @@ class _Course(Generic[T]):
     async def _begin_each_async(self, iterator: AsyncIterator[Any]) -> None:
         while await self._has_room():
             self._reading = True
+            if self._refused:
+                self._pump.cancel()  # as soon as it has to wait: this may be the end of the source
             try:
                 item = await anext(iterator)
             except StopAsyncIteration:
@@ -233,6 +246,12 @@ class _Course(Generic[T]):
         if self._closed:
             self._part(exc)
         elif _is_cancelled(exc) or (self._on_trio and _is_cancellation(exc)):
+            if self._refused:
+                self._failure = CallableDidNotExecuteError(
+                    "the Isolator was closed before all items of the map were read",
+                    reason=Reason.CLOSED,
+                )
+                return
             # Not raised as itself: the task that takes the results is not the one that was
             # cancelled. (And what trio cancels by must not leave its scope.)
             self._failure = RuntimeError("the task that reads the items of a map was cancelled")
@@ -352,6 +371,15 @@ class _Course(Generic[T]):
         self._takers.wake()
         for job in list(self._alive):
             job.cancel()
+
+    def end(self) -> None:
+        """Take note that the service has ended: what the source is waited for has no use."""
+        self._post(self._refuse)
+
+    def _refuse(self) -> None:
+        self._refused = True
+        if self._reading and not self._closed:
+            self._pump.cancel()
 
     def forget(self) -> None:
         """End it without waiting: nobody holds it any more. In any thread, at any moment."""

@@ -43,7 +43,8 @@ class Statistics(NamedTuple):
         reasons: how many calls have failed for which `Reason`.
         restarts: how often the fork server died and was started again.
         queue: waiting for a turn.
-        fork: getting a child: waiting for one of the fork server's, or the fork itself.
+        fork: pickling the call and getting a child: waiting for one of the fork server's, or the
+            fork itself.
         run: from giving the child its call to its answer, or its end.
         reap: from its answer until it was gone, where the call waited for that.
     """

@@ -54,7 +54,10 @@ class CodePickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
         try:
             return super().dump(obj)
         except Exception as exc:
-            where = self._where(obj) if self.names_culprit else ""
+            from . import parcel  # noqa: PLC0415 - only where something is wrong
+
+            stopped = isinstance(exc, parcel.Halt) or parcel.shows_change(exc)
+            where = self._where(obj) if self.names_culprit and not stopped else ""
             if not where:
                 raise
             raise pickle.PicklingError(f"{where}: {type(exc).__name__}: {exc}") from exc

@@ -10,7 +10,16 @@ import array
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeAlias
 
-__all__ = ["ChangedError", "Parcel", "Part", "TooMuch", "UnwritableError", "copied"]
+__all__ = [
+    "ChangedError",
+    "Halt",
+    "Parcel",
+    "Part",
+    "TooMuch",
+    "UnwritableError",
+    "copied",
+    "shows_change",
+]
 
 # So many bytes are copied at once with the GIL held.
 _STEP = 1 << 20
@@ -33,11 +42,15 @@ class TooMuch(BaseException):
         self.by_value = by_value
 
 
-class ChangedError(Exception):
+class Halt(Exception):  # noqa: N818 - not each is an error
+    """Pickling stops, though nothing can be named that can't be pickled."""
+
+
+class ChangedError(Halt):
     """An argument was changed while it was pickled."""
 
 
-class UnwritableError(OSError):
+class UnwritableError(Halt, OSError):
     """A file for what is pickled could not be made or written."""
 
 
@@ -96,6 +109,11 @@ class Parcel(Protocol):
 
     def drop(self) -> None:
         """Want it no more: the other thread gives up as soon as it can."""
+
+
+def shows_change(exc: Exception) -> bool:
+    """Tell whether an error of pickling says that a dict, a set or a deque was changed."""
+    return isinstance(exc, RuntimeError) and "during iteration" in str(exc)
 
 
 def copied(what: bytearray | array.array[Any]) -> Iterator[bytes]:

@@ -23,6 +23,7 @@ from .._errors import CallableDidNotExecuteError, Reason
 from .._os import memfd, messages
 from .._os.fds import Descriptors, is_open
 from .._os.process import Status
+from .._os.threads import NoThreadError
 from .._os.waitset import WaitSet
 from .._wire import calls, codecs, relation
 from .._wire.frames import NONCE_SIZE
@@ -392,12 +393,16 @@ def _needs_source(plan: Plan) -> calls.NeedsSource:
 
 
 def _unpicklable(exc: BaseException) -> CallableDidNotExecuteError:
-    reason = Reason.ARGUMENT_ENCODING
+    reason, transient = Reason.ARGUMENT_ENCODING, None
     if isinstance(exc, ChangedError):
+        transient = True  # next time nobody may be in the way
         text = (
             f"an argument of fn was changed while it was pickled: {exc} (large ones are pickled in "
             "a thread: do not change them until fn has begun, or hand over a copy)"
         )
+    elif isinstance(exc, NoThreadError):
+        reason = Reason.PIPE_CREATION
+        text = f"no thread could be had to pickle fn's arguments: {exc.strerror}"
     elif isinstance(exc, UnwritableError):
         reason = Reason.PIPE_CREATION
         text = f"fn's arguments could not be written to a file in memory: {exc.strerror}"
@@ -406,4 +411,4 @@ def _unpicklable(exc: BaseException) -> CallableDidNotExecuteError:
             "fn or its arguments could not be pickled for a fork server's child: "
             f"{type(exc).__name__}: {exc} (start='fork' needs no pickling)"
         )
-    return CallableDidNotExecuteError(text, reason=reason)
+    return CallableDidNotExecuteError(text, reason=reason, transient=transient)
