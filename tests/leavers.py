@@ -141,3 +141,38 @@ def write_late(path):
         atexit.register(lambda: path.write_text("written"))
 
     threading.Thread(target=work).start()
+
+
+def leave_print():
+    atexit.register(print, "ran")
+
+
+class Joiner(threading.Thread):
+    def join(self):  # as many have it that return something
+        raise AssertionError
+
+
+def leave_joiner():
+    atexit.register(print, "exit function")
+    Joiner(target=lambda: (time.sleep(0.05), print("thread"))).start()
+    return "value"
+
+
+def leave_threading_exit():
+    threading._register_atexit(print, "fn's")
+    threading.Thread(target=time.sleep, args=(0.05,)).start()
+
+
+def leave_fork():
+    def fork():
+        pid = os.fork()
+        if pid:
+            os.waitpid(pid, 0)
+
+    atexit.register(print, "ended")
+    atexit.register(fork)
+
+
+def close_all():
+    atexit.register(print, "ended")
+    os.closerange(3, 1000)

@@ -81,3 +81,29 @@ def pose_as_tracker():
     process = subprocess.Popen([sys.executable, "-S", "-c", claim])
     report_progress(process.pid)
     os._exit(3)
+
+
+def attach(name, how):
+    """Write to shared memory of somebody else's, and come to an end some way."""
+    memory = shared_memory.SharedMemory(name)
+    memory.buf[:1] = b"1"
+    match how:
+        case "hangs":
+            time.sleep(300)
+        case "unlinks":
+            memory.unlink()
+    memory.close()
+
+
+def spread(names):
+    """Have a tracker, leave processes that fork and end all the time, and wait."""
+    memory = shared_memory.SharedMemory(create=True, size=16)
+    memory.close()
+    until = time.monotonic() + 10
+    for _ in range(names):
+        if os.fork() == 0:
+            while time.monotonic() < until:
+                if os.fork():
+                    os._exit(0)
+            os._exit(0)
+    time.sleep(300)

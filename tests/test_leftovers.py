@@ -6,14 +6,17 @@ import atexit
 import multiprocessing.util
 import os
 import sys
+import tempfile
+import threading
 import time
 import weakref
 
 import anyio
 import pytest
 
-from aioisolate import Isolator, run_isolated, stream_isolated
-from aioisolate._call import leftovers
+from aioisolate import Isolator, capture_isolated, run_isolated, stream_isolated
+from aioisolate._call import leftovers, spawn
+from aioisolate._child import worker
 from tests import leavers
 from tests.helpers import alive, isolator, until
 
@@ -247,3 +250,74 @@ async def test_11_11_exit_timeout_is_a_number_of_seconds(bad):
     ):
         with pytest.raises((TypeError, ValueError), match="exit_timeout"):
             await call()
+
+
+@pytest.mark.one_loop
+async def test_11_11_what_the_parent_makes_just_before_the_fork_is_the_parents(monkeypatch):
+    """A directory that another task or thread makes while a call is prepared is not fn's."""
+    made = []
+    launch = spawn.ForkedChild.launch
+
+    def make_and_launch(child):
+        made.append(tempfile.TemporaryDirectory())
+        return launch(child)
+
+    monkeypatch.setattr(spawn.ForkedChild, "launch", make_and_launch)
+    outcome = await capture_isolated(leavers.leave_print, output="capture")
+    assert outcome.stdout == "ran\n"
+    with made[0] as path:
+        assert os.path.isdir(path)
+
+
+@pytest.mark.one_loop
+async def test_11_11_threads_of_the_parent_cost_nothing(monkeypatch):
+    """Python counts them in a child, too; a call that leaves nothing must not look for its own."""
+    monkeypatch.setattr(worker.leftovers, "look", lambda **_: print("looked"))
+    monkeypatch.delitem(sys.modules, "multiprocessing.util")
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait, name="aioisolate-test")
+    thread.start()
+    try:
+        assert (await capture_isolated(abs, -1, output="capture")).stdout == ""
+        outcome = await capture_isolated(leavers.leave_thread, "x", 0.0, output="capture")
+        assert outcome.stdout in ("", "looked\n")  # it may have ended by then
+    finally:
+        end.set()
+        thread.join()
+
+
+@pytest.mark.one_loop
+async def test_11_11_exit_functions_run_whatever_a_thread_does(caplog):
+    """A class of threads has its own `join`, which takes no timeout; the timeout is a long one."""
+    outcome = await capture_isolated(leavers.leave_joiner, output="capture", exit_timeout=1e15)
+    assert (outcome.unwrap(), outcome.stderr) == ("value", "")
+    assert outcome.stdout == "thread\nexit function\n"
+    assert warnings_in(caplog) == []
+
+
+@pytest.mark.one_loop
+async def test_11_11_what_the_parent_has_threading_call_is_the_parents():
+    """`threading` has exit functions of its own, those of concurrent.futures among them."""
+    calls = threading._threading_atexits
+    threading._register_atexit(print, "the parent's")
+    try:
+        outcome = await capture_isolated(leavers.leave_threading_exit, output="capture", timeout=20)
+    finally:
+        del calls[-1]
+    assert outcome.stdout == "fn's\n"
+
+
+@pytest.mark.one_loop
+async def test_11_11_a_copy_that_an_exit_function_makes_does_not_speak_for_the_call(monkeypatch):
+    heard = []
+    monkeypatch.setattr(leftovers.Leftovers, "hear", lambda self, body: heard.append(body))
+    outcome = await capture_isolated(leavers.leave_fork, output="capture")
+    assert outcome.stdout == "ended\nended\n"
+    assert len(heard) == 2
+
+
+@pytest.mark.one_loop
+async def test_11_11_nothing_is_printed_if_fn_has_closed_the_channel():
+    outcome = await capture_isolated(leavers.close_all, output="capture")
+    assert "no result" in str(outcome.error)
+    assert (outcome.stdout, outcome.stderr) == ("ended\n", "")

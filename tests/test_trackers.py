@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import uuid
+from multiprocessing import resource_tracker, shared_memory
 
 import anyio
 import pytest
 
+from aioisolate._call import leftovers
 from aioisolate._os import trackers
 from tests import swarm
 from tests.helpers import alive, isolator, until
@@ -94,3 +96,50 @@ async def test_11_14_what_only_poses_as_a_tracker_ends_as_well(kind, codec, monk
 )
 def test_11_14_numbers_that_were_given_out_since(pid, first, last, is_between):
     assert trackers._is_between(pid, first, last) is is_between
+
+
+@pytest.fixture
+def _no_tracker_is_left():
+    yield
+    resource_tracker._resource_tracker._stop()
+
+
+@pytest.mark.one_loop
+@pytest.mark.usefixtures("_no_tracker_is_left")
+@pytest.mark.parametrize("how", ["returns", "hangs", "unlinks", "imports"])
+async def test_11_14_memory_of_the_parents_stays(start, how, capfd):
+    """A child that attaches to it does not take it along, nor does it have to say so."""
+    if how == "imports" and start["start"] != "zygote":
+        pytest.skip("a copy has the modules of the parent")
+    modules = ["tests.swarm"] if how != "imports" else []
+    memory = shared_memory.SharedMemory(create=True, size=16)
+    try:
+        async with isolator(start, *modules) as iso:
+            timeout = 0.5 if how == "hangs" else 20.0
+            await iso.capture(swarm.attach, memory.name, how, timeout=timeout)
+        assert bytes(memory.buf[:1]) == b"1"
+        assert os.path.exists(f"/dev/shm/{memory.name}") == (how != "unlinks")
+    finally:
+        memory.close()
+        if how != "unlinks":
+            memory.unlink()
+        else:
+            resource_tracker.unregister(memory._name, "shared_memory")
+    assert "Error" not in capfd.readouterr().err
+
+
+@pytest.mark.one_loop
+async def test_11_14_the_tracker_of_a_fork_server_is_not_its_childrens(monkeypatch):
+    """It would end with the server only; and a call that leaves nothing must not look at it."""
+    heard, names = [], []
+    monkeypatch.setattr(leftovers.Leftovers, "hear", lambda self, body: heard.append(body))
+    async with isolator({"start": "zygote"}, "tests.swarm_with_memory") as iso:
+        assert await iso.run(abs, -1) == 1
+        assert heard == []
+
+        def note(progress):
+            names.extend(progress.message.split())
+
+        await iso.capture(swarm.share, "crashes", on_progress=note)
+        assert len(names) == 2
+        await until(lambda: not left(names))

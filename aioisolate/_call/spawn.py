@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import anyio
 
-from .._child import bootstrap, companions, loops, seeds, stdio, worker
+from .._child import bootstrap, companions, leftovers, loops, seeds, stdio, worker
 from .._child.order import GO, AsyncBackend, Order
 from .._child.policy import Policy
 from .._errors import CallableDidNotExecuteError, CallableStatusUnknownError, Reason, may_pass
@@ -384,9 +384,10 @@ def draft_order(
     order.environment = None
     order.codec = "pickle"
     order.exits = -1
+    order.thread_exits = leftovers.thread_exits()
     order.rehearsing = False
-    order.weak = weak = weakref.finalize._index_iter  # type: ignore[attr-defined]
-    order.finalizers = next(weak)
+    order.weak = weakref.finalize._index_iter  # type: ignore[attr-defined]
+    order.finalizers = -1
     return order
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable, Collection, Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 from .order import Steps
 
-__all__ = ["TRACKERS", "steps_to_disown"]
+__all__ = ["TRACKERS", "steps_to_begin_anew", "steps_to_disown"]
+
+Step: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 
 # The modules that may have a process that removes what is left in /dev/shm. (loky's is joblib's.)
 TRACKERS = (
@@ -28,10 +30,25 @@ def steps_to_disown(keep: Collection[int]) -> Steps:
     """
     if "multiprocessing.util" not in sys.modules:  # which all of these import
         return ()
-    return list(_steps(keep))
+    steps = [*_helpers(keep), *_queues(keep)]
+    module = sys.modules.get(TRACKERS[0])
+    if module is not None:
+        from .attaching import register_only_what_is_made  # noqa: PLC0415 - for few
+
+        steps.append((register_only_what_is_made, (module,)))
+    return steps
 
 
-def _steps(keep: Collection[int]) -> Iterator[tuple[Callable[..., object], tuple[Any, ...]]]:
+def steps_to_begin_anew() -> Sequence[Step]:
+    """List, in a fork server, what makes its children start helpers of their own.
+
+    Its tracker would remove only at its own end what a child has left. (The pipes of its queues are
+    its children's, too.)
+    """
+    return list(_helpers(())) if "multiprocessing.util" in sys.modules else ()
+
+
+def _helpers(keep: Collection[int]) -> Iterator[Step]:
     modules = sys.modules
     forkserver = modules.get("multiprocessing.forkserver")
     if forkserver is not None and forkserver._forkserver._forkserver_pid is not None:
@@ -43,11 +60,18 @@ def _steps(keep: Collection[int]) -> Iterator[tuple[Callable[..., object], tuple
         tracker: Any = getattr(modules.get(name), "_resource_tracker", None)
         if tracker is not None and tracker._fd is not None and tracker._fd not in keep:
             yield vars(tracker).update, (vars(type(tracker)()),)
-    queues = modules.get("multiprocessing.queues")
+
+
+def _queues(keep: Collection[int]) -> Iterator[Step]:
+    queues = sys.modules.get("multiprocessing.queues")
     if queues is not None:
-        registered = modules["multiprocessing.util"]._afterfork_registry.values()
+        # All at once: other threads may register more meanwhile.
+        references = sys.modules["multiprocessing.util"]._afterfork_registry.valuerefs()
+        registered = [reference() for reference in references]
         for queue in [found for found in registered if isinstance(found, queues.Queue)]:
-            if not queue._closed and queue._writer.fileno() not in keep:
+            if queue._closed or queue._writer.closed:
+                continue
+            if queue._writer.fileno() not in keep:
                 yield setattr, (queue, "_sem", _Refusal(queue._sem))
 
 

@@ -24,12 +24,14 @@ from . import progress
 from .companions import TRACKERS
 from .order import Order
 
-__all__ = ["finish", "forget_frames", "look", "mark", "set_mark"]
+__all__ = ["finish", "forget_frames", "look", "mark", "set_mark", "thread_exits"]
 
 # How long a tracker of multiprocessing's may take for what is left, and between looks at it.
 _TRACKER_PATIENCE = 2.0
 _PAUSE = 0.002
 _NAMES_MAX = 100
+# So long a thread may be waited for at once (what more would mean to the system is an error).
+_LONGEST = 1e6
 _PREFIX = "aioisolate-"  # of helpers of this package's own
 
 # What is to follow when the exit functions of fn have run.
@@ -49,9 +51,16 @@ def set_mark(order: Order) -> None:
     atexit.unregister(mark)  # an earlier one
     atexit.register(mark)
     order.exits = atexit._ncallbacks()
+    order.thread_exits = thread_exits()
     if "weakref" in sys.modules:
         order.weak = weak = sys.modules["weakref"].finalize._index_iter
         order.finalizers = next(weak)
+
+
+def thread_exits() -> int:
+    """Count the exit functions that `threading` calls when it has waited for threads."""
+    threading: Any = sys.modules.get("threading")
+    return 0 if threading is None else len(threading._threading_atexits)
 
 
 def look(*, due: bool) -> bytes | None:
@@ -112,17 +121,22 @@ def _finalizers(*, own: bool) -> dict[Any, Any]:
 def finish(order: Order, end: Callable[[], object], flush: Callable[[], object]) -> None:
     """Do what an interpreter does at its end, tell what has not ended in time, and *end*."""
     global _rest
+    pid = os.getpid()
+    names: list[str] = []
     try:
-        until = time.monotonic() + order.exit_timeout
-        names = _wait(until)
+        try:
+            names = _wait(time.monotonic() + order.exit_timeout, order.thread_exits)
+        except BaseException as exc:  # noqa: BLE001 - fn's classes of threads may raise anything
+            sys.excepthook(type(exc), exc, exc.__traceback__)
 
         def rest() -> None:
             try:
                 _finalize(order)
                 _stop_trackers()
                 flush()
-                body = encode(order.nonce, Kind.LEAVING, _encode(names))
-                progress.send(order.channel, body)
+                if os.getpid() == pid:  # no copy that an exit function has made
+                    body = encode(order.nonce, Kind.LEAVING, _encode(names))
+                    _send(order, body)
             except BaseException as exc:  # noqa: BLE001 - as the interpreter does at its end
                 sys.excepthook(type(exc), exc, exc.__traceback__)
             finally:
@@ -138,28 +152,44 @@ def finish(order: Order, end: Callable[[], object], flush: Callable[[], object])
         end()
 
 
+def _send(order: Order, body: bytes) -> None:
+    try:
+        progress.send(order.channel, body)
+    except OSError:
+        pass  # fn has closed the channel; or there is nobody any more
+
+
 # Threads and processes
 
 
-def _wait(until: float) -> list[str]:
-    """Wait for threads and processes; name those that have not ended by then."""
+def _wait(until: float, thread_exits: int) -> list[str]:
+    """Wait for threads and processes; name those that have not ended by then.
+
+    So many exit functions of `threading` are the parent's: *thread_exits*.
+    """
+    threading: Any = sys.modules.get("threading")
     if _thread._count():
-        _wake_pools()
+        _wake_pools(thread_exits)
     while threads := _threads():
         if time.monotonic() >= until:
             break
         for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
+            # Not by a method of a class of fn's, which may take no timeout.
+            threading.Thread.join(thread, _left(until))
     processes = _processes() if "multiprocessing.util" in sys.modules else []
     for process in processes:
-        process.join(max(0.0, until - time.monotonic()))
+        process.join(_left(until))
     late = [process for process in processes if process.is_alive()]
     for process in late:
         process.kill()  # or who runs multiprocessing's exit function would wait for it
     return [*map(_name, threads), *map(_name, late)]
 
 
-def _wake_pools() -> None:
+def _left(until: float) -> float:
+    return min(max(0.0, until - time.monotonic()), _LONGEST)
+
+
+def _wake_pools(thread_exits: int) -> None:
     """Have pools of concurrent.futures end whose threads wait for work."""
     threading = sys.modules.get("threading")
     if threading is None or not _threads():
@@ -170,7 +200,8 @@ def _wake_pools() -> None:
         ended = [thread for thread in workers if not thread.is_alive()]  # with the fork
         _foreign.extend((thread, workers.pop(thread)) for thread in ended)
     # They join their threads, however long that takes.
-    calls = [*reversed(threading._threading_atexits)]
+    registered = list(enumerate(threading._threading_atexits))
+    calls = [call for at, call in reversed(registered) if at >= thread_exits or _is_pools(call)]
     if calls:
         helper = threading.Thread(target=_call_all, args=(calls,), name=f"{_PREFIX}exit")
         helper.daemon = True
@@ -178,6 +209,12 @@ def _wake_pools() -> None:
             helper.start()
         except RuntimeError:
             return  # no thread may be started; then these are waited for in vain
+
+
+def _is_pools(call: Any) -> bool:
+    """Tell whether an exit function is one of concurrent.futures: fn's pools need it."""
+    module = getattr(getattr(call, "func", call), "__module__", None)
+    return str(module).startswith("concurrent.futures.")
 
 
 def _call_all(calls: Iterable[Callable[[], object]]) -> None:

@@ -83,8 +83,10 @@ class Order:
         policy: what confines it, or None.
         bounds: the limits that it sets for itself, or None.
         exits: how many exit functions are registered before fn is called.
+        thread_exits: how many exit functions `threading` has by then.
         weak: what counts the finalizers of weakref, or None: it has not been imported.
-        finalizers: the index of one that comes before those of fn.
+        finalizers: the index of one that comes before those of fn. (Of a copy it is looked up
+            in the copy: the parent may make some until the fork.)
         exit_timeout: how many seconds the threads that fn leaves may take to end.
         environment: what to remove from the environment and what to set, or None.
         entrances: descriptors of the control groups that it puts itself into.
@@ -143,6 +145,7 @@ class Order:
         "streaming",
         "streams",
         "then",
+        "thread_exits",
         "threaded",
         "weak",
     )
@@ -188,6 +191,7 @@ class Order:
     policy: Policy | None
     bounds: Bounds | None
     exits: int
+    thread_exits: int
     weak: Iterator[int] | None
     finalizers: int
     exit_timeout: float

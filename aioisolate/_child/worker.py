@@ -64,6 +64,11 @@ def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
     if order.exits < 0:  # no fork server has counted them
         _register_exit(_mark)
         order.exits = _count_exits()
+        # Here, since the parent may make some until the very moment of the fork.
+        if order.weak is not None:
+            order.finalizers = next(order.weak)
+    # Those of the parent have not come along, but Python still counts them.
+    threads = _count_threads()
     if order.quiet:
         leave_mark = memfd.is_marked if order.rehearsing else memfd.mark
         leave_mark(order.scratch, MARK_AT)
@@ -115,7 +120,7 @@ def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
     else:
         due = True
     # (What runs after each fork may have registered some, as coverage does; a rehearsal is no end.)
-    seen = due or _count_threads() or "multiprocessing.util" in sys.modules
+    seen = due or _count_threads() != threads or "multiprocessing.util" in sys.modules
     if seen and not order.rehearsing:
         left = leftovers.look(due=due)
     if left is not None:

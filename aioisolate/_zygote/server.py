@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .._child import bootstrap, leftovers, loops, seeds, stdio
+from .._child import attaching, bootstrap, companions, leftovers, loops, seeds, stdio
 from .._child.order import Order
 from .._child.policy import Policy
 from .._child.serve import serve
@@ -187,6 +187,7 @@ class Server:
                 self._order.dev = self._open_dev()
                 self._take_stock()  # while paths are those that a user knows
             self._confine(policy, tied)
+        attaching.watch_for_module()
         imports.be_as_lazy_as_before()  # the children are like the parent
         self._settle()
 
@@ -246,7 +247,7 @@ class Server:
         order.snapshots = []
         order.deadline_stack = True
         order.reseed = seeds.reseeder()
-        order.forget_loop = loops.hub_to_forget()
+        order.forget_loop = [*loops.hub_to_forget(), *companions.steps_to_begin_anew()]
         # A fork server prints nothing, so what its streams hold is nothing.
         order.streams = streams = stdio.build()
         sys.stdin, sys.stdout, sys.stderr = streams

@@ -1,0 +1,90 @@
+"""Shared memory that a child only attaches to is not removed when the child ends.
+
+`multiprocessing.shared_memory` registers what it attaches to with the resource tracker, as well as
+what it creates. That does no harm where all processes have one tracker. A child has one of its own,
+which would remove the memory of the parent, or of anybody else, as soon as the child has ended.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+__all__ = ["register_only_what_is_made", "watch_for_module"]
+
+_MODULE = "multiprocessing.resource_tracker"
+_KIND = "shared_memory"
+
+
+def register_only_what_is_made(module: Any) -> None:
+    """Have the module of the tracker register shared memory only where it is created."""
+    register, unregister = module.register, module.unregister
+    made: set[str] = set()
+
+    def register_made(name: str, rtype: str) -> None:
+        if rtype == _KIND:
+            # The caller is the constructor of SharedMemory; nothing else tells.
+            if not sys._getframe(1).f_locals.get("create", True) and name not in made:
+                return
+            made.add(name)
+        register(name, rtype)
+
+    def unregister_any(name: str, rtype: str) -> None:
+        # The tracker complains of what it does not know; and a process of this one's may have
+        # registered it, so this can't just be left out.
+        if rtype == _KIND and name not in made:
+            register(name, rtype)
+        unregister(name, rtype)
+        made.discard(name)
+
+    module.register, module.unregister = register_made, unregister_any
+
+
+def watch_for_module() -> None:
+    """Do that now, or, in this process and its children, as soon as the module is imported."""
+    module = sys.modules.get(_MODULE)
+    if module is not None:
+        register_only_what_is_made(module)
+    else:
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder:
+    """Finds this one module, as others do."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != _MODULE:
+            return None
+        sys.meta_path.remove(self)
+        for finder in sys.meta_path:
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
+                return spec
+        return None
+
+
+class _Loader:
+    """Loads it by the loader that was found, which then stands as its loader."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        spec.loader = self._loader
+        module: ModuleType | None = self._loader.create_module(spec)
+        spec.loader = self  # type: ignore[assignment]  # it has what a loader needs
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        spec = module.__spec__
+        assert spec is not None
+        spec.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        register_only_what_is_made(module)
