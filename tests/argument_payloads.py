@@ -47,6 +47,10 @@ def are_one(first, second):
     return first is second
 
 
+def holds_itself(array):
+    return array[0][0] is array
+
+
 def total(values):
     return len(values), sum(map(len, values))
 

@@ -36,6 +36,7 @@ from .argument_payloads import (
     Ident,
     are_one,
     growth,
+    holds_itself,
     items,
     module_of,
     own_memory,
@@ -269,9 +270,19 @@ async def test_11_6_an_array_is_not_copied_in_the_child():
 
 
 def test_11_6_the_objects_of_an_array_are_listed_in_parts():
-    make, args = asides.reduce_array(np.array([None] * 100_000, dtype=object))
-    assert max(map(len, args[-1])) <= 20_000
-    assert make(*args).shape == (100_000,)
+    make, args, state, _, _, fill = asides.reduce_array(np.array([None] * 100_000, dtype=object))
+    assert max(map(len, state[-1])) <= 20_000
+    array = make(*args)
+    fill(array, state)
+    assert array.shape == (100_000,)
+
+
+@pytest.mark.one_loop
+async def test_11_6_an_array_of_objects_may_hold_itself():
+    value = np.empty(100_000, dtype=object)
+    value[0] = [value]
+    async with isolator() as iso:
+        assert await iso.run(holds_itself, value)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from aioisolate import RemoteError, capture_isolated
+from aioisolate import Reason, RemoteError, capture_isolated
 from aioisolate._child import worker
-from aioisolate._wire import codecs, remote
+from aioisolate._wire import codecs, inert, remote
 from aioisolate._wire.by_value import CodePickler
 from tests.helpers import isolator, python
 
@@ -628,3 +628,90 @@ def test_11_3_a_result_of_such_a_class():
     CodePickler(file).dump(Claimed)
     assert b"builtins" not in file.getvalue()
     assert pickle.loads(file.getvalue()) is Claimed
+
+
+# Classes that make something else of what every exception has
+
+
+class OfArguments(Exception):
+    args = None  # as a dataclass's field may be
+
+    def __str__(self):
+        return "of arguments"
+
+
+class Alone(Exception):
+    @property
+    def __cause__(self):
+        raise RuntimeError("there is nothing here")
+
+
+class Final(BaseException):
+    args = None
+
+
+class OfGroup(ExceptionGroup):
+    message = None
+
+    @property
+    def exceptions(self):
+        raise RuntimeError("there is nothing here")
+
+
+class Unheard(Exception):
+    __traceback__ = __context__ = __suppress_context__ = "words"
+
+
+OVERLAID = [
+    OfArguments("overlaid"),
+    Alone("overlaid"),
+    OfGroup("overlaid", [KeyError("inside")]),
+    Unheard("overlaid"),
+]
+
+
+def raise_overlaid(number):
+    raise OVERLAID[number]
+
+
+@pytest.mark.one_loop
+async def test_11_2_names_of_every_exception_that_a_class_uses_otherwise():
+    part = inert.part
+    for number, given in enumerate(OVERLAID):
+        raised = await caught({"start": "fork"}, raise_overlaid, number)
+        assert type(raised) is type(given)
+        if type(given) is OfGroup:
+            (member,) = BaseExceptionGroup.__dict__["exceptions"].__get__(raised)
+            assert repr(member) == "KeyError('inside')"
+        else:
+            assert part(raised, "args") == ("overlaid",)
+        frames = traceback.extract_tb(part(raised, "__traceback__"))
+        assert frames[-1].name == "raise_overlaid"
+
+
+@pytest.mark.one_loop
+async def test_11_2_arguments_of_a_base_exception_that_are_something_else():
+    def work():
+        raise Final("overlaid")
+
+    lost = await caught({"start": "fork"}, work)
+    assert lost.reason is Reason.BASE_EXCEPTION
+    assert "Final('overlaid')" in str(lost)
+
+
+class Refuses(type):
+    def __getattribute__(cls, name):
+        raise RuntimeError(name)
+
+
+@pytest.mark.one_loop
+async def test_11_2_a_metaclass_that_refuses_everything():
+    def work():
+        class Refused(Exception, metaclass=Refuses):
+            pass
+
+        raise Refused("of a metaclass")
+
+    lost = await caught({"start": "fork"}, work)
+    assert lost.reason is Reason.RESULT_ENCODING
+    assert "Refused: of a metaclass" in str(lost)

@@ -176,6 +176,53 @@ def test_11_4_structs_of_msgspec():
 """)
 
 
+def test_11_4_structs_that_lead_to_themselves():
+    pytest.importorskip("msgspec")
+    run_script("""
+    import asyncio, copy
+    from typing import Generic, TypeVar
+    import msgspec
+    from aioisolate import Isolator
+
+    T = TypeVar("T")
+
+    class Chain(msgspec.Struct):
+        next: "Chain | None" = None
+
+    class Hen(msgspec.Struct):
+        egg: "Egg | None" = None
+
+    class Egg(msgspec.Struct):
+        hen: "list[Hen]"
+
+    class Node(msgspec.Struct, Generic[T]):
+        value: T
+        nodes: "list[Node[T]]" = []
+
+    class Box(msgspec.Struct, Generic[T]):
+        value: T
+        owner: "Owner | None" = None
+
+    class Owner(msgspec.Struct):
+        box: "Box[int] | None" = None
+
+    def read():
+        return (
+            msgspec.json.decode(b'{"next": {"next": null}}', type=Chain),
+            msgspec.json.decode(b'{"egg": {"hen": [{}]}}', type=Hen),
+            msgspec.json.decode(b'{"value": 1, "nodes": [{"value": 2}]}', type=Node[int]),
+            msgspec.json.decode(b'{"box": {"value": 1, "owner": {}}}', type=Owner),
+        )
+
+    async def check(iso):
+        before = dict(Chain.__annotations__)
+        for _ in range(2):
+            assert await iso.run(read) == read()
+        assert await iso.run(copy.copy, Hen(Egg([]))) == Hen(Egg([]))
+        assert Chain.__annotations__ == before
+""")
+
+
 def test_11_4_classes_with_slots():
     run_script("""
     import asyncio, dataclasses, typing

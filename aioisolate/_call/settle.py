@@ -236,7 +236,7 @@ def _own_exception(supervision: Supervision, raised: Any) -> BaseException:
     # runs the caller; fn's are not allowed to say it.
     reason = Reason.EXIT if name == "SystemExit" else Reason.BASE_EXCEPTION
     # In a RemoteError there is the traceback, too.
-    said = [raised.message] if isinstance(raised, RemoteError) else raised.args
+    said = [raised.message] if isinstance(raised, RemoteError) else inert.part(raised, "args")
     text = f"fn raised {name}({', '.join(map(repr, said))})"
     verdict = Verdict(CallableStatusUnknownError, reason, text)
     return _error(supervision, verdict, cause=raised)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
+from .._wire import inert
 from .._wire.frames import Kind, encode
 from . import progress
 from .companions import TRACKERS
@@ -239,10 +240,10 @@ def forget_frames(exc: BaseException) -> None:
         if error is None or id(error) in seen:
             continue
         seen.add(id(error))
-        found += (error.__cause__, error.__context__)
-        if isinstance(error, BaseExceptionGroup):
-            found += error.exceptions
-        traceback = error.__traceback__
+        found += (inert.part(error, "__cause__"), inert.part(error, "__context__"))
+        if issubclass(type(error), BaseExceptionGroup):
+            found += BaseExceptionGroup.__dict__["exceptions"].__get__(error)
+        traceback = inert.part(error, "__traceback__")
         while traceback is not None:
             if id(traceback.tb_frame) in young:
                 try:

@@ -321,12 +321,11 @@ def _where(value: object) -> str:
 
 
 def _kind(value: object) -> str:
-    kind = type(value)
-    if kind.__name__ in ("generator", "async_generator"):
+    kind = inert.full_name(type(value))
+    if kind in ("builtins.generator", "builtins.async_generator"):
         hint = "stream_isolated() and Isolator.stream() bring its items one by one"
         return f"a generator ({hint})"
-    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    return f"{module}{kind.__qualname__}"
+    return kind.removeprefix("builtins.")
 
 
 def _one_line(exc: BaseException) -> str:

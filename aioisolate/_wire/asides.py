@@ -127,4 +127,5 @@ def _reduce_objects(obj: Any, numpy: Any) -> Any:
         flat[start : start + _OBJECTS_STEP].tolist() for start in range(0, obj.size, _OBJECTS_STEP)
     ]
     fortran = bool(obj.flags.f_contiguous and not obj.flags.c_contiguous)
-    return codecs.make_objects, (make, args, (version, obj.shape, dtype, fortran), parts)
+    state = (version, obj.shape, dtype, fortran), parts
+    return make, args, state, None, None, codecs.set_objects

@@ -33,7 +33,7 @@ __all__ = [
     "load_at_once",
     "load_call",
     "make_array",
-    "make_objects",
+    "set_objects",
     "taking_lent",
     "vet_import",
     "view_as",
@@ -162,13 +162,10 @@ def make_array(kind: str, content: Any) -> Any:
     return made
 
 
-def make_objects(
-    make: Callable[..., Any], args: Sequence[Any], state: Sequence[Any], parts: Sequence[list[Any]]
-) -> Any:
-    """Make an array of objects, as numpy does it, of its objects in parts."""
-    made = make(*args)
-    made.__setstate__((*state, [obj for part in parts for obj in part]))
-    return made
+def set_objects(array: Any, state: tuple[Sequence[Any], Sequence[list[Any]]]) -> None:
+    """Give an array its objects, which come in parts; it may be one of them itself."""
+    given, parts = state
+    array.__setstate__((*given, [obj for part in parts for obj in part]))
 
 
 def view_as(array: Any, kind: type) -> Any:

@@ -31,6 +31,7 @@ _GIVEN |= {"cache_parameters", "register", "dispatch", "registry", "_clear_cache
 # Structs that have travelled, by a name that both processes know: what comes back is the same one.
 _by_id: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 _ids: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+_unfinished: weakref.WeakSet[Any] = weakref.WeakSet()
 _CONFIG = (
     *("frozen", "eq", "order", "array_like", "gc", "repr_omit_defaults", "omit_defaults"),
     *("forbid_unknown_fields", "weakref", "dict", "cache_hash", "tag", "tag_field"),
@@ -167,7 +168,7 @@ def _reduce_struct(msgspec: Any, cls: Any) -> Any:
     defaults = cls.__struct_defaults__
     first = len(cls.__struct_fields__) - len(defaults)
     fields = []
-    annotations = _annotations(msgspec, cls)
+    annotations, circular = _annotations(msgspec, cls)
     for at, name in enumerate(cls.__struct_fields__):
         if name in annotations or name not in inherited:
             default = defaults[at - first] if at >= first else msgspec.NODEFAULT
@@ -191,23 +192,34 @@ def _reduce_struct(msgspec: Any, cls: Any) -> Any:
     }
     namespace["__annotations__"] = annotations
     look = cls.__name__, cls.__bases__, namespace
-    return _make_struct, (_ids[cls], type(cls), *look, fields, config)
+    made_of = _ids[cls], type(cls), *look, fields, config
+    return _make_struct, made_of, circular, None, None, _set_annotations
 
 
-def _annotations(msgspec: Any, cls: Any) -> dict[str, Any]:
-    """Return what a struct's own fields are annotated with.
+def _annotations(msgspec: Any, cls: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a struct's own fields are annotated with, and what of it leads to the struct.
 
-    Names are resolved, if they can be, and if that does not lead back to the struct itself.
+    Names are resolved, if they can be: they mean nothing where the struct is going. What leads back
+    to the struct itself is set when that is there, until then it is text.
     """
-    own = _written(cls)
+    own, circular = _written(cls), {}
     resolved = _resolved(msgspec, cls)
     for name, annotation in own.items():
         if isinstance(annotation, str) and name in resolved:
-            if not _leads_to(msgspec, resolved[name], cls, set()):
+            if _leads_to(msgspec, resolved[name], cls, set()):
+                circular[name] = resolved[name]
+            else:
                 own[name] = resolved[name]
-        elif _leads_to(msgspec, annotation, cls, set()):  # from Python 3.14 on
-            own[name] = _as_text(cls, name)
-    return own
+        elif _leads_to(msgspec, annotation, cls, set()):  # it has travelled, or Python is 3.14
+            own[name], circular[name] = "object", annotation
+    return own, circular
+
+
+def _set_annotations(cls: Any, annotations: dict[str, Any]) -> None:
+    """Complete a struct that has just been made; one that was there stays as it is."""
+    if cls in _unfinished:
+        _unfinished.discard(cls)
+        cls.__annotations__.update(annotations)
 
 
 def _written(cls: Any) -> dict[str, Any]:
@@ -231,12 +243,14 @@ def _resolved(msgspec: Any, cls: Any) -> dict[str, Any]:
 
 
 def _leads_to(msgspec: Any, annotation: Any, cls: Any, seen: set[int]) -> bool:
-    if annotation is cls:
+    origin = typing.get_origin(annotation)
+    made_of = annotation if origin is None else origin  # of a generic one
+    if made_of is cls:
         return True
     inner: Sequence[Any] = typing.get_args(annotation)
-    if type(annotation) is type(cls) and id(annotation) not in seen:
-        seen.add(id(annotation))
-        inner = tuple(_resolved(msgspec, annotation).values())
+    if type(made_of) is type(cls) and id(made_of) not in seen:
+        seen.add(id(made_of))
+        inner = (*inner, *_resolved(msgspec, made_of).values())
     return any(_leads_to(msgspec, argument, cls, seen) for argument in inner)
 
 
@@ -269,4 +283,5 @@ def _make_struct(  # noqa: PLR0917 - pickle passes them so
         made = meta(name, bases, {**namespace, **defined}, **config)
         _by_id[ident] = made
         _ids[made] = ident
+        _unfinished.add(made)
     return made

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .frames import ProtocolError
 from .invisible import ACTIVE, JOINED, JOINERS
@@ -20,8 +20,10 @@ __all__ = [
     "dump_exception",
     "dump_progress",
     "escape",
+    "full_name",
     "load_exception",
     "load_progress",
+    "part",
     "quote",
     "shorten",
     "tame",
@@ -100,12 +102,27 @@ def _bytes(text: str, size: int) -> bytes:
 
 def trim(exc: BaseException, is_ours: Callable[[str], bool]) -> None:
     """Cut off the outer frames of *exc* that belong to the machinery and not to fn."""
-    rest = tb = exc.__traceback__
+    rest = tb = part(exc, "__traceback__")
     while tb is not None:
         if is_ours(tb.tb_frame.f_code.co_filename):
             rest = tb.tb_next
         tb = tb.tb_next
-    exc.with_traceback(rest)  # which an assignment would not do for a frozen dataclass
+    # Which an assignment would not do for a frozen dataclass.
+    BaseException.with_traceback(exc, rest)
+
+
+def part(exc: BaseException, name: str) -> Any:
+    """Return what every exception has, whatever its class makes of that name.
+
+    ``args``, for example, may be a field of a dataclass, and ``__class__`` a property that raises.
+    """
+    return BaseException.__dict__[name].__get__(exc)
+
+
+def full_name(cls: type) -> str:
+    """Return a class's name with that of its module, whatever its metaclass says."""
+    name: str = type.__dict__["__qualname__"].__get__(cls)
+    return f"{type.__dict__['__module__'].__get__(cls)}.{name}"
 
 
 def dump_exception(exc: BaseException) -> bytes:

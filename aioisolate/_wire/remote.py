@@ -22,10 +22,10 @@ from types import FunctionType, MemberDescriptorType, TracebackType
 from typing import Any, NamedTuple
 
 from . import codecs, rebuild
-from .inert import trim
+from .inert import full_name, part, trim
 from .kinship import KinPickler
 from .rebuild import Frame, Record, State, Words
-from .sayings import Comparison, Sayings, full_name
+from .sayings import Comparison, Sayings
 
 __all__ = ["describe", "dump", "load", "trim"]
 
@@ -61,7 +61,7 @@ def describe(exc: BaseException) -> str:
     except BaseException as broken:  # noqa: BLE001 - a broken __str__ may raise anything
         text = f"<its __str__ raised {type(broken).__name__}>"
     try:
-        stack = "".join(traceback.format_tb(exc.__traceback__))
+        stack = "".join(traceback.format_tb(part(exc, "__traceback__")))
     except BaseException as broken:  # noqa: BLE001 - a broken loader of source lines, likewise
         stack = f"<its traceback could not be formatted: {type(broken).__name__}>"
     return f"{full_name(type(exc))}: {text}\n{stack}".rstrip("\n")
@@ -190,7 +190,7 @@ class _Listing:
             if number not in self._open:
                 self._open.add(number)
                 first = [self.linked(member) for member in _members(exc)]
-                first += [arg for arg in exc.args if issubclass(type(arg), BaseException)]
+                first += [arg for arg in part(exc, "args") if issubclass(type(arg), BaseException)]
                 waiting += [
                     other for other in reversed(first) if self.number(other) not in self.copies
                 ]
@@ -205,7 +205,7 @@ class _Listing:
             self.copies[number] = trial.copy
             self._trials[number] = trial
             waiting.pop()
-            for link in (exc.__cause__, exc.__context__):
+            for link in (part(exc, "__cause__"), part(exc, "__context__")):
                 if link is not None:
                     self.number(self.linked(link))
 
@@ -216,10 +216,10 @@ class _Listing:
             trial.pickle,
             trial.buffers,
             trial.late,
-            self._link(exc.__cause__),
-            self._link(exc.__context__),
-            exc.__suppress_context__,
-            _frames(exc.__traceback__, kept),
+            self._link(part(exc, "__cause__")),
+            self._link(part(exc, "__context__")),
+            part(exc, "__suppress_context__"),
+            _frames(part(exc, "__traceback__"), kept),
         )
 
     def _link(self, exc: BaseException | None) -> int:
@@ -229,14 +229,14 @@ class _Listing:
 def _next(exc: BaseException) -> Iterator[BaseException]:
     """Yield the exceptions that belong to another one, each once."""
     seen = set()
-    for other in (*_members(exc), exc.__cause__, exc.__context__):
+    for other in (*_members(exc), part(exc, "__cause__"), part(exc, "__context__")):
         if other is not None and id(other) not in seen:
             seen.add(id(other))
             yield other
 
 
 def _members(exc: BaseException) -> tuple[BaseException, ...]:
-    if not isinstance(exc, BaseExceptionGroup):
+    if not issubclass(type(exc), BaseExceptionGroup):
         return ()
     members: tuple[BaseException, ...] = BaseExceptionGroup.__dict__["exceptions"].__get__(exc)
     return members
@@ -331,15 +331,16 @@ def _plain(listing: _Listing, exc: BaseException) -> _Way | None:
 
 
 def _arguments(listing: _Listing, exc: BaseException, plain: _Way | None) -> Sequence[Any]:
-    if isinstance(exc, BaseExceptionGroup):
+    if issubclass(type(exc), BaseExceptionGroup):
         # Not those of args: somebody may have changed the list there.
-        return exc.message, [listing.linked(member) for member in _members(exc)]
+        message = BaseExceptionGroup.__dict__["message"].__get__(exc)
+        return message, [listing.linked(member) for member in _members(exc)]
     # For an OSError they are more than its args.
-    return exc.args if plain is None else plain.arguments
+    return part(exc, "args") if plain is None else plain.arguments
 
 
 def _state(exc: BaseException) -> State:
-    attributes = dict(BaseException.__dict__["__dict__"].__get__(exc))
+    attributes = dict(part(exc, "__dict__"))
     attributes.pop("__notes__", None)
     members = {}
     for base in type(exc).__mro__:
@@ -359,7 +360,7 @@ def _state(exc: BaseException) -> State:
 
 
 def _notes(listing: _Listing, exc: BaseException, *more: str) -> Any:
-    notes = BaseException.__dict__["__dict__"].__get__(exc).get("__notes__")
+    notes = part(exc, "__dict__").get("__notes__")
     if gap := listing.gap(exc):
         more = (f"[{gap:,} exceptions of those that belong to this one are left out here]", *more)
     if not more:
@@ -382,7 +383,7 @@ def _nearest(listing: _Listing, exc: BaseException, why: str, compare: Compariso
     for base in type(exc).__mro__[1:]:
         if not issubclass(base, BaseException):
             continue
-        given: list[Sequence[Any]] = [exc.args, (words,)]
+        given: list[Sequence[Any]] = [part(exc, "args"), (words,)]
         if issubclass(base, BaseExceptionGroup):
             given = [_arguments(listing, exc, None)]
         for arguments in given:
@@ -391,7 +392,7 @@ def _nearest(listing: _Listing, exc: BaseException, why: str, compare: Compariso
             if isinstance(trial, _Trial) and type(trial.copy) is base and compare.alike(trial.copy):
                 return trial
     # Not even Exception says the same, so what the original says can't be had.
-    base = Exception if isinstance(exc, Exception) else BaseException
+    base = Exception if issubclass(type(exc), Exception) else BaseException
     trial = _try(listing, _Way(rebuild.make_bare, (base, base, (words,)), State(), notes))
     if isinstance(trial, _Trial):
         return trial

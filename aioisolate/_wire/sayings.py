@@ -12,7 +12,7 @@ from typing import Any
 from .inert import shorten
 from .rebuild import Words
 
-__all__ = ["Comparison", "Sayings", "full_name"]
+__all__ = ["Comparison", "Sayings"]
 
 # How long all that is said may take. It is the code of others.
 _PATIENCE = 1.0
@@ -131,8 +131,3 @@ class Comparison:
 def _essence(text: str) -> list[str]:
     """Return what of a text does not depend on addresses, nor on the order of sets."""
     return sorted(re.findall(r"\w+|[^\w\s]", re.sub(r"0x[0-9a-fA-F]+", "0x", text)))
-
-
-def full_name(cls: type) -> str:
-    """Return a class's name with that of its module."""
-    return f"{cls.__module__}.{cls.__qualname__}"
