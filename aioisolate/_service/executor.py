@@ -56,7 +56,8 @@ class _Future(futures.Future[Any]):
     def result(self, timeout: float | None = None) -> Any:
         """Return what fn returned or raise what came instead, as futures do.
 
-        Raises RuntimeError in the event loop's own thread, where that would be to wait for ever.
+        Raises RuntimeError in the event loop's own thread, and in a forked copy of its process,
+        where that would be to wait for ever.
         """
         _check_thread(self._service, self.done, timeout)
         try:
@@ -89,8 +90,11 @@ class _Future(futures.Future[Any]):
 
 
 def _check_thread(service: _Service, is_done: Callable[[], bool], timeout: float | None) -> None:
+    if is_done():
+        return
+    service.check_owner()  # in a copy it never is
     # Who does not wait asks, and blocks nothing.
-    if (timeout is None or timeout > 0) and not is_done() and service.would_block():
+    if (timeout is None or timeout > 0) and service.would_block():
         raise RuntimeError(
             "waiting here would block the event loop that has to do the work: use `await "
             "asyncio.wrap_future(future)` or `await loop.run_in_executor(executor, fn)`, `await "
