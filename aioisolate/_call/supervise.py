@@ -139,7 +139,7 @@ class Supervision:
         self.left = False
         self.stack = StackText(child.scratch, trusted=options.codec == "pickle")
         # Without waiting for its end, nothing is known of that end.
-        self._left = Leftovers()
+        self._left = Leftovers(trusted=options.codec == "pickle")
         # A stranger's processes all die at once, whatever they claim to be.
         self._spares = options.codec == "pickle" and not child.has_init
         self._leaves_early = not (whole or self.listens or child.streams or child.has_init)
