@@ -20,7 +20,9 @@ _LINUX = sys.platform == "linux"
 _SIGKILL = int(signal.SIGKILL)
 # A process may have forked another one while the others were looked for. Whoever goes on doing that
 # is ended with the group.
-_ROUNDS = 5
+_ROUNDS = 8
+# So many are not asked one by one either: an event loop waits for this.
+_OTHERS_MAX = 200
 
 
 def find(leader: int, *, all_numbers: bool = False) -> tuple[list[int], list[int]]:
@@ -33,27 +35,32 @@ def find(leader: int, *, all_numbers: bool = False) -> tuple[list[int], list[int
     others: list[int] = []
     for pid in _members(leader, all_numbers=all_numbers):
         (trackers if _is_tracker(pid) else others).append(pid)
+        if len(others) > _OTHERS_MAX:
+            break
     return trackers, others
 
 
 def end_all_others(leader: int, *, alive: bool = False) -> list[int]:
     """Kill a group without its trackers and its leader, if it has any; return those.
 
-    Nothing: it has none, or its members fork others faster than they can be killed one by one. Then
-    the group is to be killed.
+    Nothing: it has none, or too many others, or they fork faster than they can be killed one by one.
+    Then the group is to be killed.
 
     *alive*: its leader is, so one look tells whether there can be any.
     """
     if not _LINUX or (alive and not _has_children(leader)):
         return []
-    if not find(leader)[0]:
-        return []
     killed: set[int] = set()
+    everywhere = False
     for _ in range(_ROUNDS):
-        trackers, others = find(leader, all_numbers=True)
+        trackers, others = find(leader, all_numbers=everywhere)
+        if not trackers or len(others) > _OTHERS_MAX:
+            return []
         fresh = [pid for pid in others if pid not in killed]  # the others are dying
-        if not fresh:
+        if not fresh and everywhere:
             return trackers
+        # That takes longer, so once, if all goes well.
+        everywhere = not fresh
         for pid in fresh:
             killed.add(pid)
             try:
