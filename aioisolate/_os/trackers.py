@@ -43,8 +43,8 @@ def find(leader: int, *, all_numbers: bool = False) -> tuple[list[int], list[int
 def end_all_others(leader: int, *, alive: bool = False) -> list[int]:
     """Kill a group without its trackers and its leader, if it has any; return those.
 
-    Nothing: it has none, or too many others, or they fork faster than they can be killed one by one.
-    Then the group is to be killed.
+    Nothing: it has none, or too many others, or those fork faster than they can be killed one by
+    one. Then the group is to be killed.
 
     *alive*: its leader is, so one look tells whether there can be any.
     """
