@@ -33,6 +33,13 @@ def print_bytes(seconds):
     return count
 
 
+def print_text(text):
+    """Write it, as much as a pipe takes at a time."""
+    data = memoryview(text.encode())
+    while data:
+        data = data[os.write(1, data) :]
+
+
 def dribble(seconds):
     """Send an answer byte by byte."""
     line = find_line()

@@ -107,3 +107,29 @@ def spread(names):
                     os._exit(0)
             os._exit(0)
     time.sleep(300)
+
+
+_FORK_ON = """
+import os, sys, time
+until = time.monotonic() + 60
+while time.monotonic() < until:
+    if os.fork():
+        os._exit(0)
+    time.sleep(0.002)  # resource_tracker import main
+"""
+
+
+def fork_on(line, poses):
+    """Leave a process that forks another one and ends, and so on, beside what looks like a tracker.
+
+    *line* is a descriptor that all of them have. *poses*: they look like one themselves.
+    """
+    claim = "import time; time.sleep(300)  # resource_tracker import main"
+    command = [sys.executable, "-S", "-c"]
+    # A comment is on the command line, too.
+    source = _FORK_ON.replace("0.002", "0.1") if poses else _FORK_ON.replace("resource_tracker", "")
+    subprocess.Popen([*command, source], pass_fds=[line])
+    if not poses:
+        subprocess.Popen([*command, claim])
+    time.sleep(0.3)
+    os._exit(3)

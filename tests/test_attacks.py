@@ -20,6 +20,7 @@ import pytest
 import aioisolate
 from aioisolate import CallableDidNotExecuteError, IsolationError, Isolator, Limits, Sandbox
 from tests.attacks import ATTACKS, Attack, Scene, be_a_sibling, without_imports
+from tests.attacks.inheritance import overwrite
 from tests.helpers import ROOT, Stages, python
 
 every_attack = pytest.mark.parametrize(
@@ -143,6 +144,29 @@ async def test_untrusted_stops_it(attack):
         assert not succeeded(attack, scene), seen
         assert "escaped" not in scene.notes, seen
         assert verdict(scene.outcome.error) in attack.expect.split("|"), seen
+
+
+@pytest.mark.parametrize(
+    "sandbox", [None, Sandbox.untrusted(), Sandbox.untrusted(level="portable")], ids=str
+)
+async def test_11_25_an_array_that_may_only_be_read(sandbox):
+    """Neither by its memory nor by its file, opened once more, does a stranger write to it."""
+    pytest.importorskip("numpy")
+    array = aioisolate.shared_array(4096, "u1")
+    read_only = array.view()
+    read_only.flags.writeable = False
+    preload = ["tests.attacks", "aioisolate._memory.crossing", "aioisolate._memory.arrays"]
+    try:
+        async with Isolator(sandbox=sandbox, preload=preload) as iso:
+            done = await iso.run(overwrite, read_only, timeout=10)
+    except CallableDidNotExecuteError as refusal:
+        pytest.skip(str(refusal))
+    if sandbox is None:
+        assert done
+        assert bytes(array[:8]) == b"attacked"
+    else:
+        assert done == []
+        assert not array.any()
 
 
 # What is left when the parent is killed

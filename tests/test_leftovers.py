@@ -26,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"
 @pytest.fixture(autouse=True)
 def _as_if_nothing_had_been_told():
     leftovers._told.clear()
+    leftovers._told_of_strangers.clear()
 
 
 def warnings_in(caplog):
@@ -157,6 +158,23 @@ async def test_11_11_threads_that_do_not_end_are_named_once(start, caplog, tmp_p
             await iso.run(leavers.leave_and_fail, tmp_path, exit_timeout=5)
     assert len(warnings_in(caplog)) == 1
     assert f"thread {name}" in caplog.text
+
+
+@pytest.mark.one_loop
+async def test_11_11_a_stranger_does_not_fill_the_log(caplog):
+    """Names that are new for each call are logged a few times only, and do nothing there."""
+    async with isolator(
+        {"start": "zygote"}, "tests.leavers", codec="json", exit_timeout=0.01
+    ) as iso:
+        for number in range(20):
+            await iso.run(leavers.leave_thread, f"{number} \x1b[2J\r\u202eforged")
+    found = warnings_in(caplog)
+    assert len(found) == 16
+    assert all(text.isprintable() for text in found)
+    # What is trusted is told of all the same.
+    async with isolator({"start": "zygote"}, "tests.leavers", exit_timeout=0.01) as iso:
+        await iso.run(leavers.leave_thread, "trusted")
+    assert "thread trusted" in caplog.text
 
 
 @pytest.mark.one_loop

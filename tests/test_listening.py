@@ -85,6 +85,19 @@ async def test_a_chatterer_is_left_alone(what, strange, reads):
             assert 0 < len(heard) < 64 * (IN_A_ROW + A_SECOND * took) + 50
 
 
+@pytest.mark.one_loop
+@pytest.mark.parametrize("end", ["\n", "\r"])
+async def test_11_30_each_line_counts_whatever_ends_it(strange, end):
+    lines, text = [], ("a" + end) * 262_144
+    async with strange() as iso:
+        assert await iso.run(deeds.double, 4) == 8
+        begun = time.monotonic()
+        await iso.run(chatter.print_text, text, output=lambda _, line: lines.append(line))
+        took = time.monotonic() - begun
+    assert lines == ["a"] * 262_144
+    assert took > 0.5
+
+
 async def test_what_is_due_is_done_while_a_child_is_left_alone(strange):
     async with strange() as iso:
         error = await error_of(iso.run(chatter.print_bytes, 60, timeout=0.4, output="capture"))

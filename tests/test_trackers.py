@@ -76,11 +76,39 @@ async def test_11_14_what_only_poses_as_a_tracker_ends_as_well(kind, codec, monk
     """After a moment; and at once where fn is a stranger's."""
     pids, asked = [], []
     find = trackers.find
-    monkeypatch.setattr(trackers, "find", lambda pid: asked.append(pid) or find(pid))
+    monkeypatch.setattr(
+        trackers, "find", lambda pid, **more: asked.append(pid) or find(pid, **more)
+    )
     async with isolator({"start": kind}, "tests.swarm", codec=codec) as iso:
         await iso.capture(swarm.pose_as_tracker, on_progress=lambda seen: pids.append(seen.done))
         await until(lambda: not alive(int(pids[0])))
     assert not (asked and codec == "json")
+
+
+@pytest.mark.one_loop
+@pytest.mark.parametrize("poses", [False, True])
+@pytest.mark.parametrize("kind", ["fork", "zygote"])
+async def test_11_14_who_forks_on_and_on_ends_with_its_group(kind, poses):
+    here, there = os.pipe()
+    try:
+        async with isolator({"start": kind}, "tests.swarm") as iso:
+            outcome = await iso.capture(swarm.fork_on, there, poses, pass_fds=[there])
+            assert outcome.exit == 3, outcome
+            os.close(there)
+            there = -1
+            os.set_blocking(here, False)
+
+            def nobody_has_it():
+                try:
+                    return os.read(here, 1) == b""
+                except BlockingIOError:
+                    return False
+
+            await until(nobody_has_it)
+    finally:
+        for fd in (here, there):
+            if fd >= 0:
+                os.close(fd)
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,18 @@ _TEXT_MAX = 4096
 # Of what a warning was logged: the calls of a service all leave the same.
 _told: set[str] = set()
 _TOLD_MAX = 256
+# The same of strangers, who may think up a new name for each call: after so many none is logged.
+_told_of_strangers: set[str] = set()
+_STRANGERS_MAX = 16
 
 
 class Leftovers:
     """What one child has said about that."""
 
-    __slots__ = ("_names", "_times")
+    __slots__ = ("_names", "_times", "_trusted")
 
-    def __init__(self) -> None:
+    def __init__(self, *, trusted: bool = True) -> None:
+        self._trusted = trusted
         self._times = 0
         self._names = ""
 
@@ -42,13 +46,20 @@ class Leftovers:
         if self._times == 1 and not killed:
             return  # it has ended otherwise, with whatever it had left
         what = self._names or "its exit functions"
-        if what in _told:
+        if not self._is_new(what):
             return
-        if len(_told) < _TOLD_MAX:
-            _told.add(what)
         _log.warning(
             "child %d: fn has ended, and what it left was killed: %s did not end in time. Have fn "
             "join what it starts, or give it more time by exit_timeout (and timeout)",
             pid,
             what,
         )
+
+    def _is_new(self, what: str) -> bool:
+        told = _told if self._trusted else _told_of_strangers
+        if what in told:
+            return False
+        if len(told) < (_TOLD_MAX if self._trusted else _STRANGERS_MAX):
+            told.add(what)
+            return True
+        return self._trusted

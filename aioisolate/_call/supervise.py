@@ -139,7 +139,7 @@ class Supervision:
         self.left = False
         self.stack = StackText(child.scratch, trusted=options.codec == "pickle")
         # Without waiting for its end, nothing is known of that end.
-        self._left = Leftovers()
+        self._left = Leftovers(trusted=options.codec == "pickle")
         # A stranger's processes all die at once, whatever they claim to be.
         self._spares = options.codec == "pickle" and not child.has_init
         self._leaves_early = not (whole or self.listens or child.streams or child.has_init)
@@ -340,6 +340,12 @@ class Supervision:
         if conversation.fault is not None:
             self._hear_no_more(self._line.fault())
             return size
+        if self._heard_result and conversation.state is State.DONE:
+            # Nothing that comes from here on counts, so it must not keep this process busy either.
+            self._leave_channel()
+            if self._phase is _Phase.RUNNING:
+                ends = time.monotonic() + _LINGER_PATIENCE
+                self._phase_ends = min(self._phase_ends, ends)
         if conversation.answer is not None and not self._heard_result:
             self._heard_result = True
             self.answered_at = now = time.monotonic()

@@ -400,6 +400,7 @@ class Process:
 
     def trackers_are_gone(self, *, kill: bool = False) -> bool:
         """Tell whether those that were spared have ended; or end them."""
+        spared = bool(self._spared)
         for pidfd in list(self._spared):
             if kill and not has_ended(pidfd):
                 try:
@@ -409,6 +410,13 @@ class Process:
             if kill or has_ended(pidfd):
                 self._spared.remove(pidfd)
                 self._fds.close(pidfd)
+        if spared and not self._spared and self._wait_fd >= 0:
+            # A tracker forks nobody. What only looked like one may have. (Not by its number: if
+            # nobody is left of the group, somebody else may have that.)
+            try:
+                _signal.pidfd_send_signal(self._wait_fd, signal.SIGKILL, None, _SIGNAL_GROUP)
+            except OSError:
+                pass  # nobody is left; or before Linux 6.9
         return not self._spared
 
     def _collect(self) -> Status:
@@ -462,9 +470,10 @@ class Process:
         """Forget the process; afterwards nothing done here can reach any process."""
         if not self._closed:
             self._closed = True
-            self._wait_fd = -1
             if self.owner_pid == os.getpid():
                 self.trackers_are_gone(kill=True)
+            self._wait_fd = -1
+            if self.owner_pid == os.getpid():
                 self._fds.close_all()
                 if self._helper is not None:
                     self._helper.close()

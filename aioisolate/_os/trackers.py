@@ -18,40 +18,56 @@ __all__ = ["end_all_others", "find"]
 _MARK = b"resource_tracker import main"
 _LINUX = sys.platform == "linux"
 _SIGKILL = int(signal.SIGKILL)
-# A process may have forked another one while the others were looked for.
-_ROUNDS = 3
+# A process may have forked another one while the others were looked for. Whoever goes on doing that
+# is ended with the group.
+_ROUNDS = 8
+# So many are not asked one by one either: an event loop waits for this.
+_OTHERS_MAX = 200
 
 
-def find(leader: int) -> tuple[list[int], list[int]]:
+def find(leader: int, *, all_numbers: bool = False) -> tuple[list[int], list[int]]:
     """List the trackers of a process group and its other members, its leader excepted.
 
-    The leader has not been collected: so its number is that of this group.
+    The leader has not been collected: so its number is that of this group. *all_numbers*: look for
+    those, too, that were given out before its own: all have been, since.
     """
     trackers: list[int] = []
     others: list[int] = []
-    for pid in _members(leader):
+    for pid in _members(leader, all_numbers=all_numbers):
         (trackers if _is_tracker(pid) else others).append(pid)
+        if len(others) > _OTHERS_MAX:
+            break
     return trackers, others
 
 
 def end_all_others(leader: int, *, alive: bool = False) -> list[int]:
-    """Kill a group without its trackers and its leader, if it has any; return those, or nothing.
+    """Kill a group without its trackers and its leader, if it has any; return those.
+
+    Nothing: it has none, or too many others, or those fork faster than they can be killed one by
+    one. Then the group is to be killed.
 
     *alive*: its leader is, so one look tells whether there can be any.
     """
     if not _LINUX or (alive and not _has_children(leader)):
         return []
-    trackers: list[int] = []
+    killed: set[int] = set()
+    everywhere = False
     for _ in range(_ROUNDS):
-        trackers, others = find(leader)
-        if not trackers or not others:
-            break
-        for pid in others:
+        trackers, others = find(leader, all_numbers=everywhere)
+        if not trackers or len(others) > _OTHERS_MAX:
+            return []
+        fresh = [pid for pid in others if pid not in killed]  # the others are dying
+        if not fresh and everywhere:
+            return trackers
+        # That takes longer, so once, if all goes well.
+        everywhere = not fresh
+        for pid in fresh:
+            killed.add(pid)
             try:
                 os.kill(pid, _SIGKILL)
             except (ProcessLookupError, PermissionError):
                 continue  # it has ended; or it has another user
-    return trackers
+    return []
 
 
 def _has_children(pid: int) -> bool:
@@ -65,7 +81,7 @@ def _has_children(pid: int) -> bool:
     return False
 
 
-def _members(leader: int) -> Iterator[int]:
+def _members(leader: int, *, all_numbers: bool) -> Iterator[int]:
     try:
         names = os.listdir("/proc")
     except OSError:
@@ -74,7 +90,9 @@ def _members(leader: int) -> Iterator[int]:
     # On a host with thousands of processes it would take long to ask all of them.
     last = _last_pid()
     for name in names:
-        if not name.isdecimal() or not _is_between(int(name), leader, last):
+        if not name.isdecimal() or int(name) == leader:
+            continue
+        if not (all_numbers or _is_between(int(name), leader, last)):
             continue
         try:
             with open(f"/proc/{name}/stat", "rb") as file:

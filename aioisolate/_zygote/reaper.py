@@ -60,8 +60,8 @@ class Reaper:
         self._pids: set[int] = set()
         self._groups: deque[int] = deque(maxlen=_RECENT)
         self._spares = spares
-        # Trackers of children that have ended, and until when they may work.
-        self._spared: dict[int, float] = {}
+        # Trackers of children that have ended: until when they may work, and the group of each.
+        self._spared: dict[int, tuple[float, int]] = {}
 
     def fds(self) -> tuple[int, ...]:
         """Return the descriptors that a child must lose."""
@@ -95,11 +95,10 @@ class Reaper:
         if not self._spared:
             return None
         now = time.monotonic()
-        for pid, until in list(self._spared.items()):
+        for pid, (until, _) in list(self._spared.items()):
             if until <= now:
-                _kill(pid, _SIGKILL, False)  # not collected yet, so its number is its own
-                del self._spared[pid]
-        return int((min(self._spared.values(), default=now) - now) * 1000) + 1
+                self._end_spared(pid)
+        return int((min(self._spared.values(), default=(now, 0))[0] - now) * 1000) + 1
 
     def _see_to_group(self, pid: int) -> None:
         """Kill what is left of the group of a child that has failed, without its trackers."""
@@ -111,9 +110,21 @@ class Reaper:
         except ChildProcessError:
             found = []
         for tracker in found:
-            self._spared[tracker] = time.monotonic() + _TRACKERS_PATIENCE
+            self._spared[tracker] = time.monotonic() + _TRACKERS_PATIENCE, pid
         if not found:
             _kill(pid, _SIGKILL, True)
+
+    def _end_spared(self, pid: int) -> None:
+        """Kill a tracker, which has not been collected, and, with the last one, its group.
+
+        A tracker forks nobody. What only looks like one may have.
+        """
+        _, group = self._spared.pop(pid)
+        _kill(pid, _SIGKILL, False)
+        last = all(other != group for _, other in self._spared.values())
+        # As long as it is there and in the group, nobody else has that number.
+        if last and _group_of(pid) == group:
+            _kill(group, _SIGKILL, True)
 
     def end_all(self) -> None:
         """Kill every child and its group, and collect what becomes of that within a moment."""
@@ -155,8 +166,9 @@ class Reaper:
                     _kill(pid, _SIGKILL, True)
                 ended.append(_collect(pid))
             else:
+                if pid in self._spared:
+                    self._end_spared(pid)
                 unpatched.waitpid(pid, 0)  # an orphan of some child
-                self._spared.pop(pid, None)
         # There may be more: a child that leaves orphans faster than they can be collected must not
         # keep the server from its work.
         os.write(self._write, b"\0")
@@ -175,6 +187,13 @@ def _kill(pid: int, number: int, group: bool) -> None:
             os.kill(pid, number)
     except (ProcessLookupError, PermissionError):
         pass  # it has not got as far as having a group; or what is left has changed its user
+
+
+def _group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return -1
 
 
 def _is_there(group: int) -> bool:

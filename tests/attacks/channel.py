@@ -11,6 +11,7 @@ import array
 import builtins
 import ctypes
 import fcntl
+import functools
 import os
 import pickle
 import re
@@ -28,7 +29,9 @@ from .system import libc
 __all__ = ["ATTACKS"]
 
 _MAGIC = b"\x89iso"
-_STARTED, _VALUE, _RAISED, _LOST, _FAILED, _ITEM, _PROGRESS = range(1, 8)
+_STARTED, _VALUE, _RAISED, _LOST, _FAILED, _ITEM, _PROGRESS, _READY, _IMPORTED, _LEAVING = range(
+    1, 11
+)
 _NO_TABLE = struct.pack("<BH", 0, 0)
 _SCRATCH_START = 1 << 20
 _DEEP = 100_000
@@ -312,6 +315,40 @@ def answer_and_stay(body):
     time.sleep(60)
 
 
+def leave(body, *, flood):
+    """Answer, say that something is left, and that it has ended; then stay, and write on."""
+    line = find_line()
+    begin(line)
+    left = frame(line.nonce, _LEAVING, b"thread x")
+    write(line.channel, left + frame(line.nonce, _VALUE, _NO_TABLE + body))
+    signal.alarm(20)
+    if flood:
+        time.sleep(0.2)  # so that the answer has been read
+        write(line.channel, frame(line.nonce, _LEAVING))
+    piece = bytes(1 << 16)
+    while flood:
+        write(line.channel, piece)
+    time.sleep(60)
+
+
+def leave_without_an_answer(times):
+    """Say that something is left, again and again."""
+    line = find_line()
+    begin(line)
+    write(line.channel, frame(line.nonce, _LEAVING, b"thread x") * times)
+    time.sleep(60)
+
+
+def leave_with_words(size):
+    """Have the names of what is left be a forged log, and long."""
+    line = find_line()
+    begin(line)
+    words = b"thread \x1b[2J\r2026 CRITICAL forged" + b"\xe2\x80\xae" * size
+    left = frame(line.nonce, _LEAVING, words)
+    write(line.channel, left + frame(line.nonce, _VALUE, _NO_TABLE + pickle.dumps(1)) + left)
+    time.sleep(60)
+
+
 def forge_exception(name):
     """Have something raised in the parent that would end it, or that lies about the call."""
     answer(_RAISED, _NO_TABLE + pickle.dumps(_Raiser(getattr(builtins, name))))
@@ -486,6 +523,14 @@ def _counting(*args):
     return arrange
 
 
+def _note_cpu(*args):
+    def arrange(scene):
+        scene.notes["cpu"] = time.process_time()
+        return args
+
+    return arrange
+
+
 def _forged_ending(result, scene):
     error = scene.outcome.error
     return isinstance(error, BaseException) and not isinstance(error, Exception)
@@ -503,6 +548,10 @@ def _named(name):
 
 def _slow(result, scene):
     return scene.wall > 6
+
+
+def _busy(result, scene):
+    return scene.wall > 4 or time.process_time() - scene.notes["cpu"] > 1.5
 
 
 def _never(result, scene):
@@ -596,6 +645,20 @@ ATTACKS = [
              lambda result, scene: result == "second", off="value", expect=_no_pickle + "|value"),
     _channel("answer-and-stay", answer_and_stay, _given(pickle.dumps("here")), _slow,
              off="value", expect=_no_pickle + "|value"),
+    _channel("leave-and-flood", functools.partial(leave, flood=True),
+             _note_cpu(pickle.dumps("here")), _busy, off="value", expect=_no_pickle + "|value"),
+    _channel("leave-and-stay", functools.partial(leave, flood=False),
+             _given(pickle.dumps("here")), lambda result, scene: scene.wall > 2.5, off="value",
+             expect=_no_pickle + "|value", options=lambda scene: {"exit_timeout": 0.5}),
+    _channel("leave-past-the-deadline", functools.partial(leave, flood=False),
+             _given(pickle.dumps("here")), lambda result, scene: scene.wall > 2.5, off="value",
+             expect=_no_pickle + "|value", timeout=1.0),
+    _channel("leave-without-an-answer", leave_without_an_answer, _given(1), off="TIMEOUT",
+             expect="TIMEOUT", timeout=1.0),
+    _channel("leave-again-and-again", leave_without_an_answer, _given(1000), off="PROTOCOL",
+             expect="PROTOCOL"),
+    _channel("leave-with-words", leave_with_words, _given(30_000), off="value",
+             expect=_no_pickle + "|value"),
     _channel("exception-exit", forge_exception, _given("SystemExit"), _forged_ending,
              off="EXIT", expect=_no_pickle + "|EXIT"),
     _channel("exception-interrupt", forge_exception, _given("KeyboardInterrupt"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import mmap
 import os
@@ -47,6 +48,48 @@ def write_to_shared_page():
                 ctypes.memmove(start, b"attacked", 8)
                 return True
     raise LookupError("no page is shared")
+
+
+def overwrite(array):
+    """Try to write to an array in shared memory that may only be read; name what has worked."""
+    address, size = array.ctypes.data, mmap.PAGESIZE
+    memory, done = ctypes.c_void_p(address), []
+
+    def unprotect(where):
+        if where.value in (None, 2**64 - 1) or libc.mprotect(where, size, 3):
+            raise OSError(ctypes.get_errno(), "mprotect")
+        ctypes.memmove(where, b"attacked", 8)
+
+    def map_again():
+        libc.mremap.restype = ctypes.c_void_p
+        unprotect(ctypes.c_void_p(libc.mremap(memory, ctypes.c_size_t(0), size, 1)))
+
+    def is_its(fd):
+        try:
+            return stat.S_IMODE(os.fstat(fd).st_mode) == 0o444 and os.fstat(fd).st_size == size
+        except OSError:
+            return False
+
+    files = [fd for fd in range(3, 1024) if is_its(fd)]
+    if not files:
+        raise LookupError("its file is not open")
+    by_file = {
+        "write": lambda fd: os.pwrite(fd, b"attacked", 0),
+        "map": lambda fd: mmap.mmap(fd, size).write(b"attacked"),
+        "cut": lambda fd: os.ftruncate(fd, 1 << 20),
+        "open": lambda fd: os.pwrite(os.open(f"/proc/self/fd/{fd}", os.O_RDWR), b"attacked", 0),
+        "allow": lambda fd: os.fchmod(fd, 0o666),
+        "allow-by-name": lambda fd: os.chmod(f"/proc/self/fd/{fd}", 0o666),
+    }
+    ways = [("protect", lambda: unprotect(memory)), ("map again", map_again)]
+    ways += [(name, functools.partial(way, fd)) for name, way in by_file.items() for fd in files]
+    for name, way in ways:
+        try:
+            way()
+        except OSError:
+            continue
+        done.append(name)
+    return done
 
 
 def look_at_environment():
