@@ -168,7 +168,8 @@ class IsolationError(Exception):
     usage: Usage | None
     stderr_tail: str
     crash_traceback: str
-    transient: bool
+    # What others have made without the constructor has none of its own.
+    transient: bool = True
 
     def __init__(
         self,

@@ -277,7 +277,7 @@ async def test_descriptors_of_a_result_that_may_not_travel(start, fn):
 async def test_descriptors_of_an_item_that_may_not_travel(start):
     found = []
     async with Isolator(**start) as iso:
-        with pytest.raises(CallableExecutedError, match="an item could not be sent") as lost:
+        with pytest.raises(CallableStatusUnknownError, match="Snapshot, could not be sent") as lost:
             async with iso.stream(refused_item) as items:
                 async for item in items:
                     found.append(item)

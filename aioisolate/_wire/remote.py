@@ -21,7 +21,7 @@ from pickle import PickleBuffer
 from types import FunctionType, MemberDescriptorType, TracebackType
 from typing import Any, NamedTuple
 
-from . import codecs, rebuild
+from . import codecs, handles, rebuild
 from .inert import full_name, part, trim
 from .kinship import KinPickler
 from .rebuild import Frame, Record, State, Words
@@ -469,8 +469,10 @@ def _carry_out(listing: _Listing, way: _Way, *, lenient: bool, lost: Sequence[st
     data = pickler.file.getvalue()
     views = [memoryview(buffer).toreadonly() for buffer in pickler.buffers]
     trial = _TrialLoad(data, views, listing.resolve)
-    copy = rebuild.make(trial)
-    rebuild.complete(copy, trial)
+    packing = handles.packing()
+    with handles.Unpacking(() if packing is None else packing.fds):
+        copy = rebuild.make(trial)
+        rebuild.complete(copy, trial)
     late = any(number not in listing.copies for number in pickler.referred)
     return _Trial(data, pickler.buffers, late, copy)
 
