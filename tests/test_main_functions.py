@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import io
+import pickle
 import threading
 
 import pytest
 
 from aioisolate import IsolationError, Reason
+from aioisolate._wire import culprit
+from aioisolate._wire.by_value import CodePickler
 from tests.helpers import isolator, python
 
 STARTS = """
@@ -111,6 +115,37 @@ def test_11_4_functions_that_functools_and_contextlib_have_wrapped():
         assert await iso.run(Table.twice, 4) == 8
         assert await iso.run(Table().row, 1) == 2
 """)
+
+
+def copied(thing):
+    file = io.BytesIO()
+    CodePickler(file, 5).dump(thing)
+    return pickle.loads(file.getvalue())
+
+
+@functools.cache
+def known(): ...
+
+
+@functools.singledispatch
+def dispatched(given): ...
+
+
+def test_11_4_a_name_is_enough_where_there_is_one():
+    assert copied(known) is known
+    assert copied(dispatched) is dispatched
+
+
+def test_11_4_wrapped_functions_have_what_they_had():
+    @functools.lru_cache(maxsize=5, typed=True)
+    def cached(): ...
+
+    @functools.singledispatch
+    def dispatching(given): ...
+
+    cached.note = dispatching.note = "mine"
+    assert copied(cached).cache_parameters() == {"maxsize": 5, "typed": True}
+    assert copied(cached).note == copied(dispatching).note == "mine"
 
 
 def test_11_4_structs_of_msgspec():
@@ -326,6 +361,83 @@ def functions():
         "a default value of with_default:": (with_default,),
         "global 'lock' of variable 'cached' of with_cached:": (with_cached,),
     }
+
+
+class Unfit:
+    def __init__(self, said):
+        self.said = said
+
+    def __repr__(self):
+        return self.said
+
+    def __reduce__(self):
+        raise TypeError("it does not travel")
+
+
+class Looked(Unfit):
+    @property
+    def __dict__(self):
+        raise TypeError("there is nothing here")
+
+
+def things():
+    class Guarded:
+        guard = lock
+
+    class Computed:
+        @property
+        def value(self):
+            return lock
+
+    class Still:
+        @staticmethod
+        def value():
+            return lock
+
+    def inner():
+        return lambda: lock
+
+    def noted(): ...
+
+    def later():
+        return missing, lock
+
+    if lock is None:
+        missing = 1
+
+    noted.note = lock
+    circle = []
+    circle += (circle, lock)
+    return {
+        f"key {'x' * 60}...": {Unfit("x" * 61): 1},
+        "key <a Unfit>": {Unfit(None): 1},
+        "an element": {Unfit("")},
+        "item 0": [Looked("")],
+        "attribute 'guard' of its class": Guarded(),
+        "global 'lock' of attribute 'value' of its class": Computed(),
+        "global 'lock' of attribute 'value' of its class ": Still(),
+        "global 'lock'": inner,
+        "attribute 'note'": noted,
+        "global 'lock' ": later,
+        "item 1": circle,
+    }
+
+
+def test_11_4_the_part_that_is_named():
+    for path, thing in things().items():
+        assert culprit.find(CodePickler, "", thing) == path.rstrip(" ")
+
+
+def test_11_4_a_search_for_the_part_does_not_take_long(monkeypatch):
+    monkeypatch.setattr(culprit, "_PATIENCE", 0.05)
+    rest = iter(range(10_000_000))
+
+    class Long:
+        def __reduce__(self):
+            return list, (), None, rest
+
+    assert not culprit.find(CodePickler, "", [Long(), lock])
+    assert next(rest) < 9_000_000
 
 
 OTHERS = {

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioisolate import CallableStatusUnknownError, Isolator, capture_isolated, run_isolated
-from aioisolate._call.output import CAPTURE_MAX, OutputStream
+from aioisolate._call.output import CAPTURE_MAX, OutputStream, open_streams
+from aioisolate._os.fds import Descriptors
 from tests.helpers import python
 
 
@@ -287,3 +288,35 @@ def test_11_5_an_encoding_that_is_not_known_here():
     stream = OutputStream("stdout", -1, None, "no-such-encoding")
     stream.feed("gr\u00fcn".encode())
     assert stream.text() == "gr\u00fcn"
+
+
+def test_11_5_output_that_ends_inside_a_character():
+    text = "\u00fc\U0001f40d" * CAPTURE_MAX
+    for encoding, missing in (("utf-16", 1), ("utf-32", 1), ("utf-32", 3)):
+        stream = OutputStream("stdout", -1, None, encoding)
+        stream.feed(text.encode(encoding)[:-missing])
+        tail = stream.text().split("\n")[2].strip("\ufffd")
+        assert len(tail) > CAPTURE_MAX // 16
+        assert tail in text
+        assert stream.tail().strip("\ufffd") in text
+
+
+def test_11_5_a_mark_of_the_byte_order_is_no_part_of_a_line():
+    lines = []
+    stream = OutputStream("stdout", -1, lambda _, line: lines.append(line), "utf-16")
+    data = "gr\u00fcn\nrot".encode("utf-16")
+    for byte in data:
+        stream.feed(bytes([byte]))
+    stream.finish()
+    assert lines == ["gr\u00fcn", "rot"]
+
+
+def test_11_5_each_stream_has_an_encoding_of_its_own():
+    fds = Descriptors()
+    try:
+        (out, err), *_ = open_streams("capture", -1, fds, ("latin-1", "utf-8"))
+        for stream, encoding in ((out, "latin-1"), (err, "utf-8")):
+            stream.feed("gr\u00fcn".encode(encoding))
+            assert stream.text() == "gr\u00fcn"
+    finally:
+        fds.close_all()

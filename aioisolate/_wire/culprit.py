@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -49,17 +48,34 @@ def _refused_part(
     for label, part in _parts(whole):
         if time.monotonic() > end:
             break
-        if id(part) not in seen and _is_refused(pickler, part):
+        if id(part) not in seen and _is_refused(pickler, part, end):
             return label, part
     return None
 
 
-def _is_refused(pickler: Callable[..., Any], part: object) -> bool:
+class _TooLongError(BaseException):
+    """A part takes long to pickle."""
+
+
+class _Nowhere:
+    """A file that keeps nothing, and takes nothing from some moment on."""
+
+    def __init__(self, end: float) -> None:
+        self._end = end
+
+    def write(self, _: object, /) -> None:
+        if time.monotonic() > self._end:
+            raise _TooLongError
+
+
+def _is_refused(pickler: Callable[..., Any], part: object, end: float) -> bool:
     if type(part) in (str, bytes, int, float, bool, type(None)):
         return False
     try:
         with handles.Packing():
-            pickler(io.BytesIO(), 5, buffer_callback=_let_go).dump(part)
+            pickler(_Nowhere(end), 5, buffer_callback=_let_go).dump(part)
+    except _TooLongError:
+        return False
     except Exception:  # noqa: BLE001 - a __reduce__ may raise anything
         return True
     return False
