@@ -100,6 +100,14 @@ def test_what_is_no_frame(data):
         list(FrameDecoder(NONCE).feed(data))
 
 
+@pytest.mark.parametrize("kind", [Kind.LEAVING, Kind.IMPORTED])
+def test_11_11_names_are_short_without_a_limit_of_the_result(kind):
+    head = encode(NONCE, kind, bytes(128 * 1024))
+    assert len(list(FrameDecoder(NONCE).feed(head))) == 1
+    with pytest.raises(ProtocolError, match=kind.name):
+        list(FrameDecoder(NONCE).feed(encode(NONCE, kind, bytes(128 * 1024 + 1))))
+
+
 def test_a_truncated_frame_is_just_not_there():
     data = encode(NONCE, Kind.VALUE, b"abcdef")
     for end in range(len(data)):

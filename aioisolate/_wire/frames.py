@@ -60,6 +60,8 @@ class Kind(enum.IntEnum):
     LEAVING = 10  # fn has ended, and something that it left has not: names, one a line
 
 
+# What is never long, whatever a result may be.
+_LONGEST = {Kind.LEAVING: _WORDS_MAX, Kind.IMPORTED: _WORDS_MAX}
 _VALUE = int(Kind.VALUE)
 _KINDS = {int(kind): kind for kind in Kind}
 
@@ -175,7 +177,8 @@ class FrameDecoder:
             raise ProtocolError(f"the channel carries a frame of unknown kind {number}")
         if self._limit is not None:  # a limit of the caller's is told of as that, whatever came
             self._check_length(kind, length, self._limit)
-        if length > _MAX_LENGTH or ((length or luggage) and kind is Kind.STARTED):
+        longest = _LONGEST.get(kind, _MAX_LENGTH)
+        if length > longest or ((length or luggage) and kind is Kind.STARTED):
             raise ProtocolError(f"the channel carries a {kind.name} frame of {length} bytes")
         return kind, luggage, length
 

@@ -136,8 +136,8 @@ class Reaper:
         until = time.monotonic() + _PATIENCE
         while self._collect_all() or self._pids or any(map(_is_there, self._groups)):
             if time.monotonic() >= until:
-                for pid in self._spared:
-                    _kill(pid, _SIGKILL, False)
+                for pid in list(self._spared):
+                    self._end_spared(pid)
                 return
             poll.poll(_PAUSE)
 
