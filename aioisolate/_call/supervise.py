@@ -402,7 +402,8 @@ class Supervision:
                 self.killed_for = KilledFor.OUTPUT_LIMIT
         stream.feed(data)
         if stream.hands_over:
-            self._listening.took_lines(data.count(b"\n"))
+            ends = data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
+            self._listening.took_lines(ends)
         return len(data)
 
     def _collect(self) -> None:
