@@ -17,9 +17,7 @@ __all__ = ["end_all_others", "find"]
 # On the command line of multiprocessing's and of loky's, which is joblib's.
 _MARK = b"resource_tracker import main"
 _LINUX = sys.platform == "linux"
-_SIGKILL = int(signal.SIGKILL)
-# A process may have forked another one while the others were looked for.
-_ROUNDS = 3
+_SIGKILL, _SIGSTOP, _SIGCONT = map(int, (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT))
 
 
 def find(leader: int) -> tuple[list[int], list[int]]:
@@ -41,17 +39,28 @@ def end_all_others(leader: int, *, alive: bool = False) -> list[int]:
     """
     if not _LINUX or (alive and not _has_children(leader)):
         return []
-    trackers: list[int] = []
-    for _ in range(_ROUNDS):
+    trackers, others = find(leader)
+    if not trackers:
+        return []
+    try:
+        # Or there might be such as fork and end all the time, faster than they can be looked for.
+        os.killpg(leader, _SIGSTOP)
         trackers, others = find(leader)
-        if not trackers or not others:
-            break
         for pid in others:
-            try:
-                os.kill(pid, _SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                continue  # it has ended; or it has another user
+            _send(pid, _SIGKILL)
+    except OSError:
+        return []  # somebody else's, or a filter forbids it: then the whole group is to be killed
+    finally:
+        for pid in trackers:
+            _send(pid, _SIGCONT)
     return trackers
+
+
+def _send(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass  # it has ended; or it has another user
 
 
 def _has_children(pid: int) -> bool:
