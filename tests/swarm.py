@@ -99,7 +99,7 @@ def spread(names):
     """Have a tracker, leave processes that fork and end all the time, and wait."""
     memory = shared_memory.SharedMemory(create=True, size=16)
     memory.close()
-    until = time.monotonic() + 10
+    until = time.monotonic() + 15
     for _ in range(names):
         if os.fork() == 0:
             while time.monotonic() < until:

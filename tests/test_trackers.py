@@ -171,3 +171,18 @@ async def test_11_14_the_tracker_of_a_fork_server_is_not_its_childrens(monkeypat
         await iso.capture(swarm.share, "crashes", on_progress=note)
         assert len(names) == 2
         await until(lambda: not left(names))
+
+
+@pytest.mark.one_loop
+@pytest.mark.parametrize("kind", ["fork", "zygote"])
+async def test_11_14_what_forks_all_the_time_ends_as_well(kind):
+    """The group of a child that has a tracker is not killed by its number, but one by one."""
+    async with isolator({"start": kind}, "tests.swarm") as iso:
+        error = (await iso.capture(swarm.spread, 6, timeout=0.6)).error
+        assert isinstance(error, TimeoutError)
+
+        def rest():
+            return [pid for pid in trackers._members(error.pid) if not trackers._is_tracker(pid)]
+
+        await until(lambda: not any(rest() for _ in range(20)), 5)
+        await until(lambda: not trackers.find(error.pid)[0])

@@ -17,11 +17,8 @@ __all__ = ["end_all_others", "find"]
 # On the command line of multiprocessing's and of loky's, which is joblib's.
 _MARK = b"resource_tracker import main"
 _LINUX = sys.platform == "linux"
-_SIGKILL = int(signal.SIGKILL)
-# A process may have forked another one while the others were looked for. Whoever goes on doing that
-# is ended with the group.
-_ROUNDS = 8
-# So many are not asked one by one either: an event loop waits for this.
+_SIGKILL, _SIGSTOP, _SIGCONT = map(int, (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT))
+# So many are not asked one by one: an event loop waits for this.
 _OTHERS_MAX = 200
 
 
@@ -43,31 +40,36 @@ def find(leader: int, *, all_numbers: bool = False) -> tuple[list[int], list[int
 def end_all_others(leader: int, *, alive: bool = False) -> list[int]:
     """Kill a group without its trackers and its leader, if it has any; return those.
 
-    Nothing: it has none, or too many others, or those fork faster than they can be killed one by
-    one. Then the group is to be killed.
+    Nothing: it has none, or too many others. Then the group is to be killed.
 
     *alive*: its leader is, so one look tells whether there can be any.
     """
     if not _LINUX or (alive and not _has_children(leader)):
         return []
-    killed: set[int] = set()
-    everywhere = False
-    for _ in range(_ROUNDS):
-        trackers, others = find(leader, all_numbers=everywhere)
-        if not trackers or len(others) > _OTHERS_MAX:
+    trackers, others = find(leader)
+    if not trackers or len(others) > _OTHERS_MAX:
+        return []
+    try:
+        # Or there might be such as fork and end all the time, faster than they can be looked for.
+        os.killpg(leader, _SIGSTOP)
+        trackers, others = find(leader, all_numbers=True)
+        if len(others) > _OTHERS_MAX:
             return []
-        fresh = [pid for pid in others if pid not in killed]  # the others are dying
-        if not fresh and everywhere:
-            return trackers
-        # That takes longer, so once, if all goes well.
-        everywhere = not fresh
-        for pid in fresh:
-            killed.add(pid)
-            try:
-                os.kill(pid, _SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                continue  # it has ended; or it has another user
-    return []
+        for pid in others:
+            _send(pid, _SIGKILL)
+    except OSError:
+        return []  # somebody else's, or a filter forbids it: then the whole group is to be killed
+    finally:
+        for pid in trackers:
+            _send(pid, _SIGCONT)
+    return trackers
+
+
+def _send(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass  # it has ended; or it has another user
 
 
 def _has_children(pid: int) -> bool:
