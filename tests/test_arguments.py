@@ -81,7 +81,7 @@ async def test_11_6_the_loop_runs_while_an_argument_is_pickled(start):
 
 
 async def by_run(iso, fn, value):
-    return await iso.run(fn, value)
+    return await iso.run(same, value)
 
 
 async def by_capture(iso, fn, value):
@@ -337,6 +337,21 @@ async def test_11_6_an_argument_that_changes_meanwhile_is_an_error(make, change)
     assert error.reason is Reason.ARGUMENT_ENCODING
     assert "was changed while it was pickled" in str(error)
     assert isinstance(error.__cause__, ChangedError)
+
+
+def test_11_6_so_is_one_of_a_function_that_travels_by_value():
+    """Its pickler names the part that can't be pickled: here what goes on changing."""
+
+    class Changing(dict):
+        def items(self):
+            yield from super().items()
+            raise RuntimeError("dictionary changed size during iteration")
+
+    parcel = FileParcel()
+    with pytest.raises(ChangedError, match="changed size"):
+        calls.dump_into(parcel, lambda value: value, (Changing(a=1),), None, lambda _: False)
+    parcel.finish()
+    parcel.drop()
 
 
 @pytest.mark.parametrize("make", [bytearray, lambda data: array.array("d", data)])

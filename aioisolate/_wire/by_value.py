@@ -29,6 +29,7 @@ from cloudpickle import Pickler
 
 from .._os.imports import LazyImport
 from . import decorated
+from .parcel import is_change
 from .sources import load_class, load_code, load_lazy
 
 __all__ = ["CodePickler", "by_name"]
@@ -54,6 +55,8 @@ class CodePickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
         try:
             return super().dump(obj)
         except Exception as exc:
+            if is_change(exc):  # its part may be another one by now
+                raise
             where = self._where(obj) if self.names_culprit else ""
             if not where:
                 raise

@@ -19,7 +19,7 @@ from .asides import Asides, reduce_array
 from .codecs import Call
 from .effort import PAYLOAD_MAX, find_large, may_take_long, shows_long_text
 from .handles import Lent
-from .parcel import ChangedError, Parcel, TooMuch, UnwritableError
+from .parcel import ChangedError, Parcel, TooMuch, UnwritableError, is_change
 
 __all__ = ["NeedsSource", "dump_at_once", "dump_into"]
 
@@ -177,8 +177,7 @@ def dump_into(
         except (ChangedError, UnwritableError):
             raise
         except Exception as exc:
-            if isinstance(exc, RuntimeError) and "during iteration" in str(exc):
-                # A dict, a set or a deque says so.
+            if is_change(exc):
                 raise ChangedError(str(exc)) from exc
             if by_value:
                 raise

@@ -10,7 +10,7 @@ import array
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeAlias
 
-__all__ = ["ChangedError", "Parcel", "Part", "TooMuch", "UnwritableError", "copied"]
+__all__ = ["ChangedError", "Parcel", "Part", "TooMuch", "UnwritableError", "copied", "is_change"]
 
 # So many bytes are copied at once with the GIL held.
 _STEP = 1 << 20
@@ -35,6 +35,13 @@ class TooMuch(BaseException):
 
 class ChangedError(Exception):
     """An argument was changed while it was pickled."""
+
+
+def is_change(exc: BaseException) -> bool:
+    """Tell whether it says that something was changed while it was pickled."""
+    if isinstance(exc, RuntimeError) and "during iteration" in str(exc):
+        return True  # of a dict, a set or a deque
+    return isinstance(exc, ChangedError)
 
 
 class UnwritableError(OSError):
