@@ -114,3 +114,18 @@ async def test_11_22_a_server_that_cannot_be_started(monkeypatch):
     monkeypatch.setattr(sys, "executable", "")
     error = await error_of(Isolator().__aenter__())
     assert (error.reason, error.transient) == (Reason.FORK, False)
+
+
+class Unopened:
+    """Its pickling, which may import modules, finds that there is no descriptor left."""
+
+    def __reduce__(self):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+@pytest.mark.one_loop
+async def test_11_22_a_lack_of_descriptors_while_arguments_are_pickled_passes():
+    async with Isolator() as iso:
+        error = await error_of(iso.run(id, Unopened()))
+    assert error.reason is Reason.ARGUMENT_ENCODING
+    assert error.transient

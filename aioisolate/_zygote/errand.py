@@ -7,6 +7,7 @@ import contextvars
 import errno
 import functools
 import os
+import pickle
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from .._call.output import OutputStream, open_streams
 from .._call.plan import Plan
 from .._call.waiter import AnyioWaiter, AsyncioWaiter, Waiter
 from .._child.order import AsyncBackend
-from .._errors import CallableDidNotExecuteError, Reason
+from .._errors import CallableDidNotExecuteError, Reason, may_pass
 from .._os import memfd, messages
 from .._os.fds import Descriptors, is_open
 from .._os.process import Status
@@ -393,6 +394,9 @@ def _needs_source(plan: Plan) -> calls.NeedsSource:
 
 def _unpicklable(exc: BaseException) -> CallableDidNotExecuteError:
     reason = Reason.ARGUMENT_ENCODING
+    # Pickling may import a module, and open files.
+    spoke = exc.__cause__ if isinstance(exc, pickle.PicklingError) else exc
+    passing = isinstance(spoke, OSError) and may_pass(spoke.errno)
     if isinstance(exc, ChangedError):
         text = (
             f"an argument of fn was changed while it was pickled: {exc} (large ones are pickled in "
@@ -406,4 +410,4 @@ def _unpicklable(exc: BaseException) -> CallableDidNotExecuteError:
             "fn or its arguments could not be pickled for a fork server's child: "
             f"{type(exc).__name__}: {exc} (start='fork' needs no pickling)"
         )
-    return CallableDidNotExecuteError(text, reason=reason)
+    return CallableDidNotExecuteError(text, reason=reason, transient=passing or None)
