@@ -295,6 +295,8 @@ def check_seconds(
 
 
 def _checked_fds(fds: Iterable[int]) -> frozenset[int]:
+    if not isinstance(fds, Iterable):
+        raise TypeError(f"pass_fds must be an iterable of descriptor numbers, not {fds!r}")
     checked = set()
     for fd in fds:
         if isinstance(fd, bool) or not isinstance(fd, int):

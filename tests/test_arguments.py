@@ -83,7 +83,7 @@ async def test_11_6_the_loop_runs_while_an_argument_is_pickled(start):
 
 
 async def by_run(iso, fn, value):
-    return await iso.run(fn, value)
+    return await iso.run(same, value)
 
 
 async def by_capture(iso, fn, value):
@@ -381,6 +381,21 @@ def test_11_6_a_long_text_beside_what_cannot_be_pickled():
     value = [["x"] * 30_000, ["x" * 9_000_000], threading.Lock()]
     with pytest.raises(PicklingError, match=r"argument 1: TypeError: .*lock"):
         filled(FileParcel(), value, by_value=True)
+
+
+def test_11_6_so_is_one_of_a_function_that_travels_by_value():
+    """Its pickler names the part that can't be pickled: here what goes on changing."""
+
+    class Changing(dict):
+        def items(self):
+            yield from super().items()
+            raise RuntimeError("dictionary changed size during iteration")
+
+    parcel = FileParcel()
+    with pytest.raises(ChangedError, match="changed size"):
+        calls.dump_into(parcel, lambda value: value, (Changing(a=1),), None, lambda _: False)
+    parcel.finish()
+    parcel.drop()
 
 
 @pytest.mark.parametrize("make", [bytearray, lambda data: array.array("d", data)])

@@ -659,6 +659,7 @@ def test_exit():
         ((int,), {"output": None}, ValueError, "output must be"),
         ((int,), {"on_event": 3}, TypeError, "on_event"),
         ((int,), {"pass_fds": ["1"]}, TypeError, "pass_fds"),
+        ((int,), {"pass_fds": 3}, TypeError, "pass_fds must be"),
         ((int,), {"pass_fds": [987654]}, ValueError, "987654"),
         ((int,), {"pass_fds": [-1]}, ValueError, "-1"),
         ((int,), {"no_such_option": 1}, TypeError, "no_such_option"),

@@ -21,6 +21,7 @@ from aioisolate import (
     CallableDidNotExecuteError,
     IsolationError,
     Isolator,
+    Limits,
     Outcome,
     capture_isolated,
     isolated,
@@ -328,3 +329,13 @@ async def test_11_30_an_outcome_is_shown_in_one_line():
 
     assert repr(Outcome(error=Broken())) == "<Outcome without a process: failed with Broken>"
     assert repr(Outcome(value=None)) == "<Outcome without a process: returned None>"
+
+
+async def test_11_30_a_memory_error_that_says_nothing_leaves_no_colon():
+    def run_out(*words):
+        raise MemoryError(*words)
+
+    limits = Limits(memory="1 GiB")
+    assert str(await error_of(run_isolated(run_out, limits=limits))).endswith(" bytes")
+    error = await error_of(run_isolated(run_out, "no room", limits=limits))
+    assert str(error).endswith(" bytes: no room")

@@ -133,3 +133,18 @@ async def test_11_22_where_no_thread_can_be_started(monkeypatch):
             error = await error_of(iso.run(list, "x" * 100_000))
             assert (error.reason, error.transient) == (Reason.RESULT_DECODING, True)
         assert await iso.run(len, large) == 100_000
+
+
+class Unopened:
+    """Its pickling, which may import modules, finds that there is no descriptor left."""
+
+    def __reduce__(self):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+@pytest.mark.one_loop
+async def test_11_22_a_lack_of_descriptors_while_arguments_are_pickled_passes():
+    async with Isolator() as iso:
+        error = await error_of(iso.run(id, Unopened()))
+    assert error.reason is Reason.ARGUMENT_ENCODING
+    assert error.transient

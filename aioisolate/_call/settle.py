@@ -226,7 +226,9 @@ def _own_exception(supervision: Supervision, raised: Any) -> BaseException:
     limits = supervision.options.limits
     size = None if limits is None else limits.memory or limits.address_space
     if size is not None and _ran_out_of_memory(raised):
-        text = f"fn was refused memory by the allocator; its limit is {size} bytes: {raised}"
+        text = f"fn was refused memory by the allocator; its limit is {size} bytes"
+        if words := str(raised):  # Python's own says nothing
+            text += f": {words}"
         verdict = Verdict(MemoryLimitError, Reason.MEMORY_LIMIT, text)
         return _error(supervision, verdict, cause=raised)
     name = raised.type_name if isinstance(raised, RemoteError) else type(raised).__name__

@@ -408,9 +408,10 @@ def _import_here(name: str) -> None:
         raise
     except BaseException as exc:  # importing runs anything
         text = "".join(traceback.format_exception(exc)).rstrip()
+        what = f"{type(exc).__name__}: {exc}".partition("\n")[0]  # logs may show one line only
         number = exc.errno if isinstance(exc, OSError) else None
         raise CallableDidNotExecuteError(
-            f"{name!r} of preload can't be imported: {text}",
+            f"{name!r} of preload can't be imported: {what}\n{text}",
             reason=Reason.CHILD_SETUP,
             crash_traceback=text,
             transient=may_pass(number),

@@ -7,6 +7,7 @@ import contextvars
 import errno
 import functools
 import os
+import pickle
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from .._call.output import OutputStream, open_streams
 from .._call.plan import Plan
 from .._call.waiter import AnyioWaiter, AsyncioWaiter, Waiter
 from .._child.order import AsyncBackend
-from .._errors import CallableDidNotExecuteError, Reason
+from .._errors import CallableDidNotExecuteError, Reason, may_pass
 from .._os import memfd, messages
 from .._os.fds import Descriptors, is_open
 from .._os.process import Status
@@ -394,6 +395,10 @@ def _needs_source(plan: Plan) -> calls.NeedsSource:
 
 def _unpicklable(exc: BaseException) -> CallableDidNotExecuteError:
     reason, transient = Reason.ARGUMENT_ENCODING, None
+    # Pickling may import a module, and open files.
+    spoke = exc.__cause__ if isinstance(exc, pickle.PicklingError) else exc
+    if isinstance(spoke, OSError) and may_pass(spoke.errno):
+        transient = True
     if isinstance(exc, ChangedError):
         transient = True  # next time nobody may be in the way
         text = (
