@@ -19,7 +19,7 @@ import pytest
 
 from aioisolate import Reason, RemoteError, capture_isolated
 from aioisolate._child import worker
-from aioisolate._wire import codecs, inert, remote
+from aioisolate._wire import codecs, inert, remote, sayings
 from aioisolate._wire.by_value import CodePickler
 from tests.helpers import isolator, python
 
@@ -559,6 +559,48 @@ def test_11_2_the_comparison_does_not_hang_and_leaves_alarms_alone(monkeypatch):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+class Stubborn:
+    caught = 0
+
+    def __repr__(self):
+        while True:
+            try:
+                while True:
+                    pass
+            except BaseException:
+                Stubborn.caught += 1
+                if Stubborn.caught == 2:
+                    raise
+
+
+def test_11_2_an_alarm_comes_again_and_leaves_nothing(monkeypatch):
+    monkeypatch.setattr(sayings, "_PATIENCE", 0.05)
+    before = signal.getsignal(signal.SIGALRM)
+    others = signal.setitimer(signal.ITIMER_REAL, 0)  # pytest-timeout's
+    try:
+        assert sayings.Sayings().ask(repr, Stubborn()) == "<its __repr__ took too long>"
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *others)
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_11_2_where_there_are_no_alarms(monkeypatch):
+    said = []
+    thread = threading.Thread(target=lambda: said.append(sayings.Sayings().ask(str, Thing)))
+    thread.start()
+    thread.join()
+
+    def refuse(*_):
+        raise PermissionError(1, "not here")
+
+    before = signal.getsignal(signal.SIGALRM)
+    monkeypatch.setattr(signal, "setitimer", refuse)
+    said.append(sayings.Sayings().ask(str, Thing))
+    assert said == [str(Thing)] * 2
+    assert signal.getsignal(signal.SIGALRM) is before
 
 
 def test_11_2_nothing_but_str_and_repr_is_called():
