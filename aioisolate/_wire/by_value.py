@@ -29,7 +29,6 @@ from cloudpickle import Pickler
 
 from .._os.imports import LazyImport
 from . import decorated
-from .parcel import is_change
 from .sources import load_class, load_code, load_lazy
 
 __all__ = ["CodePickler", "by_name"]
