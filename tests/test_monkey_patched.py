@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from aioisolate import CallableDidNotExecuteError, Isolator, Reason, run_isolated
+from aioisolate._os import threads
 from tests.helpers import error_of, python
 
 PROGRAM = """
@@ -100,6 +102,21 @@ def test_11_18_gevent(when):
     early, late = (GEVENT, "") if when == "before" else ("", GEVENT)
     found = result(PROGRAM, early, late + GREENLETS, function="work")
     assert found == [["thread"], 5_000_000, *[["thread"], [1, 2]] * 3, "timeout"]
+
+
+@pytest.mark.one_loop
+async def test_11_18_a_thread_of_the_library_ends_with_something_to_read():
+    """The end of a pipe or socket alone does not wake up gevent's selectors."""
+    helper = threads.Helper("test", lambda: None)
+    helper.done()
+    assert os.read(helper.fileno(), 2) == b"\0"
+    helper.close()
+
+
+def test_11_18_gevent_without_anything_else_to_wake_it_up():
+    pytest.importorskip("gevent")
+    program = PROGRAM.replace('("fork", "template", "zygote")', '("template",)')
+    assert result(program, GEVENT) == [2, 5_000_000, 2, [1, 2], "timeout"]
 
 
 class Hub:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _socket
 import _thread
+import contextlib
 import errno
 import os
 import threading
@@ -14,6 +16,8 @@ __all__ = ["Helper", "NoThreadError", "helpers", "others"]
 
 # How these threads are told from the user's own: they hold no lock that a child could need.
 _PREFIX = "aioisolate-"
+# Somebody may have set SIGPIPE to end the process.
+_NO_SIGNAL: int = getattr(_socket, "MSG_NOSIGNAL", 0)
 # Those that have not ended.
 _working: set[threading.Thread] = set()
 
@@ -31,10 +35,11 @@ class Helper:
     def __init__(self, name: str, work: Callable[[], object]) -> None:
         self._fds = Descriptors()
         try:
-            self._read, write = os.pipe()
+            # Not just a pipe that ends: gevent's selectors are not woken up by that.
+            here, there = _socket.socketpair()
         except OSError as exc:
             raise NoThreadError(exc.errno, exc.strerror) from exc
-        self._fds.own(self._read)
+        self._read = self._fds.own(here.detach())
         os.set_blocking(self._read, False)
 
         def run() -> None:
@@ -42,7 +47,9 @@ class Helper:
                 work()
             finally:
                 _working.discard(thread)
-                os.close(write)
+                with contextlib.suppress(OSError):  # nobody waits for it any more
+                    there.send(b"\0", _NO_SIGNAL)
+                there.close()
 
         self._thread = thread = threading.Thread(target=run, name=_PREFIX + name, daemon=True)
         _working.add(thread)
@@ -50,12 +57,12 @@ class Helper:
             self._thread.start()
         except RuntimeError as exc:  # "can't start new thread": the system has said EAGAIN
             _working.discard(thread)
-            os.close(write)
+            there.close()
             self.close()
             raise NoThreadError(errno.EAGAIN, str(exc)) from exc
 
     def fileno(self) -> int:
-        """Return a descriptor that is at its end, so readable, once the work is done."""
+        """Return a descriptor that is readable once the work is done."""
         return self._read
 
     def done(self) -> None:
