@@ -182,7 +182,11 @@ async def test_11_14_what_forks_all_the_time_ends_as_well(kind):
         assert isinstance(error, TimeoutError)
 
         def rest():
-            return [pid for pid in trackers._members(error.pid) if not trackers._is_tracker(pid)]
+            return [
+                pid
+                for pid in trackers._members(error.pid, all_numbers=True)
+                if not trackers._is_tracker(pid)
+            ]
 
         await until(lambda: not any(rest() for _ in range(20)), 5)
         await until(lambda: not trackers.find(error.pid)[0])
