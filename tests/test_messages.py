@@ -30,6 +30,7 @@ from aioisolate import (
     stream_isolated,
 )
 from aioisolate._call.crash import innermost
+from aioisolate._child import progress
 from aioisolate._call.plan import name_of
 from tests.helpers import error_of, python, until
 
@@ -205,6 +206,9 @@ def test_11_30_the_innermost_frame_is_that_of_the_thread_that_matters():
     assert innermost(stack) == "<module> (/c.py, line 22)"
     assert innermost(stack.partition("\n\n")[0]) == "other (/a b.py, line 1)"
     assert innermost("") == innermost("no stack") == ""
+    sending = f'  File "{progress.__file__}", line 5 in send\n'
+    assert innermost(sending) == ""
+    assert innermost(f'{sending}  File "/d.py", line 4 in rows\n') == "rows (/d.py, line 4)"
 
 
 async def test_11_30_a_preload_that_fails_says_why_first(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ _STRANGERS_MAX = 64 * 1024
 # So much is read at a time while a stack is being written.
 _LOOK_SIZE = 16 * 1024
 _WORKER = f'File "{worker.__file__}"'
+_CHILD = os.path.dirname(worker.__file__) + os.sep
 _MARKS = (_WORKER.encode(), b"\n  ...")
 # How faulthandler begins the stack of the thread that has crashed, and its C stack.
 _CURRENT = "Current thread 0x"
@@ -95,10 +96,15 @@ class StackText:
 
 
 def innermost(stack: str) -> str:
-    """Say in which Python function the main thread was by its stack, or "" if it does not tell."""
+    """Say in which Python function the main thread was by its stack, or "" if it does not tell.
+
+    What of this package sends items and reports is none of the user's functions.
+    """
     _, marked, rest = stack.partition(_CURRENT)
-    found = _FRAME.search(rest if marked else stack)
-    return "" if found is None else f"{found[3]} ({found[1]}, line {found[2]})"
+    for found in _FRAME.finditer(rest if marked else stack):
+        if not found[1].startswith(_CHILD):
+            return f"{found[3]} ({found[1]}, line {found[2]})"
+    return ""
 
 
 def _above_python(frames: Sequence[str]) -> Sequence[str]:
