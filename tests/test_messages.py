@@ -30,8 +30,8 @@ from aioisolate import (
     stream_isolated,
 )
 from aioisolate._call.crash import innermost
-from aioisolate._child import progress
 from aioisolate._call.plan import name_of
+from aioisolate._child import progress
 from tests.helpers import error_of, python, until
 
 pytestmark = pytest.mark.one_loop
