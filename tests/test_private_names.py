@@ -50,6 +50,7 @@ KNOWN = {
     "_exit_function": "multiprocessing",
     "_index_iter": "weakref",
     "_ncallbacks": "atexit",
+    "_python_exit": "concurrent.futures",
     "_parent_pid": "multiprocessing",
     "_registry": "weakref",
     "_run_exitfuncs": "atexit",
@@ -352,6 +353,19 @@ def test_concurrent_futures_have_a_condition_and_a_state():
     assert future._state == "RUNNING"
     future.set_result(None)
     assert future._state == "FINISHED"
+
+
+def test_concurrent_futures_have_exit_functions_that_may_be_called_twice():
+    python("""
+        import concurrent.futures, concurrent.futures.process, concurrent.futures.thread, threading
+
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        assert pool.submit(abs, -1).result() == 1
+        for _ in range(2):
+            concurrent.futures.thread._python_exit()
+            concurrent.futures.process._python_exit()
+        assert threading.active_count() == 1
+    """).check_returncode()
 
 
 def test_concurrent_futures_have_waiters_that_wait_for_an_event():

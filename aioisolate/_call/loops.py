@@ -71,11 +71,14 @@ class _SystemTask:
     async def _run(
         self, work: Callable[[], Awaitable[object]], on_end: Callable[[], object]
     ) -> None:
+        logged = _logged(work)
+        del work  # as in `_logged`
         try:
             with self._scope:
-                await _logged(work)
+                await logged
         finally:
             on_end()
+            del on_end
 
     def cancel(self) -> None:
         self._scope.cancel()
@@ -97,11 +100,15 @@ class _Reader:
 
 
 async def _logged(work: Callable[[], Awaitable[object]]) -> None:
+    name = str(getattr(work, "__qualname__", work))
+    awaitable = work()
+    # The traceback of an exception that *work* keeps may lead here, by its frames.
+    del work
     try:
-        await work()
+        await awaitable
     except Exception:  # noqa: BLE001
         # There is nobody to raise it to.
-        _log.exception("%s failed", getattr(work, "__qualname__", work))
+        _log.exception("%s failed", name)
 
 
 def spawn(

@@ -200,9 +200,13 @@ def _wake_pools(thread_exits: int) -> None:
         workers = getattr(module, table, {})
         ended = [thread for thread in workers if not thread.is_alive()]  # with the fork
         _foreign.extend((thread, workers.pop(thread)) for thread in ended)
-    # They join their threads, however long that takes.
-    registered = list(enumerate(threading._threading_atexits))
-    calls = [call for at, call in reversed(registered) if at >= thread_exits or _is_pools(call)]
+    # They join their threads, however long that takes. Those of the pools may be called twice, which
+    # does no harm: there is no telling them from others in the parent's list.
+    calls = [*reversed(threading._threading_atexits[thread_exits:])]
+    for name in ("thread", "process"):
+        module = sys.modules.get(f"concurrent.futures.{name}")
+        if module is not None:
+            calls.append(module._python_exit)
     if calls:
         helper = threading.Thread(target=_call_all, args=(calls,), name=f"{_PREFIX}exit")
         helper.daemon = True
@@ -210,12 +214,6 @@ def _wake_pools(thread_exits: int) -> None:
             helper.start()
         except RuntimeError:
             return  # no thread may be started; then these are waited for in vain
-
-
-def _is_pools(call: Any) -> bool:
-    """Tell whether an exit function is one of concurrent.futures: fn's pools need it."""
-    module = getattr(getattr(call, "func", call), "__module__", None)
-    return str(module).startswith("concurrent.futures.")
 
 
 def _call_all(calls: Iterable[Callable[[], object]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -179,6 +180,7 @@ class _Course(Generic[T]):
             await _close(iterator)
         except BaseException as exc:  # noqa: BLE001 - raised by aclose, or logged
             self._part(exc)
+        del self  # likewise: an exception of the source's leads to this frame
 
     def _end_feeding(self) -> None:
         self._reader = self._items = None
@@ -403,6 +405,8 @@ def _strip(exc: BaseException) -> None:
     """Drop the frames of this module from a traceback: they refer to what keeps the exception."""
     traceback = exc.__traceback__
     while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
+        with contextlib.suppress(RuntimeError):  # it is still running
+            traceback.tb_frame.clear()  # those that remain lead to it, by f_back
         traceback = traceback.tb_next
     exc.__traceback__ = traceback
 
