@@ -200,8 +200,8 @@ def _wake_pools(thread_exits: int) -> None:
         workers = getattr(module, table, {})
         ended = [thread for thread in workers if not thread.is_alive()]  # with the fork
         _foreign.extend((thread, workers.pop(thread)) for thread in ended)
-    # They join their threads, however long that takes. Those of the pools may be called twice, which
-    # does no harm: there is no telling them from others in the parent's list.
+    # They join their threads, however long that takes. Those of the pools may be called twice, and
+    # that does no harm: there is no telling them from others in the parent's list.
     calls = [*reversed(threading._threading_atexits[thread_exits:])]
     for name in ("thread", "process"):
         module = sys.modules.get(f"concurrent.futures.{name}")
