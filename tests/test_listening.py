@@ -95,7 +95,7 @@ async def test_11_30_each_line_counts_whatever_ends_it(strange, end):
         await iso.run(chatter.print_text, text, output=lambda _, line: lines.append(line))
         took = time.monotonic() - begun
     assert lines == ["a"] * 262_144
-    assert took > 0.5
+    assert took > 0.4  # without a share: a quarter of a second
 
 
 async def test_what_is_due_is_done_while_a_child_is_left_alone(strange):
