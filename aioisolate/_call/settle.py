@@ -219,7 +219,8 @@ def _as_loss(exc: BaseException, what: str) -> Verdict:
 
 def _own_exception(supervision: Supervision, raised: Any) -> BaseException:
     if not issubclass(type(raised), BaseException):
-        text = f"the child says that fn raised what is no exception: {inert.full_name(type(raised))}"
+        kind = inert.full_name(type(raised))
+        text = f"the child says that fn raised what is no exception: {kind}"
         return _error(supervision, Verdict(CallableStatusUnknownError, Reason.PROTOCOL, text))
     if isinstance(raised, CallableDidNotExecuteError):
         # A nested call did not begin; but fn did, and a retry of this call may not be safe.
