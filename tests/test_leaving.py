@@ -910,31 +910,6 @@ async def test_11_28_what_it_raises_in_the_end_is_logged(work, error, diary, cap
 
 
 @pytest.mark.one_loop
-async def test_11_28_a_handler_of_its_own_counts(diary):
-    """It may raise while an item is being sent; then that is cut short, and the rest is silence."""
-
-    def work():
-        def handle(*_):
-            diary("asked")
-            raise SystemExit(3)
-
-        signal.signal(signal.SIGTERM, handle)
-        return kept(diary)
-
-    async with stream_isolated(work, grace=20) as stream:
-        await anext(stream)
-        await until(lambda: len(diary.read()) == 2)
-        await anyio.sleep(0.05)  # that it has filled the channel is no event
-        os.kill(stream.job.pid, signal.SIGTERM)
-        await until(lambda: not alive(stream.job.pid))
-        with pytest.raises(CallableStatusUnknownError) as caught:
-            async for item in stream:
-                assert item == bytes(2_000_000)
-    assert diary.read()[-2:] == ["asked", "ends"]
-    assert (caught.value.reason, caught.value.exit) == (Reason.EXIT, 3)
-
-
-@pytest.mark.one_loop
 async def test_11_28_a_signal_of_somebody_elses_ends_it_as_ever(diary):
     async with stream_isolated(running, diary) as stream:
         await anext(stream)
