@@ -726,6 +726,11 @@ def running_numbers(diary):
 held = []
 
 
+def state_of(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
 def kept(diary):
     """Return one that is not freed with the call's frame."""
     held.append(endless(diary))
@@ -907,6 +912,58 @@ async def test_11_28_what_it_raises_in_the_end_is_logged(work, error, diary, cap
     [record] = caplog.records
     assert record.getMessage() == f"{work.__name__} raised while its stream was left"
     assert record.exc_info[1] is stream.job.error
+
+
+@pytest.mark.one_loop
+async def test_11_28_a_handler_of_its_own_counts(diary):
+    """It may raise while an item is being sent; then that is cut short, and the rest is silence."""
+
+    def work():
+        def handle(*_):
+            diary("asked")
+            raise SystemExit(3)
+
+        signal.signal(signal.SIGTERM, handle)
+        return kept(diary)
+
+    async with stream_isolated(work, grace=20) as stream:
+        await anext(stream)
+        # It sleeps where it has filled the channel, and nowhere else.
+        await until(lambda: len(diary.read()) >= 2 and state_of(stream.job.pid) == "S")
+        os.kill(stream.job.pid, signal.SIGTERM)
+        await until(lambda: diary.read()[-1] == "ends")
+        with pytest.raises(CallableStatusUnknownError) as caught:
+            async for item in stream:
+                assert item == bytes(2_000_000)
+    assert diary.read()[-2:] == ["asked", "ends"]
+    assert (caught.value.reason, caught.value.exit) == (Reason.EXIT, 3)
+
+
+class ReadSlowly(bytes):
+    """Takes its time to be pickled, and tells when that has begun."""
+
+    def __reduce__(self):
+        held[-1]("pickles")
+        time.sleep(60)
+        return bytes, (b"",)
+
+
+@pytest.mark.one_loop
+async def test_11_28_what_a_handler_of_its_own_raises_is_no_fault_of_an_items(diary):
+    def work():
+        def handle(*_):
+            raise SystemExit(3)
+
+        held.append(diary)
+        signal.signal(signal.SIGTERM, handle)
+        yield ReadSlowly()
+
+    async with stream_isolated(work, grace=20) as stream:
+        await until(lambda: diary.read()[-1:] == ["pickles"])
+        os.kill(stream.job.pid, signal.SIGTERM)
+        with pytest.raises(CallableStatusUnknownError) as caught:
+            await anext(stream)
+    assert (caught.value.reason, caught.value.exit) == (Reason.EXIT, 3)
 
 
 @pytest.mark.one_loop

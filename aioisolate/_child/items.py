@@ -248,7 +248,8 @@ def _send(order: Order, item: object) -> None:
             fds = luggage.fds
         if order.result_size is not None and len(body) > order.result_size:
             raise TooLargeError(len(body))  # noqa: TRY301 - every failure goes one way
-    except BaseException as exc:
+    except Exception as exc:
+        # Anything else is what a handler of a signal of fn's has raised meanwhile.
         raise LostItemError(item, exc) from exc
     try:
         progress.send(order.channel, encode(order.nonce, Kind.ITEM, body, len(fds)), fds)
