@@ -138,10 +138,11 @@ class Supervision:
         self.answered_at: float | None = None
         self.left = False
         self.stack = StackText(child.scratch, trusted=options.codec == "pickle")
-        # Without waiting for its end, nothing is known of that end.
-        self._left = Leftovers(trusted=options.codec == "pickle")
+        # What fn has left, once the child tells of it: few leave anything.
+        self._left: Leftovers | None = None
         # A stranger's processes all die at once, whatever they claim to be.
         self._spares = options.codec == "pickle" and not child.has_init
+        # Without waiting for its end, nothing is known of that end.
         self._leaves_early = not (whole or self.listens or child.streams or child.has_init)
         waits = child.layers is not None  # to be told to go on
         if self._look_due and (self.listens or on_item or options.on_progress or waits):
@@ -334,6 +335,8 @@ class Supervision:
             elif kind is Kind.PROGRESS:
                 self._report(body)
             elif kind is Kind.LEAVING:
+                if self._left is None:
+                    self._left = Leftovers(trusted=self.options.codec == "pickle")
                 self._left.hear(body)
             elif self._on_item is not None:
                 self._on_item(body, [self._line.received.release(fd) for fd in luggage])
@@ -430,7 +433,8 @@ class Supervision:
         over = State.DONE
         while self.conversation.state is not over and left > 0 and (size := self._read_channel()):
             left -= size
-        self._left.tell(self.child.pid, killed=self.killed_for is KilledFor.LINGERING)
+        if self._left is not None:
+            self._left.tell(self.child.pid, killed=self.killed_for is KilledFor.LINGERING)
         for stream in self.child.streams:
             left = _DRAIN_MAX
             while left > 0 and (size := self._read_output(stream)):

@@ -33,12 +33,12 @@ __all__ = [
 Frame: TypeAlias = tuple[str, str, int, "str | None", "str | None"]
 
 
-class Words(str):  # noqa: SLOT000 - nobody makes many
+class Words(str):  # noqa: SLOT000 - there are few of them
     """What could not be pickled, described: it has the str and the repr that the thing had."""
 
     _repr: str
 
-    def __new__(cls, text: str, representation: str) -> Words:  # noqa: PYI034 - nobody subclasses it
+    def __new__(cls, text: str, representation: str) -> Words:  # noqa: PYI034 - it has no subclasses
         words = str.__new__(cls, text)
         words._repr = representation
         return words
