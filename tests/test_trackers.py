@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
 import uuid
 from multiprocessing import resource_tracker, shared_memory
 
@@ -13,7 +15,7 @@ import pytest
 from aioisolate._call import leftovers
 from aioisolate._os import trackers
 from tests import swarm
-from tests.helpers import alive, isolator, until
+from tests.helpers import alive, isolator, until, wait_until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Linux's"),
@@ -190,3 +192,47 @@ async def test_11_14_what_forks_all_the_time_ends_as_well(kind):
 
         await until(lambda: not any(rest() for _ in range(20)), 5)
         await until(lambda: not trackers.find(error.pid)[0])
+
+
+def test_11_14_a_tracker_in_the_middle_of_execve_is_spared(monkeypatch):
+    """Its parent goes on before it has a command line; seen under load only."""
+    process = subprocess.Popen(["sleep", "300"], process_group=0)
+    reads = []
+    command_line = trackers._command_line
+
+    def has_none_yet(pid):
+        reads.append(pid)
+        return b"" if len(reads) < count else command_line(pid)
+
+    try:
+        monkeypatch.setattr(trackers, "_command_line", has_none_yet)
+        monkeypatch.setattr(trackers, "_EXEC_PATIENCE", 60)
+        count = 3
+        assert not trackers._is_tracker(process.pid, time.monotonic() + 60)
+        assert len(reads) == count
+        reads.clear()
+        count = 1000
+        assert trackers._is_tracker(process.pid, time.monotonic())
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_11_14_a_tracker_has_more_time_while_it_runs():
+    """Under load the start of its interpreter alone takes seconds."""
+    begun = time.monotonic()
+    runs = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    sleeps = subprocess.Popen(["sleep", "300"])
+    try:
+        wait_until(lambda: not trackers._is_running(sleeps.pid))
+        wait_until(lambda: trackers._is_running(runs.pid))
+        for process in (runs, sleeps):
+            assert not trackers.is_late(process.pid, time.monotonic())
+        late = time.monotonic() - trackers.PATIENCE
+        assert trackers.is_late(sleeps.pid, late)
+        wait_until(lambda: not trackers.is_late(runs.pid, late))
+        assert trackers.is_late(runs.pid, begun - trackers._PATIENCE_MAX)
+    finally:
+        for process in (runs, sleeps):
+            process.kill()
+            process.wait()

@@ -91,6 +91,10 @@ class Child(Protocol):
         """Collect orphans of it, and whoever is in its group; tell if there may be more."""
         ...
 
+    def waits_for_trackers(self) -> bool:
+        """Return whether trackers that were spared have something to do yet."""
+        ...
+
     def leave(self) -> bool:
         """Let somebody else see it off now that it has answered; False if there is nobody."""
         ...

@@ -42,9 +42,9 @@ async def supervise(supervision: Supervision, grace: float) -> None:
             supervision.gone = True
             child.put_down()
         raise
-    for _ in range(_LOOKS):
-        if not child.reap_adopted():
-            break
+    looks = _LOOKS
+    while looks and child.reap_adopted():
+        looks -= not child.waits_for_trackers()
         await anyio.sleep(0.001)
 
 
@@ -60,9 +60,9 @@ async def _see_off(supervision: Supervision, grace: float) -> None:
             except waiter.cancelled:
                 continue
             supervision.step()
-        for _ in range(_LOOKS):
-            if not supervision.child.reap_adopted():
-                break
+        looks, child = _LOOKS, supervision.child
+        while looks and child.reap_adopted():
+            looks -= not child.waits_for_trackers()
             try:
                 await anyio.sleep(0.001)
             except waiter.cancelled:

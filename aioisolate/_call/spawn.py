@@ -297,6 +297,10 @@ class ForkedChild:
         more |= self.has_init and not self.process.group_is_gone()
         return more or not (self.group is None or self.group.dissolve())
 
+    def waits_for_trackers(self) -> bool:
+        """Return whether trackers that were spared have something to do yet."""
+        return not self.process.trackers_are_gone()
+
     def leave(self) -> bool:
         """Stay: nobody but the caller collects it."""
         return False

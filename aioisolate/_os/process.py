@@ -16,6 +16,7 @@ import os
 import signal
 import struct
 import sys
+import time
 import warnings
 from typing import Any, Literal, NamedTuple
 
@@ -282,7 +283,7 @@ class Process:
         self.owner_pid = os.getpid()
         self.watched = False
         self._reaped = False
-        self._spared: list[int] = []
+        self._spared: dict[int, tuple[int, float]] = {}  # by pidfd: the pid, and since when
         self._closed = False
         self._fds = Descriptors()
         self._ends: tuple[int, ...] = ()
@@ -393,22 +394,27 @@ class Process:
         if self.is_owned() and self._is_pidfd:
             try:
                 for tracker in trackers.end_all_others(self.pid):
-                    self._spared.append(self._fds.own(_os.pidfd_open(tracker)))
+                    pidfd = self._fds.own(_os.pidfd_open(tracker))
+                    self._spared[pidfd] = tracker, time.monotonic()
             except OSError:  # it has just ended; or no descriptor is left
                 pass
         return bool(self._spared)
 
     def trackers_are_gone(self, *, kill: bool = False) -> bool:
-        """Tell whether those that were spared have ended; or end them."""
+        """Return whether the trackers that were spared have ended; kill those that are late.
+
+        *kill*: all of them.
+        """
         spared = bool(self._spared)
-        for pidfd in list(self._spared):
-            if kill and not has_ended(pidfd):
+        for pidfd, (pid, since) in list(self._spared.items()):
+            late = kill or trackers.is_late(pid, since)
+            if late and not has_ended(pidfd):
                 try:
                     _signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 except OSError:
                     pass  # it has ended by now; or a filter forbids this call
-            if kill or has_ended(pidfd):
-                self._spared.remove(pidfd)
+            if late or has_ended(pidfd):
+                del self._spared[pidfd]
                 self._fds.close(pidfd)
         if spared and not self._spared and self._wait_fd >= 0:
             # A tracker forks nobody. What only looked like one may have. (Not by its number: if

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 
-__all__ = ["end_all_others", "find"]
+__all__ = ["PATIENCE", "end_all_others", "find", "is_late"]
 
 # On the command line of multiprocessing's and of loky's, which is joblib's.
 _MARK = b"resource_tracker import main"
@@ -20,6 +21,12 @@ _LINUX = sys.platform == "linux"
 _SIGKILL, _SIGSTOP, _SIGCONT = map(int, (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT))
 # So many are not asked one by one: an event loop waits for this.
 _OTHERS_MAX = 200
+# So many seconds a tracker that was spared may take, and so many while it is running: on a machine
+# with much else to do the start of its interpreter takes longer than the first.
+PATIENCE = 2.0
+_PATIENCE_MAX = 15.0
+# So long, in seconds, one look waits for processes in the middle of execve().
+_EXEC_PATIENCE = 0.002
 
 
 def find(leader: int, *, all_numbers: bool = False) -> tuple[list[int], list[int]]:
@@ -30,8 +37,9 @@ def find(leader: int, *, all_numbers: bool = False) -> tuple[list[int], list[int
     """
     trackers: list[int] = []
     others: list[int] = []
+    until = time.monotonic() + _EXEC_PATIENCE
     for pid in _members(leader, all_numbers=all_numbers):
-        (trackers if _is_tracker(pid) else others).append(pid)
+        (trackers if _is_tracker(pid, until) else others).append(pid)
         if len(others) > _OTHERS_MAX:
             break
     return trackers, others
@@ -63,6 +71,23 @@ def end_all_others(leader: int, *, alive: bool = False) -> list[int]:
         for pid in trackers:
             _send(pid, _SIGCONT)
     return trackers
+
+
+def is_late(pid: int, since: float) -> bool:
+    """Return whether a tracker that was spared at the time *since* has had its time.
+
+    Sooner if it sleeps: a tracker sleeps only while somebody else has the other end of its pipe.
+    """
+    waited = time.monotonic() - since
+    return waited > PATIENCE and (waited > _PATIENCE_MAX or not _is_running(pid))
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split(maxsplit=1)[0] in b"RDT"
+    except (OSError, IndexError):
+        return False  # the process has ended
 
 
 def _send(pid: int, number: int) -> None:
@@ -119,9 +144,23 @@ def _last_pid() -> int:
         return sys.maxsize
 
 
-def _is_tracker(pid: int) -> bool:
+def _is_tracker(pid: int, until: float = 0.0) -> bool:
+    """Return whether a process is a tracker, or may be about to become one.
+
+    In the middle of execve(), when vfork() has already returned in its parent, a process has no
+    command line. One that still has none at the time *until* is taken for a tracker: those that are
+    spared are killed a little later if they have not ended.
+    """
+    while not (line := _command_line(pid)):
+        if line is None or time.monotonic() >= until:
+            return line is not None
+        time.sleep(0.0002)
+    return _MARK in line
+
+
+def _command_line(pid: int) -> bytes | None:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return _MARK in file.read(1 << 16)
+            return file.read(1 << 16)
     except OSError:
-        return False
+        return None  # the process has ended

@@ -280,6 +280,10 @@ class WardChild:
         more = self.has_init and not self._ward.group_is_gone()
         return more or not (self.group is None or self.group.dissolve())
 
+    def waits_for_trackers(self) -> bool:
+        """Leave trackers to the server."""
+        return False
+
     def leave(self) -> bool:
         """Let the server see it off, and with it whoever is in its control group."""
         if not self._ward.ended:

@@ -27,8 +27,8 @@ _SIGKILL = int(_raw.SIGKILL)
 # At the end of the server: how long those who were killed may take to be gone.
 _PATIENCE = 0.5
 _PAUSE = 10  # in milliseconds
-# How long the trackers of a child that has failed may take.
-_TRACKERS_PATIENCE = 2.0
+# How often, in seconds, to look for trackers that take longer than usual.
+_TRACKERS_PAUSE = 0.1
 # So many are collected before it is looked what the parent wants.
 _AT_ONCE = 128
 # So many of the last groups that were killed may not be gone yet.
@@ -60,7 +60,7 @@ class Reaper:
         self._pids: set[int] = set()
         self._groups: deque[int] = deque(maxlen=_RECENT)
         self._spares = spares
-        # Trackers of children that have ended: until when they may work, and the group of each.
+        # Trackers of children that have ended: since when they work alone, and the group of each.
         self._spared: dict[int, tuple[float, int]] = {}
 
     def fds(self) -> tuple[int, ...]:
@@ -95,10 +95,11 @@ class Reaper:
         if not self._spared:
             return None
         now = time.monotonic()
-        for pid, (until, _) in list(self._spared.items()):
-            if until <= now:
+        for pid, (since, _) in list(self._spared.items()):
+            if trackers.is_late(pid, since):
                 self._end_spared(pid)
-        return int((min(self._spared.values(), default=(now, 0))[0] - now) * 1000) + 1
+        first = min((since for since, _ in self._spared.values()), default=now)
+        return int(max(first + trackers.PATIENCE - now, _TRACKERS_PAUSE) * 1000) + 1
 
     def _see_to_group(self, pid: int) -> None:
         """Kill what is left of the group of a child that has failed, without its trackers."""
@@ -110,7 +111,7 @@ class Reaper:
         except ChildProcessError:
             found = []
         for tracker in found:
-            self._spared[tracker] = time.monotonic() + _TRACKERS_PATIENCE, pid
+            self._spared[tracker] = time.monotonic(), pid
         if not found:
             _kill(pid, _SIGKILL, True)
 
@@ -126,6 +127,9 @@ class Reaper:
         if last and _group_of(pid) == group:
             _kill(group, _SIGKILL, True)
 
+    def _spared_are_late(self) -> bool:
+        return all(trackers.is_late(pid, since) for pid, (since, _) in self._spared.items())
+
     def end_all(self) -> None:
         """Kill every child and its group, and collect what becomes of that within a moment."""
         for pid in self._pids:
@@ -135,7 +139,7 @@ class Reaper:
         poll.register(self._read, select.POLLIN)
         until = time.monotonic() + _PATIENCE
         while self._collect_all() or self._pids or any(map(_is_there, self._groups)):
-            if time.monotonic() >= until:
+            if time.monotonic() >= until and self._spared_are_late():
                 for pid in list(self._spared):
                     self._end_spared(pid)
                 return
