@@ -205,8 +205,8 @@ def test_11_14_a_tracker_in_the_middle_of_execve_is_spared(monkeypatch):
         return b"" if len(reads) < count else command_line(pid)
 
     try:
+        wait_until(lambda: command_line(process.pid))
         monkeypatch.setattr(trackers, "_command_line", has_none_yet)
-        monkeypatch.setattr(trackers, "_EXEC_PATIENCE", 60)
         count = 3
         assert not trackers._is_tracker(process.pid, time.monotonic() + 60)
         assert len(reads) == count
@@ -218,20 +218,21 @@ def test_11_14_a_tracker_in_the_middle_of_execve_is_spared(monkeypatch):
         process.wait()
 
 
-def test_11_14_a_tracker_has_more_time_while_it_runs():
+def test_11_14_a_tracker_has_more_time_while_it_runs(monkeypatch):
     """Under load the start of its interpreter alone takes seconds."""
-    begun = time.monotonic()
     runs = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     sleeps = subprocess.Popen(["sleep", "300"])
     try:
         wait_until(lambda: not trackers._is_running(sleeps.pid))
         wait_until(lambda: trackers._is_running(runs.pid))
-        for process in (runs, sleeps):
-            assert not trackers.is_late(process.pid, time.monotonic())
-        late = time.monotonic() - trackers.PATIENCE
-        assert trackers.is_late(sleeps.pid, late)
-        wait_until(lambda: not trackers.is_late(runs.pid, late))
-        assert trackers.is_late(runs.pid, begun - trackers._PATIENCE_MAX)
+        runner, sleeper = trackers.Spared(runs.pid), trackers.Spared(sleeps.pid)
+        assert not runner.is_late()
+        assert not sleeper.is_late()
+        monkeypatch.setattr(trackers, "PATIENCE", -1)
+        assert sleeper.is_late()
+        wait_until(lambda: not runner.is_late())
+        monkeypatch.setattr(trackers, "_PATIENCE_MAX", -1)
+        assert runner.is_late()
     finally:
         for process in (runs, sleeps):
             process.kill()

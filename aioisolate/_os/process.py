@@ -16,7 +16,6 @@ import os
 import signal
 import struct
 import sys
-import time
 import warnings
 from typing import Any, Literal, NamedTuple
 
@@ -283,7 +282,7 @@ class Process:
         self.owner_pid = os.getpid()
         self.watched = False
         self._reaped = False
-        self._spared: dict[int, tuple[int, float]] = {}  # by pidfd: the pid, and since when
+        self._spared: dict[int, trackers.Spared] = {}  # by pidfd
         self._closed = False
         self._fds = Descriptors()
         self._ends: tuple[int, ...] = ()
@@ -395,7 +394,7 @@ class Process:
             try:
                 for tracker in trackers.end_all_others(self.pid):
                     pidfd = self._fds.own(_os.pidfd_open(tracker))
-                    self._spared[pidfd] = tracker, time.monotonic()
+                    self._spared[pidfd] = trackers.Spared(tracker)
             except OSError:  # it has just ended; or no descriptor is left
                 pass
         return bool(self._spared)
@@ -406,8 +405,8 @@ class Process:
         *kill*: all of them.
         """
         spared = bool(self._spared)
-        for pidfd, (pid, since) in list(self._spared.items()):
-            late = kill or trackers.is_late(pid, since)
+        for pidfd, tracker in list(self._spared.items()):
+            late = kill or tracker.is_late()
             if late and not has_ended(pidfd):
                 try:
                     _signal.pidfd_send_signal(pidfd, signal.SIGKILL)

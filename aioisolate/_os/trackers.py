@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-__all__ = ["PATIENCE", "end_all_others", "find", "is_late"]
+__all__ = ["PATIENCE", "Spared", "end_all_others", "find"]
 
 # On the command line of multiprocessing's and of loky's, which is joblib's.
 _MARK = b"resource_tracker import main"
@@ -21,8 +21,8 @@ _LINUX = sys.platform == "linux"
 _SIGKILL, _SIGSTOP, _SIGCONT = map(int, (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT))
 # So many are not asked one by one: an event loop waits for this.
 _OTHERS_MAX = 200
-# So many seconds a tracker that was spared may take, and so many while it is running: on a machine
-# with much else to do the start of its interpreter takes longer than the first.
+# So many seconds a tracker that was spared may sleep, and so many it may take in all: on a machine
+# with much else to do, the start of its interpreter alone takes longer than the first.
 PATIENCE = 2.0
 _PATIENCE_MAX = 15.0
 # So long, in seconds, one look waits for processes in the middle of execve().
@@ -73,13 +73,32 @@ def end_all_others(leader: int, *, alive: bool = False) -> list[int]:
     return trackers
 
 
-def is_late(pid: int, since: float) -> bool:
-    """Return whether a tracker that was spared at the time *since* has had its time.
+class Spared:
+    """The time that a tracker may take that was spared."""
 
-    Sooner if it sleeps: a tracker sleeps only while somebody else has the other end of its pipe.
-    """
-    waited = time.monotonic() - since
-    return waited > PATIENCE and (waited > _PATIENCE_MAX or not _is_running(pid))
+    __slots__ = ("_begun", "_pid", "since")
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._begun = time.monotonic()
+        # When the tracker was last seen running.
+        self.since = self._begun
+
+    def is_late(self) -> bool:
+        """Return whether the tracker has had its time.
+
+        A tracker sleeps only while another process has the other end of its pipe; and those have
+        been killed.
+        """
+        now = time.monotonic()
+        if now - self._begun > _PATIENCE_MAX:
+            return True
+        if now - self.since <= PATIENCE:
+            return False
+        if _is_running(self._pid):
+            self.since = now
+            return False
+        return True
 
 
 def _is_running(pid: int) -> bool:

@@ -60,8 +60,8 @@ class Reaper:
         self._pids: set[int] = set()
         self._groups: deque[int] = deque(maxlen=_RECENT)
         self._spares = spares
-        # Trackers of children that have ended: since when they work alone, and the group of each.
-        self._spared: dict[int, tuple[float, int]] = {}
+        # Trackers of children that have ended, and the group of each.
+        self._spared: dict[int, tuple[trackers.Spared, int]] = {}
 
     def fds(self) -> tuple[int, ...]:
         """Return the descriptors that a child must lose."""
@@ -95,10 +95,10 @@ class Reaper:
         if not self._spared:
             return None
         now = time.monotonic()
-        for pid, (since, _) in list(self._spared.items()):
-            if trackers.is_late(pid, since):
+        for pid, (tracker, _) in list(self._spared.items()):
+            if tracker.is_late():
                 self._end_spared(pid)
-        first = min((since for since, _ in self._spared.values()), default=now)
+        first = min((tracker.since for tracker, _ in self._spared.values()), default=now)
         return int(max(first + trackers.PATIENCE - now, _TRACKERS_PAUSE) * 1000) + 1
 
     def _see_to_group(self, pid: int) -> None:
@@ -111,7 +111,7 @@ class Reaper:
         except ChildProcessError:
             found = []
         for tracker in found:
-            self._spared[tracker] = time.monotonic(), pid
+            self._spared[tracker] = trackers.Spared(tracker), pid
         if not found:
             _kill(pid, _SIGKILL, True)
 
@@ -128,7 +128,7 @@ class Reaper:
             _kill(group, _SIGKILL, True)
 
     def _spared_are_late(self) -> bool:
-        return all(trackers.is_late(pid, since) for pid, (since, _) in self._spared.items())
+        return all(tracker.is_late() for tracker, _ in self._spared.values())
 
     def end_all(self) -> None:
         """Kill every child and its group, and collect what becomes of that within a moment."""
