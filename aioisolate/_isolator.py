@@ -21,21 +21,21 @@ from typing import Any, Self, TypeVar, TypeVarTuple, Unpack, overload
 import anyio
 
 from ._call.plan import look_around, make_plan
-from ._child.order import AsyncBackend
-from ._child.policy import Start
+from ._child.layers import Start
+from ._child.spec import AsyncBackend
 from ._errors import IsolationError
 from ._limits import Limits
 from ._options import CallOptions, Codec, IsolatorArgs, JobArgs, Output, Stdin, check_seconds
-from ._os import features
+from ._os import platform_features
 from ._outcome import Outcome, Progress
-from ._service.children import Forks, Source, fresh_interpreter, template
-from ._service.core import Core
-from ._service.end import warn_unclosed
 from ._service.executor import Executor
 from ._service.job import Job
-from ._service.mapping import Results
+from ._service.map import Results
+from ._service.service import Service
+from ._service.sources import ForkSource, Source, fresh_interpreter, template
 from ._service.statistics import Statistics
 from ._service.stream import Stream
+from ._service.unclosed import warn_unclosed
 from .sandbox import Sandbox
 
 __all__ = ["Isolator"]
@@ -165,11 +165,11 @@ class Isolator:
         def make_source(backend: AsyncBackend) -> Source:
             policy = None
             if sandbox is not None:
-                from ._call.policy import make_policy  # noqa: PLC0415 - only then
+                from ._call.confinement import make_policy  # noqa: PLC0415 - only then
 
                 policy = make_policy(sandbox, look_around(), start)
             if start == "fork":
-                return Forks(backend, preload=modules, environment=environment)
+                return ForkSource(backend, preload=modules, environment=environment)
             if start == "template":
                 return template(
                     backend,
@@ -193,8 +193,8 @@ class Isolator:
         made_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
         defaults = self._default_options  # without which these would refer to this
 
-        def make_core() -> Core:
-            return Core(
+        def make_core() -> Service:
+            return Service(
                 make_source,
                 limit=max_concurrency,
                 max_queue=max_queue,
@@ -351,7 +351,7 @@ class Isolator:
         options: JobArgs,
         *,
         streaming: bool = False,
-        core: Core | None = None,
+        core: Service | None = None,
         **more: Any,
     ) -> Job[Any]:
         checked, queue_timeout = self._default_options, self._queue_timeout
@@ -359,7 +359,7 @@ class Isolator:
             checked = self._checked(options)
             queue_timeout = options.get("queue_timeout", queue_timeout)
         plan = make_plan(
-            fn, args, checked, features.current(), streaming=streaming, start=self._start
+            fn, args, checked, platform_features.current(), streaming=streaming, start=self._start
         )
         return (core or self._core).make_job(plan, queue_timeout=queue_timeout, **more)
 
@@ -460,7 +460,7 @@ class Isolator:
         if concurrency is None:
             concurrency = max(1, int(min(core.limiter.total_tokens, 10_000)))
         _check_count("concurrency", concurrency, 1)
-        make_plan(fn, (), self._checked(options), features.current(), start=self._start)
+        make_plan(fn, (), self._checked(options), platform_features.current(), start=self._start)
         return Results(
             items,
             lambda item: self._submit(fn, (item,), options, core=core, whole=capture),

@@ -373,7 +373,7 @@ async def forks(quick: bool, targets: Targets) -> None:
 
 async def thresholds(quick: bool, targets: Targets) -> None:  # noqa: ARG001 - as the others
     """Which way a result should take, by its size."""
-    from aioisolate._child import worker
+    from aioisolate._child import execution
     from aioisolate._wire import codecs
 
     ways = {
@@ -382,16 +382,16 @@ async def thresholds(quick: bool, targets: Targets) -> None:  # noqa: ARG001 - a
         "stream in the scratch file": (1 << 40, 1024),
         "buffer in the scratch file": (0, 1 << 40),
     }
-    before = codecs.OUT_OF_BAND_MIN, worker.INLINE_MAX
+    before = codecs.OUT_OF_BAND_MIN, execution.INLINE_MAX
     rounds = 60 if quick else 300
     print("\nA result by its size, and the way that it takes, read here; microseconds")
     print(f"{'':12}{''.join(f'{way:>30}' for way in ways)}")
     async with AsyncExitStack() as stack:
         isolators = {}
-        for way, (codecs.OUT_OF_BAND_MIN, worker.INLINE_MAX) in ways.items():
+        for way, (codecs.OUT_OF_BAND_MIN, execution.INLINE_MAX) in ways.items():
             # The copy of this process has these numbers from now on.
             isolators[way] = await stack.enter_async_context(Isolator(start="template", warm=2))
-        codecs.OUT_OF_BAND_MIN, worker.INLINE_MAX = before
+        codecs.OUT_OF_BAND_MIN, execution.INLINE_MAX = before
         for kb in (16, 32, 64, 128, 256, 512, 1024, 4096):
             times = Turns({way: [] for way in ways})
             for turn in range(-3, rounds):

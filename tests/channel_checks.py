@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, TypedDict
 
-from aioisolate._wire import bounds, inert, plain
+from aioisolate._wire import data_limits, plain_data, safe_text
+from aioisolate._wire.conversation import Conversation, State
 from aioisolate._wire.frames import FrameDecoder, Kind, Payload, ProtocolError, encode
-from aioisolate._wire.state import Conversation, State
 
 NONCE = b"12345678"
 LIMIT = 1 << 16
@@ -64,7 +64,7 @@ def check_conversation(data: bytes, step: int, fds: list[int], *, plain_only: bo
             for kind, body, luggage in conversation.receive(piece, new):
                 assert kind in (Kind.ITEM, Kind.PROGRESS, Kind.LEAVING)
                 if kind is Kind.PROGRESS:
-                    inert.load_progress(body)
+                    safe_text.load_progress(body)
                 got += luggage
     except ProtocolError:
         assert conversation.answer is None or conversation.state is State.ENDING
@@ -94,19 +94,19 @@ def check_answer(kind: Kind, body: list[bytes]) -> None:
 
 def check_exception(data: bytes) -> None:
     try:
-        error = inert.load_exception(pieces_of(data, 1000))
+        error = safe_text.load_exception(pieces_of(data, 1000))
     except ProtocolError:
         return
     assert error.type_name
     for text in (error.type_name, error.message, error.traceback, str(error)):
-        assert all(char.isprintable() or inert.escape(char) == char for char in text)
+        assert all(char.isprintable() or safe_text.escape(char) == char for char in text)
         assert len(text) <= 300_000
     assert "\n" not in error.type_name
 
 
 def check_progress(data: bytes) -> None:
     try:
-        done, total, message = inert.load_progress(pieces_of(data, 7), escaped=True)
+        done, total, message = safe_text.load_progress(pieces_of(data, 7), escaped=True)
     except ProtocolError:
         return
     assert type(done) in (int, float)
@@ -133,18 +133,18 @@ def count(value: object) -> int:
 def check_plain(codec: str, data: bytes, result_type: object = None) -> None:
     """What is decoded is shallow, small, of the type that was asked for, and encodes again."""
     try:
-        value = plain.load(codec, [data], result_type, values=VALUES)
+        value = plain_data.load(codec, [data], result_type, values=VALUES)
     except ValueError as exc:
         assert len(str(exc)) < 1000
-        assert str(exc) == inert.escape(str(exc))
+        assert str(exc) == safe_text.escape(str(exc))
         return
     repr(value)
     assert isinstance(value == [value], bool)
-    again = plain.dump(codec, value, values=VALUES * 10)
+    again = plain_data.dump(codec, value, values=VALUES * 10)
     if result_type is None:
-        assert depth(value) <= bounds.DEPTH_MAX
+        assert depth(value) <= data_limits.DEPTH_MAX
         assert count(value) <= VALUES
-    plain.load(codec, [again], result_type, values=VALUES * 10)
+    plain_data.load(codec, [again], result_type, values=VALUES * 10)
 
 
 def check_all(data: bytes) -> None:

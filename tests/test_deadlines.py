@@ -336,10 +336,10 @@ async def test_9_5_what_a_retired_server_was_to_be_sent_names_nobody_elses_descr
     results = []
     async with Isolator(max_concurrency=500, start_timeout=60) as iso:
         pool = pool_of(iso)
-        pool._zygote._patience = 0.5
+        pool._forkserver._patience = 0.5
         async with anyio.create_task_group() as tasks, iso.open_job(wait_for, name) as job:
             await until(lambda: job.state == "running")
-            server, zygote = pool.pid, pool._zygote
+            server, zygote = pool.pid, pool._forkserver
 
             async def call(number):
                 results.append((number, await iso.run(abs, -number)))
@@ -363,7 +363,7 @@ async def test_9_5_an_import_takes_its_time(tmp_path, monkeypatch):
     (tmp_path / "slow_learned.py").write_text("import time\ntime.sleep(2.5)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     async with Isolator(start_timeout=10) as iso:
-        pool_of(iso)._zygote._patience = 0.4
+        pool_of(iso)._forkserver._patience = 0.4
         server = pool_of(iso).pid
         pool_of(iso).learn("slow_learned")
         with anyio.fail_after(20):

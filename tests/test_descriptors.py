@@ -158,7 +158,7 @@ async def test_none_left_in_the_server(start):
         assert pool.pid == server
         assert iso.statistics().restarts == 0
         # None that it could not watch is left, be it as a zombie.
-        await until(lambda: children_of(server) == set(pool._zygote.wards))
+        await until(lambda: children_of(server) == set(pool._forkserver.wards))
 
 
 async def test_none_left_in_the_child():
@@ -208,8 +208,8 @@ def check_unasked(error, code):
 async def nothing_is_left(iso):
     """Nobody waits for a child that was never asked for, and there is none that nobody knows."""
     pool = iso._core._source._pool
-    await until(lambda: not (pool._refill_due or pool._coming or pool._zygote._coming))
-    await until(lambda: children_of(pool.pid) == set(pool._zygote.wards))
+    await until(lambda: not (pool._refill_due or pool._coming or pool._forkserver._coming))
+    await until(lambda: children_of(pool.pid) == set(pool._forkserver.wards))
     assert iso.statistics().restarts == 0
 
 
@@ -269,7 +269,7 @@ async def test_an_order_to_the_server_is_not_lost():
     codes = [errno.ENOMEM, errno.ENOBUFS]
     async with Isolator() as iso, iso.open_job(time.sleep, 60) as job:
         await until(lambda: job.pid)
-        zygote = iso._core._source._pool._zygote
+        zygote = iso._core._source._pool._forkserver
         with refusing(lambda sock, *_: codes.pop() if codes and sock is zygote._socket else 0):
             zygote.kill(job.pid, signal.SIGKILL, group=False)
             assert codes == [errno.ENOMEM]
@@ -284,7 +284,7 @@ async def test_a_request_of_which_a_part_has_gone_is_finished(monkeypatch):
     send = messages.send
     refused = []
     async with Isolator() as iso:
-        zygote = iso._core._source._pool._zygote
+        zygote = iso._core._source._pool._forkserver
 
         def piecemeal(sock, data, fds=()):
             if sock is not zygote._socket or len(refused) == 2:
@@ -304,7 +304,7 @@ async def test_a_request_of_which_a_part_has_gone_is_finished(monkeypatch):
 async def test_a_child_that_nobody_has_asked_for():
     async with Isolator() as iso:
         assert await iso.run(abs, -1) == 1
-        zygote = iso._core._source._pool._zygote
+        zygote = iso._core._source._pool._forkserver
         await until(lambda: not zygote.wards)
         opened = len(os.listdir("/proc/self/fd"))
         told = []
@@ -375,7 +375,7 @@ async def test_none_may_travel_from_the_server(short_server):
         for _ in range(6):
             job = await stack.enter_async_context(iso.open_job(time.sleep, 60))
             await until(lambda job=job: job.pid or job.done())
-            passed.append(pool._zygote.wards[job.pid].pidfd >= 0)
+            passed.append(pool._forkserver.wards[job.pid].pidfd >= 0)
             await end_job(job)
         assert passed == [False] * len(NOT_NOW) + [True] * 2
         assert await iso.run(abs, -1) == 1
@@ -388,7 +388,7 @@ async def test_none_of_several_may_travel_from_the_server(short_server):
     async with Isolator(**short_server([], [errno.ETOOMANYREFS]), warm=3) as iso:
         pool = iso._core._source._pool
         await until(lambda: not pool._coming)
-        wards = list(pool._zygote.wards.values())
+        wards = list(pool._forkserver.wards.values())
         lacking = [ward for ward in wards if ward.pidfd < 0]
         assert lacking
         while not all(ward.ended for ward in wards):
@@ -402,7 +402,7 @@ async def test_none_of_several_may_travel_from_the_server(short_server):
 async def test_none_may_travel_with_a_call():
     codes = list(NOT_NOW)
     async with Isolator() as iso:
-        zygote = iso._core._source._pool._zygote
+        zygote = iso._core._source._pool._forkserver
         while codes:
             with refusing(
                 lambda sock, _, fds: codes[0] if fds and sock is not zygote._socket else 0

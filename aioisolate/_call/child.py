@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from .._os.process import Status
+from .eventloop import Waiter
 from .output import OutputStream
-from .waiter import Waiter
 
 if TYPE_CHECKING:
-    from .groups import CallGroup
+    from .call_cgroup import CallCgroup
 
 __all__ = ["Child", "Members"]
 
@@ -59,7 +59,7 @@ class Child(Protocol):
     forked_at: float
     fork_seconds: float
     talks: bool
-    group: CallGroup | None
+    group: CallCgroup | None
     has_init: bool
     suspicion: str
     layers: Sequence[str] | None

@@ -17,11 +17,11 @@ import signal
 import sys
 from typing import NoReturn
 
-from .._os import alive_pipe, cstdio, fds, imports, inheritance, signals
+from .._os import alive_pipe, cstdio, fds, fds_after_fork, imports, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire.frames import encode_failure
 from . import stdio
-from .order import Order
+from .spec import ChildSpec
 
 __all__ = ["STACK_SIGNAL", "main", "volunteer"]
 
@@ -35,7 +35,7 @@ _OOM_SCORE = b"/proc/self/oom_score_adj"
 _LINUX = sys.platform == "linux"
 
 
-def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
+def main(order: ChildSpec) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
     """Carry out *order* in the forked child and end the process."""
     code = 1
     step = "parent-death signal"
@@ -86,7 +86,7 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
             # What a library has opened here, by a function that runs after a fork, is not the
             # parent's, whatever its number; a library that loses that may end the process (gRPC).
             if foreign and not order.confined:
-                own = inheritance.opened_here(
+                own = fds_after_fork.opened_here(
                     foreign, order.foreign, order.parent_pid, threaded=order.threaded
                 )
                 if own:
@@ -178,5 +178,5 @@ def volunteer() -> None:
         os.close(fd)
 
 
-def _report_failure(order: Order, step: str, exc: BaseException) -> None:
+def _report_failure(order: ChildSpec, step: str, exc: BaseException) -> None:
     os.write(order.channel, encode_failure(order.nonce, step, exc))

@@ -15,12 +15,12 @@ import os
 from collections.abc import Iterable
 
 from .._os import fds
-from .order import Order
+from .spec import ChildSpec
 
 __all__ = ["gaps", "renew", "replace_strangers"]
 
 
-def replace_strangers(order: Order, proc: int) -> None:
+def replace_strangers(order: ChildSpec, proc: int) -> None:
     """Replace what modules hold open, and open anew what belongs to the library.
 
     *proc*: a descriptor of /proc, or -1.

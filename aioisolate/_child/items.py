@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._wire import codecs
 from .._wire.frames import Kind, encode
-from . import loops, progress
-from .order import Order
+from . import coroutines, progress
+from .spec import ChildSpec
 
 if TYPE_CHECKING:
     import anyio
@@ -118,7 +118,7 @@ def end_by_signal() -> NoReturn:
     os._exit(128 + _SIGTERM)
 
 
-def stream(order: Order) -> None:
+def stream(order: ChildSpec) -> None:
     """Call fn, and send what the sync or async iterable that it returns yields.
 
     Each item is sent as soon as it is there; that waits until the parent has room, and fn with it.
@@ -143,11 +143,11 @@ def stream(order: Order) -> None:
         raise LeftError
 
 
-def _stream(order: Order, leave: _Leave) -> None:
+def _stream(order: ChildSpec, leave: _Leave) -> None:
     items = order.fn(*order.args)
     if hasattr(items, "__aiter__"):
         leave.interruptible = False
-        loops.run(_stream_async(order, items.__aiter__(), leave), order.backend)
+        coroutines.run(_stream_async(order, items.__aiter__(), leave), order.backend)
         return
     items = iter(items)
     try:
@@ -179,8 +179,8 @@ def _close(iterator: Any) -> None:
         iterator.close()
 
 
-async def _stream_async(order: Order, items: AsyncIterator[Any], leave: _Leave) -> None:
-    import anyio  # noqa: PLC0415 - it is there, see `loops.run`
+async def _stream_async(order: ChildSpec, items: AsyncIterator[Any], leave: _Leave) -> None:
+    import anyio  # noqa: PLC0415 - it is there, see `coroutines.run`
 
     with anyio.CancelScope() as scope:
         _let_interrupt(order, scope, leave)
@@ -212,7 +212,7 @@ async def _stream_async(order: Order, items: AsyncIterator[Any], leave: _Leave) 
             await _close_async(items)
 
 
-def _let_interrupt(order: Order, scope: anyio.CancelScope, leave: _Leave) -> None:
+def _let_interrupt(order: ChildSpec, scope: anyio.CancelScope, leave: _Leave) -> None:
     """Have the running task cancelled if it is to be interrupted: a signal's handler can't."""
     modules = sys.modules
     if order.backend.name == "asyncio":
@@ -237,12 +237,12 @@ async def _close_async(iterator: Any) -> None:
         await iterator.aclose()
 
 
-def _send(order: Order, item: object) -> None:
+def _send(order: ChildSpec, item: object) -> None:
     try:
         if order.codec != "pickle":
-            from .._wire import plain  # noqa: PLC0415 - only where it is asked for
+            from .._wire import plain_data  # noqa: PLC0415 - only where it is asked for
 
-            body, fds = plain.dump(order.codec, item), []
+            body, fds = plain_data.dump(order.codec, item), []
         else:
             body, luggage = codecs.dump_whole(item)
             fds = luggage.fds

@@ -8,13 +8,13 @@ from _thread import allocate_lock
 from collections.abc import Sequence
 
 from .._os import messages
-from .._wire import inert
+from .._wire import safe_text
 from .._wire.frames import Kind, encode
-from .order import Order
+from .spec import ChildSpec
 
 __all__ = ["RefusedError", "begin", "report_progress", "send"]
 
-_order: Order | None = None
+_order: ChildSpec | None = None
 _pid = 0
 # Threads of fn's may report while another sends something longer than a pipe holds.
 _lock = allocate_lock()
@@ -23,7 +23,7 @@ _lock = allocate_lock()
 _torn = False
 
 
-def begin(order: Order) -> None:
+def begin(order: ChildSpec) -> None:
     """Let `report_progress` report, in this process only."""
     global _order, _pid
     _order = order
@@ -55,7 +55,7 @@ def report_progress(done: float, total: float | None = None, message: str = "") 
     _check("total", total, int, float, type(None))
     _check("message", message, str)
     if _order is not None and _pid == os.getpid():
-        body = inert.dump_progress(done, total, message)
+        body = safe_text.dump_progress(done, total, message)
         send(_order.channel, encode(_order.nonce, Kind.PROGRESS, body))
 
 

@@ -13,13 +13,13 @@ from typing import Any, Generic, Self, TypeVar
 
 import anyio.lowlevel
 
-from .._call.decoding import INLINE_MAX, Decoding
-from .._call.supervise import OnItem
+from .._call.result_decoding import INLINE_MAX, Decoding
+from .._call.supervision import OnItem
 from .._errors import IsolationError
 from .._os.fds import Descriptors
 from .._wire import codecs
+from .consumers import Consumers
 from .job import Job
-from .takers import Takers
 
 __all__ = ["Stream"]
 
@@ -55,7 +55,7 @@ class Stream(Generic[T]):
         self._items: deque[tuple[Sequence[bytes], Descriptors]] = deque()
         self._bytes = 0
         self._flooded = False
-        self._takers = Takers()
+        self._takers = Consumers()
         self._closed = False
         # Why an item could not be decoded, once one could not.
         self._failure: BaseException | None = None
@@ -193,9 +193,9 @@ class Stream(Generic[T]):
         options = self.job.plan.options
         if options.codec == "pickle":
             return size
-        from .._wire import plain  # noqa: PLC0415 - only for those who ask for it
+        from .._wire import plain_data  # noqa: PLC0415 - only for those who ask for it
 
-        return plain.effort(options.codec, pieces, options.result_type)
+        return plain_data.effort(options.codec, pieces, options.result_type)
 
     def _load(self, pieces: Sequence[bytes], luggage: Descriptors, *, at_once: bool = False) -> Any:
         # Closed here, not by whoever waits for it: who does no more must not pull them away.
@@ -205,9 +205,9 @@ class Stream(Generic[T]):
             if options.codec == "pickle":
                 load = codecs.load_at_once if at_once else codecs.load
                 return load(pieces, fds=luggage.listed())
-            from .._wire import plain  # noqa: PLC0415 - only for those who ask for it
+            from .._wire import plain_data  # noqa: PLC0415 - only for those who ask for it
 
-            return plain.load(options.codec, pieces, options.result_type)
+            return plain_data.load(options.codec, pieces, options.result_type)
         except codecs.ImportNeeded:
             again = True
             raise

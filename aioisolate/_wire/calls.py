@@ -14,12 +14,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from . import codecs, handles, relation
-from .asides import Asides, reduce_array
+from . import ancestry, codecs, fd_passing
 from .codecs import Call
-from .effort import PAYLOAD_MAX, find_large, may_take_long, shows_long_text
-from .handles import Lent
-from .parcel import ChangedError, Halt, Parcel, TooMuch, UnwritableError, shows_change
+from .fd_passing import BufferRef
+from .large_call import ChangedError, Halt, LargeCall, TooMuch, UnwritableError, shows_change
+from .out_of_band import OutOfBand, reduce_array
+from .pickle_cost import PAYLOAD_MAX, find_large, may_take_long, shows_long_text
 
 __all__ = ["NeedsSource", "dump_at_once", "dump_into"]
 
@@ -44,7 +44,7 @@ NeedsSource: TypeAlias = Callable[[str], bool]
 def dump_at_once(
     fn: Callable[..., Any],
     args: Sequence[Any],
-    functions: relation.Functions | None,
+    functions: ancestry.Functions | None,
     needs_source: NeedsSource,
 ) -> Call:
     """Pickle a call if that is done in a moment. Raises TooMuch, and whatever pickling raises.
@@ -66,7 +66,7 @@ def dump_at_once(
 
     file, lent = _Little(), []
     try:
-        with handles.Packing() as packing:
+        with fd_passing.FdBundle() as packing:
             pickler = QuickCodePickler(file, 5, buffer_callback=codecs.taking_lent(lent, packing))
             pickler.functions, pickler.needs_source = functions or {}, needs_source
             pickler.dump((fn, args))
@@ -75,11 +75,11 @@ def dump_at_once(
     return Call(file.joined(), lent, packing, by_cloudpickle=functions is None)
 
 
-def _try_plain(call: object) -> tuple[bytes, list[Lent], handles.Packing]:
+def _try_plain(call: object) -> tuple[bytes, list[BufferRef], fd_passing.FdBundle]:
     """Pickle by plain pickle; no bytes: it can't. Raises TooMuch."""
     file = _Little()
-    lent: list[Lent] = []
-    with handles.Packing() as packing:
+    lent: list[BufferRef] = []
+    with fd_passing.FdBundle() as packing:
         try:
             callback = codecs.taking_lent(lent, packing)
             _QuickPickler(file, 5, buffer_callback=callback).dump(call)
@@ -143,10 +143,10 @@ def _announced(data: bytes, codes: bytes = _TEXT + _BYTES) -> int:
 
 
 def dump_into(
-    parcel: Parcel,
+    parcel: LargeCall,
     fn: Callable[..., Any],
     args: Sequence[Any],
-    functions: relation.Functions | None,
+    functions: ancestry.Functions | None,
     needs_source: NeedsSource,
     *,
     by_value: bool = False,
@@ -164,9 +164,9 @@ def dump_into(
         try:
             large = list(find_large(call, _LOOK_AT))
             texts = texts or any(isinstance(found, str) for found in large)
-            with handles.Packing() as packing:
+            with fd_passing.FdBundle() as packing:
                 lists = [found for found in large if isinstance(found, list)]
-                asides = Asides(parcel, packing, lists)
+                asides = OutOfBand(parcel, packing, lists)
                 if by_value:
                     _dump_by_value(parcel, call, asides, functions, needs_source, texts=texts)
                 else:
@@ -205,7 +205,7 @@ class _LongTextError(Halt):
 class _Attentive:
     """A file that looks at what it passes on."""
 
-    def __init__(self, parcel: Parcel, *, plain: bool, texts: bool) -> None:
+    def __init__(self, parcel: LargeCall, *, plain: bool, texts: bool) -> None:
         self._parcel = parcel
         self._plain = plain
         self._texts = texts
@@ -225,13 +225,13 @@ class _AsidePickler(pickle.Pickler):
 
 
 class _AsideTextPickler(_AsidePickler):
-    asides: Asides
+    asides: OutOfBand
 
     def persistent_id(self, obj: Any) -> int | None:
         return self.asides.number(obj) if type(obj) is str else None
 
 
-def _dump_plain(parcel: Parcel, call: object, asides: Asides, *, texts: bool) -> None:
+def _dump_plain(parcel: LargeCall, call: object, asides: OutOfBand, *, texts: bool) -> None:
     file = _Attentive(parcel, plain=True, texts=texts)
     if not texts:
         _AsidePickler(file, 5, buffer_callback=asides.take_buffer).dump(call)
@@ -242,10 +242,10 @@ def _dump_plain(parcel: Parcel, call: object, asides: Asides, *, texts: bool) ->
 
 
 def _dump_by_value(
-    parcel: Parcel,
+    parcel: LargeCall,
     call: object,
-    asides: Asides,
-    functions: relation.Functions | None,
+    asides: OutOfBand,
+    functions: ancestry.Functions | None,
     needs_source: NeedsSource,
     *,
     texts: bool,

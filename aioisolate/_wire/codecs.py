@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from .._os import imports
-from . import handles, relation
-from .handles import Lent
+from . import ancestry, fd_passing
+from .fd_passing import BufferRef
 
 if TYPE_CHECKING:
-    from .parcel import Parcel, Part
+    from .large_call import LargeCall, Part
 
 __all__ = [
     "Call",
@@ -55,7 +55,7 @@ _MAX_BUFFERS = 4000  # with the stream's own region fewer than frames allow
 
 
 # A stream, the buffers that it refers to, and what travels with it, if anything does.
-Dumped: TypeAlias = tuple[bytes, "list[memoryview | Lent]", "handles.Packing | None"]
+Dumped: TypeAlias = tuple[bytes, "list[memoryview | BufferRef]", "fd_passing.FdBundle | None"]
 
 
 def dump(value: object) -> Dumped:
@@ -63,32 +63,32 @@ def dump(value: object) -> Dumped:
 
     Raises whatever cloudpickle raises if neither pickle nor cloudpickle can do it.
     """
-    buffers: list[memoryview | Lent] = []
+    buffers: list[memoryview | BufferRef] = []
     try:
-        if handles.find is not None:
-            with handles.Packing() as packing:
+        if fd_passing.find is not None:
+            with fd_passing.FdBundle() as packing:
                 callback = _taking(buffers, packing)
                 return pickle.dumps(value, 5, buffer_callback=callback), buffers, packing
         return pickle.dumps(value, 5, buffer_callback=_taking(buffers)), buffers, None
     except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
-        from .kinship import KinPickler  # noqa: PLC0415 - small servers do without cloudpickle
+        from .shared_classes import SharedClassPickler  # noqa: PLC0415 - small servers do without cloudpickle
 
-        return dump_by(KinPickler, value)
+        return dump_by(SharedClassPickler, value)
 
 
-def dump_whole(value: object) -> tuple[bytes, handles.Packing]:
+def dump_whole(value: object) -> tuple[bytes, fd_passing.FdBundle]:
     """Pickle *value* into a stream that holds everything but what descriptors stand for.
 
     Raises like `dump`.
     """
-    with handles.Packing() as packing:
+    with fd_passing.FdBundle() as packing:
         try:
             return pickle.dumps(value, 5), packing
         except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
-            from .kinship import KinPickler  # noqa: PLC0415 - not in every child, see `dump`
+            from .shared_classes import SharedClassPickler  # noqa: PLC0415 - not in every child, see `dump`
 
             file = io.BytesIO()
-            KinPickler(file, 5).dump(value)
+            SharedClassPickler(file, 5).dump(value)
             return file.getvalue(), packing
 
 
@@ -105,11 +105,11 @@ class Call(NamedTuple):
     """
 
     stream: bytes
-    lent: list[Lent]
-    luggage: handles.Packing
+    lent: list[BufferRef]
+    luggage: fd_passing.FdBundle
     by_cloudpickle: bool = False
     texts: tuple[Part, ...] = ()
-    parcel: Parcel | None = None
+    parcel: LargeCall | None = None
 
     @property
     def size(self) -> int:
@@ -119,8 +119,8 @@ class Call(NamedTuple):
 
 def dump_plain_call(fn: Callable[..., Any], args: Sequence[Any]) -> Call:
     """Pickle a small call that plain pickle can do."""
-    lent: list[Lent] = []
-    with handles.Packing() as packing:
+    lent: list[BufferRef] = []
+    with fd_passing.FdBundle() as packing:
         stream = pickle.dumps((fn, args), 5, buffer_callback=taking_lent(lent, packing))
     return Call(stream, lent, packing)
 
@@ -132,7 +132,7 @@ def load_call(
 ) -> tuple[Callable[..., Any], Sequence[Any]]:
     """Unpickle a call. It may raise anything. *texts*: those that it only numbers, in UTF-8."""
     call: tuple[Callable[..., Any], Sequence[Any]]
-    if not relation.known and not texts:
+    if not ancestry.known and not texts:
         call = pickle.loads(stream, buffers=buffers)  # noqa: S301 - from this process's own parent
         return call
     made: dict[int, str] = {}
@@ -143,7 +143,7 @@ def load_call(
                 if key not in made:
                     made[key] = str(texts[-key - 1], "utf-8", "surrogatepass")
                 return made[key]
-            found = relation.known[key]()
+            found = ancestry.known[key]()
             if found is None:
                 raise LookupError("a function of the template's no longer exists")
             return found
@@ -175,21 +175,21 @@ def view_as(array: Any, kind: type) -> Any:
 
 def dump_by(pickler: Callable[..., Any], value: object, *, lend: bool = True) -> Dumped:
     """Like `dump`, by a pickler of one's own; buffers that lie in files are copied, if wanted."""
-    buffers: list[memoryview | Lent] = []
+    buffers: list[memoryview | BufferRef] = []
     file = io.BytesIO()
-    with handles.Packing() as packing:
+    with fd_passing.FdBundle() as packing:
         pickler(file, 5, buffer_callback=_taking(buffers, packing if lend else None)).dump(value)
     return file.getvalue(), buffers, packing
 
 
 def _taking(
-    buffers: list[memoryview | Lent], packing: handles.Packing | None = None
+    buffers: list[memoryview | BufferRef], packing: fd_passing.FdBundle | None = None
 ) -> Callable[[pickle.PickleBuffer], bool]:
     """Make a callback that takes buffers out of a stream; True leaves one inside.
 
     It takes large ones, and those that lie in a file that can travel.
     """
-    find = handles.find
+    find = fd_passing.find
 
     def callback(buffer: pickle.PickleBuffer) -> bool:
         try:
@@ -210,10 +210,10 @@ def _taking(
 
 
 def taking_lent(
-    lent: list[Lent], packing: handles.Packing
+    lent: list[BufferRef], packing: fd_passing.FdBundle
 ) -> Callable[[pickle.PickleBuffer], bool] | None:
     """Make a callback that takes only those buffers that lie in a file that can travel."""
-    find = handles.find
+    find = fd_passing.find
     if find is None:
         return None
 
@@ -247,7 +247,7 @@ def load(
     *fds* came with it; they stay open, and whoever needs one duplicates it.
     """
     if fds:
-        with handles.Unpacking(fds):
+        with fd_passing.FdUnbundling(fds):
             return load(stream, buffers)
     if len(stream) == 1 and len(stream[0]) <= AT_ONCE:
         return pickle.loads(stream[0], buffers=buffers)  # noqa: S301 - the child is trusted
@@ -267,7 +267,7 @@ def load_at_once(
     # Most have no globals at all. (A memoryview can't be searched.)
     if isinstance(data, bytes) and _GLOBAL not in data:
         return load((data,), buffers, fds)
-    with handles.Unpacking(fds):
+    with fd_passing.FdUnbundling(fds):
         _here.at_once = True
         try:
             return _ImportlessUnpickler(io.BytesIO(data), buffers=buffers).load()
