@@ -192,13 +192,13 @@ async def capture_isolated(
 
 async def _call(plan: Plan) -> tuple[Any, BaseException | None, Supervision]:
     """Follow a call from its plan to what fn returned, or an error."""
-    turn = Deadlines(plan.options)
+    deadlines = Deadlines(plan.options)
     backend = running_backend()
     others = threads.others()
     if others or threads.helpers():
-        await let_imports_finish(turn)
+        await let_imports_finish(deadlines)
     child = ForkedChild(plan, backend, others)
-    supervision = Supervision(child, plan.options, turn, fn=plan.fn)
+    supervision = Supervision(child, plan.options, deadlines, fn=plan.fn)
     try:
         await supervise(supervision, plan.options.grace)
         value, error = await settle(supervision)

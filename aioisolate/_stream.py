@@ -41,7 +41,7 @@ class _Direct:
 
     async def provide(self, job: Job[Any]) -> Child:
         """Fork, once no other thread is in the middle of an import."""
-        return await self._forks.provide(job.plan, job.turn, quiet=job.quiet)
+        return await self._forks.provide(job.plan, job.deadlines, quiet=job.quiet)
 
     def note_imports(self, job: Job[Any]) -> None:
         """Do nothing: a copy has all that there is."""

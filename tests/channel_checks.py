@@ -43,9 +43,9 @@ def check_frames(data: bytes, step: int, limit: int | None = None) -> None:
         decoder, frames = FrameDecoder(NONCE, limit), []
         try:
             for piece in pieces_of(data, size):
-                for kind, body, luggage in decoder.feed(piece):
+                for kind, body, passed_fds in decoder.feed(piece):
                     assert limit is None or sum(map(len, body)) <= max(limit + 3, 128 * 1024)
-                    frames.append((kind, b"".join(body), luggage))
+                    frames.append((kind, b"".join(body), passed_fds))
         except ProtocolError:
             frames.append(None)
         found.append(frames)
@@ -61,17 +61,17 @@ def check_conversation(data: bytes, step: int, fds: list[int], *, plain_only: bo
             new = fds[number * 3 : number * 3 + 3]
             if conversation.state is not State.DONE:
                 given += new
-            for kind, body, luggage in conversation.receive(piece, new):
+            for kind, body, passed_fds in conversation.receive(piece, new):
                 assert kind in (Kind.ITEM, Kind.PROGRESS, Kind.LEAVING)
                 if kind is Kind.PROGRESS:
                     safe_text.load_progress(body)
-                got += luggage
+                got += passed_fds
     except ProtocolError:
         assert conversation.answer is None or conversation.state is State.ENDING
         return
     if conversation.answer is not None:
-        kind, body, luggage = conversation.answer
-        got += luggage
+        kind, body, passed_fds = conversation.answer
+        got += passed_fds
         assert conversation.state in (State.ENDING, State.DONE)
         check_answer(kind, body)
     # An answer is kept, and reports may come behind it: so not in the same order.
@@ -176,7 +176,7 @@ def framed(data: bytes) -> bytes:
     """Make frames of bytes: a kind, a number of descriptors, a length, a body, and so on."""
     frames = encode(NONCE, Kind.STARTED)
     while len(data) >= 3:
-        kind, luggage, size = data[:3]
-        frames += encode(NONCE, Kind(kind % len(Kind) + 1), data[3 : 3 + size], luggage % 5)
+        kind, passed_fds, size = data[:3]
+        frames += encode(NONCE, Kind(kind % len(Kind) + 1), data[3 : 3 + size], passed_fds % 5)
         data = data[3 + size :]
     return frames + data

@@ -167,7 +167,7 @@ class Lie:
                 memfd.seal(fd)
         if self.kind == "negative":
             length = -5
-        index = fd_passing.packing().add(fd, own)
+        index = fd_passing.bundle().add(fd, own)
         own.release(fd) if fd in own.listed() else None
         return reopen, (index, length, None)
 

@@ -302,14 +302,14 @@ async def test_11_6_an_array_of_objects_may_hold_itself():
 @pytest.mark.parametrize("by_value", [False, True])
 def test_11_6_nothing_large_is_copied_into_the_pickle(make, by_value):
     """Where it would be copied with the GIL held, and again in the child."""
-    parcel = LargeCallFiles()
+    large_call = LargeCallFiles()
     try:
-        call = calls.dump_into(parcel, len, (make(),), None, lambda _: False, by_value=by_value)
-        assert parcel.size < 200_000
-        assert len(call.texts) + len([lent for lent in call.lent if lent.which == -1]) == 1
+        call = calls.dump_into(large_call, len, (make(),), None, lambda _: False, by_value=by_value)
+        assert large_call.size < 200_000
+        assert len(call.texts) + len([ref for ref in call.lent if ref.which == -1]) == 1
     finally:
-        parcel.finish()
-        parcel.drop()
+        large_call.finish()
+        large_call.drop()
 
 
 def test_11_6_an_array_that_is_large_is_not_reduced_at_once():
@@ -363,12 +363,12 @@ class Meddler:
         return int, ()
 
 
-def filled(parcel, value, *, by_value):
+def filled(large_call, value, *, by_value):
     try:
-        return calls.dump_into(parcel, len, (value,), None, lambda _: False, by_value=by_value)
+        return calls.dump_into(large_call, len, (value,), None, lambda _: False, by_value=by_value)
     finally:
-        parcel.finish()
-        parcel.drop()
+        large_call.finish()
+        large_call.drop()
 
 
 @pytest.mark.parametrize("by_value", [False, True])
@@ -393,11 +393,11 @@ def test_11_6_so_is_one_of_a_function_that_travels_by_value():
             yield from super().items()
             raise RuntimeError("dictionary changed size during iteration")
 
-    parcel = LargeCallFiles()
+    large_call = LargeCallFiles()
     with pytest.raises(ChangedError, match="changed size"):
-        calls.dump_into(parcel, lambda value: value, (Changing(a=1),), None, lambda _: False)
-    parcel.finish()
-    parcel.drop()
+        calls.dump_into(large_call, lambda value: value, (Changing(a=1),), None, lambda _: False)
+    large_call.finish()
+    large_call.drop()
 
 
 @pytest.mark.parametrize("make", [bytearray, lambda data: array.array("d", data)])
@@ -470,20 +470,20 @@ async def test_11_6_a_call_is_cancelled_while_its_argument_is_pickled():
 def test_11_6_a_parcel_that_nobody_wants_is_closed_once():
     before = set(os.listdir("/proc/self/fd"))
     for first, second in (("drop", "finish"), ("finish", "drop")):
-        parcel = LargeCallFiles()
-        parcel.write(bytes(100_000))
-        parcel.add_text("text")
-        getattr(parcel, first)()
-        getattr(parcel, second)()
+        large_call = LargeCallFiles()
+        large_call.write(bytes(100_000))
+        large_call.add_text("text")
+        getattr(large_call, first)()
+        getattr(large_call, second)()
         assert set(os.listdir("/proc/self/fd")) == before
     with pytest.raises(TooMuch):
-        parcel.write(b"more")
+        large_call.write(b"more")
 
 
 @pytest.mark.one_loop
 async def test_11_6_a_large_call_that_gets_no_child_leaves_nothing():
     async with isolator() as iso:
-        server = iso._core._source._pool.pid
+        server = iso._service._source._pool.pid
         os.kill(server, signal.SIGSTOP)
         try:
             for size in (300_000, 5_000_000):  # a larger one is freed in a thread
@@ -601,7 +601,7 @@ async def test_11_6_a_child_that_is_forked_beside_a_thread_of_ours_looks_for_its
     plan = make_plan(abs, (-1,), CallOptions(), platform_features.current())
     child = ForkedChild(plan, running_backend(), threads.others())
     try:
-        assert child._order.threaded
+        assert child._spec.threaded
     finally:
         child.close()
         gate.set()

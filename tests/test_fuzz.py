@@ -144,5 +144,5 @@ def test_bytes_that_choose_the_check(data):
 @fuzz
 def test_requests_come_back_as_they_were(call, numbers):
     # Only the own parent writes them, so it is enough that nothing is lost.
-    request = Request(NONCE, call, numbers=numbers, luggage=2)
+    request = Request(NONCE, call, numbers=numbers, passed_fds=2)
     assert Request.decode(request.encode()[HEADER.size :]) == request

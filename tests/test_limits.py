@@ -609,7 +609,7 @@ async def test_a_group_when_its_server_is_killed(start):
     async with isolator(start, sandbox=Sandbox.crash_guard(**GUARD)) as iso:
         pid = await iso.run(deeds.leave_somebody)
         if start["start"] == "zygote":
-            pool = iso._core._source._pool
+            pool = iso._service._source._pool
             os.kill(server := pool.pid, signal.SIGKILL)
             await until(lambda: pool.pid not in (0, server))
         await until(lambda: not alive(pid))

@@ -61,7 +61,7 @@ def module(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[M
 
 
 def pool_of(iso: Isolator) -> Any:
-    return iso._core._source._pool
+    return iso._service._source._pool
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -472,8 +472,8 @@ async def test_who_stays_after_the_answer_is_killed(monkeypatch):
     monkeypatch.setattr("aioisolate._forkserver.draining.PATIENCE", 1000)
     async with Isolator(sandbox=Sandbox.untrusted(), preload=["tests.attacks"]) as iso:
         assert await iso.run(channel.answer_and_stay, b"\x04") == 4
-        zygote = iso._core._source._pool._forkserver
-        await until(lambda: not zygote.wards, 10)  # it would stay for 20 s
+        forkserver = iso._service._source._pool._forkserver
+        await until(lambda: not forkserver.workers, 10)  # it would stay for 20 s
 
 
 @one_loop
@@ -481,9 +481,9 @@ async def test_who_is_trusted_and_stays_is_killed_after_a_while(monkeypatch, cap
     monkeypatch.setattr("aioisolate._forkserver.draining.PATIENCE", 0.3)
     async with Isolator(preload=["tests.attacks"]) as iso:
         assert await iso.run(channel.answer_and_stay, pickle.dumps(4)) == 4
-        zygote = iso._core._source._pool._forkserver
-        assert zygote.wards
-        await until(lambda: not zygote.wards, 10)  # it would stay for 20 s
+        forkserver = iso._service._source._pool._forkserver
+        assert forkserver.workers
+        await until(lambda: not forkserver.workers, 10)  # it would stay for 20 s
     assert "ran on after its answer" in caplog.text
 
 

@@ -40,7 +40,7 @@ frames = st.lists(
 
 
 def joined(decoded):
-    return [(kind, b"".join(body), luggage) for kind, body, luggage in decoded]
+    return [(kind, b"".join(body), passed_fds) for kind, body, passed_fds in decoded]
 
 
 # Frames
@@ -75,8 +75,8 @@ def test_the_short_way_makes_the_same_bytes():
     )
 
 
-def header(magic=b"\x89iso", nonce=NONCE, kind=2, length=0, luggage=0):
-    return struct.pack("<4s8sBBQ", magic, nonce, kind, luggage, length)
+def header(magic=b"\x89iso", nonce=NONCE, kind=2, length=0, passed_fds=0):
+    return struct.pack("<4s8sBBQ", magic, nonce, kind, passed_fds, length)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def header(magic=b"\x89iso", nonce=NONCE, kind=2, length=0, luggage=0):
         header(length=1 << 50),
         header(length=(1 << 64) - 1),
         header(kind=int(Kind.STARTED), length=1),
-        header(kind=int(Kind.STARTED), luggage=1),
+        header(kind=int(Kind.STARTED), passed_fds=1),
     ],
 )
 def test_what_is_no_frame(data):

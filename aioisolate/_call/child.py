@@ -99,7 +99,7 @@ class Child(Protocol):
         """Let somebody else see it off now that it has answered; False if there is nobody."""
         ...
 
-    def put_down(self) -> None:
+    def kill_now(self) -> None:
         """Kill it, and see to its end without anyone awaiting that."""
 
     def give_up(self) -> None:

@@ -52,15 +52,15 @@ _STREAMS = ((1, "__stdout__"), (2, "__stderr__"))
 _LOOK_HERE_MAX = 128
 
 
-async def let_imports_finish(turn: Deadlines) -> None:
+async def let_imports_finish(deadlines: Deadlines) -> None:
     """Wait while other threads are in the middle of an import.
 
     A child forked meanwhile would wait for ever as soon as it imports the same module. Raises
     StartTimeoutError if they don't finish in time.
     """
     while names := imports.in_progress():
-        if not turn.left():
-            raise turn.late(
+        if not deadlines.left():
+            raise deadlines.late(
                 f"another thread is still importing {', '.join(names)}, and a child that is forked "
                 "now would wait for that import for ever"
             )
@@ -76,7 +76,7 @@ class ForkedChild:
     """
 
     __slots__ = (
-        "_order",
+        "_spec",
         "_threaded",
         "channel",
         "end_fd",
@@ -102,7 +102,7 @@ class ForkedChild:
     scratch: int
     nonce: bytes
     streams: tuple[OutputStream, ...]
-    _order: ChildSpec
+    _spec: ChildSpec
 
     # A short call is woken up for once, by its end.
     talks = False
@@ -140,7 +140,7 @@ class ForkedChild:
             if environment is not None:
                 from .._child.environment import difference  # noqa: PLC0415 - for few
 
-                self._order.environment = difference(environment)
+                self._spec.environment = difference(environment)
         except BaseException as exc:
             self.close()
             self.process.close()
@@ -171,40 +171,40 @@ class ForkedChild:
         policy = plan.policy
         empty, confined = open_empty(policy, fds)
         keep |= {empty}
-        self._order = order = draft_order(
+        self._spec = spec = draft_order(
             keep, backend, self._threaded, self.process.outlast_thread(), confined=confined
         )
         bounded = plan.enforcement.bounds is not None
-        order.then = execution.work_within if bounded else execution.work
-        order.quiet = False
-        order.streaming = plan.streaming
-        order.progress = plan.options.on_progress is not None
-        order.fn = plan.fn
-        order.args = plan.args
-        order.nonce = nonce
-        order.parent_pid = self.process.owner_pid
-        order.channel = channel_write
-        order.scratch = scratch
-        order.null = null
-        order.empty = empty
-        order.stdout = stdout
-        order.stderr = stderr
-        order.deadline_stack = plan.options.timeout is not None
-        order.started_mark = encode(nonce, Kind.STARTED)
-        order.policy = policy
-        order.bounds = plan.enforcement.bounds
-        order.codec = plan.options.codec
-        order.exit_timeout = plan.options.exit_timeout
+        spec.then = execution.work_within if bounded else execution.work
+        spec.quiet = False
+        spec.streaming = plan.streaming
+        spec.progress = plan.options.on_progress is not None
+        spec.fn = plan.fn
+        spec.args = plan.args
+        spec.nonce = nonce
+        spec.parent_pid = self.process.owner_pid
+        spec.channel = channel_write
+        spec.scratch = scratch
+        spec.null = null
+        spec.empty = empty
+        spec.stdout = stdout
+        spec.stderr = stderr
+        spec.deadline_stack = plan.options.timeout is not None
+        spec.started_mark = encode(nonce, Kind.STARTED)
+        spec.policy = policy
+        spec.bounds = plan.enforcement.bounds
+        spec.codec = plan.options.codec
+        spec.exit_timeout = plan.options.exit_timeout
         if plan.options.limits is not None:
-            order.result_size = plan.options.limits.result_size
+            spec.result_size = plan.options.limits.result_size
             if plan.enforcement.group is not None:
                 from . import call_cgroup  # noqa: PLC0415 - for few
 
                 self.group = call_cgroup.make(plan.enforcement.group)
-                order.entrances = self.group.entrances
+                spec.entrances = self.group.entrances
         if policy is not None:
             self.layers = policy.child_layers
-        if policy is not None or order.bounds is not None:
+        if policy is not None or spec.bounds is not None:
             from .._child import confine  # noqa: PLC0415 - ahead, for the child
 
             if policy is not None:
@@ -229,7 +229,7 @@ class ForkedChild:
                 self.forked_at = start = time.monotonic()
                 pid = fork()
                 if pid == 0:
-                    bootstrap.main(self._order)
+                    bootstrap.main(self._spec)
                 self.fork_seconds = time.monotonic() - start
                 try:
                     process.adopt(pid)
@@ -243,7 +243,7 @@ class ForkedChild:
             self.end_fd = process.fileno()
             self.waitset.add(self.end_fd)
         except BaseException as exc:
-            registry.put_down(process)
+            registry.kill_now(process)
             self.close()
             if not process.watched:
                 process.close()
@@ -313,9 +313,9 @@ class ForkedChild:
         """Stay: nobody but the caller collects it."""
         return False
 
-    def put_down(self) -> None:
+    def kill_now(self) -> None:
         """Kill it, and wait for its end, blocking."""
-        registry.put_down(self.process)
+        registry.kill_now(self.process)
 
     def give_up(self) -> None:
         """Go on watching it in a thread."""
@@ -376,31 +376,31 @@ def draft_order(
     keep |= {fd for fd, name in _STREAMS if getattr(sys, name) is not None}
     keep = keep.union(ends) if ends else keep
     # One by one: passing twenty names touches twenty strings.
-    order = ChildSpec()
-    order.keep = keep
-    order.ends = ends
-    order.sever, order.foreign = _severable(keep, threaded, confined)
-    order.confined = confined
-    order.threaded = threaded
-    order.signals = signals.handled()
-    order.faulthandler = faulthandler.is_enabled()
-    order.purge_c_stdout = cstdio.pending()
-    order.streams = stdio.prepared()
-    order.inherited = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
-    order.forget_loop = coroutines.steps_to_forget(backend)
-    order.disown = multiprocessing_state.steps_to_disown(keep)
-    order.backend = backend
-    order.reseed = random_seeds.reseeder()
-    order.policy = order.bounds = order.result_size = None
-    order.entrances = ()
-    order.environment = None
-    order.codec = "pickle"
-    order.exits = -1
-    order.thread_exits = finalization.thread_exits()
-    order.rehearsing = False
-    order.weak = weakref.finalize._index_iter  # type: ignore[attr-defined]
-    order.finalizers = -1
-    return order
+    spec = ChildSpec()
+    spec.keep = keep
+    spec.ends = ends
+    spec.sever, spec.foreign = _severable(keep, threaded, confined)
+    spec.confined = confined
+    spec.threaded = threaded
+    spec.signals = signals.handled()
+    spec.faulthandler = faulthandler.is_enabled()
+    spec.purge_c_stdout = cstdio.pending()
+    spec.streams = stdio.prepared()
+    spec.inherited = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    spec.forget_loop = coroutines.steps_to_forget(backend)
+    spec.disown = multiprocessing_state.steps_to_disown(keep)
+    spec.backend = backend
+    spec.reseed = random_seeds.reseeder()
+    spec.policy = spec.bounds = spec.result_size = None
+    spec.entrances = ()
+    spec.environment = None
+    spec.codec = "pickle"
+    spec.exits = -1
+    spec.thread_exits = finalization.thread_exits()
+    spec.rehearsing = False
+    spec.weak = weakref.finalize._index_iter  # type: ignore[attr-defined]
+    spec.finalizers = -1
+    return spec
 
 
 def _severable(

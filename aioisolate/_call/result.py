@@ -81,15 +81,15 @@ async def _unpickle(
     if not fds:
         return await decode(size, lambda: codecs.load(stream, buffers))
     # Closed by who reads them: a call that is cancelled must not pull them away from a thread.
-    luggage = supervision.hand_over(fds)
+    passed_fds = supervision.hand_over(fds)
 
     def load() -> Any:
         try:
             return codecs.load(stream, buffers, fds)
         finally:
-            luggage.close_all()
+            passed_fds.close_all()
 
-    return await decode(size, load, otherwise=luggage.close_all)
+    return await decode(size, load, otherwise=passed_fds.close_all)
 
 
 async def _as_data(

@@ -40,7 +40,7 @@ async def supervise(supervision: Supervision, grace: float) -> None:
         # not wait for anything any more.
         if not supervision.gone:
             supervision.gone = True
-            child.put_down()
+            child.kill_now()
         raise
     looks = _LOOKS
     while looks and child.reap_adopted():

@@ -95,7 +95,7 @@ class Supervision:
         self,
         child: Child,
         options: CallOptions,
-        turn: Deadlines,
+        deadlines: Deadlines,
         *,
         whole: bool = False,
         on_item: OnItem | None = None,
@@ -105,7 +105,7 @@ class Supervision:
         self.child = child
         self.options = options
         self._on_item = on_item
-        self._listening = WakeupRateLimiter(child, options)
+        self._rate_limiter = WakeupRateLimiter(child, options)
         self._paused = False
         self._marked = False
         self._phase = _Phase.RUNNING
@@ -122,8 +122,8 @@ class Supervision:
         self._phase_ends = math.inf
         self.listens = options.on_event is not None or _log.isEnabledFor(logging.DEBUG)
         now = time.monotonic()
-        self._deadline = turn.end
-        self._start_deadline = turn.start
+        self._deadline = deadlines.end
+        self._start_deadline = deadlines.start
         self._first_look = now + FIRST_LOOK
         self._stop_look = now + _STOP_PAUSE
         self.gone = False
@@ -131,8 +131,8 @@ class Supervision:
         self._output_left = math.inf
         if limits is not None and limits.output_size is not None:
             self._output_left = limits.output_size
-        self._line = Channel(child, options, items=on_item is not None)
-        self.conversation = self._line.conversation
+        self._channel = Channel(child, options, items=on_item is not None)
+        self.conversation = self._channel.conversation
         self.status = Status(None)
         self.ended_at = now
         self.answered_at: float | None = None
@@ -154,7 +154,7 @@ class Supervision:
 
     def next_time(self) -> float:
         """Return when `step` must be called even if nothing is readable."""
-        return min(self._due(), self._listening.until)
+        return min(self._due(), self._rate_limiter.until)
 
     def _due(self) -> float:
         if self._phase is not _Phase.RUNNING or self._heard_result:
@@ -167,7 +167,7 @@ class Supervision:
     def step(self) -> None:
         """Do whatever is due. Raises what on_event or the output callable raises."""
         ended = self.child.has_ended()
-        self._listening.go_on()
+        self._rate_limiter.go_on()
         heard, size = False, 0
         for fd in self.child.waitset.poll():
             if fd == self.child.end_fd:
@@ -181,7 +181,7 @@ class Supervision:
                     if stream.fd == fd:
                         size += self._read_output(stream)
         if heard:  # also if there was nothing to be read: some things only seem to come
-            self._listening.heard(size)
+            self._rate_limiter.heard(size)
         if ended and not self.gone:
             self._collect()
         elif time.monotonic() >= self._due():
@@ -290,14 +290,14 @@ class Supervision:
         ends = self._phase in (_Phase.TERMINATING, _Phase.KILLING)
         if not self._paused and not self._heard_result and not self.gone and not ends:
             self._paused = True
-            self._listening.remove(self.child.channel)
+            self._rate_limiter.remove(self.child.channel)
 
     def resume(self) -> None:
         """Read on."""
         if self._paused:
             self._paused = False
             if not self.gone and not self._heard_result:
-                self._listening.add(self.child.channel)
+                self._rate_limiter.add(self.child.channel)
 
     def has_started(self) -> bool:
         """Tell whether fn was about to be called, looking for the mark of a quiet start."""
@@ -307,18 +307,18 @@ class Supervision:
 
     def _watch_channel(self) -> None:
         self._look_due = False
-        self._listening.add(self.child.channel)
+        self._rate_limiter.add(self.child.channel)
 
     def _leave_channel(self) -> None:
         self._look_due = False
-        self._listening.remove(self.child.channel)
+        self._rate_limiter.remove(self.child.channel)
 
     def _read_channel(self) -> int:  # noqa: C901, PLR0912 - one `if` per thing that may have come
         """Read once what is there; return how many bytes that was."""
         conversation = self.conversation
         started = conversation.started
         try:
-            size, between = self._line.read()
+            size, between = self._channel.read()
         except BlockingIOError:
             return 0
         except FaultError as exc:
@@ -329,7 +329,7 @@ class Supervision:
             return 0
         if conversation.started and not started:
             self._tell("started")
-        for kind, body, luggage in between:
+        for kind, body, passed_fds in between:
             if kind is Kind.READY:
                 self._check_layers(body)
             elif kind is Kind.PROGRESS:
@@ -339,9 +339,9 @@ class Supervision:
                     self._left = UnfinishedWork(trusted=self.options.codec == "pickle")
                 self._left.hear(body)
             elif self._on_item is not None:
-                self._on_item(body, [self._line.received.release(fd) for fd in luggage])
+                self._on_item(body, [self._channel.received.release(fd) for fd in passed_fds])
         if conversation.fault is not None:
-            self._hear_no_more(self._line.fault())
+            self._hear_no_more(self._channel.fault())
             return size
         if self._heard_result and conversation.state is State.DONE:
             # Nothing that comes from here on counts, so it must not keep this process busy either.
@@ -385,7 +385,7 @@ class Supervision:
         on_progress = self.options.on_progress
         if on_progress is not None:
             escaped = self.options.codec != "pickle"
-            self._listening.took_reports(1, sum(map(len, body)))
+            self._rate_limiter.took_reports(1, sum(map(len, body)))
             on_progress(Progress(*safe_text.load_progress(body, escaped=escaped)))
 
     def _read_output(self, stream: OutputStream) -> int:
@@ -394,7 +394,7 @@ class Supervision:
         except BlockingIOError:
             return 0
         if not data:
-            self._listening.remove(stream.fd)
+            self._rate_limiter.remove(stream.fd)
             return 0
         self._output_left -= len(data)
         if self._output_left < 0:
@@ -406,7 +406,7 @@ class Supervision:
         stream.feed(data)
         if stream.hands_over:
             ends = data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
-            self._listening.took_lines(ends)
+            self._rate_limiter.took_lines(ends)
         return len(data)
 
     def _collect(self) -> None:
@@ -463,11 +463,11 @@ class Supervision:
         """Give descriptors that have come to whoever is to close them."""
         given = Descriptors()
         for fd in fds:
-            given.own(self._line.received.release(fd))
+            given.own(self._channel.received.release(fd))
         return given
 
     def release(self) -> None:
         """Close everything that belonged to the call. The child must be gone."""
         self.stack.forget()
-        self._line.received.close_all()
+        self._channel.received.close_all()
         self.child.release()

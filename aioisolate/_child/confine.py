@@ -110,7 +110,7 @@ def enter_server(policy: ConfinementSpec, ground: PreparedLayers, *, tied: bool)
     return engaged
 
 
-def enter_child(order: ChildSpec, policy: ConfinementSpec, ground: PreparedLayers) -> list[str]:
+def enter_child(spec: ChildSpec, policy: ConfinementSpec, ground: PreparedLayers) -> list[str]:
     """Engage what each child of a fork server has for itself; return the layers' names."""
     engaged: list[str] = []
     parent = os.getppid()
@@ -126,7 +126,7 @@ def enter_child(order: ChildSpec, policy: ConfinementSpec, ground: PreparedLayer
             if counted_there:
                 namespaces.map_user(uid, gid, ground.proc)
     _own(policy, uid, gid, (parent, ()), engaged)
-    order.statm = rlimits.open_statm(ground.proc)
+    spec.statm = rlimits.open_statm(ground.proc)
     if policy.landlock:
         with _layer(Layer.LANDLOCK, engaged):
             landlock.restrict(ground.rules)
@@ -138,29 +138,29 @@ def enter_child(order: ChildSpec, policy: ConfinementSpec, ground: PreparedLayer
     return engaged
 
 
-def confine(order: ChildSpec) -> str:
+def confine(spec: ChildSpec) -> str:
     """Confine a copy of the parent as its order says, and wait until the parent agrees."""
-    policy = order.policy
+    policy = spec.policy
     if policy is None:
-        order.statm = rlimits.open_statm()
+        spec.statm = rlimits.open_statm()
     else:
         proc = _open_proc()
         if policy.codec != "pickle":
             shared_mappings.leave_rings(proc)
-        engaged = _enter_copy(order, policy, proc)
+        engaged = _enter_copy(spec, policy, proc)
         if proc >= 0:
             os.close(proc)
         body = ",".join(engaged).encode()
-        os.write(order.channel, encode(order.nonce, Kind.READY, body))
-        if os.read(order.channel, 1) != GO:
+        os.write(spec.channel, encode(spec.nonce, Kind.READY, body))
+        if os.read(spec.channel, 1) != GO:
             os._exit(1)
-    if order.bounds is not None:
-        execution.have_last_word(order)
-        rlimits.apply(order.bounds, order.statm, order.scratch)
+    if spec.bounds is not None:
+        execution.have_last_word(spec)
+        rlimits.apply(spec.bounds, spec.statm, spec.scratch)
     return "call"
 
 
-def _enter_copy(order: ChildSpec, policy: ConfinementSpec, proc: int) -> list[str]:
+def _enter_copy(spec: ChildSpec, policy: ConfinementSpec, proc: int) -> list[str]:
     engaged: list[str] = []
     parent = os.getppid()
     _set_environment(policy, engaged)
@@ -172,8 +172,8 @@ def _enter_copy(order: ChildSpec, policy: ConfinementSpec, proc: int) -> list[st
         # Now: whoever it becomes may not find the paths.
         with _layer(Layer.LANDLOCK, []):
             rules = _make_rules(policy)
-    _own(policy, uid, gid, (parent, order.ends), engaged)
-    order.statm = rlimits.open_statm(proc)
+    _own(policy, uid, gid, (parent, spec.ends), engaged)
+    spec.statm = rlimits.open_statm(proc)
     with _layer(Layer.PRIVILEGES, engaged):
         set_no_new_privs()
     if policy.landlock:

@@ -36,112 +36,112 @@ _count_threads = _thread._count
 _HERE = os.path.dirname(__file__)
 
 
-def have_last_word(order: ChildSpec) -> None:
+def have_last_word(spec: ChildSpec) -> None:
     """Prepare what to say when there is no memory for an answer, while there is some."""
     text = b"MEMORY_LIMIT\nthere was no memory left to tell what fn returned or raised"
-    order.last_word = order.started_mark if order.quiet else b""
-    order.last_word += encode(order.nonce, Kind.LOST, text)
+    spec.last_word = spec.started_mark if spec.quiet else b""
+    spec.last_word += encode(spec.nonce, Kind.LOST, text)
 
 
-def work_within(order: ChildSpec, streams: Sequence[TextIO]) -> int:
+def work_within(spec: ChildSpec, streams: Sequence[TextIO]) -> int:
     """Do what `work` does, where there are limits."""
     pid = os.getpid()
     try:
-        return work(order, streams)
+        return work(spec, streams)
     except MemoryError:
         if os.getpid() == pid:
-            os.write(order.channel, order.last_word)
+            os.write(spec.channel, spec.last_word)
         return 1
 
 
 def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
-    order: ChildSpec, streams: Sequence[TextIO]
+    spec: ChildSpec, streams: Sequence[TextIO]
 ) -> int:
     """Call fn, send the answer, return the exit code."""
     pid = os.getpid()
     code = 0
     raised = False
-    if order.exits < 0:  # no fork server has counted them
+    if spec.exits < 0:  # no fork server has counted them
         _register_exit(_mark)
-        order.exits = _count_exits()
+        spec.exits = _count_exits()
         # Here, since the parent may make some until the very moment of the fork.
-        if order.weak is not None:
-            order.finalizers = next(order.weak)
+        if spec.weak is not None:
+            spec.finalizers = next(spec.weak)
     # Those of the parent have not come along, but Python still counts them.
     threads = _count_threads()
-    if order.quiet:
-        leave_mark = memfd.is_marked if order.rehearsing else memfd.mark
-        leave_mark(order.scratch, MARK_AT)
+    if spec.quiet:
+        leave_mark = memfd.is_marked if spec.rehearsing else memfd.mark
+        leave_mark(spec.scratch, MARK_AT)
     else:
-        os.write(order.channel, order.started_mark)
-    if order.progress:
-        progress.begin(order)
+        os.write(spec.channel, spec.started_mark)
+    if spec.progress:
+        progress.begin(spec)
     try:
-        if order.streaming:
+        if spec.streaming:
             value = None
-            items.stream(order)
+            items.stream(spec)
         else:
-            value = order.fn(*order.args)
+            value = spec.fn(*spec.args)
             if type(value) is CoroutineType:
-                value = coroutines.run(value, order.backend)
+                value = coroutines.run(value, spec.backend)
     except BaseException as exc:  # noqa: BLE001 - all of it is fn's answer
         if os.getpid() != pid:
             return 1
-        if order.bounds is not None:
+        if spec.bounds is not None:
             _ease()
         if isinstance(exc, SystemExit):
             code = _exit_code(exc)
         if type(exc) is items.LostItemError:
-            answer, luggage = _lost_item(order, exc)
+            answer, passed_fds = _lost_item(spec, exc)
         elif type(exc) is items.LeftError:
-            answer, luggage = b"", None  # nobody wants one
+            answer, passed_fds = b"", None  # nobody wants one
         else:
-            answer, luggage = _raised(order, exc)
+            answer, passed_fds = _raised(spec, exc)
         finalization.forget_frames(exc)
         raised = True
     else:
         # fn may have forked and come back twice; only the child itself speaks for the call.
         if os.getpid() != pid:
             return 0
-        if order.bounds is not None:
+        if spec.bounds is not None:
             _ease()
-        answer, luggage = _returned(order, value)
+        answer, passed_fds = _returned(spec, value)
     if raised:
         # Files that the frames of fn have open are written out when those are freed. (Nothing of
         # the parent's is collected: all that is frozen.)
         gc.collect()
-    mark = order.started_mark if order.quiet else b""
+    mark = spec.started_mark if spec.quiet else b""
     left = None
-    due = _count_exits() != order.exits
-    if order.weak is None:
+    due = _count_exits() != spec.exits
+    if spec.weak is None:
         due |= "weakref" in sys.modules
-    elif (index := next(order.weak)) == order.finalizers + 1:
-        order.finalizers = index
+    elif (index := next(spec.weak)) == spec.finalizers + 1:
+        spec.finalizers = index
     else:
         due = True
     # (What runs after each fork may have registered some, as coverage does; a rehearsal is no end.)
     seen = due or _count_threads() != threads or "multiprocessing.util" in sys.modules
-    if seen and not order.rehearsing:
+    if seen and not spec.rehearsing:
         left = finalization.look(due=due)
     if left is not None:
-        mark += encode(order.nonce, Kind.LEAVING, left)
+        mark += encode(spec.nonce, Kind.LEAVING, left)
     _flush(streams)
     if not answer:
         if left is not None:
-            finalization.finish(order, items.end_by_signal, functools.partial(_flush, streams))
+            finalization.finish(spec, items.end_by_signal, functools.partial(_flush, streams))
         items.end_by_signal()
     try:
         try:
-            progress.send(order.channel, mark + answer, luggage.fds if luggage else ())
+            progress.send(spec.channel, mark + answer, passed_fds.fds if passed_fds else ())
         except progress.RefusedError as exc:
             text = f"what fn returned or raised {_unsent(exc)}"
-            progress.send(order.channel, mark + _lost(order, "RESULT_WRITE", text)[0])
+            progress.send(spec.channel, mark + _lost(spec, "RESULT_WRITE", text)[0])
     except OSError:
         # fn has closed the channel, so nobody can be told; the parent sees that nothing came.
         pass
     if left is not None:
         end = functools.partial(os._exit, code)
-        finalization.finish(order, end, functools.partial(_flush, streams))
+        finalization.finish(spec, end, functools.partial(_flush, streams))
     return code
 
 
@@ -156,25 +156,25 @@ def _ease() -> None:
     rlimits.ease()
 
 
-def _returned(order: ChildSpec, value: object) -> _Answer:
+def _returned(spec: ChildSpec, value: object) -> _Answer:
     try:
-        if order.codec != "pickle":
+        if spec.codec != "pickle":
             from .._wire import plain_data  # noqa: PLC0415 - only where it is asked for
 
-            return _data(order, Kind.VALUE, plain_data.dump(order.codec, value))
+            return _data(spec, Kind.VALUE, plain_data.dump(spec.codec, value))
         dumped = codecs.dump(value)
     except BaseException as exc:  # noqa: BLE001 - a __reduce__ may raise anything
-        why = _where(value) + _one_line(exc) if order.codec == "pickle" else _one_line(exc)
-        text = f"fn returned {_kind(value)}, which could not be {_encoded(order)}: {why}"
-        short = isinstance(exc, MemoryError) and order.bounds is not None
-        return _lost(order, "MEMORY_LIMIT" if short else "RESULT_ENCODING", text)
-    return _payload(order, Kind.VALUE, dumped)
+        why = _where(value) + _one_line(exc) if spec.codec == "pickle" else _one_line(exc)
+        text = f"fn returned {_kind(value)}, which could not be {_encoded(spec)}: {why}"
+        short = isinstance(exc, MemoryError) and spec.bounds is not None
+        return _lost(spec, "MEMORY_LIMIT" if short else "RESULT_ENCODING", text)
+    return _payload(spec, Kind.VALUE, dumped)
 
 
-def _raised(order: ChildSpec, exc: BaseException) -> _Answer:
+def _raised(spec: ChildSpec, exc: BaseException) -> _Answer:
     safe_text.trim(exc, _is_ours)
-    if order.codec != "pickle":
-        return _data(order, Kind.RAISED, safe_text.dump_exception(exc))
+    if spec.codec != "pickle":
+        return _data(spec, Kind.RAISED, safe_text.dump_exception(exc))
     # Imported only now: few children need it, and none while all is well.
     try:
         from .._wire import exceptions  # noqa: PLC0415
@@ -190,50 +190,50 @@ def _raised(order: ChildSpec, exc: BaseException) -> _Answer:
             f"fn raised {_kind(exc)}, which could not be pickled and loaded again: "
             f"{_one_line(why)}\n{exceptions.describe(exc)}"
         )
-        return _lost(order, "RESULT_ENCODING", text)
-    return _payload(order, Kind.RAISED, dumped)
+        return _lost(spec, "RESULT_ENCODING", text)
+    return _payload(spec, Kind.RAISED, dumped)
 
 
-def _data(order: ChildSpec, kind: Kind, stream: bytes) -> _Answer:
+def _data(spec: ChildSpec, kind: Kind, stream: bytes) -> _Answer:
     """Make an answer that is data only: it never leaves its frame."""
-    limit = order.result_size
+    limit = spec.result_size
     if limit is not None and len(stream) > limit:
-        return _too_large(order, len(stream))
+        return _too_large(spec, len(stream))
     if kind is Kind.VALUE:
-        return encode_small_value(order.nonce, stream), None
-    return encode(order.nonce, kind, Payload((stream,)).encode()), None
+        return encode_small_value(spec.nonce, stream), None
+    return encode(spec.nonce, kind, Payload((stream,)).encode()), None
 
 
-def _too_large(order: ChildSpec, size: int) -> _Answer:
-    text = f"what fn returned or raised has {size:,} bytes, and may have {order.result_size:,}"
-    return _lost(order, "RESULT_TOO_LARGE", text)
+def _too_large(spec: ChildSpec, size: int) -> _Answer:
+    text = f"what fn returned or raised has {size:,} bytes, and may have {spec.result_size:,}"
+    return _lost(spec, "RESULT_TOO_LARGE", text)
 
 
 def _is_ours(filename: str) -> bool:
     return filename.startswith(_HERE)
 
 
-def _payload(order: ChildSpec, kind: Kind, dumped: codecs.Dumped) -> _Answer:
-    stream, buffers, luggage = dumped
-    fds = luggage.fds if luggage else ()
-    if order.result_size is not None:
+def _payload(spec: ChildSpec, kind: Kind, dumped: codecs.Dumped) -> _Answer:
+    stream, buffers, passed_fds = dumped
+    fds = passed_fds.fds if passed_fds else ()
+    if spec.result_size is not None:
         own = (part.nbytes for part in buffers if isinstance(part, memoryview))
-        if (size := len(stream) + sum(own)) > order.result_size:
-            return _too_large(order, size)
+        if (size := len(stream) + sum(own)) > spec.result_size:
+            return _too_large(spec, size)
     if not buffers and (len(stream) <= INLINE_MAX or not memfd.sealable()):
         if kind is Kind.VALUE and not fds:
-            return encode_small_value(order.nonce, stream), None
-        return encode(order.nonce, kind, Payload((stream,)).encode(), len(fds)), luggage
+            return encode_small_value(spec.nonce, stream), None
+        return encode(spec.nonce, kind, Payload((stream,)).encode(), len(fds)), passed_fds
     in_scratch = len(stream) > INLINE_MAX and memfd.sealable()
     parts = [memoryview(stream), *buffers] if in_scratch else buffers
     try:
-        regions = _fill_scratch(order.scratch, parts)
+        regions = _fill_scratch(spec.scratch, parts)
     except OSError as exc:
         total = sum(part.nbytes for part in parts if isinstance(part, memoryview))
         text = f"what fn returned ({total} bytes) could not be written: {_one_line(exc)}"
-        return _lost(order, "RESULT_WRITE", text)
+        return _lost(spec, "RESULT_WRITE", text)
     payload = Payload(() if in_scratch else (stream,), regions, in_scratch)
-    return encode(order.nonce, kind, payload.encode(), len(fds)), luggage
+    return encode(spec.nonce, kind, payload.encode(), len(fds)), passed_fds
 
 
 def _fill_scratch(fd: int, parts: Sequence[memoryview | BufferRef]) -> tuple[Region, ...]:
@@ -262,33 +262,33 @@ def _unsent(exc: OSError) -> str:
     return f"could not be sent with its descriptors: {exc.strerror}"
 
 
-def _lost_item(order: ChildSpec, lost: items.LostItemError) -> _Answer:
+def _lost_item(spec: ChildSpec, lost: items.LostItemError) -> _Answer:
     """Tell why an item that fn yielded could not be sent."""
     why, what = lost.why, f"an item that fn yielded, {_kind(lost.item)},"
     reason = "ITEM_ENCODING"
     if isinstance(why, items.TooLargeError):
         reason = "ITEM_TOO_LARGE"
-        text = f"{what} has {why.size:,} bytes, and may have {order.result_size:,}"
+        text = f"{what} has {why.size:,} bytes, and may have {spec.result_size:,}"
     elif isinstance(why, progress.RefusedError):
         reason = "ITEM_WRITE"
         text = f"{what} {_unsent(why)}"
     else:
-        if isinstance(why, MemoryError) and order.bounds is not None:
+        if isinstance(why, MemoryError) and spec.bounds is not None:
             reason = "ITEM_MEMORY_LIMIT"
-        where = _where(lost.item) if order.codec == "pickle" else ""
-        text = f"{what} could not be {_encoded(order)}: {where}{_one_line(why)}"
+        where = _where(lost.item) if spec.codec == "pickle" else ""
+        text = f"{what} could not be {_encoded(spec)}: {where}{_one_line(why)}"
     if lost.parting is not None:
         text += f" (and when it was closed, its generator raised {_one_line(lost.parting)})"
-    return _lost(order, reason, text)
+    return _lost(spec, reason, text)
 
 
-def _encoded(order: ChildSpec) -> str:
-    return "pickled" if order.codec == "pickle" else f"encoded as {order.codec}"
+def _encoded(spec: ChildSpec) -> str:
+    return "pickled" if spec.codec == "pickle" else f"encoded as {spec.codec}"
 
 
-def _lost(order: ChildSpec, reason: str, text: str) -> _Answer:
+def _lost(spec: ChildSpec, reason: str, text: str) -> _Answer:
     body = f"{reason}\n{text}".encode(errors="backslashreplace")
-    return encode(order.nonce, Kind.LOST, body), None
+    return encode(spec.nonce, Kind.LOST, body), None
 
 
 def _flush(streams: Sequence[TextIO]) -> None:

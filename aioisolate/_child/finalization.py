@@ -47,15 +47,15 @@ def mark() -> None:
         _rest()
 
 
-def set_mark(order: ChildSpec) -> None:
+def set_mark(spec: ChildSpec) -> None:
     """Note what is registered by now, in a fork server: fn has none of that."""
     atexit.unregister(mark)  # an earlier one
     atexit.register(mark)
-    order.exits = atexit._ncallbacks()
-    order.thread_exits = thread_exits()
+    spec.exits = atexit._ncallbacks()
+    spec.thread_exits = thread_exits()
     if "weakref" in sys.modules:
-        order.weak = weak = sys.modules["weakref"].finalize._index_iter
-        order.finalizers = next(weak)
+        spec.weak = weak = sys.modules["weakref"].finalize._index_iter
+        spec.finalizers = next(weak)
 
 
 def thread_exits() -> int:
@@ -119,25 +119,25 @@ def _finalizers(*, own: bool) -> dict[Any, Any]:
     return {key: found for key, found in list(registry.items()) if (found._pid == pid) == own}
 
 
-def finish(order: ChildSpec, end: Callable[[], object], flush: Callable[[], object]) -> None:
+def finish(spec: ChildSpec, end: Callable[[], object], flush: Callable[[], object]) -> None:
     """Do what an interpreter does at its end, tell what has not ended in time, and *end*."""
     global _rest
     pid = os.getpid()
     names: list[str] = []
     try:
         try:
-            names = _wait(time.monotonic() + order.exit_timeout, order.thread_exits)
+            names = _wait(time.monotonic() + spec.exit_timeout, spec.thread_exits)
         except BaseException as exc:  # noqa: BLE001 - fn's classes of threads may raise anything
             sys.excepthook(type(exc), exc, exc.__traceback__)
 
         def rest() -> None:
             try:
-                _finalize(order)
+                _finalize(spec)
                 _stop_trackers()
                 flush()
                 if os.getpid() == pid:  # no copy that an exit function has made
-                    body = encode(order.nonce, Kind.LEAVING, _encode(names))
-                    _send(order, body)
+                    body = encode(spec.nonce, Kind.LEAVING, _encode(names))
+                    _send(spec, body)
             except BaseException as exc:  # noqa: BLE001 - as the interpreter does at its end
                 sys.excepthook(type(exc), exc, exc.__traceback__)
             finally:
@@ -153,9 +153,9 @@ def finish(order: ChildSpec, end: Callable[[], object], flush: Callable[[], obje
         end()
 
 
-def _send(order: ChildSpec, body: bytes) -> None:
+def _send(spec: ChildSpec, body: bytes) -> None:
     try:
-        progress.send(order.channel, body)
+        progress.send(spec.channel, body)
     except OSError:
         pass  # fn has closed the channel; or there is nobody any more
 
@@ -254,9 +254,9 @@ def forget_frames(exc: BaseException) -> None:
 # Finalizers
 
 
-def _finalize(order: ChildSpec) -> None:
+def _finalize(spec: ChildSpec) -> None:
     if "weakref" in sys.modules:
-        _run_weak_finalizers(order.finalizers)
+        _run_weak_finalizers(spec.finalizers)
     if "multiprocessing.util" in sys.modules:
         _end_multiprocessing()
 

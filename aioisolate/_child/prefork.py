@@ -38,7 +38,7 @@ _NEW_MAX = 50
 
 
 def serve(  # noqa: C901 - each function that is called here costs page copies
-    order: ChildSpec,
+    spec: ChildSpec,
     sever: Iterable[int],
     loose: Iterable[int],
     ahead: bool,
@@ -54,57 +54,57 @@ def serve(  # noqa: C901 - each function that is called here costs page copies
     """
     code = 1
     try:
-        if order.note_pid:
+        if spec.note_pid:
             # The very first: whoever inherits this process if its parent dies now knows it by that.
-            os.pwrite(order.scratch, b"%d" % os.getpid(), execution.PID_AT)
+            os.pwrite(spec.scratch, b"%d" % os.getpid(), execution.PID_AT)
         # As in `bootstrap.main`: early, and valid only if the parent was still there then.
         set_parent_death_signal(9)
-        if os.getppid() != order.parent_pid:
+        if os.getppid() != spec.parent_pid:
             os._exit(1)
         os.setsid()
         signals.reset_child_signal()
         # Bare numbers, which no object will close a second time.
         for fd in loose:
             os.close(fd)
-        if order.strangers is not None:
+        if spec.strangers is not None:
             from . import descriptors  # noqa: PLC0415 - only then; the server has imported it
 
-            descriptors.replace_strangers(order, -1 if ground is None else ground.proc)
-        null = order.null
+            descriptors.replace_strangers(spec, -1 if ground is None else ground.proc)
+        null = spec.null
         for fd in sever:
             os.dup2(null, fd, False)
-        os.closerange(order.floor, _FD_MAX)
-        if order.reseed is not None:
-            order.reseed()
-        for renew, arguments in order.forget_loop:
+        os.closerange(spec.floor, _FD_MAX)
+        if spec.reseed is not None:
+            spec.reseed()
+        for renew, arguments in spec.forget_loop:
             renew(*arguments)
-        order.rehearsing = False
+        spec.rehearsing = False
         engaged: list[str] | None = None
         if ground is not None:
-            engaged = _confine(order, ground)
+            engaged = _confine(spec, ground)
         if ahead:
-            _rehearse(order)
-            if order.policy is not None:
+            _rehearse(spec)
+            if spec.policy is not None:
                 from . import rlimits  # noqa: PLC0415 - only then; the rehearsal has imported it
 
-                rlimits.note(order.statm)
+                rlimits.note(spec.statm)
         if engaged is not None:
             body = ",".join(sorted(engaged)).encode()
-            os.write(order.channel, encode(_NOTHING, Kind.READY, body))
-        channel = _socket.socket(fileno=order.channel)
-        code = _serve_one(order, channel)
+            os.write(spec.channel, encode(_NOTHING, Kind.READY, body))
+        channel = _socket.socket(fileno=spec.channel)
+        code = _serve_one(spec, channel)
     finally:
         os._exit(code)
 
 
-def _confine(order: ChildSpec, ground: PreparedLayers) -> list[str]:
+def _confine(spec: ChildSpec, ground: PreparedLayers) -> list[str]:
     from . import confine  # noqa: PLC0415 - only then; the server has imported it
 
-    assert order.policy is not None
+    assert spec.policy is not None
     try:
-        return confine.enter_child(order, order.policy, ground)
+        return confine.enter_child(spec, spec.policy, ground)
     except BaseException as exc:
-        os.write(order.channel, encode_failure(_NOTHING, "confinement", exc))
+        os.write(spec.channel, encode_failure(_NOTHING, "confinement", exc))
         raise
 
 
@@ -115,20 +115,20 @@ _NOTHING = b"\0" * NONCE_SIZE
 _REHEARSAL = Request(_NOTHING, codecs.dump_plain_call(_nothing, ())[0]).encode()
 
 
-def _rehearse(order: ChildSpec) -> None:
+def _rehearse(spec: ChildSpec) -> None:
     here, there = _socket.socketpair()
-    channel = order.channel
-    order.channel = here.fileno()
-    order.rehearsing = True
-    if order.policy is not None:
-        there.send(_rehearsal_confined(order.codec))
+    channel = spec.channel
+    spec.channel = here.fileno()
+    spec.rehearsing = True
+    if spec.policy is not None:
+        there.send(_rehearsal_confined(spec.codec))
     elif fd_passing.find is None or not memfd.sealable():
         there.send(_REHEARSAL)
     else:
         _send_snapshot(there)
-    _serve_one(order, here)
-    order.rehearsing = False
-    order.channel = channel
+    _serve_one(spec, here)
+    spec.rehearsing = False
+    spec.channel = channel
     here.close()
     there.close()
 
@@ -146,53 +146,53 @@ def _send_snapshot(channel: _socket.socket) -> None:
     try:
         snapshot = Snapshot.zeroed(1) if numpy is None else Snapshot.from_array(numpy.zeros(1))
         call = codecs.dump_plain_call(len, (snapshot,))
-        request = Request(_NOTHING, call.stream, luggage=len(call.luggage.fds)).encode()
-        messages.send(channel, request, call.luggage.fds)
+        request = Request(_NOTHING, call.stream, passed_fds=len(call.passed_fds.fds)).encode()
+        messages.send(channel, request, call.passed_fds.fds)
     except OSError:  # no descriptor is left, say
         channel.send(_REHEARSAL)
 
 
-def _serve_one(order: ChildSpec, channel: _socket.socket) -> int:
+def _serve_one(spec: ChildSpec, channel: _socket.socket) -> int:
     received = _receive(channel)
     if received is None:
         return 0  # nobody will ask any more
     request, descriptors = received
-    order.nonce = request.nonce
-    order.started_mark = encode(request.nonce, Kind.STARTED)
-    order.quiet = request.quiet
-    order.streaming = request.streaming
-    order.progress = request.progress
-    order.codec = request.codec
-    order.result_size = request.result_size
-    order.exit_timeout = request.exit_timeout
-    order.bounds = None
-    order.backend = AsyncBackend(request.backend, uvloop=request.uvloop)
+    spec.nonce = request.nonce
+    spec.started_mark = encode(request.nonce, Kind.STARTED)
+    spec.quiet = request.quiet
+    spec.streaming = request.streaming
+    spec.progress = request.progress
+    spec.codec = request.codec
+    spec.result_size = request.result_size
+    spec.exit_timeout = request.exit_timeout
+    spec.bounds = None
+    spec.backend = AsyncBackend(request.backend, uvloop=request.uvloop)
     modules, began = len(sys.modules), time.monotonic()
     try:
         if request.descriptors:
-            call, beside, luggage = _take_over(order, request, descriptors)
-            order.fn, order.args = _load(request, call, beside, luggage)
+            call, beside, passed_fds = _take_over(spec, request, descriptors)
+            spec.fn, spec.args = _load(request, call, beside, passed_fds)
         else:
             assert isinstance(request.call, bytes)
-            order.fn, order.args = codecs.load_call(request.call)
+            spec.fn, spec.args = codecs.load_call(request.call)
     except BaseException as exc:  # noqa: BLE001 - unpickling imports, and so runs, anything
-        os.write(order.channel, encode_failure(order.nonce, "request", exc))
+        os.write(spec.channel, encode_failure(spec.nonce, "request", exc))
         return 1
     if len(sys.modules) > modules and request.codec == "pickle":
-        _tell_of_imports(order, modules, time.monotonic() - began)
+        _tell_of_imports(spec, modules, time.monotonic() - began)
     if request.bounds is not None:
         try:
-            _bind(order, RlimitSpec(*request.bounds), as_noted=not request.descriptors)
+            _bind(spec, RlimitSpec(*request.bounds), as_noted=not request.descriptors)
         except OSError as exc:
-            os.write(order.channel, encode_failure(order.nonce, "limits", exc))
+            os.write(spec.channel, encode_failure(spec.nonce, "limits", exc))
             return 1
-    assert order.streams is not None
+    assert spec.streams is not None
     if request.bounds is not None:
-        return execution.work_within(order, order.streams[1:])
-    return execution.work(order, order.streams[1:])
+        return execution.work_within(spec, spec.streams[1:])
+    return execution.work(spec, spec.streams[1:])
 
 
-def _tell_of_imports(order: ChildSpec, modules: int, took: float) -> None:
+def _tell_of_imports(spec: ChildSpec, modules: int, took: float) -> None:
     """Tell what was imported to load the call, if that took long: so will each call."""
     used = time.process_time()  # from the fork on, which makes no difference
     if took > _LONG:
@@ -204,20 +204,20 @@ def _tell_of_imports(order: ChildSpec, modules: int, took: float) -> None:
                 tops[top] = name
         new = ",".join(list(tops.values())[:_NEW_MAX])
         body = f"{used:.6f} {took:.6f}\n{new}".encode(errors="replace")
-        os.write(order.channel, encode(order.nonce, Kind.IMPORTED, body))
+        os.write(spec.channel, encode(spec.nonce, Kind.IMPORTED, body))
 
 
-def _bind(order: ChildSpec, limits: RlimitSpec, *, as_noted: bool) -> None:
+def _bind(spec: ChildSpec, limits: RlimitSpec, *, as_noted: bool) -> None:
     """Set the limits, after all that is not fn's own doing."""
     from . import rlimits  # noqa: PLC0415 - only where there are some
 
-    order.bounds = limits
-    execution.have_last_word(order)
-    if order.rehearsing:
-        rlimits.rehearse(order.statm, order.scratch)
+    spec.bounds = limits
+    execution.have_last_word(spec)
+    if spec.rehearsing:
+        rlimits.rehearse(spec.statm, spec.scratch)
         return
-    statm = order.statm if order.policy is not None else rlimits.open_statm()
-    rlimits.apply(limits, statm, order.scratch, as_noted=as_noted)
+    statm = spec.statm if spec.policy is not None else rlimits.open_statm()
+    rlimits.apply(limits, statm, spec.scratch, as_noted=as_noted)
 
 
 def _receive(channel: _socket.socket) -> tuple[Request, list[int]] | None:
@@ -233,21 +233,21 @@ def _receive(channel: _socket.socket) -> tuple[Request, list[int]] | None:
 
 
 def _load(
-    request: Request, call: bytes | memoryview, beside: memoryview, luggage: list[int]
+    request: Request, call: bytes | memoryview, beside: memoryview, passed_fds: list[int]
 ) -> tuple[Callable[..., Any], Sequence[Any]]:
     """Load a call that descriptors belong to. *beside* is what is in its second file."""
     buffers = []
-    for which, offset, length, shared in request.lent:
+    for which, offset, length, shared in request.buffer_ref:
         if which < 0:
             buffers.append(beside[offset : offset + length])
             continue
         from .._memory import buffer_refs  # noqa: PLC0415 - only for those who use such memory
 
-        buffers.append(buffer_refs.borrow(luggage[which], offset, length, shared=shared))
+        buffers.append(buffer_refs.borrow(passed_fds[which], offset, length, shared=shared))
     texts = [beside[offset : offset + length] for offset, length in request.texts]
-    with fd_passing.FdUnbundling(luggage):
+    with fd_passing.FdUnbundling(passed_fds):
         loaded = codecs.load_call(call, buffers, texts)
-    for fd in luggage:  # who wanted to keep one has duplicated it
+    for fd in passed_fds:  # who wanted to keep one has duplicated it
         os.close(fd)
     return loaded
 
@@ -263,7 +263,7 @@ def _map(file: int) -> memoryview:
 
 
 def _take_over(  # noqa: C901 - one loop for each kind
-    order: ChildSpec, request: Request, descriptors: list[int]
+    spec: ChildSpec, request: Request, descriptors: list[int]
 ) -> tuple[bytes | memoryview, memoryview, list[int]]:
     """Put the descriptors that came along where they belong.
 
@@ -293,13 +293,13 @@ def _take_over(  # noqa: C901 - one loop for each kind
         sys.stdin = sys.__stdin__ = stdio.build_stdin()  # type: ignore[misc]  # final for others
     own = fds.Descriptors()
     for number in request.numbers:  # ours make way
-        if number == order.channel:
-            order.channel = fds.lift_above(order.channel, max(request.numbers), own)
-        elif number == order.scratch:
-            order.scratch = fds.lift_above(order.scratch, max(request.numbers), own)
-            faulthandler.enable(order.scratch)
-        elif number == order.statm:
-            order.statm = fds.lift_above(order.statm, max(request.numbers), own)
+        if number == spec.channel:
+            spec.channel = fds.lift_above(spec.channel, max(request.numbers), own)
+        elif number == spec.scratch:
+            spec.scratch = fds.lift_above(spec.scratch, max(request.numbers), own)
+            faulthandler.enable(spec.scratch)
+        elif number == spec.statm:
+            spec.statm = fds.lift_above(spec.statm, max(request.numbers), own)
     # Two steps, since one may arrive under the number that another one wants.
     highest = max(request.numbers, default=2)
     lifted = [fds.lift_above(fd, highest, own) for fd in descriptors]

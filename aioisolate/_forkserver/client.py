@@ -115,18 +115,18 @@ class ForkServer:
         self._inbox = protocol.Inbox()
         self._parcels = protocol.ReceivedFds()
         self._pidfds: list[int] = []
-        self._backlog = SendQueue(backend)
+        self._send_queue = SendQueue(backend)
         # Asked for and not yet there, by the numbers of the requests.
         self._coming: dict[int, Worker] = {}
         self._numbers = itertools.count(1)
         self._reader: background.Background | None = None
         self._ready = anyio.Event()
-        self._farewell = DrainingWorkers(backend, self._look_if_empty)
+        self._draining = DrainingWorkers(backend, self._look_if_empty)
         self._emptied: anyio.Event | None = None
         self._down = False
         self._layers: Sequence[str] | None = None
         self._socket: _socket.socket
-        self.wards: dict[int, Worker] = {}
+        self.workers: dict[int, Worker] = {}
         # Ended, as far as can be seen, and not collected by the server, which does not answer.
         self._missed: set[int] = set()
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
@@ -164,7 +164,7 @@ class ForkServer:
             if not self._ready.is_set():
                 self.problem = f"it was not ready after {patience:g} s"
         except BaseException as exc:
-            self.put_down()
+            self.kill_now()
             if isinstance(exc, OSError):
                 raise CallableDidNotExecuteError(
                     f"the fork server could not be started: {exc.strerror or exc}{hint(exc)}",
@@ -175,7 +175,7 @@ class ForkServer:
         if self.problem:
             if self._is_strange and launch.hint is not None:
                 self.problem += f": {launch.hint()}"
-            self.put_down()
+            self.kill_now()
             raise self.error()
 
     def error(self) -> CallableDidNotExecuteError:
@@ -208,7 +208,7 @@ class ForkServer:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended
                 self._socket.sendall(protocol.encode(("setup", *told)))
         self._socket.setblocking(False)
-        self._backlog.open(self._socket)
+        self._send_queue.open(self._socket)
         self._reader = background.watch(self._backend, ours, self._listen)
 
     def is_owned(self) -> bool:
@@ -217,7 +217,7 @@ class ForkServer:
 
     def _say(self, *record: Any) -> None:
         if not self._down and self.is_owned():
-            self._backlog.put(protocol.encode(record))
+            self._send_queue.put(protocol.encode(record))
 
     def request(self, count: int, *, ahead: bool) -> None:
         """Ask for so many children; each comes to *on_ward*, or a refusal to *on_refusal*.
@@ -230,7 +230,7 @@ class ForkServer:
             self._watch()
         for _ in range(count):
             try:
-                ward = Worker(self)
+                worker = Worker(self)
             except OSError as exc:
                 error = CallableDidNotExecuteError(
                     f"{Reason.PIPE_CREATION.value}: {exc.strerror}{hint(exc)}",
@@ -240,11 +240,11 @@ class ForkServer:
                 self._on_refusal(error)
                 continue
             number = next(self._numbers)
-            self._coming[number] = ward
-            self._backlog.pass_on(
+            self._coming[number] = worker
+            self._send_queue.pass_on(
                 protocol.encode(("fork", number, ahead, is_subreaper())),
-                ward.to_pass(),
-                ward.passed,
+                worker.to_pass(),
+                worker.passed,
                 functools.partial(self._not_asked, number),
             )
 
@@ -257,9 +257,9 @@ class ForkServer:
         self._refuse(number, error)
 
     def _refuse(self, number: int, error: CallableDidNotExecuteError) -> None:
-        ward = self._coming.pop(number, None)
-        if ward is not None:
-            ward.close()
+        worker = self._coming.pop(number, None)
+        if worker is not None:
+            worker.close()
             self._on_refusal(error)
 
     def learn(self, module: str) -> None:
@@ -295,7 +295,7 @@ class ForkServer:
 
     async def _look_until_idle(self) -> None:
         quiet = 0
-        while self._busy or self._coming or (self.silent and self.wards):
+        while self._busy or self._coming or (self.silent and self.workers):
             # Looks are counted, and no clock is asked: a loop that was held up proves nothing.
             await anyio.sleep(_SILENT_PAUSE if self.silent else self._patience / _LOOKS)
             self._listen()  # what has come meanwhile
@@ -316,18 +316,18 @@ class ForkServer:
 
     def _look_for_ends(self) -> None:
         """Find out which wards have ended: the server does not tell any more."""
-        for ward in [ward for ward in self.wards.values() if ward.seems_ended()]:
-            del self.wards[ward.pid]
-            self._missed.add(ward.pid)
-            ward.signal(signal.SIGKILL, group=True)
-            ward.end(Status(None))
-            self._farewell.ended(ward)
+        for worker in [worker for worker in self.workers.values() if worker.seems_ended()]:
+            del self.workers[worker.pid]
+            self._missed.add(worker.pid)
+            worker.signal(signal.SIGKILL, group=True)
+            worker.end(Status(None))
+            self._draining.ended(worker)
         self._look_if_empty()
 
     def retire(self, on_gone: Callable[[], object]) -> None:
         """Give it no more work, kill it when its last child has ended, and call *on_gone*."""
         self._on_gone = on_gone
-        self._backlog.forget_fds()
+        self._send_queue.forget_fds()
         for number in list(self._coming):
             self._coming.pop(number).close()
         self._look_if_empty()
@@ -343,14 +343,14 @@ class ForkServer:
         """Have the server send a signal to one of its children."""
         self._say("kill", pid, int(number), group)
 
-    def see_off(self, ward: Worker) -> None:
+    def drain(self, worker: Worker) -> None:
         """Watch a ward that has given its answer until it is gone."""
-        self._farewell.see_off(ward)
+        self._draining.drain(worker)
 
-    def discard(self, ward: Worker) -> None:
+    def discard(self, worker: Worker) -> None:
         """Kill a ward that nobody wants."""
-        ward.signal(signal.SIGKILL, group=True)
-        ward.signal(signal.SIGKILL)
+        worker.signal(signal.SIGKILL, group=True)
+        worker.signal(signal.SIGKILL)
 
     # What the server says
 
@@ -368,18 +368,18 @@ class ForkServer:
         self._heard, self.silent, self._is_strange = True, False, False
         for record in self._inbox.feed(data):
             self._hear(record)
-        self._backlog.send()
+        self._send_queue.send()
 
     def _hear(self, record: Sequence[Any]) -> None:  # noqa: C901 - one arm for each record
         match record:
             case ("ended", pid, status, user, system, max_rss):
                 self._missed.discard(pid)
-                ward = self.wards.pop(pid, None)
-                if ward is not None:
+                worker = self.workers.pop(pid, None)
+                if worker is not None:
                     self._recent.append((pid, time.monotonic()))
                     exit_ = Exit(os.waitstatus_to_exitcode(status))
-                    ward.end(Status(exit_, user, system, max_rss * _RSS_UNIT))
-                    self._farewell.ended(ward)
+                    worker.end(Status(exit_, user, system, max_rss * _RSS_UNIT))
+                    self._draining.ended(worker)
                     self._look_if_empty()
             case ("child", number, pid, index):
                 if index == 0:
@@ -422,22 +422,22 @@ class ForkServer:
         self._ready.set()
 
     def _receive(self, number: int, pid: int, pidfd: int) -> None:
-        ward = self._coming.pop(number, None)
-        if ward is None:  # nobody has asked for it
+        worker = self._coming.pop(number, None)
+        if worker is None:  # nobody has asked for it
             if pidfd >= 0:
                 os.close(pidfd)
             self.kill(pid, signal.SIGKILL, group=True)
             self.kill(pid, signal.SIGKILL, group=False)
             return
-        ward.adopt(pid, pidfd)
-        self.wards[pid] = ward
+        worker.adopt(pid, pidfd)
+        self.workers[pid] = worker
         if self._on_gone is not None:  # too late
-            self.discard(ward)
+            self.discard(worker)
             return
-        self._on_ward(ward)
+        self._on_ward(worker)
 
     def _look_if_empty(self) -> None:
-        if self.wards or not self._farewell.is_over():
+        if self.workers or not self._draining.is_over():
             return
         if self._emptied is not None:
             self._emptied.set()
@@ -457,11 +457,11 @@ class ForkServer:
             self._is_strange &= status.exit is not None and status.exit >= 0
         self._ready.set()
         self._collect_orphans(coming)
-        wards, self.wards = self.wards, {}
-        for ward in wards.values():
+        workers, self.workers = self.workers, {}
+        for worker in workers.values():
             # The kernel kills them with their parent, but not what they have started.
-            self.discard(ward)
-            ward.end(Status(None), lost=self.problem)
+            self.discard(worker)
+            worker.end(Status(None), lost=self.problem)
         self._look_if_empty()
         if self._on_gone is not None:
             self._on_gone()
@@ -487,8 +487,8 @@ class ForkServer:
         self._gone = anyio.Event()
         coming: Iterable[Worker] = ()
         try:
-            for ward in list(self.wards.values()):
-                self.discard(ward)
+            for worker in list(self.workers.values()):
+                self.discard(worker)
             self._emptied = anyio.Event()
             self._look_if_empty()
             await _within(PATIENCE, self._emptied.wait)
@@ -509,19 +509,19 @@ class ForkServer:
         if self._process.is_owned():  # it has not died just now
             await _within(seconds, lambda: anyio.wait_readable(self._process.fileno()))
 
-    def put_down(self) -> None:
+    def kill_now(self) -> None:
         """Kill the server, and with it its children; blocking, but not for long."""
         if self._down or not self.is_owned():
             return
-        self._backlog.close()  # from here on there may be no loop to try anything again
-        for ward in self.wards.values():
-            self.discard(ward)
+        self._send_queue.close()  # from here on there may be no loop to try anything again
+        for worker in self.workers.values():
+            self.discard(worker)
         coming = self._hang_up()
         self._bury()
         self._collect_orphans(coming)
-        wards, self.wards = self.wards, {}
-        for ward in wards.values():
-            ward.end(Status(None), lost=self.problem or "it was killed by this process")
+        workers, self.workers = self.workers, {}
+        for worker in workers.values():
+            worker.end(Status(None), lost=self.problem or "it was killed by this process")
         self._look_if_empty()
 
     def _hang_up(self) -> list[Worker]:
@@ -534,7 +534,7 @@ class ForkServer:
         self._down = True
         if self._reader is not None:
             self._reader.cancel()
-        self._farewell.cancel()
+        self._draining.cancel()
         if self._watchdog is not None:
             self._watchdog.cancel()
         if hasattr(self, "_socket"):
@@ -542,7 +542,7 @@ class ForkServer:
         self._fds.close_all()
         for fd in self._pidfds + self._parcels.all():
             os.close(fd)
-        self._backlog.close()
+        self._send_queue.close()
         coming, self._coming = self._coming, {}
         return list(coming.values())
 
@@ -555,13 +555,13 @@ class ForkServer:
         now = time.monotonic()
         if is_subreaper():
             until = now + _ORPHAN_PATIENCE
-            orphans = set(self.wards) | {ward.noted_pid(until) for ward in coming} - {0}
+            orphans = set(self.workers) | {worker.noted_pid(until) for worker in coming} - {0}
             # The group of one that has just ended may not be gone yet; a moment later its number
             # may be somebody else's.
             ended = {pid for pid, ended_at in self._recent if now - ended_at < _GROUP_PATIENCE}
             registry.end_adopted(orphans | self._missed, ended, session=self.pid)
-        for ward in coming:
-            ward.close()
+        for worker in coming:
+            worker.close()
 
     def _bury(self, seconds: float = _KILL_PATIENCE) -> Status:
         """Collect the server's process, which is killed if it has not ended.

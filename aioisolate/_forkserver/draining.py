@@ -33,19 +33,19 @@ class DrainingWorkers:
         self._dying: list[Worker] = []
         self._tasks: dict[str, background.Background] = {}
 
-    def see_off(self, ward: Worker) -> None:
+    def drain(self, worker: Worker) -> None:
         """Watch a ward until it has ended, and end it if that takes too long."""
-        if not ward.ended and not ward.lost:
-            self._leaving[ward] = time.monotonic() + PATIENCE
+        if not worker.ended and not worker.lost:
+            self._leaving[worker] = time.monotonic() + PATIENCE
             # Its pidfd is closed when the call is over; from here on the server signals it.
             if "sweep" not in self._tasks:
                 self._tasks["sweep"] = background.spawn(self._backend, self._sweep)
 
-    def ended(self, ward: Worker) -> None:
+    def ended(self, worker: Worker) -> None:
         """Note that a ward has ended, of this server's any."""
-        self._leaving.pop(ward, None)
-        if ward.group is not None:
-            self._dying.append(ward)
+        self._leaving.pop(worker, None)
+        if worker.group is not None:
+            self._dying.append(worker)
             if "tidy" not in self._tasks:
                 self._tasks["tidy"] = background.spawn(self._backend, self._tidy)
 
@@ -64,12 +64,12 @@ class DrainingWorkers:
         while self._leaving:
             await anyio.sleep(max(0.0, min(self._leaving.values()) - time.monotonic()))
             now = time.monotonic()
-            for ward, until in list(self._leaving.items()):
+            for worker, until in list(self._leaving.items()):
                 if until <= now:
-                    _log.warning("child %d ran on after its answer: killed", ward.pid)
-                    ward.keeper.kill(ward.pid, signal.SIGKILL, group=True)
-                    ward.keeper.kill(ward.pid, signal.SIGKILL, group=False)
-                    self._leaving[ward] = now + PATIENCE
+                    _log.warning("child %d ran on after its answer: killed", worker.pid)
+                    worker.owner.kill(worker.pid, signal.SIGKILL, group=True)
+                    worker.owner.kill(worker.pid, signal.SIGKILL, group=False)
+                    self._leaving[worker] = now + PATIENCE
         del self._tasks["sweep"]
 
     async def _tidy(self) -> None:
@@ -78,6 +78,6 @@ class DrainingWorkers:
         while self._dying:
             await anyio.sleep(pause)
             pause = min(2 * pause, PATIENCE)
-            self._dying = [ward for ward in self._dying if not ward.dissolve()]
+            self._dying = [worker for worker in self._dying if not worker.dissolve()]
         del self._tasks["tidy"]
         self._on_over()

@@ -35,15 +35,15 @@ class LargeCallFiles(LargeCall):
     @classmethod
     def of(cls, stream: bytes) -> Self:
         """Make one of a pickle that is there. Raises UnwritableError."""
-        parcel = cls()
+        large_call = cls()
         try:
-            parcel.write(stream)
+            large_call.write(stream)
         except BaseException:
-            parcel.drop()
+            large_call.drop()
             raise
         finally:
-            parcel.finish()
-        return parcel
+            large_call.finish()
+        return large_call
 
     @property
     def head(self) -> bytes:

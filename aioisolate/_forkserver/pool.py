@@ -138,7 +138,7 @@ class Pool:
             )
 
     async def _start(self) -> None:
-        zygote = ForkServer(
+        forkserver = ForkServer(
             self._backend,
             on_ward=self._welcome,
             on_refusal=self._refuse,
@@ -148,18 +148,18 @@ class Pool:
             patience=self._answer_patience,
         )
         setup = None if self._setup is None else self._setup()
-        self._begun = zygote
+        self._begun = forkserver
         try:
-            await zygote.start(self._launch, setup, _READY_PATIENCE, self._layers)
+            await forkserver.start(self._launch, setup, _READY_PATIENCE, self._layers)
         except CallableDidNotExecuteError as exc:
-            if zygote.outdated:
+            if forkserver.outdated:
                 self._dead = exc
             raise
         finally:
             self._begun = None
-        self._forkserver = zygote
+        self._forkserver = forkserver
         for module in self._learned:
-            zygote.learn(module)
+            forkserver.learn(module)
 
     def _tell_of(self, held: Sequence[tuple[int, str, str | None]]) -> None:
         """Log, once for all servers, what modules have open and children get an empty file for."""
@@ -179,26 +179,28 @@ class Pool:
 
     def hindrance(self) -> str:
         """Say what keeps a call from getting a child."""
-        zygote = self._forkserver
-        if zygote is None:
+        forkserver = self._forkserver
+        if forkserver is None:
             return "the fork server is being started"
-        if zygote.silent:
-            return f"the fork server (process {zygote.pid}) does not answer"
+        if forkserver.silent:
+            return f"the fork server (process {forkserver.pid}) does not answer"
         before = f", and {self.restarts} before it had to be replaced" if self.restarts else ""
-        return f"the fork server (process {zygote.pid}) has not forked a child for it yet{before}"
+        return (
+            f"the fork server (process {forkserver.pid}) has not forked a child for it yet{before}"
+        )
 
     # Who gets a child
 
     def acquire_nowait(self) -> Worker | None:
         """Return a child that has not ended, for one call, if there is one."""
         while self._idle:
-            ward = self._idle.popleft()
-            ward.on_end = None
-            if not ward.ended:
+            worker = self._idle.popleft()
+            worker.on_end = None
+            if not worker.ended:
                 self._idle_deaths = 0
                 if not self._idle:
                     self._refill()
-                return ward
+                return worker
         return None
 
     async def acquire(self) -> Worker:
@@ -208,9 +210,9 @@ class Pool:
         """
         if self._dead is not None:
             raise copy.copy(self._dead)
-        ward = self.acquire_nowait()
-        if ward is not None:
-            return ward
+        worker = self.acquire_nowait()
+        if worker is not None:
+            return worker
         waiter = _Waiter()
         self._line.append(waiter)
         self._refill_soon()
@@ -227,9 +229,9 @@ class Pool:
             return waiter.answer
         raise waiter.answer
 
-    def give_back(self, ward: Worker) -> None:
+    def give_back(self, worker: Worker) -> None:
         """Take back a child that has not been given its call."""
-        self._hand_out(ward)
+        self._hand_out(worker)
 
     def after_call(self) -> None:
         """Ask for a child in place of one that was used; off the critical path of its call."""
@@ -254,8 +256,8 @@ class Pool:
     def _refill(self) -> None:
         """Ask for as many children as are missing, some in each turn of the loop."""
         self._refill_due = False
-        zygote = self._forkserver
-        if self._closed or zygote is None:
+        forkserver = self._forkserver
+        if self._closed or forkserver is None:
             return
         urgent = len(self._line) - self._coming
         missing = urgent + self._warm - len(self._idle)
@@ -264,29 +266,29 @@ class Pool:
         now = min(missing, _ASK_MAX)
         hurried = max(0, min(urgent, now))
         self._coming += now
-        zygote.request(hurried, ahead=False)
-        zygote.request(now - hurried, ahead=True)
+        forkserver.request(hurried, ahead=False)
+        forkserver.request(now - hurried, ahead=True)
         if now < missing:
             self._refill_soon()
 
-    def _welcome(self, ward: Worker) -> None:
+    def _welcome(self, worker: Worker) -> None:
         self._failures = 0
         if self._coming:
             self._coming -= 1
-        self._hand_out(ward)
+        self._hand_out(worker)
 
-    def _hand_out(self, ward: Worker) -> None:
+    def _hand_out(self, worker: Worker) -> None:
         while self._line:
             waiter = self._line.popleft()
             if waiter.answer is None:
-                waiter.answer = ward
+                waiter.answer = worker
                 waiter.event.set()
                 return
         if self._closed:
-            self.let_go(ward)
+            self.let_go(worker)
             return
-        ward.on_end = self._idle_ended
-        self._idle.append(ward)
+        worker.on_end = self._idle_ended
+        self._idle.append(worker)
         if len(self._idle) > self._warm and self._trimming is None:
             self._trimming = background.spawn(self._backend, self._trim)
 
@@ -306,14 +308,14 @@ class Pool:
         If they die one after the other, forking more ahead would be a fork bomb: then there are no
         more until a call needs one.
         """
-        for ward in [ward for ward in self._idle if ward.ended]:
-            self._idle.remove(ward)
-            ward.on_end = None
-            ward.close()
-            how = ward.status.exit
+        for worker in [worker for worker in self._idle if worker.ended]:
+            self._idle.remove(worker)
+            worker.on_end = None
+            worker.close()
+            how = worker.status.exit
             _log.warning(
                 "child %d ended while it waited for a call: %s",
-                ward.pid,
+                worker.pid,
                 "how could not be observed" if how is None else how,
             )
             self._idle_deaths += 1
@@ -333,52 +335,52 @@ class Pool:
         finally:
             self._trimming = None
 
-    def let_go(self, ward: Worker) -> None:
+    def let_go(self, worker: Worker) -> None:
         """End a child that nobody wants."""
-        ward.on_end = None
-        ward.keeper.discard(ward)
-        ward.close()
+        worker.on_end = None
+        worker.owner.discard(worker)
+        worker.close()
 
     # When the server does not answer, or dies
 
-    def _retire(self, zygote: ForkServer) -> None:
+    def _retire(self, forkserver: ForkServer) -> None:
         """Give a server that does not answer no more work, and have another one take its place.
 
         Calls that run in its children go on; it is killed when the last of these has ended.
         """
-        if zygote is not self._forkserver:
+        if forkserver is not self._forkserver:
             return  # it has not even been ready; whoever started it knows
         if self._setup is None:
             # Another one would be another snapshot. It may go on one day.
-            _log.warning("the fork server %d does not answer", zygote.pid)
+            _log.warning("the fork server %d does not answer", forkserver.pid)
             return
-        _log.warning("the fork server %d does not answer; starting another", zygote.pid)
+        _log.warning("the fork server %d does not answer; starting another", forkserver.pid)
         self._forkserver = None
         self._coming = 0
-        self._retired.add(zygote)
+        self._retired.add(forkserver)
         while self._idle:
             self.let_go(self._idle.popleft())
-        zygote.retire(lambda: self._retired.discard(zygote))
+        forkserver.retire(lambda: self._retired.discard(forkserver))
         self._failures += 1
         self.restarts += 1
         self._starting = background.spawn(self._backend, self._restart)
 
-    def _recover(self, zygote: ForkServer) -> None:
-        if zygote is not self._forkserver:
+    def _recover(self, forkserver: ForkServer) -> None:
+        if forkserver is not self._forkserver:
             return  # it has not even been ready: whoever started it knows; or it was retired
         self._forkserver = None
         self._coming = 0
         while self._idle:
-            ward = self._idle.popleft()
-            ward.on_end = None
-            ward.close()
+            worker = self._idle.popleft()
+            worker.on_end = None
+            worker.close()
         if self._closed:
             return
         if self._setup is None:
-            self._dead = zygote.error()
+            self._dead = forkserver.error()
             self._fail_line(self._dead)
             return
-        _log.warning("the fork server died (%s); starting another", zygote.problem)
+        _log.warning("the fork server died (%s); starting another", forkserver.problem)
         self._failures += 1
         self.restarts += 1
         self._starting = background.spawn(self._backend, self._restart)
@@ -413,26 +415,26 @@ class Pool:
 
     async def aclose(self) -> None:
         """End the server and every child of it."""
-        zygotes = self._shut()
+        forkservers = self._shut()
         try:
-            for zygote in zygotes:
-                await zygote.aclose()
+            for forkserver in forkservers:
+                await forkserver.aclose()
         finally:
-            for zygote in zygotes:  # if that was cancelled; nothing if they are down
-                zygote.put_down()
+            for forkserver in forkservers:  # if that was cancelled; nothing if they are down
+                forkserver.kill_now()
 
-    def put_down(self) -> None:
+    def kill_now(self) -> None:
         """Do the same at once, blocking: nobody can await anything any more."""
-        for zygote in self._shut():
-            zygote.put_down()
+        for forkserver in self._shut():
+            forkserver.kill_now()
 
     def _shut(self) -> list[ForkServer]:
         """Let go of everything but the servers; return those."""
         self._closed = True
-        for background in (self._starting, self._trimming):
-            if background is not None:
-                background.cancel()
-        zygote, self._forkserver = self._forkserver, None
+        for task in (self._starting, self._trimming):
+            if task is not None:
+                task.cancel()
+        forkserver, self._forkserver = self._forkserver, None
         while self._idle:
             self.let_go(self._idle.popleft())
-        return [*self._retired, *(one for one in (zygote, self._begun) if one is not None)]
+        return [*self._retired, *(one for one in (forkserver, self._begun) if one is not None)]

@@ -85,14 +85,14 @@ def main(fd: int) -> NoReturn:
         os._exit(status)
 
 
-def serve_copy(order: ChildSpec, streams: Sequence[object]) -> int:
+def serve_copy(spec: ChildSpec, streams: Sequence[object]) -> int:
     """Be a fork server in a forked copy of the parent; `ChildSpec.then` of such a copy."""
     del streams
     faulthandler.disable()  # it is enabled again, for the children
-    for fd in {order.null, order.empty, order.scratch}:
+    for fd in {spec.null, spec.empty, spec.scratch}:
         os.close(fd)
-    channel = _socket.socket(fileno=order.channel)
-    policy, preload, changes, tied = order.args
+    channel = _socket.socket(fileno=spec.channel)
+    policy, preload, changes, tied = spec.args
     try:
         try:
             if changes is not None:
@@ -157,7 +157,7 @@ class Server:
         *tied*: an `alive_pipe` kills it with its parent, and no parent-death signal.
         """
         self._repeating = repeating
-        self._inspection = selfcheck.SelfCheck(held=policy is not None)
+        self._selfcheck = selfcheck.SelfCheck(held=policy is not None)
         self._channel = control_channel
         self._own = own = fds.Descriptors()
         memfd.sealable()  # each child may be in no position to find that out
@@ -177,7 +177,7 @@ class Server:
         # Why its modules make it unfit for strangers.
         self._shared = ""
         self._passing: list[int] = []
-        self._order = self._make_order()
+        self._spec = self._make_order()
         faulthandler.enable(self._scratch_at)
         faulthandler.register(bootstrap.STACK_SIGNAL, self._scratch_at)
         control_channel.setblocking(False)
@@ -191,8 +191,8 @@ class Server:
                 self._empty = fds.lift(
                     own.own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)), own
                 )
-                self._order.strangers = []
-                self._order.dev = self._open_dev()
+                self._spec.strangers = []
+                self._spec.dev = self._open_dev()
                 self._take_stock()  # while paths are those that a user knows
             self._confine(policy, tied)
         attached_memory.watch_for_module()
@@ -207,8 +207,8 @@ class Server:
             os.dup2(self._null, 1)
             os.dup2(self._null, 2)
         confine.get_ready(policy)
-        self._order.policy = policy
-        self._order.codec = policy.codec
+        self._spec.policy = policy
+        self._spec.codec = policy.codec
         self._ground = confine.PreparedLayers()
         self._engaged = confine.enter_server(policy, self._ground, tied=tied)
 
@@ -223,76 +223,76 @@ class Server:
         """Find out what modules hold that is nothing for strangers, and tell the parent."""
         from . import module_resources  # noqa: PLC0415 - only then
 
-        copied, ground, order = self._opened is None, self._ground, self._order
+        copied, ground, spec = self._opened is None, self._ground, self._spec
         proc = None if ground is None else ground.proc
         if copied:
             shared_mappings.leave_rings(proc)
         self._shared = module_resources.why_shared(shared_mappings.shared(proc), copied=copied)
         if not copied:
             module_resources.seal(fds.kept)
-        own = {0, 1, 2, self._null, self._empty, self._channel_at, self._scratch_at, order.dev}
-        own.update(self._sever, self._inspection.held(), fds.kept, self._given, self._passing)
+        own = {0, 1, 2, self._null, self._empty, self._channel_at, self._scratch_at, spec.dev}
+        own.update(self._sever, self._selfcheck.held(), fds.kept, self._given, self._passing)
         own.update(self._parcels.all(), () if ground is None else ground.fds())
         # The listing's own is closed by now.
-        found = [fd for fd in self._inspection.list_fds() if fd not in own and fds.is_open(fd)]
+        found = [fd for fd in self._selfcheck.list_fds() if fd not in own and fds.is_open(fd)]
         told = [
             (
                 fd,
-                module_resources.describe(fd, self._inspection.target(fd)),
+                module_resources.describe(fd, self._selfcheck.target(fd)),
                 (self._opened or {}).get(fd),
             )
             for fd in found
-            if fd not in (order.strangers or ()) and not module_resources.is_null(fd, self._null)
+            if fd not in (spec.strangers or ()) and not module_resources.is_null(fd, self._null)
         ]
         if told:
             self._outbox.append(("held", told))
-        order.strangers, order.snapshots, order.empty = found, list(fds.kept), self._empty
+        spec.strangers, spec.snapshots, spec.empty = found, list(fds.kept), self._empty
 
     def _make_order(self) -> ChildSpec:
-        order = ChildSpec()
-        order.parent_pid = os.getpid()
-        order.channel = self._channel_at
-        order.scratch = self._scratch_at
-        order.null = order.empty = self._null
-        order.strangers = None
-        order.dev = -1
-        order.snapshots = []
-        order.deadline_stack = True
-        order.reseed = random_seeds.reseeder()
-        order.forget_loop = [
+        spec = ChildSpec()
+        spec.parent_pid = os.getpid()
+        spec.channel = self._channel_at
+        spec.scratch = self._scratch_at
+        spec.null = spec.empty = self._null
+        spec.strangers = None
+        spec.dev = -1
+        spec.snapshots = []
+        spec.deadline_stack = True
+        spec.reseed = random_seeds.reseeder()
+        spec.forget_loop = [
             *coroutines.hub_to_forget(),
             *multiprocessing_state.steps_to_begin_anew(),
         ]
         # A fork server prints nothing, so what its streams hold is nothing.
-        order.streams = streams = stdio.build()
+        spec.streams = streams = stdio.build()
         sys.stdin, sys.stdout, sys.stderr = streams
         sys.__stdin__, sys.__stdout__, sys.__stderr__ = streams  # type: ignore[misc]
-        order.nonce = b"\0" * NONCE_SIZE
-        order.policy = order.bounds = order.result_size = None
-        order.codec = "pickle"
-        order.statm = -1
-        order.weak = None
-        order.finalizers = -1
-        return order
+        spec.nonce = b"\0" * NONCE_SIZE
+        spec.policy = spec.bounds = spec.result_size = None
+        spec.codec = "pickle"
+        spec.statm = -1
+        spec.weak = None
+        spec.finalizers = -1
+        return spec
 
     def _settle(self) -> None:
         """Take the descriptors of now for granted, and make what exists cheap to fork."""
-        finalization.set_mark(self._order)
+        finalization.set_mark(self._spec)
         gc.collect()
         # A collection in a child would touch, so copy, everything that is here.
         gc.freeze()
         given = self._given + self._parcels.all()
         # But for those of children, which come and go, and for the listing's own, which has gone.
-        there = filter(fds.is_open, self._inspection.list_fds())
+        there = filter(fds.is_open, self._selfcheck.list_fds())
         self._known = set(there) - set(self._passing) - set(given)
-        count = self._inspection.count_fds()
+        count = self._selfcheck.count_fds()
         self._count = count and count - len(given) - len(self._passing)
         # What comes and goes lives above everything that stays, so a child closes it in one go.
-        self._order.floor = max(self._known) + 1
-        if self._order.strangers is not None:
+        self._spec.floor = max(self._known) + 1
+        if self._spec.strangers is not None:
             from .._child import descriptors  # noqa: PLC0415 - only then; for the children, too
 
-            self._order.gaps = descriptors.gaps(self._known)
+            self._spec.gaps = descriptors.gaps(self._known)
 
     def run(self) -> None:
         """Serve until the parent closes the control socket."""
@@ -325,7 +325,7 @@ class Server:
 
         They do when the process is forked, and come back only when they are used.
         """
-        if len(self._inspection.threads()) == 1:
+        if len(self._selfcheck.threads()) == 1:
             return
         pid = unpatched.fork()
         if pid == 0:
@@ -333,7 +333,7 @@ class Server:
         unpatched.waitpid(pid, 0)
         # A thread that has ended, and been joined, is still listed for a moment.
         until = time.monotonic() + _THREADS_PATIENCE
-        while len(self._inspection.threads()) > 1 and time.monotonic() < until:
+        while len(self._selfcheck.threads()) > 1 and time.monotonic() < until:
             time.sleep(0.001)
 
     def _obey(self) -> bool:
@@ -362,7 +362,7 @@ class Server:
 
     def _fork_for(self, number: int, ahead: bool, note_pid: bool) -> None:
         self._given = self._parcels.next()
-        self._order.note_pid = note_pid
+        self._spec.note_pid = note_pid
         try:
             self._fork(number, ahead)
         except OSError as exc:
@@ -377,7 +377,7 @@ class Server:
         try:
             with preparation.library_first():
                 imports.import_at_once(name)  # what it puts off may never be needed
-            if self._order.strangers is not None:
+            if self._spec.strangers is not None:
                 self._take_stock()
             self._settle()
         except Exception:  # noqa: BLE001 - a child that needs it will say what is wrong
@@ -399,9 +399,9 @@ class Server:
         try:
             pid = unpatched.fork()
             if pid == 0:
-                loose = self._given + self._parcels.all() + self._inspection.held()
+                loose = self._given + self._parcels.all() + self._selfcheck.held()
                 loose += self._passing
-                serve(self._order, self._sever, loose, ahead, self._ground)
+                serve(self._spec, self._sever, loose, ahead, self._ground)
             # Two descriptors less are two that its pidfd may need.
             while self._given:
                 os.close(self._given.pop())
@@ -455,7 +455,7 @@ class Server:
         """Say what makes it unsafe to fork this process, if anything does."""
         if self._shared:
             return self._shared
-        here = self._inspection
+        here = self._selfcheck
         threads = here.threads() if here.count_threads() != 1 else [""]
         if len(threads) > 1:
             return (

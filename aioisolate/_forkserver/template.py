@@ -45,25 +45,25 @@ def launch_copy(
             scratch = memfd.create(own)
             empty, confined = open_empty(policy, own)
             keep = frozenset((fd, null, empty, scratch))
-            order = draft_order(keep, backend, bool(others), ends, confined=confined)
-            order.then = serve_copy
-            order.fn, order.args = serve_copy, (policy, preload, changes, bool(ends))
-            order.nonce = b"\0" * 8
-            order.parent_pid = os.getpid()
-            order.channel = fd
-            order.scratch = scratch
-            order.null = null
-            order.empty = empty
-            order.stdout = order.stderr = -1
-            order.deadline_stack = False
-            order.started_mark = b""
-            order.quiet = order.streaming = order.progress = False
+            spec = draft_order(keep, backend, bool(others), ends, confined=confined)
+            spec.then = serve_copy
+            spec.fn, spec.args = serve_copy, (policy, preload, changes, bool(ends))
+            spec.nonce = b"\0" * 8
+            spec.parent_pid = os.getpid()
+            spec.channel = fd
+            spec.scratch = scratch
+            spec.null = null
+            spec.empty = empty
+            spec.stdout = spec.stderr = -1
+            spec.deadline_stack = False
+            spec.started_mark = b""
+            spec.quiet = spec.streaming = spec.progress = False
             mask = signals.block_all()
             try:
                 ancestry.known = functions
                 pid = fork()
                 if pid == 0:
-                    bootstrap.main(order)
+                    bootstrap.main(spec)
             finally:
                 ancestry.known = {}
                 signals.set_mask(mask)

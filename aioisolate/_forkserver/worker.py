@@ -50,7 +50,7 @@ class WorkerOwner(Protocol):
     def kill(self, pid: int, number: int, *, group: bool) -> None:
         """Have the server send a signal to one of its children."""
 
-    def see_off(self, ward: Worker) -> None:
+    def drain(self, worker: Worker) -> None:
         """Watch a ward that has given its answer until it is gone."""
 
     def begin(self) -> None:
@@ -59,7 +59,7 @@ class WorkerOwner(Protocol):
     def finish(self) -> None:
         """Note that such a call is over."""
 
-    def discard(self, ward: Worker) -> None:
+    def discard(self, worker: Worker) -> None:
         """Kill a ward that nobody wants."""
 
 
@@ -85,9 +85,9 @@ class Worker:
         "channel",
         "ended",
         "group",
-        "keeper",
         "lost",
         "on_end",
+        "owner",
         "pid",
         "pidfd",
         "proved",
@@ -95,9 +95,9 @@ class Worker:
         "status",
     )
 
-    def __init__(self, keeper: WorkerOwner) -> None:
+    def __init__(self, owner: WorkerOwner) -> None:
         """Open what it needs, before there is a process. Raises OSError."""
-        self.keeper = keeper
+        self.owner = owner
         self.pid = 0
         self.pidfd = -1
         self._fds = fds = Descriptors()
@@ -187,7 +187,7 @@ class Worker:
 
     def signal(self, number: int, *, group: bool = False) -> None:
         """Send a signal to it or to its process group, if it has not ended."""
-        if self.ended or not self.keeper.is_owned():
+        if self.ended or not self.owner.is_owned():
             return
         if self.pidfd >= 0:
             try:
@@ -203,13 +203,13 @@ class Worker:
                 if exc.errno == errno.EPERM and number == signal.SIGKILL:
                     kill_through_descriptor(self.pid, functools.partial(has_ended, self.pidfd))
         # Only its parent can name it safely by its number.
-        self.keeper.kill(self.pid, number, group=group)
+        self.owner.kill(self.pid, number, group=group)
 
     def seems_ended(self) -> bool:
         """Tell whether it has ended, without its server, which does not answer, having told."""
         if self.pidfd >= 0:
             return has_ended(self.pidfd)
-        return not is_child_of(self.keeper.pid, self.pid)
+        return not is_child_of(self.owner.pid, self.pid)
 
     def noted_pid(self, until: float) -> int:
         """Return its process id, which it has noted itself; 0 if there never was a process.

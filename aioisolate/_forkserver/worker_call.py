@@ -82,11 +82,11 @@ class WorkerCall:
         "_backend",
         "_fds",
         "_left",
-        "_luggage",
+        "_passed_fds",
         "_request",
         "_sent_along",
         "_stranger",
-        "_ward",
+        "_worker",
         "channel",
         "end_fd",
         "fork_seconds",
@@ -110,32 +110,32 @@ class WorkerCall:
     streams: tuple[OutputStream, ...]
 
     def __init__(
-        self, ward: Worker, plan: Plan, call: codecs.Call, backend: AsyncBackend, *, quiet: bool
+        self, worker: Worker, plan: Plan, call: codecs.Call, backend: AsyncBackend, *, quiet: bool
     ) -> None:
         """Prepare to send *call* to *ward*; on failure the ward is discarded.
 
         Raises CallableDidNotExecuteError if a descriptor can't be had.
         """
-        self._ward = ward
-        ward.keeper.begin()
+        self._worker = worker
+        worker.owner.begin()
         self._backend = backend
         self._left = False
         self._stranger = plan.options.codec != "pickle"
         self.group: CallCgroup | None = None
         self._fds = Descriptors()
         self.has_init = plan.policy is not None and plan.policy.init
-        self.pid = ward.pid
+        self.pid = worker.pid
         self.suspicion = ""
         self.end_fd = -1
-        self.channel = ward.channel
-        self.scratch = ward.scratch
+        self.channel = worker.channel
+        self.scratch = worker.scratch
         self.nonce = os.urandom(NONCE_SIZE)
         self.forked_at = time.monotonic()
         self.fork_seconds = 0.0
         try:
             self._prepare(plan, call, backend, quiet)
         except BaseException as exc:
-            self.put_down()
+            self.kill_now()
             self._close_all()
             if isinstance(exc, OSError):
                 raise CallableDidNotExecuteError(
@@ -154,13 +154,13 @@ class WorkerCall:
             self.group = call_cgroup.make(plan.enforcement.group)
             self._sent_along += self.group.entrances
         entrances = len(self._sent_along)
-        parcel, size = call.parcel, len(stream)
-        if parcel is None and size > HEAD_MAX:  # more than goes through the socket at once
-            parcel = LargeCallFiles.of(stream)
+        large_call, size = call.large_call, len(stream)
+        if large_call is None and size > HEAD_MAX:  # more than goes through the socket at once
+            large_call = LargeCallFiles.of(stream)
         in_file = beside = False
-        if parcel is not None:
-            in_file, beside, size = parcel.stream >= 0, parcel.beside >= 0, parcel.size
-            self._sent_along += map(fds.own, parcel.release())
+        if large_call is not None:
+            in_file, beside, size = large_call.stream >= 0, large_call.beside >= 0, large_call.size
+            self._sent_along += map(fds.own, large_call.release())
         # Without a stream something else may have got its number.
         stdin = options.stdin == "inherit" and sys.__stdin__ is not None and is_open(0)
         if stdin:
@@ -170,13 +170,13 @@ class WorkerCall:
         if output:
             null = fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
             self.streams, stdout, stderr = open_streams(
-                options.output, null, fds, self._ward.keeper.encodings
+                options.output, null, fds, self._worker.owner.encodings
             )
             self._sent_along += (stdout, stderr)
         numbers = tuple(options.pass_fds)
         self._sent_along += numbers
-        self._luggage = call.luggage  # open until it is sent
-        self._sent_along += call.luggage.fds
+        self._passed_fds = call.passed_fds  # open until it is sent
+        self._sent_along += call.passed_fds.fds
         self._request = Request(
             self.nonce,
             size if in_file else stream,
@@ -190,8 +190,8 @@ class WorkerCall:
             stdin,
             output,
             numbers,
-            tuple((lent.which, *lent[1:]) for lent in call.lent),
-            len(call.luggage.fds),
+            tuple((buffer_ref.which, *buffer_ref[1:]) for buffer_ref in call.buffer_ref),
+            len(call.passed_fds.fds),
             options.codec,
             None if limits is None else limits.result_size,
             None if bounds is None else tuple(bounds),
@@ -210,10 +210,10 @@ class WorkerCall:
             self.waitset = _Sole(self.channel)
         fd = self.waitset.fileno()
         if backend.loop is not None:
-            self.waiter = AsyncioWaiter(backend.loop, fd, self.put_down)
+            self.waiter = AsyncioWaiter(backend.loop, fd, self.kill_now)
         else:
             self.waiter = AnyioWaiter(fd)
-        self._ward.on_end = self.waiter.ring
+        self._worker.on_end = self.waiter.ring
 
     def launch(self) -> None:
         """Send the call. If the child is dead, its end will show that it has not begun.
@@ -241,11 +241,11 @@ class WorkerCall:
                 self._fds.close(fd)
             if self.group is not None:
                 self.group.close_entrances()
-        if self._ward.ended:
+        if self._worker.ended:
             self.waiter.ring()
 
     def _unsendable(self, why: str, reason: Reason) -> CallableDidNotExecuteError:
-        self.put_down()
+        self.kill_now()
         return CallableDidNotExecuteError(
             f"the call could not be sent to its child: {why}", reason=reason, pid=self.pid
         )
@@ -253,31 +253,31 @@ class WorkerCall:
     @property
     def lost(self) -> str:
         """Why its fork server died, if it has."""
-        return self._ward.lost
+        return self._worker.lost
 
     def go(self) -> None:
         """Do nothing: its call is what it waits for."""
 
     def signal(self, number: int) -> None:
         """Send it a signal, if it has not ended."""
-        self._ward.signal(number)
+        self._worker.signal(number)
 
     def signal_group(self, number: int) -> None:
         """Send a signal to its process group."""
-        self._ward.signal(number, group=True)
+        self._worker.signal(number, group=True)
 
     def has_ended(self) -> bool:
         """Tell whether its server has reported its end."""
-        return self._ward.ended
+        return self._worker.ended
 
     def reap(self, *, spare: bool = False) -> Status:
         """Return how it ended; its server has seen to the rest."""
         del spare
-        return self._ward.status
+        return self._worker.status
 
     def reap_adopted(self) -> bool:
         """Leave that to the server; but for those in its control group or process namespace."""
-        more = self.has_init and not self._ward.group_is_gone()
+        more = self.has_init and not self._worker.group_is_gone()
         return more or not (self.group is None or self.group.dissolve())
 
     def waits_for_trackers(self) -> bool:
@@ -286,21 +286,21 @@ class WorkerCall:
 
     def leave(self) -> bool:
         """Let the server see it off, and with it whoever is in its control group."""
-        if not self._ward.ended:
-            self._ward.group, self.group = self.group, None
-        self._ward.keeper.see_off(self._ward)
+        if not self._worker.ended:
+            self._worker.group, self.group = self.group, None
+        self._worker.owner.drain(self._worker)
         self._left = True
         return True
 
-    def put_down(self) -> None:
+    def kill_now(self) -> None:
         """Have it killed."""
-        self._ward.keeper.discard(self._ward)
+        self._worker.owner.discard(self._worker)
 
-    give_up = put_down
+    give_up = kill_now
 
     def release(self) -> None:
         """Close everything that belonged to the call, a little later if nobody waits for that."""
-        self._ward.on_end = None
+        self._worker.on_end = None
         if self._left:
             background.soon(self._backend, self._close_all)
         else:
@@ -309,10 +309,10 @@ class WorkerCall:
     def _close_all(self) -> None:
         if self._left and self._stranger:
             # All has been said; what a stranger's code does from here on would be for nothing.
-            self._ward.keeper.discard(self._ward)
+            self._worker.owner.discard(self._worker)
         self._close()
-        self._ward.close()
-        self._ward.keeper.finish()
+        self._worker.close()
+        self._worker.owner.finish()
 
     def _close(self) -> None:
         if hasattr(self, "waiter"):
@@ -356,27 +356,27 @@ async def encode_large_call(
     Raises CallableDidNotExecuteError if it can't be pickled, or its files can't be written. If this
     is cancelled, the thread gives up as soon as it can, and nobody waits for that.
     """
-    parcel = LargeCallFiles()
-    dump = functools.partial(calls.dump_into, parcel, by_value=by_value)
+    large_call = LargeCallFiles()
+    dump = functools.partial(calls.dump_into, large_call, by_value=by_value)
     context = contextvars.copy_context()
 
     def work() -> codecs.Call:
         try:
             return context.run(dump, plan.fn, plan.args, functions, _needs_source(plan))
         finally:
-            parcel.finish()
+            large_call.finish()
 
-    encoding = Decoding(INLINE_MAX + 1, work, otherwise=parcel.finish, name="encode")
+    encoding = Decoding(INLINE_MAX + 1, work, otherwise=large_call.finish, name="encode")
     try:
         await encoding.wait()
     except BaseException:
-        drop(parcel)
+        drop(large_call)
         raise
     finally:
         encoding.close()
     failure = encoding.failure
     if failure is not None:
-        drop(parcel)
+        drop(large_call)
         if isinstance(failure, KeyboardInterrupt):
             raise failure
         raise _unpicklable(failure) from failure
@@ -384,12 +384,12 @@ async def encode_large_call(
     return call
 
 
-def drop(parcel: LargeCall) -> None:
+def drop(large_call: LargeCall) -> None:
     """Close the files of a call that is not sent."""
-    if parcel.total <= _FREED_AT_ONCE:
-        parcel.drop()
+    if large_call.total <= _FREED_AT_ONCE:
+        large_call.drop()
     else:  # the kernel takes its time
-        Decoding(INLINE_MAX + 1, parcel.drop, otherwise=parcel.drop, name="free").close()
+        Decoding(INLINE_MAX + 1, large_call.drop, otherwise=large_call.drop, name="free").close()
 
 
 def _needs_source(plan: Plan) -> calls.NeedsSource:

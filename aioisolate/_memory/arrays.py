@@ -28,15 +28,15 @@ class SharedArray(np.ndarray[Any, Any]):
     """
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
-        packing = fd_passing.packing()
-        if packing is not None and self.size:
+        bundle = fd_passing.bundle()
+        if bundle is not None and self.size:
             low, high = _bounds(self)
             place = file_mappings.at(low, high - low)
             if place is not None and place.use is file_mappings.Use.SHARED:
                 address, read_only = self.__array_interface__["data"]
                 offset = place.offset + address - place.address
                 root = place.root.reader() if read_only else place.root
-                index = packing.add(root.fd, root)
+                index = bundle.add(root.fd, root)
                 return _reopen, (
                     index,
                     root.length,

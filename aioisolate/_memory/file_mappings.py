@@ -59,7 +59,7 @@ def at(address: int, size: int) -> FileMapping | None:
     return None
 
 
-def _find(buffer: memoryview, packing: fd_passing.FdBundle) -> fd_passing.BufferRef | None:
+def _find(buffer: memoryview, bundle: fd_passing.FdBundle) -> fd_passing.BufferRef | None:
     """Lend a buffer, if it is what its file holds."""
     size = buffer.nbytes
     address = mappings.address_of(buffer) if size and _places else 0
@@ -77,7 +77,7 @@ def _find(buffer: memoryview, packing: fd_passing.FdBundle) -> fd_passing.Buffer
     offset = place.offset + address - place.address
     shared = place.use is Use.SHARED
     root = place.root.reader() if shared and buffer.readonly else place.root
-    return fd_passing.BufferRef(packing.add(root.fd, root), offset, size, shared)
+    return fd_passing.BufferRef(bundle.add(root.fd, root), offset, size, shared)
 
 
 fd_passing.find = _find

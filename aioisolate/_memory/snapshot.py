@@ -107,14 +107,14 @@ class View(MemoryRegion):
         return mappings.is_private_copy(self._address(), self.size)
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
-        packing = _packing(self)
+        bundle = _bundle(self)
         if self._shared:
             raise TypeError("a view that writes to its snapshot can't go to another process")
         rights = runs(self._rights, 0, self.size) if self._rights else []
         if self._offset or self.is_changed():
-            return _reopen_view, (*self.take_snapshot()._lend(packing), rights)
+            return _reopen_view, (*self.take_snapshot()._lend(bundle), rights)
         snapshot = Snapshot._of(self._root, self._layout)
-        return _reopen_view, (*snapshot._lend(packing), rights)
+        return _reopen_view, (*snapshot._lend(bundle), rights)
 
 
 class Snapshot(Closing):
@@ -296,13 +296,13 @@ class Snapshot(Closing):
         self._root = None
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
-        return _reopen, self._lend(_packing(self))
+        return _reopen, self._lend(_bundle(self))
 
-    def _lend(self, packing: fd_passing.FdBundle) -> tuple[int, int, Layout | None]:
+    def _lend(self, bundle: fd_passing.FdBundle) -> tuple[int, int, Layout | None]:
         """Publish it; return what `_reopen` needs. Raises BufferError if somebody writes to it."""
         root = self._open()
         root.seal()
-        return packing.add(root.fd, root), root.length, self._layout
+        return bundle.add(root.fd, root), root.length, self._layout
 
     def _check_open(self) -> None:
         self._open()
@@ -313,14 +313,14 @@ class Snapshot(Closing):
         return self._root
 
 
-def _packing(what: object) -> fd_passing.FdBundle:
-    packing = fd_passing.packing()
-    if packing is None or not memfd.sealable():
+def _bundle(what: object) -> fd_passing.FdBundle:
+    bundle = fd_passing.bundle()
+    if bundle is None or not memfd.sealable():
         raise TypeError(
             f"{what!r} can't be pickled: it travels only as an argument to an isolated function or "
             f"as its result{'' if memfd.sealable() else ', and not on this platform'}"
         )
-    return packing
+    return bundle
 
 
 def _reopen(index: int, length: int, layout: Layout | None) -> Snapshot:

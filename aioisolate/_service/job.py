@@ -104,7 +104,7 @@ class Job(Generic[T]):
         self._service = service
         self._owner_pid = os.getpid()
         self.plan = plan
-        self.turn: Deadlines
+        self.deadlines: Deadlines
         self._queue_timeout = queue_timeout
         self._whole = whole
         self._on_item = on_item
@@ -310,7 +310,7 @@ class Job(Generic[T]):
                     f"fn was not called: its turn did not come within {self._queue_timeout:g} s",
                     reason=Reason.QUEUE_TIMEOUT,
                 )
-        self.turn = Deadlines(self.plan.options)
+        self.deadlines = Deadlines(self.plan.options)
         self.queue_wait = time.monotonic() - self._born
         try:
             value, error = await self._try()
@@ -328,13 +328,13 @@ class Job(Generic[T]):
         start = time.monotonic()
         child = self._service.provide_nowait(self)
         if child is None:
-            left = self.turn.left()
+            left = self.deadlines.left()
             found = await self._queue(self._service.provide, None if left == math.inf else left)
             if not found:
-                raise self.turn.late(self._service.hindrance())
+                raise self.deadlines.late(self._service.hindrance())
             child = found[0]
         if self._ended_for is not None:
-            child.put_down()
+            child.kill_now()
             child.release()
             raise self._refusal()
         self.child_wait = time.monotonic() - start
@@ -343,7 +343,7 @@ class Job(Generic[T]):
         supervision = Supervision(
             child,
             options,
-            self.turn,
+            self.deadlines,
             whole=self._whole,
             on_item=self._on_item,
             fn=self.plan.fn,

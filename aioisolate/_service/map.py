@@ -146,7 +146,7 @@ class _Course(Generic[T]):
         self._refused = False
         backend = service.backend
         self._on_trio = backend.loop is None
-        self._takers = Consumers()
+        self._consumers = Consumers()
         self._owner_pid = os.getpid()
         self._post = background.poster(backend)
         # What reads the items: whether it waits for the source, for room, or has ended.
@@ -185,7 +185,7 @@ class _Course(Generic[T]):
     def _end_feeding(self) -> None:
         self._reader = self._items = None
         self._over.set()
-        self._takers.wake()
+        self._consumers.wake()
         if self._forgotten and self._parting is not None:
             _log_parting(self._parting)
 
@@ -240,7 +240,7 @@ class _Course(Generic[T]):
         if not self._ordered and not self._closed:
             self._line.append(job)
         self._room.set()
-        self._takers.wake()
+        self._consumers.wake()
 
     def _note(self, exc: BaseException) -> None:
         """Keep what the source has raised for whoever takes the results."""
@@ -281,13 +281,13 @@ class _Course(Generic[T]):
         try:
             while self._is_urgent() or not (self._line and self._line[0].done()):
                 if self._closed:
-                    raise self._takers.end()
+                    raise self._consumers.end()
                 if self._is_urgent() or self._is_complete():
                     if self._failure is not None:
                         raise await self._fail(self._failure)
                     self._closed = True
                 else:
-                    await self._takers.wait()
+                    await self._consumers.wait()
             job = self._line.popleft()
             self._room.set()
             if self._outcomes:
@@ -318,14 +318,14 @@ class _Course(Generic[T]):
 
     async def _fail(self, error: BaseException) -> BaseException:
         """End it all because of an error; return what to raise."""
-        self._takers.fail(error)
+        self._consumers.fail(error)
         try:
             await self.aclose()
         except anyio.get_cancelled_exc_class():
             raise
         except BaseException as parting:  # noqa: BLE001 - of two errors the first one is raised
             _log_parting(parting)
-        return self._takers.end()
+        return self._consumers.end()
 
     # Its end
 
@@ -341,7 +341,7 @@ class _Course(Generic[T]):
             await self._see_reader_off()
         parting, self._parting = self._parting, None
         if parting is None and isinstance(self._failure, (KeyboardInterrupt, SystemExit)):
-            parting = None if self._takers.error is self._failure else self._failure
+            parting = None if self._consumers.error is self._failure else self._failure
         if parting is not None:
             self._failure = None
             raise parting
@@ -370,7 +370,7 @@ class _Course(Generic[T]):
             self._pump.cancel()
         # Else it waits for room, and closes the source in its own time.
         self._room.set()
-        self._takers.wake()
+        self._consumers.wake()
         for job in list(self._alive):
             job.cancel()
 

@@ -176,7 +176,7 @@ class Service:
         if not self.is_owned() or self.state in ("new", "closed"):
             return
         if self.is_stranded():
-            self.put_down()
+            self.kill_now()
             return
         self.check_loop()
         patience = self._patience if seconds is ... else seconds
@@ -229,7 +229,7 @@ class Service:
         finally:
             # If nobody may wait any more, or that was cancelled all the same, as asyncio's tasks
             # can be; else nothing is left to be put down.
-            self._source.put_down()
+            self._source.kill_now()
             self._be_closed()
 
     def _be_closed(self) -> None:
@@ -265,13 +265,13 @@ class Service:
                 self._drained = anyio.Event()
             await self._drained.wait()
 
-    def put_down(self) -> None:
+    def kill_now(self) -> None:
         """End every process at once, blocking. In the loop's thread, or if it does not run."""
         if not self.is_owned() or self.state in ("new", "closed"):
             return
         self._end_jobs(None)
         assert self._source is not None
-        self._source.put_down()
+        self._source.kill_now()
         self._be_closed()
 
     def abandon(self) -> None:
@@ -284,12 +284,12 @@ class Service:
         )
         if runs_elsewhere:
             try:
-                self.post(self.put_down)
+                self.post(self.kill_now)
             except RuntimeError:
                 pass  # it has just ended
             else:
                 return
-        self.put_down()
+        self.kill_now()
 
     def is_owned(self) -> bool:
         """Tell whether this process entered it, and is not a forked copy of that one."""
@@ -433,7 +433,7 @@ class Service:
     async def provide(self, job: Job[Any]) -> Child:
         """Wait for a child for the job."""
         assert self._source is not None
-        return await self._source.provide(job.plan, job.turn, quiet=job.quiet)
+        return await self._source.provide(job.plan, job.deadlines, quiet=job.quiet)
 
     def note_imports(self, job: Job[Any]) -> None:
         """Take note of what a job's child had to import first."""

@@ -52,7 +52,7 @@ class Source(Protocol):
         """Return a child for a call if there is one ready."""
         ...
 
-    async def provide(self, plan: Plan, turn: Deadlines, *, quiet: bool) -> Child:
+    async def provide(self, plan: Plan, deadlines: Deadlines, *, quiet: bool) -> Child:
         """Return a child for a call. Raises CallableDidNotExecuteError if there can be none."""
         ...
 
@@ -69,7 +69,7 @@ class Source(Protocol):
     async def aclose(self) -> None:
         """End everything; the calls are over."""
 
-    def put_down(self) -> None:
+    def kill_now(self) -> None:
         """End everything at once, blocking."""
 
 
@@ -113,14 +113,14 @@ class ForkSource:
             return None
         return self._make_child(plan, ())
 
-    async def provide(self, plan: Plan, turn: Deadlines, *, quiet: bool) -> Child:
+    async def provide(self, plan: Plan, deadlines: Deadlines, *, quiet: bool) -> Child:
         """Fork, once *preload* is here and no other thread is in the middle of an import."""
         del quiet
         if self._ready is not None:
             await self._ready.wait()
         others = threads.others()
         if others or threads.helpers():
-            await let_imports_finish(turn)
+            await let_imports_finish(deadlines)
         return self._make_child(plan, others)
 
     def _make_child(self, plan: Plan, others: Sequence[str]) -> ForkedChild:
@@ -152,7 +152,7 @@ class ForkSource:
     async def aclose(self) -> None:
         """Do nothing: no call, no child."""
 
-    def put_down(self) -> None:
+    def kill_now(self) -> None:
         """Do nothing."""
 
 
@@ -181,7 +181,7 @@ class ServerSource:
         self._codecs = {"pickle"}
         # What could not be pickled at once just now, and whether that is known to take cloudpickle.
         self._large: tuple[Plan | None, bool] = (None, False)
-        self._burden = CallCosts()
+        self._call_costs = CallCosts()
 
     @property
     def idle(self) -> int:
@@ -207,43 +207,43 @@ class ServerSource:
         except TooMuch as exc:
             self._large = plan, exc.by_value
             return None
-        ward = self._pool.acquire_nowait()
-        if ward is None:
+        worker = self._pool.acquire_nowait()
+        if worker is None:
             return None
-        if self._layers is not None and not self._is_proved(ward, self._layers):
-            self._pool.give_back(ward)
+        if self._layers is not None and not self._is_proved(worker, self._layers):
+            self._pool.give_back(worker)
             return None
-        return self._given(ward, plan, call, quiet)
+        return self._given(worker, plan, call, quiet)
 
-    async def provide(self, plan: Plan, turn: Deadlines, *, quiet: bool) -> Child:
+    async def provide(self, plan: Plan, deadlines: Deadlines, *, quiet: bool) -> Child:
         """Wait for a child."""
-        call = await self._encode_any(plan, turn)
+        call = await self._encode_any(plan, deadlines)
         try:
-            ward = await self._pool.acquire()
+            worker = await self._pool.acquire()
             if self._layers is not None:
-                await self._prove(ward, self._layers)
-            return self._given(ward, plan, call, quiet)
+                await self._prove(worker, self._layers)
+            return self._given(worker, plan, call, quiet)
         except BaseException:
-            if call.parcel is not None:
-                drop(call.parcel)
+            if call.large_call is not None:
+                drop(call.large_call)
             raise
 
-    async def _encode_any(self, plan: Plan, turn: Deadlines) -> codecs.Call:
+    async def _encode_any(self, plan: Plan, deadlines: Deadlines) -> codecs.Call:
         (large, by_value), self._large = self._large, (None, False)
         if large is not plan:  # else it has been tried just now
             try:
                 return self._encode(plan)
             except TooMuch as exc:
                 by_value = exc.by_value
-        turn.held_up = "its arguments were still being pickled"
+        deadlines.held_up = "its arguments were still being pickled"
         call = await encode_large_call(plan, self._functions, by_value=by_value)
-        turn.held_up = ""
-        if call.parcel is not None:
+        deadlines.held_up = ""
+        if call.large_call is not None:
             self._pool.learn("aioisolate._os.mappings")
         return self._noted(plan, call)
 
-    def _given(self, ward: Worker, plan: Plan, call: codecs.Call, quiet: bool) -> WorkerCall:
-        child = WorkerCall(ward, plan, call, self._backend, quiet=quiet)
+    def _given(self, worker: Worker, plan: Plan, call: codecs.Call, quiet: bool) -> WorkerCall:
+        child = WorkerCall(worker, plan, call, self._backend, quiet=quiet)
         child.suspicion = self._suspicion
         return child
 
@@ -251,21 +251,21 @@ class ServerSource:
         """Say what keeps a call from getting a child."""
         return self._pool.hindrance()
 
-    def _is_proved(self, ward: Worker, layers: Sequence[str]) -> bool:
+    def _is_proved(self, worker: Worker, layers: Sequence[str]) -> bool:
         """Tell whether a child has told that it is confined. Raises if it is not as it should."""
         try:
-            return ward.prove(layers)
+            return worker.prove(layers)
         except BaseException:
-            self._pool.let_go(ward)
+            self._pool.let_go(worker)
             raise
 
-    async def _prove(self, ward: Worker, layers: Sequence[str]) -> None:
+    async def _prove(self, worker: Worker, layers: Sequence[str]) -> None:
         """Wait until a child has told that it is confined."""
-        while not self._is_proved(ward, layers):
+        while not self._is_proved(worker, layers):
             try:
-                await anyio.wait_readable(ward.channel)
+                await anyio.wait_readable(worker.channel)
             except BaseException:
-                self._pool.give_back(ward)
+                self._pool.give_back(worker)
                 raise
 
     def _encode(self, plan: Plan) -> codecs.Call:
@@ -273,7 +273,7 @@ class ServerSource:
 
     def _noted(self, plan: Plan, call: codecs.Call) -> codecs.Call:
         """Have the fork server import what the children need for such calls."""
-        self._burden.note_size(plan, call)
+        self._call_costs.note_size(plan, call)
         # Once for each codec: to find a library takes long where there is none.
         if plan.options.codec not in self._codecs:
             self._codecs.add(plan.options.codec)
@@ -287,7 +287,7 @@ class ServerSource:
             return call
         if call.by_cloudpickle:
             self._pool.learn("cloudpickle")
-        if call.luggage.fds:
+        if call.passed_fds.fds:
             self._pool.learn("aioisolate._memory.buffer_refs")
         module = getattr(plan.fn, "__module__", None) or "builtins"
         if module not in self._told and module != "__main__":
@@ -298,7 +298,7 @@ class ServerSource:
 
     def note_imports(self, plan: Plan, told: bytes) -> None:
         """Warn of imports that each call waits for."""
-        self._burden.note_imports(plan, told)
+        self._call_costs.note_imports(plan, told)
 
     def after_call(self) -> None:
         """Have another child forked in its place."""
@@ -308,9 +308,9 @@ class ServerSource:
         """End the fork server and its children."""
         await self._pool.aclose()
 
-    def put_down(self) -> None:
+    def kill_now(self) -> None:
         """End them at once, blocking."""
-        self._pool.put_down()
+        self._pool.kill_now()
 
 
 def fresh_interpreter(

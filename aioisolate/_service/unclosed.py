@@ -17,7 +17,7 @@ _PATIENCE = 1.0
 
 def warn_unclosed(cores: Sequence[Service], source: object = None, *, stacklevel: int = 2) -> None:
     """Warn of Isolators that were not closed; *source*: such an Isolator."""
-    places = ", ".join(dict.fromkeys(core.made_at for core in cores))
+    places = ", ".join(dict.fromkeys(service.made_at for service in cores))
     what = "an Isolator was" if len(cores) == 1 else f"{len(cores)} Isolators were"
     warnings.warn(
         f"{what} not closed (made at {places}): use `async with`, or await aclose() before the "
@@ -31,10 +31,10 @@ def warn_unclosed(cores: Sequence[Service], source: object = None, *, stacklevel
 @atexit.register
 def _put_all_down() -> None:
     # Here and not when they are collected: by then little of the interpreter may be left.
-    left = [core for core in list(entered) if core.is_owned()]  # in a forked copy: none
+    left = [service for service in list(entered) if service.is_owned()]  # in a forked copy: none
     try:
-        for core in left:
-            core.abandon()
+        for service in left:
+            service.abandon()
         _await_ends(left)
     finally:
         if left:
@@ -43,11 +43,11 @@ def _put_all_down() -> None:
 
 def _await_ends(cores: Sequence[Service]) -> None:
     """Give those a moment whose loops run in other threads, which put them down."""
-    for core in cores:
-        if core.state != "closed":
+    for service in cores:
+        if service.state != "closed":
             ended = threading.Event()
             try:
-                core.post(ended.set)  # behind what puts it down
+                service.post(ended.set)  # behind what puts it down
             except RuntimeError:
                 continue  # its loop has ended
             ended.wait(_PATIENCE)

@@ -55,13 +55,13 @@ class AsideTextPickler(AsideCodePickler):
     """
 
     functions: ancestry.Functions
-    asides: OutOfBand
+    out_of_band: OutOfBand
 
     def persistent_id(self, obj: Any) -> int | None:
         """Return the number or address of what is not pickled; None for all else."""
         kind = type(obj)
         if kind is str:
-            return self.asides.number(obj)
+            return self.out_of_band.number(obj)
         return _address(self.functions, obj) if kind is FunctionType else None
 
 

@@ -34,7 +34,7 @@ __all__ = [
     "load_call",
     "make_array",
     "set_objects",
-    "taking_lent",
+    "taking_buffer_refs",
     "vet_import",
     "view_as",
 ]
@@ -66,9 +66,9 @@ def dump(value: object) -> Dumped:
     buffers: list[memoryview | BufferRef] = []
     try:
         if fd_passing.find is not None:
-            with fd_passing.FdBundle() as packing:
-                callback = _taking(buffers, packing)
-                return pickle.dumps(value, 5, buffer_callback=callback), buffers, packing
+            with fd_passing.FdBundle() as bundle:
+                callback = _taking(buffers, bundle)
+                return pickle.dumps(value, 5, buffer_callback=callback), buffers, bundle
         return pickle.dumps(value, 5, buffer_callback=_taking(buffers)), buffers, None
     except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
         from .shared_classes import SharedClassPickler  # noqa: PLC0415 - small servers do without cloudpickle
@@ -81,15 +81,15 @@ def dump_whole(value: object) -> tuple[bytes, fd_passing.FdBundle]:
 
     Raises like `dump`.
     """
-    with fd_passing.FdBundle() as packing:
+    with fd_passing.FdBundle() as bundle:
         try:
-            return pickle.dumps(value, 5), packing
+            return pickle.dumps(value, 5), bundle
         except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
             from .shared_classes import SharedClassPickler  # noqa: PLC0415 - not in every child, see `dump`
 
             file = io.BytesIO()
             SharedClassPickler(file, 5).dump(value)
-            return file.getvalue(), packing
+            return file.getvalue(), bundle
 
 
 class Call(NamedTuple):
@@ -105,24 +105,24 @@ class Call(NamedTuple):
     """
 
     stream: bytes
-    lent: list[BufferRef]
-    luggage: fd_passing.FdBundle
+    buffer_ref: list[BufferRef]
+    passed_fds: fd_passing.FdBundle
     by_cloudpickle: bool = False
     texts: tuple[Part, ...] = ()
-    parcel: LargeCall | None = None
+    large_call: LargeCall | None = None
 
     @property
     def size(self) -> int:
         """How many bytes are sent for it."""
-        return len(self.stream) if self.parcel is None else self.parcel.total
+        return len(self.stream) if self.large_call is None else self.large_call.total
 
 
 def dump_plain_call(fn: Callable[..., Any], args: Sequence[Any]) -> Call:
     """Pickle a small call that plain pickle can do."""
-    lent: list[BufferRef] = []
-    with fd_passing.FdBundle() as packing:
-        stream = pickle.dumps((fn, args), 5, buffer_callback=taking_lent(lent, packing))
-    return Call(stream, lent, packing)
+    buffer_ref: list[BufferRef] = []
+    with fd_passing.FdBundle() as bundle:
+        stream = pickle.dumps((fn, args), 5, buffer_callback=taking_buffer_refs(buffer_ref, bundle))
+    return Call(stream, buffer_ref, bundle)
 
 
 def load_call(
@@ -177,13 +177,13 @@ def dump_by(pickler: Callable[..., Any], value: object, *, lend: bool = True) ->
     """Like `dump`, by a pickler of one's own; buffers that lie in files are copied, if wanted."""
     buffers: list[memoryview | BufferRef] = []
     file = io.BytesIO()
-    with fd_passing.FdBundle() as packing:
-        pickler(file, 5, buffer_callback=_taking(buffers, packing if lend else None)).dump(value)
-    return file.getvalue(), buffers, packing
+    with fd_passing.FdBundle() as bundle:
+        pickler(file, 5, buffer_callback=_taking(buffers, bundle if lend else None)).dump(value)
+    return file.getvalue(), buffers, bundle
 
 
 def _taking(
-    buffers: list[memoryview | BufferRef], packing: fd_passing.FdBundle | None = None
+    buffers: list[memoryview | BufferRef], bundle: fd_passing.FdBundle | None = None
 ) -> Callable[[pickle.PickleBuffer], bool]:
     """Make a callback that takes buffers out of a stream; True leaves one inside.
 
@@ -196,10 +196,10 @@ def _taking(
             view = buffer.raw()
         except BufferError:  # not contiguous
             return True
-        if packing is not None and find is not None:
-            lent = find(view, packing)
-            if lent is not None and len(buffers) < _MAX_BUFFERS:
-                buffers.append(lent)
+        if bundle is not None and find is not None:
+            buffer_ref = find(view, bundle)
+            if buffer_ref is not None and len(buffers) < _MAX_BUFFERS:
+                buffers.append(buffer_ref)
                 return False
         if view.nbytes < OUT_OF_BAND_MIN or len(buffers) >= _MAX_BUFFERS:
             return True
@@ -209,8 +209,8 @@ def _taking(
     return callback
 
 
-def taking_lent(
-    lent: list[BufferRef], packing: fd_passing.FdBundle
+def taking_buffer_refs(
+    buffer_ref: list[BufferRef], bundle: fd_passing.FdBundle
 ) -> Callable[[pickle.PickleBuffer], bool] | None:
     """Make a callback that takes only those buffers that lie in a file that can travel."""
     find = fd_passing.find
@@ -219,12 +219,12 @@ def taking_lent(
 
     def callback(buffer: pickle.PickleBuffer) -> bool:
         try:
-            found = find(buffer.raw(), packing)
+            found = find(buffer.raw(), bundle)
         except BufferError:  # not contiguous
             return True
         if found is None:
             return True
-        lent.append(found)
+        buffer_ref.append(found)
         return False
 
     return callback

@@ -147,19 +147,19 @@ class Conversation:
         self._unclaimed += fds
         if len(self._unclaimed) > _UNCLAIMED_MAX:
             raise ProtocolError("the channel carries more descriptors than its frames announce")
-        for kind, body, luggage in self._decoder.feed(data):
+        for kind, body, passed_fds in self._decoder.feed(data):
             after = _TRANSITIONS.get((self.state, kind))
             again = kind is Kind.IMPORTED and self.imported
             if after is None or kind in self._unasked or again:
                 raise ProtocolError(f"a {kind.name} frame came when {self.state.value}")
             self.state = after
-            if luggage > len(self._unclaimed):
+            if passed_fds > len(self._unclaimed):
                 raise ProtocolError(
-                    f"a {kind.name} frame came without its descriptors: it has {luggage}, and "
+                    f"a {kind.name} frame came without its descriptors: it has {passed_fds}, and "
                     f"{len(self._unclaimed)} came (this process may have none left to receive)"
                 )
-            message = kind, body, self._unclaimed[:luggage]
-            del self._unclaimed[:luggage]
+            message = kind, body, self._unclaimed[:passed_fds]
+            del self._unclaimed[:passed_fds]
             if kind is Kind.PROGRESS:
                 safe_text.load_progress(
                     body

@@ -4,9 +4,10 @@ Pickle by itself keeps a type and arguments, loses all else, and calls the const
 fails for every exception whose constructor takes something other than `args`. And it recurses, for
 each cause, each member of a group and each frame.
 
-Here an exception becomes a list (`exception_rebuild.Record`): of itself, and of those that it refers to. Each
-of them is tried: made again, in this process, in one way after the other until the copy says of
-itself what the original does. What of it can't be pickled is put into words, and costs only itself.
+Here an exception becomes a list (`exception_rebuild.Record`): of itself, and of the exceptions
+that it refers to. Each of these is rebuilt in this process, in one way after the other, until str()
+and repr() of the copy equal those of the original. A part that can't be pickled is replaced by a
+description; the other parts are kept.
 """
 
 from __future__ import annotations
@@ -469,8 +470,8 @@ def _carry_out(listing: _Listing, way: _Way, *, lenient: bool, lost: Sequence[st
     data = pickler.file.getvalue()
     views = [memoryview(buffer).toreadonly() for buffer in pickler.buffers]
     trial = _TrialLoad(data, views, listing.resolve)
-    packing = fd_passing.packing()
-    with fd_passing.FdUnbundling(() if packing is None else packing.fds):
+    bundle = fd_passing.bundle()
+    with fd_passing.FdUnbundling(() if bundle is None else bundle.fds):
         copy = exception_rebuild.make(trial)
         exception_rebuild.complete(copy, trial)
     late = any(number not in listing.copies for number in pickler.referred)

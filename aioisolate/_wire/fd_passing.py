@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 
 from .frames import ProtocolError
 
-__all__ = ["BufferRef", "FdBundle", "FdUnbundling", "arrived", "find", "packing"]
+__all__ = ["BufferRef", "FdBundle", "FdUnbundling", "arrived", "bundle", "find"]
 
 # Of the thread: others may pickle something else meanwhile.
 _here = _local()
@@ -63,12 +63,12 @@ class FdBundle:
         return len(self.fds) - 1
 
     def __enter__(self) -> Self:
-        self._before = packing()
-        _here.packing = self
+        self._before = bundle()
+        _here.bundle = self
         return self
 
     def __exit__(self, *exc: object) -> None:
-        _here.packing = self._before
+        _here.bundle = self._before
 
 
 class FdUnbundling:
@@ -91,9 +91,9 @@ class FdUnbundling:
 find: Callable[[memoryview, FdBundle], BufferRef | None] | None = None
 
 
-def packing() -> FdBundle | None:
+def bundle() -> FdBundle | None:
     """Return what is being packed in this thread for another process, or None."""
-    found: FdBundle | None = getattr(_here, "packing", None)
+    found: FdBundle | None = getattr(_here, "bundle", None)
     return found
 
 

@@ -29,11 +29,11 @@ class OutOfBand:
     """What does not go into a pickle itself, but into its parcel's other file."""
 
     def __init__(
-        self, parcel: LargeCall, packing: fd_passing.FdBundle, lists: Sequence[list[Any]]
+        self, large_call: LargeCall, bundle: fd_passing.FdBundle, lists: Sequence[list[Any]]
     ) -> None:
         """*lists* are to stay as long as they are."""
-        self._parcel = parcel
-        self._packing = packing
+        self._large_call = large_call
+        self._bundle = bundle
         self._buffers: list[memoryview | BufferRef] = []
         self._texts: list[str] = []
         self._numbers: dict[int, int] = {}
@@ -41,14 +41,14 @@ class OutOfBand:
 
     def take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
         """Take a buffer out of the pickle, or return True."""
-        self._parcel.check()
+        self._large_call.check()
         try:
             view = buffer.raw()
         except BufferError:  # not contiguous
             return True
-        lent = None if fd_passing.find is None else fd_passing.find(view, self._packing)
-        if lent is not None:
-            self._buffers.append(lent)
+        buffer_ref = None if fd_passing.find is None else fd_passing.find(view, self._bundle)
+        if buffer_ref is not None:
+            self._buffers.append(buffer_ref)
             return False
         if view.nbytes < OUT_OF_BAND_MIN or len(self._buffers) >= _PARTS_MAX:
             return True
@@ -73,15 +73,15 @@ class OutOfBand:
         for found, size in self._lists:
             if len(found) != size:
                 raise ChangedError(f"the size of a list changed from {size} to {len(found)}")
-        parcel = self._parcel
-        lent = [
+        large_call = self._large_call
+        buffer_ref = [
             part
             if isinstance(part, BufferRef)
-            else BufferRef(-1, parcel.add_buffer(part), part.nbytes, shared=False)
+            else BufferRef(-1, large_call.add_buffer(part), part.nbytes, shared=False)
             for part in self._buffers
         ]
-        texts = tuple(map(parcel.add_text, self._texts))
-        return Call(parcel.head, lent, self._packing, by_cloudpickle, texts, parcel)
+        texts = tuple(map(large_call.add_text, self._texts))
+        return Call(large_call.head, buffer_ref, self._bundle, by_cloudpickle, texts, large_call)
 
 
 def reduce_array(obj: Any) -> Any:

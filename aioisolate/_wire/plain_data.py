@@ -192,8 +192,8 @@ def load(
 ) -> Any:
     """Decode what came in pieces, as *result_type* if that is given.
 
-    How many bytes there are is for the caller to limit. What `data_limits` refuses is not decoded, and
-    what is large is decoded in steps, so that other threads get their turn: see `cutting`.
+    The caller limits the number of bytes. Data that `data_limits` refuses is not decoded. Large
+    data is decoded in steps, so that other threads can run: see `cutting`.
     Of this process's code only that of *result_type* runs: ``__post_init__``, for example.
 
     Raises:
