@@ -306,7 +306,7 @@ def test_11_6_nothing_large_is_copied_into_the_pickle(make, by_value):
     try:
         call = calls.dump_into(large_call, len, (make(),), None, lambda _: False, by_value=by_value)
         assert large_call.size < 200_000
-        assert len(call.texts) + len([ref for ref in call.lent if ref.which == -1]) == 1
+        assert len(call.texts) + len([ref for ref in call.buffer_refs if ref.which == -1]) == 1
     finally:
         large_call.finish()
         large_call.drop()

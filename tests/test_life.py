@@ -211,7 +211,7 @@ def test_11_24_a_loop_that_is_closed_while_it_is_entered(end):
                 coroutine.close()
             except RuntimeError as exc:  # of anyio's scopes
                 assert "ignored GeneratorExit" not in str(exc)
-            assert iso._core.state == "closed"
+            assert iso._service.state == "closed"
 
         loop = asyncio.new_event_loop()
         iso = Isolator(preload=["wave"], warm=1)
@@ -219,8 +219,8 @@ def test_11_24_a_loop_that_is_closed_while_it_is_entered(end):
         loop.run_until_complete(asyncio.sleep(0))
         call = loop.create_task(iso.run(abs, 1))
         loop.run_until_complete(asyncio.sleep(0))
-        assert iso._core.state == "entering" and has_children()
-        print(iso._core._source._pool._begun.pid)
+        assert iso._service.state == "entering" and has_children()
+        print(iso._service._source._pool._begun.pid)
         loop.close()
         {end}
 
@@ -510,7 +510,7 @@ SERVER = """
         async with Isolator(drain=0.3) as iso:
             iso.executor().submit(time.sleep, 60)
             await until(lambda: iso.jobs() and iso.jobs()[0].pid)
-            print(iso.jobs()[0].pid, iso._core._source._pool.pid, flush=True)
+            print(iso.jobs()[0].pid, iso._service._source._pool.pid, flush=True)
             yield
         print("closed", flush=True)
 

@@ -168,8 +168,8 @@ def test_9_3_children_that_a_dead_server_has_not_told_of(loop):
 async def main():
     async with Isolator(warm=6) as iso:
         for round in range(12):
-            await until(lambda: iso._core._source._pool.pid)
-            server = iso._core._source._pool.pid
+            await until(lambda: iso._service._source._pool.pid)
+            server = iso._service._source._pool.pid
             async with anyio.create_task_group() as tasks:
                 async def call():
                     try:
@@ -242,13 +242,13 @@ async def main():
                 await until(lambda: [j.state for j in iso.jobs()] == ["running"] * 2)
                 await anyio.sleep(0.1)
                 with anyio.fail_after(5):
-                    os.kill(iso._core._source._pool.pid, signal.SIGKILL)
+                    os.kill(iso._service._source._pool.pid, signal.SIGKILL)
                     while len(reasons) < 2:
                         await anyio.sleep(0.005)
             assert reasons == ["SERVER_DIED"] * 2, reasons
             if start["start"] == "template":
                 break
-            await until(lambda: iso._core._source._pool.pid)
+            await until(lambda: iso._service._source._pool.pid)
     await until(lambda: not children())
     print("done")
         """,

@@ -65,7 +65,7 @@ def test_a_fork_server_and_innocent_calls(entrance):
         async with Isolator(start="zygote", preload=["tests.deeds"],
                             limits=Limits(memory="64 MiB")) as iso:
             assert await iso.run(deeds.double, 4) == 8
-            pool = iso._core._source._pool
+            pool = iso._service._source._pool
             server = pool.pid
             async with anyio.create_task_group() as group:
                 running = []

@@ -505,7 +505,7 @@ def test_when_the_process_dies_nothing_is_left(number):
                     group.create_task(iso.run(time.sleep, 60))
                     while not (iso.jobs() and iso.jobs()[0].pid):
                         await asyncio.sleep(0.01)
-                    print(iso._core._source._pool.pid, iso.jobs()[0].pid, flush=True)
+                    print(iso._service._source._pool.pid, iso.jobs()[0].pid, flush=True)
                     os.kill(os.getpid(), int(sys.argv[1]))
 
         asyncio.run(main())

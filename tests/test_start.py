@@ -166,11 +166,11 @@ def test_9_1_the_server_itself_imports_nothing_from_where_the_parents_path_begin
                 try:
                     async with Isolator(**options) as iso:
                         del sys.path[: len(path)]
-                        servers.append(iso._core._source._pool.pid)
+                        servers.append(iso._service._source._pool.pid)
                         for more in ({"codec": "msgspec"}, {"limits": Limits(open_files=50)}, {}):
                             for _ in range(2):  # the server learns what its children needed
                                 await iso.capture(lambda x: x, 1, **more)
-                        assert iso._core._source._pool.pid == servers[0]
+                        assert iso._service._source._pool.pid == servers[0]
                 except CallableDidNotExecuteError as error:
                     del sys.path[: len(path)]
                     servers.append(error.pid)

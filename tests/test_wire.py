@@ -334,7 +334,7 @@ def test_pickle_first(monkeypatch):
     def refuse(*_args, **_options):
         raise AssertionError("cloudpickle was asked")
 
-    monkeypatch.setattr(shared_classes, "KinPickler", refuse)
+    monkeypatch.setattr(shared_classes, "SharedClassPickler", refuse)
     assert codecs.load([codecs.dump({"a": 1})[0]], []) == {"a": 1}
     with pytest.raises(AssertionError):
         codecs.dump(lambda: 1)

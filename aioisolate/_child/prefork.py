@@ -237,7 +237,7 @@ def _load(
 ) -> tuple[Callable[..., Any], Sequence[Any]]:
     """Load a call that descriptors belong to. *beside* is what is in its second file."""
     buffers = []
-    for which, offset, length, shared in request.buffer_ref:
+    for which, offset, length, shared in request.buffer_refs:
         if which < 0:
             buffers.append(beside[offset : offset + length])
             continue

@@ -190,7 +190,7 @@ class WorkerCall:
             stdin,
             output,
             numbers,
-            tuple((buffer_ref.which, *buffer_ref[1:]) for buffer_ref in call.buffer_ref),
+            tuple((buffer_ref.which, *buffer_ref[1:]) for buffer_ref in call.buffer_refs),
             len(call.passed_fds.fds),
             options.codec,
             None if limits is None else limits.result_size,

@@ -56,38 +56,38 @@ def dump_at_once(
     if shows_long_text((fn, args)):
         raise TooMuch
     if functions is None:
-        stream, buffer_ref, bundle = _try_plain((fn, args))
+        stream, buffer_refs, bundle = _try_plain((fn, args))
         # There, __main__ is another module.
         if stream and b"__main__" not in stream:
-            return Call(stream, buffer_ref, bundle)
+            return Call(stream, buffer_refs, bundle)
     if f"{__package__}.code_calls" not in sys.modules:  # cloudpickle takes long to import
         raise TooMuch(by_value=True)
     from .code_calls import QuickCodePickler  # noqa: PLC0415 - only where pickle is not enough
 
-    file, buffer_ref = _Little(), []
+    file, buffer_refs = _Little(), []
     try:
         with fd_passing.FdBundle() as bundle:
             pickler = QuickCodePickler(
-                file, 5, buffer_callback=codecs.taking_buffer_refs(buffer_ref, bundle)
+                file, 5, buffer_callback=codecs.taking_buffer_refs(buffer_refs, bundle)
             )
             pickler.functions, pickler.needs_source = functions or {}, needs_source
             pickler.dump((fn, args))
     except TooMuch:
         raise TooMuch(by_value=True) from None
-    return Call(file.joined(), buffer_ref, bundle, by_cloudpickle=functions is None)
+    return Call(file.joined(), buffer_refs, bundle, by_cloudpickle=functions is None)
 
 
 def _try_plain(call: object) -> tuple[bytes, list[BufferRef], fd_passing.FdBundle]:
     """Pickle by plain pickle; no bytes: it can't. Raises TooMuch."""
     file = _Little()
-    buffer_ref: list[BufferRef] = []
+    buffer_refs: list[BufferRef] = []
     with fd_passing.FdBundle() as bundle:
         try:
-            callback = codecs.taking_buffer_refs(buffer_ref, bundle)
+            callback = codecs.taking_buffer_refs(buffer_refs, bundle)
             _QuickPickler(file, 5, buffer_callback=callback).dump(call)
         except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
-            return b"", buffer_ref, bundle
-    return file.joined(), buffer_ref, bundle
+            return b"", buffer_refs, bundle
+    return file.joined(), buffer_refs, bundle
 
 
 class _QuickPickler(pickle.Pickler):

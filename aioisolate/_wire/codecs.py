@@ -97,7 +97,7 @@ class Call(NamedTuple):
 
     Attributes:
         stream: the pickle, if it is not in the parcel.
-        lent: where the buffers are that are not in it; -1: in the parcel's second file.
+        buffer_refs: where the buffers are that are not in it; -1: in the parcel's second file.
         luggage: the descriptors that travel with it.
         by_cloudpickle: it needs cloudpickle to be loaded.
         texts: where the texts are that are not in it, in the parcel's second file.
@@ -105,7 +105,7 @@ class Call(NamedTuple):
     """
 
     stream: bytes
-    buffer_ref: list[BufferRef]
+    buffer_refs: list[BufferRef]
     passed_fds: fd_passing.FdBundle
     by_cloudpickle: bool = False
     texts: tuple[Part, ...] = ()
@@ -119,10 +119,12 @@ class Call(NamedTuple):
 
 def dump_plain_call(fn: Callable[..., Any], args: Sequence[Any]) -> Call:
     """Pickle a small call that plain pickle can do."""
-    buffer_ref: list[BufferRef] = []
+    buffer_refs: list[BufferRef] = []
     with fd_passing.FdBundle() as bundle:
-        stream = pickle.dumps((fn, args), 5, buffer_callback=taking_buffer_refs(buffer_ref, bundle))
-    return Call(stream, buffer_ref, bundle)
+        stream = pickle.dumps(
+            (fn, args), 5, buffer_callback=taking_buffer_refs(buffer_refs, bundle)
+        )
+    return Call(stream, buffer_refs, bundle)
 
 
 def load_call(
@@ -210,7 +212,7 @@ def _taking(
 
 
 def taking_buffer_refs(
-    buffer_ref: list[BufferRef], bundle: fd_passing.FdBundle
+    buffer_refs: list[BufferRef], bundle: fd_passing.FdBundle
 ) -> Callable[[pickle.PickleBuffer], bool] | None:
     """Make a callback that takes only those buffers that lie in a file that can travel."""
     find = fd_passing.find
@@ -224,7 +226,7 @@ def taking_buffer_refs(
             return True
         if found is None:
             return True
-        buffer_ref.append(found)
+        buffer_refs.append(found)
         return False
 
     return callback

@@ -74,14 +74,14 @@ class OutOfBand:
             if len(found) != size:
                 raise ChangedError(f"the size of a list changed from {size} to {len(found)}")
         large_call = self._large_call
-        buffer_ref = [
+        buffer_refs = [
             part
             if isinstance(part, BufferRef)
             else BufferRef(-1, large_call.add_buffer(part), part.nbytes, shared=False)
             for part in self._buffers
         ]
         texts = tuple(map(large_call.add_text, self._texts))
-        return Call(large_call.head, buffer_ref, self._bundle, by_cloudpickle, texts, large_call)
+        return Call(large_call.head, buffer_refs, self._bundle, by_cloudpickle, texts, large_call)
 
 
 def reduce_array(obj: Any) -> Any:

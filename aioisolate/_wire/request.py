@@ -30,7 +30,7 @@ class Request(NamedTuple):
         stdin: a descriptor comes along that is to become 0.
         output: two descriptors come along that are to become 1 and 2.
         numbers: what the next descriptors are to be called.
-        lent: the call's buffers that are in files: which of the remaining descriptors (from 0), or
+        buffer_refs: the call's buffers that are in files: which of the remaining descriptors (from 0), or
             -1 for the file beside; offset, length, and whether both sides are to see each other's
             changes.
         luggage: how many descriptors remain, for the call's objects.
@@ -52,7 +52,7 @@ class Request(NamedTuple):
     stdin: bool = False
     output: bool = False
     numbers: tuple[int, ...] = ()
-    buffer_ref: tuple[tuple[int, int, int, bool], ...] = ()
+    buffer_refs: tuple[tuple[int, int, int, bool], ...] = ()
     passed_fds: int = 0
     codec: str = "pickle"
     result_size: int | None = None
