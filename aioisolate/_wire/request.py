@@ -30,9 +30,9 @@ class Request(NamedTuple):
         stdin: a descriptor comes along that is to become 0.
         output: two descriptors come along that are to become 1 and 2.
         numbers: what the next descriptors are to be called.
-        buffer_refs: the call's buffers that are in files: which of the remaining descriptors (from 0), or
-            -1 for the file beside; offset, length, and whether both sides are to see each other's
-            changes.
+        buffer_refs: where the buffers of the call are that lie in files: the index of the remaining
+            descriptor (from 0; -1: the file that comes with the request), offset, length, and
+            whether both processes are to see changes of the other.
         luggage: how many descriptors remain, for the call's objects.
         codec, result_size: as in `Order`.
         bounds: the fields of its `Bounds`, or None.
