@@ -542,8 +542,8 @@ n >= 50_000""",
     "while True: report_progress(1, 2, 'x')",
     "a flood of progress": FRAMES
     + """
-from aioisolate._wire import inert
-flood = inert.dump_progress(1, 2, "x")
+from aioisolate._wire import safe_text
+flood = safe_text.dump_progress(1, 2, "x")
 while True: send(7, flood)""",
     "a flood of items": FRAMES + "while True: send(6, VALUE + b'\\xc0')",
     "damaged progress": FRAMES + "while True: send(7, b'\\x93' + b'\\x01' * 3)",

@@ -137,8 +137,8 @@ def test_11_15_what_nothing_tells_of_is_left_to_pythons_own_warning(filters):
         """
         import asyncio, os
         from aioisolate import run_isolated
-        from aioisolate._os import natives
-        natives._TASKS = "/proc/self/nowhere"
+        from aioisolate._os import native_threads
+        native_threads._TASKS = "/proc/self/nowhere"
         async def main():
             for _ in range(2):
                 print(await run_isolated(int))
@@ -203,11 +203,11 @@ def test_11_15_who_is_ready_for_a_fork_is_not_warned_of(name):
             import asyncio, os, sys, warnings
             import uvloop
             from aioisolate import run_isolated
-            from aioisolate._os import natives
+            from aioisolate._os import native_threads
             async def main():
                 await use()
                 warnings.simplefilter("error")
-                there = natives.count() - 1
+                there = native_threads.count() - 1
                 print(await run_isolated(abs, -1))
                 print(await run_isolated(abs, -2))
                 print(there, "native")

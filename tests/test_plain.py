@@ -280,15 +280,15 @@ def test_without_msgspec():
     source = """
         import sys
         sys.modules["msgspec"] = None
-        from aioisolate._wire import plain
-        print(plain.available("json"))
-        print(plain.load("json", [plain.dump("json", [1, b"x"])]))
+        from aioisolate._wire import plain_data
+        print(plain_data.available("json"))
+        print(plain_data.load("json", [plain_data.dump("json", [1, b"x"])]))
         for call in (
-            lambda: plain.dump("msgspec", 1),
-            lambda: plain.load("msgspec", [b"1"]),
-            lambda: plain.check_result_type("msgspec", int),
-            lambda: plain.check_result_type("json", int),
-            lambda: plain.load("json", [b"1"], int),
+            lambda: plain_data.dump("msgspec", 1),
+            lambda: plain_data.load("msgspec", [b"1"]),
+            lambda: plain_data.check_result_type("msgspec", int),
+            lambda: plain_data.check_result_type("json", int),
+            lambda: plain_data.load("json", [b"1"], int),
         ):
             try:
                 call()
@@ -296,7 +296,7 @@ def test_without_msgspec():
                 assert "aioisolate[msgspec]" in str(exc)
             else:
                 raise AssertionError
-        plain.check_result_type("json", None)
+        plain_data.check_result_type("json", None)
     """
     from tests.helpers import python
 
@@ -304,7 +304,7 @@ def test_without_msgspec():
 
 
 def test_msgspec_is_imported_by_those_who_use_it_only():
-    source = "import sys; from aioisolate._wire import plain, inert; print(*sys.modules)"
+    source = "import sys; from aioisolate._wire import plain_data, safe_text; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -366,7 +366,7 @@ async def test_9_1_nothing_that_the_environment_puts_first_is_imported(tmp_path)
 UPGRADED = """
 import asyncio, json, logging, os, pathlib, shutil, signal, sys, time
 from aioisolate import CallableDidNotExecuteError, Isolator, Reason
-from aioisolate._forkserver import control
+from aioisolate._forkserver import protocol
 
 package = pathlib.Path(sys.argv[1]) / "aioisolate"
 assert package.samefile(sys.modules["aioisolate"].__path__[0])
