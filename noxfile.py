@@ -11,8 +11,6 @@ versions of ``requirements/``, which are the tested ones, unless the session's n
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import nox
@@ -26,13 +24,9 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 LOWEST, NEWEST = PYTHONS[0], PYTHONS[-1]
 
-# The tests that cover the library's behaviour without root, system packages or long waits.
-QUICK = ["call", "errors", "exceptions", "wire", "stream", "service", "plain", "layers"]
-# The tests of what the library promises to users and of what it expects from its dependencies.
-CONTRACT = [
-    *("call", "cancel", "errors", "wire", "zygote", "service"),
-    *("by_value", "stream", "starlette", "plain"),
-]
+# The marks that select tests; pyproject.toml describes them.
+QUICK = ["-m", "quick"]
+CONTRACT = ["-m", "dependencies"]
 # The tests of races: cancellation, closing, several tasks at once, the order of events.
 CONCURRENCY = ["cancel", "deadlines", "executor", "life", "orphans", "service", "stream"]
 REPETITIONS = 20
@@ -70,9 +64,9 @@ def install(session: nox.Session, *what: str, constraint: str | None) -> None:
     """Install the package, editable, with other requirements; *constraint* limits the versions."""
     # The pip of an old venv knows neither dependency groups nor constraints for building.
     session.install("--upgrade", "pip>=25.3")
-    limits = ["--constraint", constraint] if constraint else ["--upgrade", "--upgrade-strategy", "eager"]
+    limits = ["--upgrade", "--upgrade-strategy", "eager"]
     if constraint:
-        limits += ["--build-constraint", lock(str(session.python))]
+        limits = ["--constraint", constraint, "--build-constraint", lock(str(session.python))]
     session.install(*limits, "--editable", ".", *what)
 
 
@@ -101,7 +95,7 @@ def lint(session: nox.Session) -> None:
 def quick(session: nox.Session) -> None:
     """Run a selection of tests in about a minute, on asyncio only."""
     install(session, "--group", "test", constraint=lock(LOWEST))
-    pytest(session, *(session.posargs or files(QUICK)), loops="asyncio")
+    pytest(session, *(session.posargs or QUICK), loops="asyncio")
 
 
 @nox.session(python=PYTHONS)
@@ -123,11 +117,9 @@ def lowest(session: nox.Session) -> None:
     """Test the contract with the lowest versions that pyproject.toml allows."""
     limits = Path(session.create_tmp()) / "lowest.txt"
     with limits.open("w") as file:
-        subprocess.run(
-            [sys.executable, "scripts/lowest.py", lock(LOWEST)], stdout=file, check=True
-        )
+        session.run("python", "scripts/lowest.py", lock(LOWEST), stdout=file)
     install(session, "--group", "test", constraint=str(limits))
-    pytest(session, *LOWEST_OPTIONS, *(session.posargs or files(CONTRACT)))
+    pytest(session, *LOWEST_OPTIONS, *(session.posargs or CONTRACT))
 
 
 @nox.session(python=[LOWEST, NEWEST])
@@ -135,7 +127,7 @@ def newest(session: nox.Session) -> None:
     """Test the contract with the newest released versions of all dependencies."""
     install(session, "--group", "test", constraint=None)
     session.run("python", "-m", "pip", "list", "--format", "freeze", "--exclude-editable")
-    pytest(session, *(session.posargs or files(CONTRACT)))
+    pytest(session, *(session.posargs or CONTRACT))
 
 
 @nox.session(python=[LOWEST, NEWEST])
