@@ -22,7 +22,7 @@ LAYERS = [
     ["_call"],
     ["_zygote"],
     ["_service"],
-    ["_run", "_isolator", "_stream", "_attempts", "features"],
+    ["_run", "_isolator", "_stream", "_attempts", "features", "typing"],
     ["__init__"],
     ["integrations"],
 ]
