@@ -8,11 +8,16 @@ Keyword options, as `typing.TypedDict`, for functions that pass them on (PEP 692
 - `MapArgs`: those of `Isolator.map`, but *capture*, on which the type of the results depends.
 - `CommonArgs`: those that all of these have.
 
-Values of options:
+Results:
+
+- `SharedArray`: what `shared_array` returns. It is not in ``__all__``, since it needs numpy.
+
+Values of arguments:
 
 - `Codec`: *codec*. `Output`: *output*; `OnLine`: an *output* that is called with each line.
 - `OnEvent`, `OnProgress`: *on_event*, *on_progress*.
 - `Paths`: *read* and *write* of a `Sandbox`.
+- `Readable`, `Writable`: files for `PagedArray.fromfile` and `tofile`.
 - `Size`: a number of bytes for `Limits`, as a number or as text such as ``"512 MiB"``.
 - `Start`: *start* of an `Isolator`. `Stdin`: *stdin*.
 
@@ -25,8 +30,11 @@ Example::
         return await iso.run(parse_tree, data, **options)
 """
 
+from typing import TYPE_CHECKING
+
 from ._child.policy import Start
 from ._limits import Size
+from ._memory.paged_array import Readable, Writable
 from ._options import (
     Codec,
     CommonArgs,
@@ -42,6 +50,9 @@ from ._options import (
 )
 from .sandbox import Paths
 
+if TYPE_CHECKING:
+    from ._memory.arrays import SharedArray as SharedArray  # noqa: PLC0414 - exported
+
 __all__ = [
     "Codec",
     "CommonArgs",
@@ -52,9 +63,19 @@ __all__ = [
     "OnProgress",
     "Output",
     "Paths",
+    "Readable",
     "RunArgs",
     "Size",
     "Start",
     "Stdin",
     "StreamArgs",
+    "Writable",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "SharedArray":
+        from ._memory.arrays import SharedArray  # noqa: PLC0415 - it imports numpy
+
+        return SharedArray
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
