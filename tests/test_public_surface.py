@@ -130,11 +130,12 @@ def attributes_of(cls):
             for node in ast.walk(ast.parse(source)):
                 if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Attribute):
                     annotated[node.target.attr] = ast.unparse(node.annotation)
-        annotated |= vars(base).get("__annotations__", {})
         for name, annotation in annotated.items():
             if is_public(name):
-                known = not isinstance(annotation, str)
-                yield name, annotation if known else eval(annotation, scope, NAMES)
+                yield name, eval(annotation, scope, NAMES)
+        for name, annotation in typing.get_type_hints(base, localns=NAMES).items():
+            if is_public(name):
+                yield name, annotation
 
 
 def classes_in(annotation):
@@ -216,6 +217,7 @@ def test_a_private_type_is_found():
             check_public("here", annotation)
     check_public("here", dict[str, aioisolate.Job[int] | None])
     assert dict(attributes_of(aioisolate.Job))["progress"] == aioisolate.Progress | None
+    assert dict(attributes_of(aioisolate.Statistics))["run"] is aioisolate.Times
     returned = [hints["return"] for hints in hints_of(aioisolate.Isolator.open_job)]
     assert {aioisolate.Job} <= set(classes_in(returned))
 
