@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import re
 import sys
 import textwrap
 import typing
@@ -289,3 +290,18 @@ def test_the_way_of_importing_a_name_is_the_same_for_all():
     for name in aioisolate.__all__:
         assert getattr(aioisolate, name) is getattr(aioisolate, name)
         assert vars(aioisolate)[name] is exported()[f"aioisolate.{name}"]
+
+
+def test_the_manual_names_what_is_there():
+    text = (ROOT / "docs" / "usage.md").read_text()
+    section = text.partition("\n## Types\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    for column, known in ((0, {*FUNCTIONS, *CLASSES}), (1, CLASSES)):
+        named = re.findall(r"`([A-Za-z_.]+)[^`]*`", " ".join(row[column] for row in rows[1:]))
+        assert named
+        for name in set(named) - {"T", "capture"}:
+            first, _, member = name.removeprefix("features.").partition(".")
+            if member:
+                assert hasattr(CLASSES[first], member) or member == "job", name
+            else:
+                assert first in known, name
