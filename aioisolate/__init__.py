@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ._run import IsolatedDecorator, capture_isolated, isolated, run_isolated
     from ._service.executor import Executor
     from ._service.job import Job
-    from ._service.mapping import Results
+    from ._service.map import Results
     from ._service.statistics import Statistics, Times
     from ._service.stream import Stream
     from ._stream import stream_isolated
@@ -103,7 +103,7 @@ _HOMES = {
     "_run": ["IsolatedDecorator", "capture_isolated", "isolated", "run_isolated"],
     "_service.executor": ["Executor"],
     "_service.job": ["Job"],
-    "_service.mapping": ["Results"],
+    "_service.map": ["Results"],
     "_service.statistics": ["Statistics", "Times"],
     "_service.stream": ["Stream"],
     "_stream": ["stream_isolated"],

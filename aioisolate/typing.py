@@ -32,7 +32,7 @@ Example::
 
 from typing import TYPE_CHECKING
 
-from ._child.policy import Start
+from ._child.layers import Start
 from ._limits import Size
 from ._memory.paged_array import Readable, Writable
 from ._options import (

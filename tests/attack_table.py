@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from aioisolate import ForkSafetyWarning, Limits, Sandbox, SandboxWarning
-from aioisolate._os import features
+from aioisolate._os import platform_features
 from aioisolate.sandbox import PYTHON
 from tests.attacks import ATTACKS, Attack, Scene
 from tests.helpers import ROOT
@@ -62,10 +62,10 @@ async def stopped(attack: Attack, layer: str) -> bool:
 
     asked, lacking = LAYERS[layer]
     sandbox = None if asked is None else Sandbox(**(_OFF | asked))
-    here = features.containment()
+    here = platform_features.containment()
     more = {"limits": Limits(**attack.limits)} if layer == "limits" else {}
     with pytest.MonkeyPatch.context() as patch, Scene() as scene:
-        patch.setattr(features, "containment", lambda: here._replace(**lacking))
+        patch.setattr(platform_features, "containment", lambda: here._replace(**lacking))
         await attempt(attack, scene, sandbox=sandbox, output="null", more=more)
         return not succeeded(attack, scene)
 

@@ -11,11 +11,11 @@ import threading
 import numpy as np
 
 from aioisolate import Snapshot
-from aioisolate._memory import arrays, places
+from aioisolate._memory import arrays, file_mappings
 from aioisolate._memory import snapshot as snapshots
 from aioisolate._os import mappings, memfd, messages
 from aioisolate._os.fds import Descriptors
-from aioisolate._wire import handles
+from aioisolate._wire import fd_passing
 
 LARGE = 1 << 20  # items; 8 MB of floats
 
@@ -167,7 +167,7 @@ class Lie:
                 memfd.seal(fd)
         if self.kind == "negative":
             length = -5
-        index = handles.packing().add(fd, own)
+        index = fd_passing.bundle().add(fd, own)
         own.release(fd) if fd in own.listed() else None
         return reopen, (index, length, None)
 
@@ -191,7 +191,7 @@ def shrink_later(snapshot):
 
 
 def shrink(array):
-    place = places.at(mappings.address_of(array), array.nbytes)
+    place = file_mappings.at(mappings.address_of(array), array.nbytes)
     try:
         os.ftruncate(place.root.fd, 0)
     except PermissionError:
@@ -268,7 +268,7 @@ def _by_its_memory(array):
 
 
 def _by_its_descriptor(array):
-    place = places.at(array.__array_interface__["data"][0], 1)
+    place = file_mappings.at(array.__array_interface__["data"][0], 1)
     try:
         os.pwrite(place.root.fd, b"\7", place.offset)
     except OSError:
@@ -281,7 +281,7 @@ WAYS = (_by_assignment, _by_its_flag, _by_its_memory, _by_its_descriptor)
 
 def open_again(array):
     """Try to open what an array lies in for writing."""
-    place = places.at(array.__array_interface__["data"][0], 1)
+    place = file_mappings.at(array.__array_interface__["data"][0], 1)
     try:
         os.close(os.open(f"/proc/self/fd/{place.root.fd}", os.O_RDWR))
     except OSError as exc:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from aioisolate import ForkSafetyWarning, Isolator, PerformanceWarning
-from aioisolate._child.seeds import reseeder
+from aioisolate._child.random_seeds import reseeder
+from aioisolate._wire.conversation import Conversation
 from aioisolate._wire.frames import Kind, ProtocolError, encode
-from aioisolate._wire.state import Conversation
 from tests.helpers import python
 
 NONCE = b"8 bytes."

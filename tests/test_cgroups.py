@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from aioisolate._os import cgroups, delegation, hierarchies, oom
-from aioisolate._os.cgroups import Group
-from aioisolate._os.delegation import Home
+from aioisolate._os import cgroup_delegation, cgroup_tree, cgroups, oom
+from aioisolate._os.cgroup_delegation import Home
+from aioisolate._os.cgroups import Cgroup
 from tests.helpers import alive, count_forks, fork, forked, wait_until
 
 MiB = 1 << 20
@@ -37,9 +37,9 @@ def group():
 
     def make(memory=None, processes=None):
         for name, limit in (("memory", memory), ("pids", processes)):
-            if limit is not None and getattr(delegation.delegated(), name) is None:
+            if limit is not None and getattr(cgroup_delegation.delegated(), name) is None:
                 pytest.skip(f"no groups with the controller {name} can be made here")
-        made.append(Group.create(memory, processes))
+        made.append(Cgroup.create(memory, processes))
         return made[-1]
 
     yield make
@@ -224,7 +224,7 @@ def test_groups_that_were_made_inside_go_with_it(group):
 
     def work():
         cgroups.enter(limited.entrances)
-        inner = Group.create(32 * MiB, None)
+        inner = Cgroup.create(32 * MiB, None)
         assert inner.homes[0].directory.startswith(limited.homes[0].directory + "/")
         if not os.fork():
             cgroups.enter(inner.entrances)
@@ -249,7 +249,7 @@ def test_a_copy_in_a_child_removes_nothing(group):
 
 def test_stale_groups_are_removed_and_others_are_not(group):
     group(processes=3)
-    home = delegation.delegated().pids
+    home = cgroup_delegation.delegated().pids
     dead, _ = forked(os.getpid)
     makers = [dead, dead, os.getppid()]
     names = [f"{cgroups._prefix(pid)}-{number}" for number, pid in enumerate(makers)]
@@ -258,7 +258,7 @@ def test_stale_groups_are_removed_and_others_are_not(group):
     for name in names:
         os.mkdir(f"{home.directory}/{name}")
     inside = f"{home.directory}/{names[1]}"
-    busy = Group([Home(home.version, inside)])
+    busy = Cgroup([Home(home.version, inside)])
     try:
         with open(f"{inside}/cgroup.procs", "w") as entrance:
             left = start_daemon([entrance.fileno()])
@@ -276,12 +276,12 @@ def test_stale_groups_are_removed_and_others_are_not(group):
 
 def test_the_kernel_kills_a_group_of_version_2():
     """The real thing, where version 2 is mounted and ours to write, whatever controllers it has."""
-    place = hierarchies.places().get(hierarchies.UNIFIED)
+    place = cgroup_tree.places().get(cgroup_tree.UNIFIED)
     if place is None or not os.access(place.group, os.W_OK):
         pytest.skip("no group of version 2 can be made here")
     directory = f"{place.group}/aioisolate-{os.getpid()}-kill"
     os.mkdir(directory)
-    limited = Group([Home(2, directory)])
+    limited = Cgroup([Home(2, directory)])
     try:
         if not os.path.exists(f"{directory}/cgroup.kill"):
             pytest.skip("before Linux 5.14")

@@ -26,27 +26,27 @@ from aioisolate import (
     features,
     run_isolated,
 )
+from aioisolate._call.confinement import make_policy, survey
 from aioisolate._call.enforcement import plan_limits
-from aioisolate._call.policy import make_policy, survey
-from aioisolate._child import bounds
-from aioisolate._child.policy import Bounds, Layer
+from aioisolate._child import rlimits
+from aioisolate._child.layers import Layer, RlimitSpec
 from aioisolate._os import containment as module
 from aioisolate._os import (
-    counting,
     fds,
     killing,
     memfd,
     namespaces,
     process,
+    process_count,
     rlimit,
     seccomp,
     users,
 )
-from aioisolate._os import features as os_features
+from aioisolate._os import platform_features as os_features
 from aioisolate._os.containment import Containment, containment
+from aioisolate._os.filesystem_view import make_view
 from aioisolate._os.prctl import set_no_new_privs
 from aioisolate._os.process import Process
-from aioisolate._os.view import make_view
 from tests import deeds
 from tests.helpers import fork, forked, isolator, python
 
@@ -426,9 +426,9 @@ def test_tasks_are_counted(threads):
     def work():
         in_own_count()
         before = resource.getrlimit(resource.RLIMIT_NPROC)
-        counts = [counting.count_tasks()]
+        counts = [process_count.count_tasks()]
         gate = start_threads(threads)
-        counts.append(counting.count_tasks())
+        counts.append(process_count.count_tasks())
         gate.set()
         assert resource.getrlimit(resource.RLIMIT_NPROC) == before
         return counts
@@ -438,15 +438,15 @@ def test_tasks_are_counted(threads):
 
 @needs_root
 def test_of_root_nothing_is_counted():
-    assert not counting.is_counted()
+    assert not process_count.is_counted()
     with pytest.raises(OSError, match="not counted"):
-        counting.count_tasks()
+        process_count.count_tasks()
 
 
 @needs_count
 @pytest.mark.parametrize("others", [0, 3])
 def test_so_many_besides_the_others(others):
-    """As `Bounds.besides` has it, in a child that has its filter by then."""
+    """As `RlimitSpec.besides` has it, in a child that has its filter by then."""
 
     def work():
         in_own_count()
@@ -456,7 +456,7 @@ def test_so_many_besides_the_others(others):
         )
         set_no_new_privs()
         seccomp.install(seccomp.bind_pid(program, os.getpid()))
-        bounds.apply(Bounds(processes=4, besides=True), -1, 2)
+        rlimits.apply(RlimitSpec(processes=4, besides=True), -1, 2)
         started = []
         more = threading.Event()
         try:
@@ -482,17 +482,17 @@ def test_what_counts_makes_no_process():
         )
         set_no_new_privs()
         seccomp.install(seccomp.bind_pid(program, os.getpid()))
-        number = counting._CLONE[os.uname().machine]
+        number = process_count._CLONE[os.uname().machine]
         found = []
         for flags, address in (
-            (counting.CLONE_FLAGS, counting.NOWHERE),
-            (counting.CLONE_FLAGS, 0x1_0000_0000 + (counting.NOWHERE & 0xFFFFFFFF)),
-            (counting.CLONE_FLAGS, 8),
-            (counting.CLONE_FLAGS & ~0x1000, counting.NOWHERE),
-            (counting.CLONE_FLAGS | 0x10000000, counting.NOWHERE),
+            (process_count.CLONE_FLAGS, process_count.NOWHERE),
+            (process_count.CLONE_FLAGS, 0x1_0000_0000 + (process_count.NOWHERE & 0xFFFFFFFF)),
+            (process_count.CLONE_FLAGS, 8),
+            (process_count.CLONE_FLAGS & ~0x1000, process_count.NOWHERE),
+            (process_count.CLONE_FLAGS | 0x10000000, process_count.NOWHERE),
         ):
             try:
-                counting.syscall(number, flags, 0, address, 0, 0)
+                process_count.syscall(number, flags, 0, address, 0, 0)
                 found.append("made")
             except OSError as exc:
                 found.append(errno.errorcode[exc.errno])
@@ -551,7 +551,7 @@ def test_threads_are_counted_or_forbidden():
 
 @one_loop
 async def test_a_filter_without_threads(monkeypatch):
-    from aioisolate._os import features as seam
+    from aioisolate._os import platform_features as seam
 
     monkeypatch.setattr(
         seam,

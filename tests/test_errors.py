@@ -34,13 +34,13 @@ from aioisolate import (
     isolated,
     run_isolated,
 )
-from aioisolate._call import crash, settle
+from aioisolate._call import crash, result
 from aioisolate._call.plan import make_plan
-from aioisolate._child import worker
-from aioisolate._child.worker import SCRATCH_START
+from aioisolate._child import execution
+from aioisolate._child.execution import SCRATCH_START
 from aioisolate._options import CallOptions
-from aioisolate._os.features import Features
-from aioisolate._wire import inert
+from aioisolate._os.platform_features import Features
+from aioisolate._wire import safe_text
 from aioisolate._wire.frames import Kind, encode
 from tests.attacks.channel import find_line
 from tests.helpers import error_of, isolator, python
@@ -444,12 +444,12 @@ async def test_a_stack_that_a_stranger_wrote_is_cut_off(unit, monkeypatch):
         read.append(size)
         return real(fd, size, offset)
 
-    def escape(text, real=inert.escape, **options):
+    def escape(text, real=safe_text.escape, **options):
         escaped.append(len(text))
         return real(text, **options)
 
     monkeypatch.setattr(os, "pread", pread)
-    monkeypatch.setattr(inert, "escape", escape)
+    monkeypatch.setattr(safe_text, "escape", escape)
     error = await caught(forge, codec="json")
     assert error.reason is Reason.EXIT
     assert max(read) <= 64 * 1024
@@ -470,7 +470,7 @@ async def test_words_that_a_stranger_wrote_are_cut_off():
     assert type(error) is CallableExecutedError
     assert 15 * 1024 < len(str(error)) < 18 * 1024
     # What the kernel is said to have said is a stranger's word, too.
-    error = settle._os_error(
+    error = result._os_error(
         types.SimpleNamespace(options=CallOptions(codec="json")),
         (Kind.FAILED, [b"scratch\n2\n" + b"\x1b" * 100_000], ()),
     )
@@ -488,7 +488,7 @@ def test_a_stack_is_looked_for_piece_by_piece(trusted, monkeypatch):
         read.append(len(data))
         return data
 
-    end = f'\n  File "{worker.__file__}", line 1 in work\n'.encode()
+    end = f'\n  File "{execution.__file__}", line 1 in work\n'.encode()
     with tempfile.TemporaryFile() as file:
         stack = crash.StackText(file.fileno(), trusted=trusted)
         file.write(b"\n" * 30_000)
@@ -552,9 +552,9 @@ async def test_garbage_on_the_channel(data):
 
 
 async def test_a_result_and_then_running_on(monkeypatch):
-    from aioisolate._call import supervise
+    from aioisolate._call import supervision
 
-    monkeypatch.setattr(supervise, "_LINGER_PATIENCE", 0.1)
+    monkeypatch.setattr(supervision, "_LINGER_PATIENCE", 0.1)
 
     def linger(code):
         signal.pause()

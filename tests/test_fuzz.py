@@ -11,7 +11,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aioisolate._wire import inert
+from aioisolate._wire import safe_text
 from aioisolate._wire.frames import Kind, Payload, Region, encode
 from aioisolate._wire.request import HEADER, Request
 from tests import channel_checks as checks
@@ -61,9 +61,11 @@ plain_values = st.recursive(
 regions = st.lists(
     st.builds(Region, st.integers(0, 99), st.integers(0, 99), st.integers(0, 3)), max_size=3
 ).map(tuple)
-exceptions = st.builds(lambda text: inert.dump_exception(ValueError(text)), st.text(max_size=200))
+exceptions = st.builds(
+    lambda text: safe_text.dump_exception(ValueError(text)), st.text(max_size=200)
+)
 reports = st.builds(
-    inert.dump_progress,
+    safe_text.dump_progress,
     st.integers() | st.floats(),
     st.none() | st.integers() | st.floats(),
     st.text(max_size=30),
@@ -127,9 +129,9 @@ def test_json_of_the_standard_library(data):
 def without_msgspec():
     from unittest import mock
 
-    from aioisolate._wire import plain
+    from aioisolate._wire import plain_data
 
-    return mock.patch.object(plain, "_module", return_value=None)
+    return mock.patch.object(plain_data, "_module", return_value=None)
 
 
 @given(st.binary(max_size=500))
@@ -142,5 +144,5 @@ def test_bytes_that_choose_the_check(data):
 @fuzz
 def test_requests_come_back_as_they_were(call, numbers):
     # Only the own parent writes them, so it is enough that nothing is lost.
-    request = Request(NONCE, call, numbers=numbers, luggage=2)
+    request = Request(NONCE, call, numbers=numbers, passed_fds=2)
     assert Request.decode(request.encode()[HEADER.size :]) == request

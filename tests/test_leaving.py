@@ -24,8 +24,8 @@ from aioisolate import (
     run_isolated,
     stream_isolated,
 )
-from aioisolate._call import loops
-from aioisolate._call.waiter import running_backend
+from aioisolate._call import background
+from aioisolate._call.eventloop import running_backend
 from aioisolate._wire import codecs
 from tests.helpers import alive, resident, until
 from tests.payloads import double
@@ -382,7 +382,7 @@ def test_11_7_dropped_after_the_end_of_its_loop():
     for backend in "asyncio", "trio":
 
         async def make():
-            return loops.poster(running_backend())
+            return background.poster(running_backend())
 
         anyio.run(make, backend=backend)(pytest.fail)
 

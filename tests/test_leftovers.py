@@ -15,8 +15,8 @@ import anyio
 import pytest
 
 from aioisolate import Isolator, capture_isolated, run_isolated, stream_isolated
-from aioisolate._call import leftovers, spawn
-from aioisolate._child import worker
+from aioisolate._call import forked, unfinished_work
+from aioisolate._child import execution
 from tests import leavers
 from tests.helpers import alive, isolator, until
 
@@ -25,8 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"
 
 @pytest.fixture(autouse=True)
 def _as_if_nothing_had_been_told():
-    leftovers._told.clear()
-    leftovers._told_of_strangers.clear()
+    unfinished_work._told.clear()
+    unfinished_work._told_of_strangers.clear()
 
 
 def warnings_in(caplog):
@@ -140,7 +140,9 @@ async def test_11_11_processes_of_the_parent_are_left_alone(tmp_path):
 async def test_11_11_a_call_that_leaves_nothing_waits_for_nothing(monkeypatch):
     """Its child is left to its server as soon as it has answered."""
     seen = []
-    monkeypatch.setattr(leftovers.Leftovers, "hear", lambda self, body: seen.append(body))
+    monkeypatch.setattr(
+        unfinished_work.UnfinishedWork, "hear", lambda self, body: seen.append(body)
+    )
     async with Isolator(preload=["tests.leavers"], warm=1) as iso:
         assert await iso.run(abs, -1) == 1
         assert (await iso.capture(leavers.leave_thread, "daemon", 60.0, True)).error is None
@@ -274,13 +276,13 @@ async def test_11_11_exit_timeout_is_a_number_of_seconds(bad):
 async def test_11_11_what_the_parent_makes_just_before_the_fork_is_the_parents(monkeypatch):
     """A directory that another task or thread makes while a call is prepared is not fn's."""
     made = []
-    launch = spawn.ForkedChild.launch
+    launch = forked.ForkedChild.launch
 
     def make_and_launch(child):
         made.append(tempfile.TemporaryDirectory())
         return launch(child)
 
-    monkeypatch.setattr(spawn.ForkedChild, "launch", make_and_launch)
+    monkeypatch.setattr(forked.ForkedChild, "launch", make_and_launch)
     outcome = await capture_isolated(leavers.leave_print, output="capture")
     assert outcome.stdout == "ran\n"
     with made[0] as path:
@@ -290,7 +292,7 @@ async def test_11_11_what_the_parent_makes_just_before_the_fork_is_the_parents(m
 @pytest.mark.one_loop
 async def test_11_11_threads_of_the_parent_cost_nothing(monkeypatch):
     """Python counts them in a child, too; a call that leaves nothing must not look for its own."""
-    monkeypatch.setattr(worker.leftovers, "look", lambda **_: print("looked"))
+    monkeypatch.setattr(execution.leftovers, "look", lambda **_: print("looked"))
     monkeypatch.delitem(sys.modules, "multiprocessing.util")
     end = threading.Event()
     thread = threading.Thread(target=end.wait, name="aioisolate-test")
@@ -328,7 +330,9 @@ async def test_11_11_what_the_parent_has_threading_call_is_the_parents():
 @pytest.mark.one_loop
 async def test_11_11_a_copy_that_an_exit_function_makes_does_not_speak_for_the_call(monkeypatch):
     heard = []
-    monkeypatch.setattr(leftovers.Leftovers, "hear", lambda self, body: heard.append(body))
+    monkeypatch.setattr(
+        unfinished_work.UnfinishedWork, "hear", lambda self, body: heard.append(body)
+    )
     outcome = await capture_isolated(leavers.leave_fork, output="capture")
     assert outcome.stdout == "ended\nended\n"
     assert len(heard) == 2

@@ -11,8 +11,8 @@ import anyio
 import pytest
 
 from aioisolate import IsolationError, Reason
-from aioisolate._call import listening, supervise
-from aioisolate._call.listening import Listening
+from aioisolate._call import supervision, wakeups
+from aioisolate._call.wakeups import WakeupRateLimiter
 from aioisolate._options import CallOptions
 from aioisolate._os import messages
 from aioisolate._os.waitset import WaitSet
@@ -41,7 +41,7 @@ def reads(monkeypatch):
         found[-1] = len(data)
         return data, *rest
 
-    monkeypatch.setattr(supervise.os, "read", read)
+    monkeypatch.setattr(supervision.os, "read", read)
     monkeypatch.setattr(messages, "receive_on", receive_on)
     return found
 
@@ -139,7 +139,7 @@ async def test_streams_go_on(strange):
 @pytest.fixture
 def clock(monkeypatch):
     now = types.SimpleNamespace(at=1000.0)
-    monkeypatch.setattr(listening, "time", types.SimpleNamespace(monotonic=lambda: now.at))
+    monkeypatch.setattr(wakeups, "time", types.SimpleNamespace(monotonic=lambda: now.at))
     return now
 
 
@@ -172,7 +172,7 @@ def pipes():
 
 
 def test_rests(clock, pipes):
-    ears = Listening(pipes, CallOptions(codec="json"))
+    ears = WakeupRateLimiter(pipes, CallOptions(codec="json"))
     both = {pipes.channel, pipes.other}
     for _ in range(64):
         ears.heard(1)
@@ -205,7 +205,7 @@ def test_rests(clock, pipes):
 
 
 def test_who_has_much_to_say_is_not_held_up(clock, pipes):
-    ears = Listening(pipes, CallOptions(codec="json"))
+    ears = WakeupRateLimiter(pipes, CallOptions(codec="json"))
     for _ in range(10_000):
         ears.heard(64 * 1024)
         ears.heard(8 * 1024)
@@ -218,7 +218,7 @@ def test_who_has_much_to_say_is_not_held_up(clock, pipes):
 
 
 def test_who_is_trusted_is_heard_at_once(pipes):
-    ears = Listening(pipes, CallOptions())
+    ears = WakeupRateLimiter(pipes, CallOptions())
     for _ in range(10_000):
         ears.heard(1)
         ears.took_reports(10, 1000)

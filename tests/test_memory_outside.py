@@ -13,12 +13,12 @@ import anyio
 import pytest
 
 from aioisolate import Isolator, Limits, Reason, Sandbox
-from aioisolate._os import features
-from aioisolate._os.cgroups import Group
+from aioisolate._os import platform_features
+from aioisolate._os.cgroups import Cgroup
 from tests.attacks.outside import pin_all
 from tests.helpers import Stages
 
-HERE = features.containment()
+HERE = platform_features.containment()
 MiB = 1 << 20
 PAGE = os.sysconf("SC_PAGE_SIZE")
 pytestmark = [
@@ -40,7 +40,7 @@ def usage(directory):
 
 async def most_of(limits):
     """Run a call that takes all it can; return how much memory there is then on its account."""
-    group = Group.create(1 << 40, None)
+    group = Cgroup.create(1 << 40, None)
     directory = group.homes[0].directory
     here, there = socket.socketpair()
     stages = Stages()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aioisolate._os import features
+from aioisolate._os import platform_features
 from tests.helpers import ROOT
 
 UID = 2000
@@ -94,7 +94,9 @@ PARTS = {
 }
 
 
-@pytest.mark.skipif(not features.containment().becomes, reason="only root can become another user")
+@pytest.mark.skipif(
+    not platform_features.containment().becomes, reason="only root can become another user"
+)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", PARTS)
 def test_the_same_for_an_ordinary_user(part, place):

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from aioisolate._os import delegation
-from aioisolate._os.cgroups import Group
+from aioisolate._os import cgroup_delegation
+from aioisolate._os.cgroups import Cgroup
 from tests.helpers import python, wait_until
 
 MiB = 1 << 20
@@ -16,9 +16,9 @@ MiB = 1 << 20
 @pytest.fixture
 def entrance():
     """The file that lets processes into a control group of 256 MiB."""
-    if delegation.delegated().memory is None:
+    if cgroup_delegation.delegated().memory is None:
         pytest.skip("no groups with the controller memory can be made here")
-    group = Group.create(256 * MiB, None)
+    group = Cgroup.create(256 * MiB, None)
     try:
         if group.homes[0].version == 2:
             pytest.skip("version 2 kills all of the group")

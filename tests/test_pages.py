@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aioisolate import Access, Advice, IsolationError, Pages, Reason, page_size, run_isolated
-from aioisolate._memory.area import Area
+from aioisolate._memory.region import MemoryRegion
 from aioisolate._os import mappings as seam
 from tests.helpers import fork, leaves_nothing, resident
 
@@ -55,7 +55,7 @@ def has_huge_pages() -> bool:
 needs_huge = pytest.mark.skipif(not has_huge_pages(), reason="there are no huge pages here")
 
 
-def flags(pages: Area) -> str:
+def flags(pages: MemoryRegion) -> str:
     """What the kernel says of the mapping of the first byte."""
     address, inside = pages._address(), False
     with open("/proc/self/smaps") as file:

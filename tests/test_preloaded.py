@@ -27,9 +27,9 @@ from aioisolate import (
     shared_array,
 )
 from aioisolate._child import descriptors
-from aioisolate._child.order import Order
-from aioisolate._os import maps, memfd
-from aioisolate._wire.inert import escape
+from aioisolate._child.spec import ChildSpec
+from aioisolate._os import memfd, shared_mappings
+from aioisolate._wire.safe_text import escape
 from tests.helpers import error_of, forked, until
 
 pytestmark = [
@@ -61,7 +61,7 @@ def module(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[M
 
 
 def pool_of(iso: Isolator) -> Any:
-    return iso._core._source._pool
+    return iso._service._source._pool
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -538,7 +538,7 @@ def test_looking_changes_nothing():
         os.close(other)
         before = pathlib.Path("/proc/self/maps").read_text()
         rows = [line for line in before.splitlines() if "looked at" in line]
-        found = [found for found in maps.shared() if "looked at" in found.name]
+        found = [found for found in shared_mappings.shared() if "looked at" in found.name]
         after = pathlib.Path("/proc/self/maps").read_text()
         assert [line for line in after.splitlines() if "looked at" in line] == rows
         assert len(found) == 1
@@ -548,14 +548,14 @@ def test_looking_changes_nothing():
 
 def test_where_proc_is_missing(tmp_path):
     directory = os.open(tmp_path, os.O_RDONLY)
-    assert maps.shared(directory) == []
-    maps.leave_rings(directory)
+    assert shared_mappings.shared(directory) == []
+    shared_mappings.leave_rings(directory)
     os.close(directory)
 
 
 def test_they_are_replaced_without_proc(tmp_path):
     def work():
-        order = Order()
+        order = ChildSpec()
         order.null = os.open(os.devnull, os.O_RDWR)
         order.empty = os.open(os.devnull, os.O_RDONLY)
         file = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
@@ -650,7 +650,7 @@ async def test_a_start_cannot_be_taken_back_where_nothing_is_sealed(module, monk
         """
         import stat
         from aioisolate._os import memfd
-        from aioisolate._child.worker import MARK_AT
+        from aioisolate._child.execution import MARK_AT
 
         memfd._sealable = False
 

@@ -29,19 +29,19 @@ from aioisolate import (
     isolated,
     run_isolated,
 )
-from aioisolate._call.policy import make_policy
+from aioisolate._call.confinement import make_policy
+from aioisolate._call.forked import ForkedChild
 from aioisolate._call.python_paths import python_paths
-from aioisolate._call.spawn import ForkedChild
-from aioisolate._child import confine, init
-from aioisolate._child.policy import Layer
-from aioisolate._os import features, landlock, namespaces, seccomp, users
+from aioisolate._child import confine, pid_namespace
+from aioisolate._child.layers import Layer
+from aioisolate._os import landlock, namespaces, platform_features, seccomp, users
 from aioisolate.sandbox import PYTHON
 from tests import deeds, helpers
 from tests.attacks import channel
 from tests.helpers import ROOT, Stages, alive, error_of, python, until, wait_until
 
 MiB = 1 << 20
-HERE = features.containment()
+HERE = platform_features.containment()
 IS_ROOT = HERE.becomes
 SPARE = users.Ids(*HERE.spare)
 one_loop = pytest.mark.one_loop
@@ -194,12 +194,12 @@ async def test_options_and_sandboxes():
 
 # Policy
 
-FULL = features.Containment(
+FULL = platform_features.Containment(
     "linux", True, "privilege", "", 7, True, frozenset({"memory", "pids"}), True
 )
 ORDINARY = FULL._replace(becomes=False, namespaces="user", groups=frozenset())
 NO_NAMESPACES = FULL._replace(namespaces="", why_no_namespaces="[Errno 1] unshare")
-DARWIN = features.Containment("darwin", False, "", "", 0, False, frozenset(), False)
+DARWIN = platform_features.Containment("darwin", False, "", "", 0, False, frozenset(), False)
 
 
 def refusal(sandbox, here, start="fork"):
@@ -313,8 +313,8 @@ def test_a_warning_is_given_each_time():
 
 
 async def test_a_warning_points_to_the_call(monkeypatch):
-    without = features.containment()._replace(landlock=0)
-    monkeypatch.setattr(features, "containment", lambda: without)
+    without = platform_features.containment()._replace(landlock=0)
+    monkeypatch.setattr(platform_features, "containment", lambda: without)
     box = Sandbox(missing="warn")
     with pytest.warns(SandboxWarning, match="Landlock") as caught:
         await run_isolated(abs, -4, sandbox=box)
@@ -328,7 +328,7 @@ async def test_a_warning_points_to_the_call(monkeypatch):
 
 @one_loop
 async def test_a_refusal_forks_nothing(start, monkeypatch):
-    monkeypatch.setattr(features, "containment", lambda: DARWIN)
+    monkeypatch.setattr(platform_features, "containment", lambda: DARWIN)
     events = []
     with pytest.raises(CallableDidNotExecuteError, match="darwin") as caught:
         async with isolator(start, sandbox=Sandbox()) as iso:
@@ -411,7 +411,7 @@ async def test_files(start, shared):
 async def test_files_are_not_emptied(start, shared, monkeypatch, version, namespaces_):
     """Landlock alone does not see to that before its version 3, Linux 6.2."""
     here = HERE._replace(landlock=min(version, HERE.landlock))
-    monkeypatch.setattr(features, "containment", lambda: here)
+    monkeypatch.setattr(platform_features, "containment", lambda: here)
     files = []
     for name in ("hidden", "shown", "open"):
         (shared / name).mkdir()
@@ -469,21 +469,21 @@ async def test_locks(start, shared, namespaces_):
 @one_loop
 async def test_who_stays_after_the_answer_is_killed(monkeypatch):
     """A stranger's code does not run on, outside all limits of the call, until somebody looks."""
-    monkeypatch.setattr("aioisolate._zygote.farewell.PATIENCE", 1000)
+    monkeypatch.setattr("aioisolate._forkserver.draining.PATIENCE", 1000)
     async with Isolator(sandbox=Sandbox.untrusted(), preload=["tests.attacks"]) as iso:
         assert await iso.run(channel.answer_and_stay, b"\x04") == 4
-        zygote = iso._core._source._pool._zygote
-        await until(lambda: not zygote.wards, 10)  # it would stay for 20 s
+        forkserver = iso._service._source._pool._forkserver
+        await until(lambda: not forkserver.workers, 10)  # it would stay for 20 s
 
 
 @one_loop
 async def test_who_is_trusted_and_stays_is_killed_after_a_while(monkeypatch, caplog):
-    monkeypatch.setattr("aioisolate._zygote.farewell.PATIENCE", 0.3)
+    monkeypatch.setattr("aioisolate._forkserver.draining.PATIENCE", 0.3)
     async with Isolator(preload=["tests.attacks"]) as iso:
         assert await iso.run(channel.answer_and_stay, pickle.dumps(4)) == 4
-        zygote = iso._core._source._pool._zygote
-        assert zygote.wards
-        await until(lambda: not zygote.wards, 10)  # it would stay for 20 s
+        forkserver = iso._service._source._pool._forkserver
+        assert forkserver.workers
+        await until(lambda: not forkserver.workers, 10)  # it would stay for 20 s
     assert "ran on after its answer" in caplog.text
 
 
@@ -1013,7 +1013,7 @@ SEAMS = {
     Layer.NAMESPACES: [(namespaces, "unshare")],
     Layer.VIEW: [(namespaces, "seclude_mounts"), (namespaces, "make_root")],
     Layer.USER: [(users, "become"), (users, "drop_capabilities")],
-    Layer.PROCESSES: [(init, "live_under_one")],
+    Layer.PROCESSES: [(pid_namespace, "live_under_one")],
     Layer.PRIVILEGES: [(confine, "set_no_new_privs"), (confine, "set_dumpable")],
     Layer.LANDLOCK: [(landlock, "make_ruleset"), (landlock, "restrict")],
     Layer.SECCOMP: [(seccomp.Prepared, "install")],
@@ -1079,7 +1079,7 @@ async def test_a_layer_that_is_left_out(kind, layer, monkeypatch, tmp_path):
 @one_loop
 async def test_a_fork_server_that_leaves_one_out(warm, field, monkeypatch, tmp_path):
     """Here what it engages is right, and it is too little for what the parent expects."""
-    from aioisolate._call import policy as policies
+    from aioisolate._call import confinement as policies
 
     def expecting(*args):
         policy = make_policy(*args)
@@ -1107,7 +1107,7 @@ async def test_a_fork_server_that_leaves_one_out(warm, field, monkeypatch, tmp_p
 @pytest.mark.parametrize("warm", [0, 2])
 @one_loop
 async def test_a_layer_that_fails_in_a_fork_server(change, layer, warm, monkeypatch, tmp_path):
-    from aioisolate._call import policy as policies
+    from aioisolate._call import confinement as policies
 
     def wrong(*args):
         policy = make_policy(*args)

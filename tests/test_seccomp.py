@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from aioisolate._os import native, prctl, seccomp, syscalls
+from aioisolate._os import machine_code, prctl, seccomp, syscalls
 from aioisolate._os.syscall_numbers import NUMBERS
 from tests.contained import in_child, leave
 from tests.helpers import fork, python
@@ -440,7 +440,7 @@ def test_the_old_interface_kills(kind, part):
         memory = mmap.mmap(-1, 4096, flags, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         memory.write(code)
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        assert native.function_at(address, ctypes.c_int, [])() == os.getpid()
+        assert machine_code.function_at(address, ctypes.c_int, [])() == os.getpid()
 
     if in_child(act) != "ok":
         pytest.skip("this kernel has no 32-bit interface")

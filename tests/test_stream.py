@@ -21,7 +21,7 @@ from aioisolate import (
     stream_isolated,
 )
 from aioisolate._os import threads
-from aioisolate._wire import codecs, plain
+from aioisolate._wire import codecs, plain_data
 from aioisolate._wire.frames import Kind, encode
 from tests.attacks.channel import find_line, write
 from tests.helpers import alive, until
@@ -113,7 +113,7 @@ LARGE = 200_000
 
 def load_in(monkeypatch, codec, before):
     """Have *before* called in whatever thread an item is decoded in."""
-    module = codecs if codec == "pickle" else plain
+    module = codecs if codec == "pickle" else plain_data
     real = module.load
 
     def load(*args, **options):

@@ -14,8 +14,8 @@ from aioisolate import (
     Exit,
     Reason,
 )
+from aioisolate._call.verdict import Answer, Evidence, KilledFor, judge
 from aioisolate._wire.frames import Kind
-from aioisolate._wire.verdict import Answer, Evidence, KilledFor, judge
 
 EXITS = [None, *map(Exit, (0, 1, 3, 255, -9, -11, -15, -34))]
 TABLE = list(

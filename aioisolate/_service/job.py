@@ -12,19 +12,19 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import anyio
 
-from .._call import loops
+from .._call import background
 from .._call.child import Child
-from .._call.drive import supervise
+from .._call.deadlines import Deadlines
 from .._call.plan import Plan, name_of
-from .._call.settle import loss_of_item, outcome_of, settle
-from .._call.supervise import OnItem, Supervision
-from .._call.turn import Turn
-from .._child.order import AsyncBackend
+from .._call.result import loss_of_item, outcome_of, settle
+from .._call.run import supervise
+from .._call.supervision import OnItem, Supervision
+from .._call.verdict import KilledFor
+from .._child.spec import AsyncBackend
 from .._errors import CallableDidNotExecuteError, IsolationError, Reason, StartTimeoutError
 from .._outcome import Outcome, Progress
-from .._wire.verdict import KilledFor
 
-__all__ = ["Job", "Service"]
+__all__ = ["Job", "JobService"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,7 +34,7 @@ _numbers = itertools.count(1)
 _TRIES = 3
 
 
-class Service(Protocol):
+class JobService(Protocol):
     """Where a job gets what it needs."""
 
     backend: AsyncBackend
@@ -94,7 +94,7 @@ class Job(Generic[T]):
 
     def __init__(
         self,
-        service: Service,
+        service: JobService,
         plan: Plan,
         *,
         whole: bool = False,
@@ -109,7 +109,7 @@ class Job(Generic[T]):
         self._service = service
         self._owner_pid = os.getpid()
         self._plan = plan
-        self._turn: Turn
+        self._deadlines: Deadlines
         self._queue_timeout = queue_timeout
         self._whole = whole
         self._on_item = on_item
@@ -237,7 +237,7 @@ class Job(Generic[T]):
     def _start(self) -> None:
         """Carry it out in the background."""
         # What it returns is not kept: that refers to this job, as its `_on_done` does.
-        loops.spawn(self._service.backend, self._in_background, self._after_background)
+        background.spawn(self._service.backend, self._in_background, self._after_background)
 
     async def _in_background(self) -> None:
         try:
@@ -315,7 +315,7 @@ class Job(Generic[T]):
                     f"fn was not called: its turn did not come within {self._queue_timeout:g} s",
                     reason=Reason.QUEUE_TIMEOUT,
                 )
-        self._turn = Turn(self._plan.options)
+        self._deadlines = Deadlines(self._plan.options)
         self._queue_wait = time.monotonic() - self._born
         try:
             value, error = await self._try()
@@ -333,13 +333,13 @@ class Job(Generic[T]):
         start = time.monotonic()
         child = self._service.provide_nowait(self)
         if child is None:
-            left = self._turn.left()
+            left = self._deadlines.left()
             found = await self._queue(self._service.provide, None if left == math.inf else left)
             if not found:
-                raise self._turn.late(self._service.hindrance())
+                raise self._deadlines.late(self._service.hindrance())
             child = found[0]
         if self._ended_for is not None:
-            child.put_down()
+            child.kill_now()
             child.release()
             raise self._refusal()
         self._child_wait = time.monotonic() - start
@@ -348,7 +348,7 @@ class Job(Generic[T]):
         supervision = Supervision(
             child,
             options,
-            self._turn,
+            self._deadlines,
             whole=self._whole,
             on_item=self._on_item,
             fn=self._plan.fn,
