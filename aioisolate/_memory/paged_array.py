@@ -68,7 +68,7 @@ class PagedArray(GrowableBuffer):
     """
 
     # Equal ones may become different.
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __init__(self, typecode: str, initial: Iterable[Number] = ()) -> None:
         if not isinstance(typecode, str):

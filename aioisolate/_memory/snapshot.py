@@ -123,7 +123,7 @@ class Snapshot(Closing):
     A file in memory (a memfd). Each `view` begins as what the snapshot holds; what is written to
     it is its own (copy-on-write), page by page. Handing it to an isolated function costs nothing
     for whatever size, and a process that keeps its large data in snapshots forks in the time of a
-    small one.
+    small one. Besides the methods ``from_...`` of this class, `Pages.take_snapshot` makes one.
 
     Until it is sealed `view_mut` can write to it, which pages that a view has not written yet will
     show as well. It is sealed by `seal`, or when it is handed to a child or comes from one; from
