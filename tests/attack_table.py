@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from aioisolate import ForkSafetyWarning, Limits, Sandbox, SandboxWarning
-from aioisolate._os import features
 from aioisolate.sandbox import PYTHON
 from tests.attacks import ATTACKS, Attack, Scene
 from tests.helpers import ROOT
+from tests.internals import features
 
 PATH = ROOT / "docs" / "security.md"
 BEGIN, END = "<!-- attacks: begin -->", "<!-- attacks: end -->"

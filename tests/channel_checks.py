@@ -5,9 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, TypedDict
 
-from aioisolate._wire import bounds, inert, plain
-from aioisolate._wire.frames import FrameDecoder, Kind, Payload, ProtocolError, encode
-from aioisolate._wire.state import Conversation, State
+from tests.internals import (
+    Conversation,
+    FrameDecoder,
+    Kind,
+    Payload,
+    ProtocolError,
+    State,
+    bounds,
+    encode,
+    inert,
+    plain,
+)
 
 NONCE = b"12345678"
 LIMIT = 1 << 16

@@ -15,6 +15,8 @@ import tempfile
 import threading
 import time
 
+from tests import internals
+
 MiB = 1 << 20
 
 
@@ -375,9 +377,7 @@ def who():
 
 
 def who_and_what():
-    from aioisolate._os import users
-
-    return [os.getuid(), users.capabilities()]
+    return [os.getuid(), internals.users.capabilities()]
 
 
 def start_a_thread():

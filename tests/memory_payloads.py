@@ -11,11 +11,8 @@ import threading
 import numpy as np
 
 from aioisolate import Snapshot
-from aioisolate._memory import arrays, places
-from aioisolate._memory import snapshot as snapshots
-from aioisolate._os import mappings, memfd, messages
-from aioisolate._os.fds import Descriptors
-from aioisolate._wire import handles
+from tests.internals import Descriptors, arrays, handles, mappings, memfd, messages, places
+from tests.internals import snapshot as snapshots
 
 LARGE = 1 << 20  # items; 8 MB of floats
 

@@ -22,14 +22,22 @@ from aioisolate import (
     Sandbox,
     run_isolated,
 )
-from aioisolate._call.plan import make_plan
-from aioisolate._call.spawn import ForkedChild
-from aioisolate._call.waiter import running_backend
-from aioisolate._options import CallOptions
-from aioisolate._os import features, threads
-from aioisolate._wire import asides, calls, codecs, effort
-from aioisolate._wire.parcel import ChangedError, TooMuch, copied
-from aioisolate._zygote.parcel import FileParcel
+from tests.internals import (
+    CallOptions,
+    ChangedError,
+    FileParcel,
+    ForkedChild,
+    TooMuch,
+    asides,
+    calls,
+    codecs,
+    copied,
+    effort,
+    features,
+    make_plan,
+    running_backend,
+    threads,
+)
 
 from .argument_payloads import (
     Gate,

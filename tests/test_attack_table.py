@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from aioisolate._os import landlock
 from tests.attack_table import BEGIN, END, LAYERS, PATH, stopped
 from tests.attacks import ATTACKS
+from tests.internals import landlock
 
 _page = PATH.read_text()
 _rows = {

@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 
 from aioisolate import ForkSafetyWarning, Isolator, PerformanceWarning
-from aioisolate._child.seeds import reseeder
-from aioisolate._wire.frames import Kind, ProtocolError, encode
-from aioisolate._wire.state import Conversation
 from tests.helpers import python
+from tests.internals import Conversation, Kind, ProtocolError, encode, reseeder
 
 NONCE = b"8 bytes."
 

@@ -15,9 +15,8 @@ import anyio
 import pytest
 
 from aioisolate import capture_isolated, run_isolated
-from aioisolate._call import registry, supervise
-from aioisolate._os.process import Process
 from tests.helpers import ROOT, Stages, alive, python, until, wait_until
+from tests.internals import Process, registry, supervise
 
 
 def answer():
@@ -292,8 +291,8 @@ def test_the_parent_ends(then):
 def test_the_interpreter_exits_beside_a_loop_in_a_daemon_thread():
     # Without the parent-death signal, as on other systems: what is left is the exit handler.
     run = """
-    import aioisolate._child.bootstrap
-    aioisolate._child.bootstrap.set_parent_death_signal = lambda number: None
+    from tests.internals import bootstrap
+    bootstrap.set_parent_death_signal = lambda number: None
     read, write = os.pipe()
     def run():
         try:

@@ -8,10 +8,8 @@ import time
 
 import pytest
 
-from aioisolate._os import cgroups, delegation, hierarchies, oom
-from aioisolate._os.cgroups import Group
-from aioisolate._os.delegation import Home
 from tests.helpers import alive, count_forks, fork, forked, wait_until
+from tests.internals import Group, Home, cgroups, delegation, hierarchies, oom
 
 MiB = 1 << 20
 # Version 2 kills the chosen one, and then all of its group, where it mostly counts once more.

@@ -26,29 +26,32 @@ from aioisolate import (
     features,
     run_isolated,
 )
-from aioisolate._call.enforcement import plan_limits
-from aioisolate._call.policy import make_policy, survey
-from aioisolate._child import bounds
-from aioisolate._child.policy import Bounds, Layer
-from aioisolate._os import containment as module
-from aioisolate._os import (
+from tests import deeds
+from tests.helpers import fork, forked, isolator, python
+from tests.internals import (
+    Bounds,
+    Containment,
+    Layer,
+    Process,
+    containment,
     counting,
     fds,
     killing,
+    make_policy,
+    make_view,
     memfd,
     namespaces,
+    plan_limits,
     process,
     rlimit,
     seccomp,
+    set_no_new_privs,
+    survey,
     users,
 )
-from aioisolate._os import features as os_features
-from aioisolate._os.containment import Containment, containment
-from aioisolate._os.prctl import set_no_new_privs
-from aioisolate._os.process import Process
-from aioisolate._os.view import make_view
-from tests import deeds
-from tests.helpers import fork, forked, isolator, python
+from tests.internals import child_bounds as bounds
+from tests.internals import features as os_features
+from tests.internals import os_containment as module
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="as Linux has it"),
@@ -155,7 +158,7 @@ async def test_calls_end_where_a_filter_forbids_signals_by_pidfd(start, monkeypa
 _GIVE_UP = """
 import asyncio, os, sys, time
 from aioisolate import Isolator, IsolationError, Sandbox, run_isolated
-from aioisolate._os import users
+from tests.internals import users
 from tests import deeds
 
 def gone(pid):
@@ -551,7 +554,7 @@ def test_threads_are_counted_or_forbidden():
 
 @one_loop
 async def test_a_filter_without_threads(monkeypatch):
-    from aioisolate._os import features as seam
+    from tests.internals import features as seam
 
     monkeypatch.setattr(
         seam,

@@ -26,9 +26,9 @@ from aioisolate import (
     Snapshot,
     shared_array,
 )
-from aioisolate._os import fds
 from tests import memory_payloads
 from tests.helpers import python, until
+from tests.internals import fds
 from tests.memory_payloads import (
     LARGE,
     Lie,

@@ -25,10 +25,10 @@ from aioisolate import (
     Isolator,
     Reason,
 )
-from aioisolate._os import messages
 from tests import deeds
 from tests.conftest import STARTS
 from tests.helpers import alive, until
+from tests.internals import messages
 
 
 @pytest.fixture(params=[name for name in STARTS if name != "fork"])
@@ -330,7 +330,7 @@ async def test_a_child_that_nobody_has_asked_for():
 
 SHORT = """
     import os
-    from aioisolate._os import messages
+    from tests.internals import messages
 
     def short(sock, data, fds=(), send=messages.send):
         codes = CODES[bool(fds)]

@@ -8,13 +8,12 @@ import sys
 
 import pytest
 
-from aioisolate._os import prctl, seccomp, syscalls
-from aioisolate._os.syscall_numbers import NUMBERS
 from tests import syscall_prober
 from tests.contained import in_child
 from tests.docker_matrix import RECORDED, SEEN
 from tests.docker_profile import PROFILE, allow_all_but, compile_profile
 from tests.environments import ENVIRONMENTS
+from tests.internals import NUMBERS, prctl, seccomp, syscalls
 
 pytestmark = [
     pytest.mark.one_loop,

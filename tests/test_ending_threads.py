@@ -18,10 +18,8 @@ from types import SimpleNamespace
 import pytest
 
 from aioisolate import CallEvent, Isolator, Sandbox, run_isolated
-from aioisolate._call import registry
-from aioisolate._os import alive_pipe
-from aioisolate._os.fds import Descriptors, is_open
 from tests.helpers import ROOT, alive, fork, forked, wait_until
+from tests.internals import Descriptors, alive_pipe, is_open, registry
 
 hazard = pytest.mark.hazard
 pytestmark = pytest.mark.filterwarnings("ignore:forking while:aioisolate.ForkSafetyWarning")

@@ -34,16 +34,22 @@ from aioisolate import (
     isolated,
     run_isolated,
 )
-from aioisolate._call import crash, settle
-from aioisolate._call.plan import make_plan
-from aioisolate._child import worker
-from aioisolate._child.worker import SCRATCH_START
-from aioisolate._options import CallOptions
-from aioisolate._os.features import Features
-from aioisolate._wire import inert
-from aioisolate._wire.frames import Kind, encode
 from tests.attacks.channel import find_line
 from tests.helpers import error_of, isolator, python
+from tests.internals import (
+    SCRATCH_START,
+    CallOptions,
+    CallTimeoutError,
+    Features,
+    Kind,
+    StartTimeoutError,
+    crash,
+    encode,
+    inert,
+    make_plan,
+    settle,
+    worker,
+)
 
 
 class TwoArguments(Exception):
@@ -552,7 +558,7 @@ async def test_garbage_on_the_channel(data):
 
 
 async def test_a_result_and_then_running_on(monkeypatch):
-    from aioisolate._call import supervise
+    from tests.internals import supervise
 
     monkeypatch.setattr(supervise, "_LINGER_PATIENCE", 0.1)
 
@@ -567,7 +573,7 @@ async def test_a_result_and_then_running_on(monkeypatch):
 
 
 async def test_a_memfd_that_is_not_what_was_said(monkeypatch):
-    from aioisolate._os import memfd
+    from tests.internals import memfd
 
     def unsealed():
         memfd.seal = lambda _fd: None
@@ -596,8 +602,8 @@ def test_errors_survive_pickle_and_copy():
         CallableDidNotExecuteError,
         CallableExecutedError,
         CallableStatusUnknownError,
-        aioisolate._errors.CallTimeoutError,
-        aioisolate._errors.StartTimeoutError,
+        CallTimeoutError,
+        StartTimeoutError,
     ):
         error = cls("text", reason=Reason.TIMEOUT, pid=3, exit=Exit(-9), stderr_tail="tail")
         error.add_note("note")

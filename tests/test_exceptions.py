@@ -18,10 +18,8 @@ import numpy as np
 import pytest
 
 from aioisolate import Reason, RemoteError, capture_isolated
-from aioisolate._child import worker
-from aioisolate._wire import codecs, inert, remote, sayings
-from aioisolate._wire.by_value import CodePickler
 from tests.helpers import isolator, python
+from tests.internals import CodePickler, codecs, inert, remote, sayings, worker
 
 HERE = __name__
 
@@ -545,7 +543,7 @@ class Hanging(Exception):
 
 
 def test_11_2_the_comparison_does_not_hang_and_leaves_alarms_alone(monkeypatch):
-    monkeypatch.setattr("aioisolate._wire.sayings._PATIENCE", 0.1)
+    monkeypatch.setattr(sayings, "_PATIENCE", 0.1)
     rung = []
     before = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
     signal.setitimer(signal.ITIMER_REAL, 30)

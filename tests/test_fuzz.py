@@ -11,11 +11,9 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aioisolate._wire import inert
-from aioisolate._wire.frames import Kind, Payload, Region, encode
-from aioisolate._wire.request import HEADER, Request
 from tests import channel_checks as checks
 from tests.channel_checks import NONCE, TYPES
+from tests.internals import HEADER, Kind, Payload, Region, Request, encode, inert
 
 LONG = os.environ.get("AIOISOLATE_FUZZ") == "long"
 fuzz = settings(max_examples=20_000 if LONG else 150)
@@ -127,7 +125,7 @@ def test_json_of_the_standard_library(data):
 def without_msgspec():
     from unittest import mock
 
-    from aioisolate._wire import plain
+    from tests.internals import plain
 
     return mock.patch.object(plain, "_module", return_value=None)
 

@@ -34,12 +34,10 @@ from aioisolate import (
     capture_isolated,
     run_isolated,
 )
-from aioisolate._child import bootstrap
-from aioisolate._os import fds as os_fds
-from aioisolate._os import prctl
-from aioisolate._os.process import Process
 from tests.conftest import LOOPS, descriptors, has_children, run_on
 from tests.helpers import Stages, alive, fork, python, until, wait_until
+from tests.internals import Process, bootstrap, prctl
+from tests.internals import fds as os_fds
 
 hazard = pytest.mark.hazard
 
@@ -86,7 +84,7 @@ async def test_a_signal_before_the_reset_finds_no_handler(tmp_path, monkeypatch)
 
 @hazard(3)
 def test_ctrl_c_between_fork_and_registration(monkeypatch):
-    from aioisolate._call import spawn
+    from tests.internals import spawn
 
     def fork(original=spawn.fork):
         pid = original()
@@ -883,7 +881,7 @@ async def test_every_system_call_may_fail(monkeypatch, module, name, code, reaso
 async def test_no_pidfd_and_no_thread(monkeypatch):
     """A child that can't be watched is killed, and whether it had begun is told truthfully."""
     without_pidfds(monkeypatch)
-    from aioisolate._os import threads
+    from tests.internals import threads
 
     def start(name, work):
         time.sleep(0.05)

@@ -7,11 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from aioisolate._os import cgroups, cpus, delegation, hierarchies, oom
-from aioisolate._os.cgroups import Group
-from aioisolate._os.delegation import Delegation, Home
-from aioisolate._os.hierarchies import Place
 from tests.helpers import forked
+from tests.internals import (
+    Delegation,
+    Group,
+    Home,
+    Place,
+    cgroups,
+    cpus,
+    delegation,
+    hierarchies,
+    oom,
+)
 
 MiB = 1 << 20
 DOCKER = "/docker/0f3c"

@@ -10,8 +10,8 @@ import os
 import pytest
 
 from aioisolate import run_isolated
-from aioisolate._os import inheritance
 from tests.helpers import isolator, python
+from tests.internals import inheritance
 
 
 @pytest.mark.one_loop

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from aioisolate._os import landlock, prctl, syscalls
 from tests.contained import in_child, leave, outcome
 from tests.helpers import fork
+from tests.internals import landlock, prctl, syscalls
 
 ABI = landlock.abi()
 pytestmark = pytest.mark.skipif(not ABI, reason="this kernel has no Landlock")

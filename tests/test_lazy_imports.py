@@ -14,9 +14,8 @@ import threading
 import pytest
 
 from aioisolate import CallableDidNotExecuteError, capture_isolated, run_isolated
-from aioisolate._os import imports
-from aioisolate._wire.by_value import CodePickler
 from tests.helpers import ROOT, isolator, until
+from tests.internals import CodePickler, by_value, imports
 
 pytestmark = pytest.mark.skipif(
     imports.LazyImport is None, reason="Python 3.15 and newer have lazy imports"
@@ -178,7 +177,7 @@ async def test_a_coroutine_function(start):
 def test_what_tells_nothing_of_itself_is_imported_here(monkeypatch):
     """The way out if Python changes what `by_value` looks at."""
     _, namespace = defined("lazy from colorsys import rgb_to_hsv\ndef use(): rgb_to_hsv", "use")
-    monkeypatch.setattr("aioisolate._wire.by_value.repr", lambda _: "<lazy>", raising=False)
+    monkeypatch.setattr(by_value, "repr", lambda _: "<lazy>", raising=False)
     file = __import__("io").BytesIO()
     CodePickler(file, 5).dump([namespace["rgb_to_hsv"]])
     assert pickle.loads(file.getvalue())[0].__name__ == "rgb_to_hsv"

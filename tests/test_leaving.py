@@ -24,10 +24,8 @@ from aioisolate import (
     run_isolated,
     stream_isolated,
 )
-from aioisolate._call import loops
-from aioisolate._call.waiter import running_backend
-from aioisolate._wire import codecs
 from tests.helpers import alive, resident, until
+from tests.internals import codecs, loops, running_backend
 from tests.payloads import double
 
 

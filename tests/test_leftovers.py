@@ -15,10 +15,9 @@ import anyio
 import pytest
 
 from aioisolate import Isolator, capture_isolated, run_isolated, stream_isolated
-from aioisolate._call import leftovers, spawn
-from aioisolate._child import worker
 from tests import leavers
 from tests.helpers import alive, isolator, until
+from tests.internals import leftovers, spawn, worker
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 

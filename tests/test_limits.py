@@ -31,15 +31,19 @@ from aioisolate import (
     isolated,
     run_isolated,
 )
-from aioisolate._call import causes
-from aioisolate._call.enforcement import plan_limits
-from aioisolate._call.plan import make_plan
-from aioisolate._call.policy import make_policy
-from aioisolate._options import CallOptions
-from aioisolate._os import features, oom
 from tests import deeds, helpers
 from tests.attacks.channel import announce_item
 from tests.helpers import Stages, alive, error_of, until
+from tests.internals import (
+    CallOptions,
+    Group,
+    causes,
+    features,
+    make_plan,
+    make_policy,
+    oom,
+    plan_limits,
+)
 
 MiB = 1 << 20
 HERE = features.containment()
@@ -778,7 +782,7 @@ async def test_a_group_that_can_not_be_made(start, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", "/sys/fs/cgroup/x")
 
     async with isolator(start) as iso:
-        monkeypatch.setattr("aioisolate._call.groups.Group.create", fail)
+        monkeypatch.setattr(Group, "create", fail)
         error = await error_of(iso.run(deeds.double, 4, limits=Limits(processes=3)))
         monkeypatch.undo()
         assert isinstance(error, CallableDidNotExecuteError)

@@ -11,13 +11,9 @@ import anyio
 import pytest
 
 from aioisolate import IsolationError, Reason
-from aioisolate._call import listening, supervise
-from aioisolate._call.listening import Listening
-from aioisolate._options import CallOptions
-from aioisolate._os import messages
-from aioisolate._os.waitset import WaitSet
 from tests import chatter, deeds, helpers
 from tests.helpers import Stages, alive, error_of, until
+from tests.internals import CallOptions, Listening, WaitSet, listening, messages, supervise
 from tests.payloads import count
 
 SECONDS = 0.5

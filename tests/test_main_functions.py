@@ -11,9 +11,8 @@ import threading
 import pytest
 
 from aioisolate import IsolationError, Reason
-from aioisolate._wire import culprit
-from aioisolate._wire.by_value import CodePickler
 from tests.helpers import isolator, python
+from tests.internals import CodePickler, culprit
 
 STARTS = """
     async def main():

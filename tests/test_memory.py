@@ -37,10 +37,9 @@ from aioisolate import (
     page_size,
     run_isolated,
 )
-from aioisolate._memory import places
-from aioisolate._os import mappings as seam
-from aioisolate._os import memfd
 from tests.helpers import leaves_nothing, mappings, python
+from tests.internals import mappings as seam
+from tests.internals import memfd, places
 
 PAGE = page_size()
 # What a closed or protected object's buffer raises; 3.11 can't be told what it was.

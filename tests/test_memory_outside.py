@@ -13,10 +13,9 @@ import anyio
 import pytest
 
 from aioisolate import Isolator, Limits, Reason, Sandbox
-from aioisolate._os import features
-from aioisolate._os.cgroups import Group
 from tests.attacks.outside import pin_all
 from tests.helpers import Stages
+from tests.internals import Group, features
 
 HERE = features.containment()
 MiB = 1 << 20

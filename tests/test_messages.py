@@ -29,10 +29,8 @@ from aioisolate import (
     run_isolated,
     stream_isolated,
 )
-from aioisolate._call.crash import innermost
-from aioisolate._call.plan import name_of
-from aioisolate._child import progress
 from tests.helpers import error_of, python, until
+from tests.internals import innermost, name_of, progress
 
 pytestmark = pytest.mark.one_loop
 

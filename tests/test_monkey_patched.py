@@ -10,8 +10,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from aioisolate import CallableDidNotExecuteError, Isolator, Reason, run_isolated
-from aioisolate._os import threads
 from tests.helpers import error_of, python
+from tests.internals import threads
 
 PROGRAM = """
 import asyncio, json, os, posix, select, sys, warnings

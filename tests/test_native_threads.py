@@ -10,9 +10,8 @@ from textwrap import dedent
 
 import pytest
 
-from aioisolate._call.bystanders import SAFE, why_safe
-from aioisolate._os import natives
 from tests.helpers import python
+from tests.internals import SAFE, natives, why_safe
 
 # A real native thread, in a library that nobody has made ready for a fork: it sleeps in SQLite.
 SLEEPER = """
@@ -137,7 +136,7 @@ def test_11_15_what_nothing_tells_of_is_left_to_pythons_own_warning(filters):
         """
         import asyncio, os
         from aioisolate import run_isolated
-        from aioisolate._os import natives
+        from tests.internals import natives
         natives._TASKS = "/proc/self/nowhere"
         async def main():
             for _ in range(2):
@@ -203,7 +202,7 @@ def test_11_15_who_is_ready_for_a_fork_is_not_warned_of(name):
             import asyncio, os, sys, warnings
             import uvloop
             from aioisolate import run_isolated
-            from aioisolate._os import natives
+            from tests.internals import natives
             async def main():
                 await use()
                 warnings.simplefilter("error")

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from aioisolate._memory.optional import numpy_for
 from tests.helpers import python
+from tests.internals import numpy_for
 
 pytestmark = pytest.mark.one_loop
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from aioisolate._os import features
 from tests.helpers import ROOT
+from tests.internals import features
 
 UID = 2000
 
@@ -20,7 +20,7 @@ UID = 2000
 # is: a directory above it that is closed to others is covered by one that isn't.
 BECOME = """
 import os, sys
-from aioisolate._os import namespaces
+from tests.internals import namespaces
 uid, stash, *command = sys.argv[1:]
 namespaces.unshare(namespaces.NEWNS)
 namespaces.seclude_mounts()

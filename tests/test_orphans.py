@@ -310,7 +310,7 @@ def test_9_3_many_orphans_do_not_keep_a_server_from_its_work(loop):
     """They are collected some at a time, and what the parent wants is looked at in between."""
 
     def serve():
-        from aioisolate._zygote.reaper import Reaper
+        from tests.internals import Reaper
 
         reaper = Reaper()
         read, write = os.pipe()

@@ -6,9 +6,8 @@ import os
 
 import pytest
 
-from aioisolate._os import delegation
-from aioisolate._os.cgroups import Group
 from tests.helpers import python, wait_until
+from tests.internals import Group, delegation
 
 MiB = 1 << 20
 

@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioisolate import CallableStatusUnknownError, Isolator, capture_isolated, run_isolated
-from aioisolate._call.output import CAPTURE_MAX, OutputStream, open_streams
-from aioisolate._os.fds import Descriptors
 from tests.helpers import python
+from tests.internals import CAPTURE_MAX, Descriptors, OutputStream, open_streams
 
 
 def speak():

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aioisolate import PagedArray, page_size, run_isolated
-from aioisolate._os import mappings as seam
 from tests.helpers import leaves_nothing, resident
+from tests.internals import mappings as seam
 
 PAGE = page_size()
 CODES = "bBhHiIlLqQfd"

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aioisolate import Access, Advice, IsolationError, Pages, Reason, page_size, run_isolated
-from aioisolate._memory.area import Area
-from aioisolate._os import mappings as seam
 from tests.helpers import fork, leaves_nothing, resident
+from tests.internals import Area
+from tests.internals import mappings as seam
 
 PAGE = page_size()
 RW = Access.READ | Access.WRITE

@@ -18,9 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioisolate import run_isolated
-from aioisolate._call.decoding import INLINE_MAX
-from aioisolate._wire import bounds, cutting, long_text, pieces, plain, shapes, stepwise
 from tests.helpers import gap_while
+from tests.internals import INLINE_MAX, bounds, cutting, long_text, pieces, plain, shapes, stepwise
 from tests.test_fuzz import without_msgspec
 
 MODULES = {"json": msgspec.json, "msgspec": msgspec.msgpack}

@@ -21,10 +21,19 @@ import msgspec
 import pytest
 
 from aioisolate import RemoteError
-from aioisolate._wire import bounds, inert, plain
-from aioisolate._wire.frames import FrameDecoder, Kind, Payload, ProtocolError, TooLarge, encode
-from aioisolate._wire.state import Conversation
 from tests.helpers import ROOT
+from tests.internals import (
+    Conversation,
+    FrameDecoder,
+    Kind,
+    Payload,
+    ProtocolError,
+    TooLarge,
+    bounds,
+    encode,
+    inert,
+    plain,
+)
 from tests.test_fuzz import without_msgspec
 
 NONCE = b"12345678"
@@ -278,7 +287,7 @@ def test_without_msgspec():
     source = """
         import sys
         sys.modules["msgspec"] = None
-        from aioisolate._wire import plain
+        from tests.internals import plain
         print(plain.available("json"))
         print(plain.load("json", [plain.dump("json", [1, b"x"])]))
         for call in (
@@ -726,7 +735,7 @@ def test_large_pieces_are_not_copied():
 
 
 def test_plain_results_have_no_buffers():
-    from aioisolate._wire.frames import Region
+    from tests.internals import Region
 
     assert Payload.decode([b"\0\0\0abc"], plain=True).stream == (b"abc",)
     assert b"".join(Payload.decode([b"\0", b"\0\0abc"], plain=True).stream) == b"abc"

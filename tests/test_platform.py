@@ -7,12 +7,12 @@ import sysconfig
 
 import pytest
 
-import aioisolate._os
 from tests.helpers import python
+from tests.internals import why_not_here
 
 
 def said(has_fork=True, abiflags="", executable="/usr/bin/python3.14t"):
-    return aioisolate._os.why_not_here(has_fork=has_fork, abiflags=abiflags, executable=executable)
+    return why_not_here(has_fork=has_fork, abiflags=abiflags, executable=executable)
 
 
 def test_where_it_works():

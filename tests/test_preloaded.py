@@ -26,11 +26,8 @@ from aioisolate import (
     run_isolated,
     shared_array,
 )
-from aioisolate._child import descriptors
-from aioisolate._child.order import Order
-from aioisolate._os import maps, memfd
-from aioisolate._wire.inert import escape
 from tests.helpers import error_of, forked, until
+from tests.internals import Order, descriptors, escape, maps, memfd
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="containment is Linux's"),
@@ -649,8 +646,7 @@ async def test_a_start_cannot_be_taken_back_where_nothing_is_sealed(module, monk
     name = module(
         """
         import stat
-        from aioisolate._os import memfd
-        from aioisolate._child.worker import MARK_AT
+        from tests.internals import MARK_AT, memfd
 
         memfd._sealable = False
 

@@ -36,8 +36,8 @@ import trio._core._run_context
 import uvloop
 from tblib import Traceback
 
-from aioisolate._os import imports
 from tests.helpers import ROOT, python
+from tests.internals import imports
 
 # Modules of the standard library's in C, which are as good as public: those above import little.
 IN_C = {"_frozen_importlib", "_signal", "_socket", "_thread"}

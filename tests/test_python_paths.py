@@ -11,9 +11,8 @@ import sys
 import pytest
 
 from aioisolate import IsolationError, Isolator, Limits, Sandbox
-from aioisolate._call.python_paths import python_paths
-from aioisolate._os import elf, features
 from tests import deeds
+from tests.internals import elf, features, python_paths
 
 HERE = features.containment()
 one_loop = pytest.mark.one_loop
@@ -116,7 +115,7 @@ def test_an_embedded_interpreter_has_no_program(monkeypatch):
 @one_loop
 async def test_a_library_that_has_been_replaced_since(kind, monkeypatch):
     """A package was upgraded under a running process, say."""
-    from aioisolate._call import policy
+    from tests.internals import policy
 
     policy.survey.cache_clear()
     gone = "/usr/lib/libgone.so.1.2.3"

@@ -16,8 +16,8 @@ import traceback
 
 import pytest
 
-from aioisolate._os import rlimit
 from tests.helpers import count_forks, fork, forked
+from tests.internals import rlimit
 
 MiB = 1 << 20
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="as Linux has it")

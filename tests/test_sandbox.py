@@ -29,16 +29,24 @@ from aioisolate import (
     isolated,
     run_isolated,
 )
-from aioisolate._call.policy import make_policy
-from aioisolate._call.python_paths import python_paths
-from aioisolate._call.spawn import ForkedChild
-from aioisolate._child import confine, init
-from aioisolate._child.policy import Layer
-from aioisolate._os import features, landlock, namespaces, seccomp, users
 from aioisolate.sandbox import PYTHON
 from tests import deeds, helpers
 from tests.attacks import channel
 from tests.helpers import ROOT, Stages, alive, error_of, python, until, wait_until
+from tests.internals import (
+    ForkedChild,
+    Layer,
+    confine,
+    farewell,
+    features,
+    init,
+    landlock,
+    make_policy,
+    namespaces,
+    python_paths,
+    seccomp,
+    users,
+)
 
 MiB = 1 << 20
 HERE = features.containment()
@@ -469,7 +477,7 @@ async def test_locks(start, shared, namespaces_):
 @one_loop
 async def test_who_stays_after_the_answer_is_killed(monkeypatch):
     """A stranger's code does not run on, outside all limits of the call, until somebody looks."""
-    monkeypatch.setattr("aioisolate._zygote.farewell.PATIENCE", 1000)
+    monkeypatch.setattr(farewell, "PATIENCE", 1000)
     async with Isolator(sandbox=Sandbox.untrusted(), preload=["tests.attacks"]) as iso:
         assert await iso.run(channel.answer_and_stay, b"\x04") == 4
         zygote = iso._core._source._pool._zygote
@@ -478,7 +486,7 @@ async def test_who_stays_after_the_answer_is_killed(monkeypatch):
 
 @one_loop
 async def test_who_is_trusted_and_stays_is_killed_after_a_while(monkeypatch, caplog):
-    monkeypatch.setattr("aioisolate._zygote.farewell.PATIENCE", 0.3)
+    monkeypatch.setattr(farewell, "PATIENCE", 0.3)
     async with Isolator(preload=["tests.attacks"]) as iso:
         assert await iso.run(channel.answer_and_stay, pickle.dumps(4)) == 4
         zygote = iso._core._source._pool._zygote
@@ -1079,7 +1087,7 @@ async def test_a_layer_that_is_left_out(kind, layer, monkeypatch, tmp_path):
 @one_loop
 async def test_a_fork_server_that_leaves_one_out(warm, field, monkeypatch, tmp_path):
     """Here what it engages is right, and it is too little for what the parent expects."""
-    from aioisolate._call import policy as policies
+    from tests.internals import policy as policies
 
     def expecting(*args):
         policy = make_policy(*args)
@@ -1107,7 +1115,7 @@ async def test_a_fork_server_that_leaves_one_out(warm, field, monkeypatch, tmp_p
 @pytest.mark.parametrize("warm", [0, 2])
 @one_loop
 async def test_a_layer_that_fails_in_a_fork_server(change, layer, warm, monkeypatch, tmp_path):
-    from aioisolate._call import policy as policies
+    from tests.internals import policy as policies
 
     def wrong(*args):
         policy = make_policy(*args)

@@ -20,10 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from aioisolate._os import native, prctl, seccomp, syscalls
-from aioisolate._os.syscall_numbers import NUMBERS
 from tests.contained import in_child, leave
 from tests.helpers import fork, python
+from tests.internals import NUMBERS, native, prctl, seccomp, syscalls
 
 MACHINE = syscalls.machine()
 pytestmark = pytest.mark.skipif(not seccomp.available(), reason="no seccomp here")
@@ -522,7 +521,7 @@ def test_where_there_is_none(monkeypatch):
 
 WORK = """
     import sys
-    from aioisolate._os import prctl, seccomp
+    from tests.internals import prctl, seccomp
     import os
     kind, parts, subprocesses, place = sys.argv[1:]
     prctl.set_no_new_privs()

@@ -16,9 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aioisolate._os import bpf, seccomp, seccomp_rules
-from aioisolate._os.syscall_numbers import NUMBERS
-from aioisolate._os.syscalls import ARCHITECTURE
+from tests.internals import ARCHITECTURE, NUMBERS, bpf, seccomp, seccomp_rules
 
 MACHINES = ["x86_64", "aarch64"]
 KINDS = ["default", "strict"]

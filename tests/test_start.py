@@ -18,8 +18,8 @@ import pytest
 
 import aioisolate
 from aioisolate import CallableDidNotExecuteError, Isolator, Reason
-from aioisolate._zygote import control
 from tests.helpers import ROOT, error_of
+from tests.internals import control
 
 hazard = pytest.mark.hazard
 

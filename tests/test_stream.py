@@ -20,11 +20,9 @@ from aioisolate import (
     run_isolated,
     stream_isolated,
 )
-from aioisolate._os import threads
-from aioisolate._wire import codecs, plain
-from aioisolate._wire.frames import Kind, encode
 from tests.attacks.channel import find_line, write
 from tests.helpers import alive, until
+from tests.internals import Kind, codecs, encode, plain, threads
 from tests.payloads import OddError, count, slow_count
 
 

@@ -12,10 +12,9 @@ from multiprocessing import resource_tracker, shared_memory
 import anyio
 import pytest
 
-from aioisolate._call import leftovers
-from aioisolate._os import trackers
 from tests import swarm
 from tests.helpers import alive, isolator, until, wait_until
+from tests.internals import leftovers, trackers
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Linux's"),

@@ -22,8 +22,8 @@ from aioisolate import (
     Reason,
     run_isolated,
 )
-from aioisolate._os import unpatched
 from tests.helpers import error_of
+from tests.internals import unpatched
 
 # Every reason, decided once more.
 PASSING = {

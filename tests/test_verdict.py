@@ -14,8 +14,7 @@ from aioisolate import (
     Exit,
     Reason,
 )
-from aioisolate._wire.frames import Kind
-from aioisolate._wire.verdict import Answer, Evidence, KilledFor, judge
+from tests.internals import Answer, Evidence, KilledFor, Kind, judge
 
 EXITS = [None, *map(Exit, (0, 1, 3, 255, -9, -11, -15, -34))]
 TABLE = list(

@@ -14,17 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aioisolate._wire import codecs, inert, kinship
-from aioisolate._wire.frames import (
+from tests.internals import (
+    Conversation,
     FrameDecoder,
     Kind,
     Payload,
     ProtocolError,
     Region,
+    State,
+    codecs,
     encode,
     encode_small_value,
+    inert,
+    kinship,
 )
-from aioisolate._wire.state import Conversation, State
 
 NONCE = b"12345678"
 bodies = st.binary(max_size=300)

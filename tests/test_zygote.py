@@ -318,7 +318,7 @@ async def test_warm_children_are_there_before_and_used_once():
 
 
 async def test_children_forked_in_a_rush_are_let_go(monkeypatch):
-    from aioisolate._zygote import pool as module
+    from tests.internals import pool as module
 
     monkeypatch.setattr(module, "_IDLE_PATIENCE", 0.05)
     async with Isolator(warm=1, max_concurrency=8) as iso:
@@ -464,7 +464,7 @@ def test_orphans_of_a_dead_server_are_collected_by_a_subreaper():
 
 
 async def test_children_that_die_while_they_wait_are_no_fork_bomb(monkeypatch, caplog):
-    from aioisolate._zygote import pool as module
+    from tests.internals import pool as module
 
     monkeypatch.setattr(module, "_IDLE_DEATHS_MAX", 3)
     async with Isolator(warm=1) as iso:
