@@ -58,7 +58,7 @@ LAYERS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
 
 async def stopped(attack: Attack, layer: str) -> bool:
     """Tell whether an attack fails where this layer alone is engaged."""
-    from tests.test_attacks import attempt, succeeded
+    from tests.security.test_attacks import attempt, succeeded
 
     asked, lacking = LAYERS[layer]
     sandbox = None if asked is None else Sandbox(**(_OFF | asked))

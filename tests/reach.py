@@ -1,4 +1,4 @@
-"""What a process has of all that may or may not reach a child; see tests/test_usage.py."""
+"""What a process has of all that may or may not reach a child; see tests/apps/test_usage.py."""
 
 from __future__ import annotations
 
