@@ -24,8 +24,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from tests.docker_profile import PROFILE
+from tests.environment_expectations import complaints
 from tests.environments import CHECK, ENVIRONMENTS, SHOWN, Environment
-from tests.expectations import complaints
 from tests.helpers import ROOT
 
 __all__ = ["docker", "image", "in_docker", "no_daemon", "run_options"]

@@ -14,40 +14,40 @@ from pathlib import Path
 import pytest
 
 from aioisolate import Isolator, run_isolated
-from tests import reach
+from tests import inherited_state
 from tests.helpers import ROOT
 
 TEXT = (ROOT / "docs" / "usage.md").read_text()
 
-# The rows of the table, in order, by the names of tests/reach.py.
+# The rows of the table, in order, by the names of tests/inherited_state.py.
 ROWS = ["global", "context", "thread", "environ", "cwd", "path", "limit", "logging", "warnings"]
 COLUMNS = ["direct", "template", "zygote"]
 
 
 @pytest.fixture
 def change(monkeypatch, tmp_path):
-    """Return a function that changes all that `reach.state` tells of."""
+    """Return a function that changes all that `inherited_state.state` tells of."""
     logger = logging.getLogger("aioisolate-reach")
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     limit, level = sys.getrecursionlimit(), logger.level
 
     def change(name: str, number: int) -> dict[str, object]:
-        monkeypatch.setattr(reach, "setting", name)
-        reach.variable.set(name)
-        reach.local.value = name
+        monkeypatch.setattr(inherited_state, "setting", name)
+        inherited_state.variable.set(name)
+        inherited_state.local.value = name
         monkeypatch.setenv("AIOISOLATE_REACH", name)
         (tmp_path / name).mkdir()
         os.chdir(tmp_path / name)
         sys.path.append(str(tmp_path / name))
         sys.setrecursionlimit(limit + number)
         logger.setLevel(number)
-        warnings.filterwarnings("ignore", name, reach.ReachWarning)
-        return reach.state()
+        warnings.filterwarnings("ignore", name, inherited_state.ReachWarning)
+        return inherited_state.state()
 
     with warnings.catch_warnings():
         yield change
-    reach.local.__dict__.clear()
+    inherited_state.local.__dict__.clear()
     sys.setrecursionlimit(limit)
     logger.setLevel(level)
 
@@ -64,11 +64,11 @@ async def test_11_31_what_reaches_a_child(start, change):
     entry = change("entry", 11)
     if start == "direct":
         now = change("now", 12)
-        there = await run_isolated(reach.state)
+        there = await run_isolated(inherited_state.state)
     else:
         async with Isolator(start) as iso:
             now = change("now", 12)
-            there = await iso.run(reach.state)
+            there = await iso.run(inherited_state.state)
     found = {
         name: "now" if value == now[name] else "at the entry" if value == entry[name] else "fresh"
         for name, value in there.items()
@@ -107,10 +107,10 @@ def test_11_31_the_fixtures(plugin, tmp_path):
 @pytest.mark.parametrize("start", ["direct", "zygote"])
 async def test_11_31_capfd_has_the_output_of_children(start, capfd):
     if start == "direct":
-        await run_isolated(reach.say)
+        await run_isolated(inherited_state.say)
     else:
         async with Isolator() as iso:
-            await iso.run(reach.say)
+            await iso.run(inherited_state.say)
     assert capfd.readouterr().out == "from Python\nfrom C\n"
 
 

@@ -22,7 +22,7 @@ from aioisolate import (
     Sandbox,
     run_isolated,
 )
-from tests.argument_payloads import (
+from tests.argument_functions import (
     Gate,
     Ident,
     are_one,
@@ -60,7 +60,7 @@ pytestmark = pytest.mark.part(name="functions")
 np = pytest.importorskip("numpy")
 
 STARTS = ["zygote", "template"]
-PAYLOADS = "tests.argument_payloads"
+PAYLOADS = "tests.argument_functions"
 
 
 def encoders():

@@ -16,8 +16,8 @@ import anyio
 import pytest
 
 from aioisolate import Isolator, run_isolated, stream_isolated
+from tests.functions import double
 from tests.helpers import Stages, alive, fork, isolator, python, until
-from tests.payloads import double
 
 pytestmark = pytest.mark.part(name="processes")
 
@@ -58,7 +58,7 @@ def test_9_2_an_at_fork_hook_that_drops_it(loop):
     source = f"""
     import anyio, gc, os
     from aioisolate import Isolator, run_isolated
-    from tests.payloads import double
+    from tests.functions import double
 
     state = {{}}
     os.register_at_fork(after_in_child=lambda: (state.clear(), gc.collect()))

@@ -26,10 +26,10 @@ from aioisolate import (
     Snapshot,
     shared_array,
 )
-from tests import memory_payloads
+from tests import memory_functions
 from tests.helpers import python, until
 from tests.internals import fds
-from tests.memory_payloads import (
+from tests.memory_functions import (
     LARGE,
     Lie,
     cost_of_touching,
@@ -60,7 +60,7 @@ from tests.memory_payloads import (
 )
 
 pytestmark = [pytest.mark.part(name="memory"), pytest.mark.one_loop]
-PRELOAD = ["tests.memory_payloads"]
+PRELOAD = ["tests.memory_functions"]
 STARTS = {
     "fork": {"start": "fork"},
     "template": {"start": "template"},
@@ -106,16 +106,20 @@ async def test_a_snapshot_of_a_childs(start):
 
 async def test_cancelled_while_it_is_unpickled(start):
     """The thread that does it goes on, and the descriptors are its own."""
-    for event in (memory_payloads.unpickling, memory_payloads.may_go_on, memory_payloads.unpickled):
+    for event in (
+        memory_functions.unpickling,
+        memory_functions.may_go_on,
+        memory_functions.unpickled,
+    ):
         event.clear()
     threads_before = threading.active_count()
     async with Isolator(**start) as iso:
         async with anyio.create_task_group() as group:
-            group.start_soon(iso.run, memory_payloads.slow_to_unpickle)
-            await until(memory_payloads.unpickling.is_set)
+            group.start_soon(iso.run, memory_functions.slow_to_unpickle)
+            await until(memory_functions.unpickling.is_set)
             group.cancel_scope.cancel()
-        memory_payloads.may_go_on.set()
-        await until(memory_payloads.unpickled.is_set)
+        memory_functions.may_go_on.set()
+        await until(memory_functions.unpickled.is_set)
         await until(lambda: threading.active_count() == threads_before)
 
 
@@ -291,7 +295,7 @@ def test_no_room_for_the_descriptors_of_a_result(start):
         """
         import anyio, resource, sys
         from aioisolate import CallableStatusUnknownError, Isolator, Reason
-        from tests.memory_payloads import many_snapshots
+        from tests.memory_functions import many_snapshots
 
         async def main():
             async with Isolator(**START) as iso:
@@ -492,7 +496,7 @@ def lies_in_a_file(address):
 async def test_data_frames_are_not_copied_here(start):
     pytest.importorskip("pandas")
     async with Isolator(**start) as iso:
-        frame = await iso.run(memory_payloads.frame, 200_000)
+        frame = await iso.run(memory_functions.frame, 200_000)
     for name in ("whole", "half"):
         assert lies_in_a_file(frame[name].to_numpy().ctypes.data)
     assert list(frame.loc[199_999]) == [199_999, 99_999.5]
@@ -504,7 +508,7 @@ async def test_arrow_tables_are_not_copied_here(start):
     pyarrow = pytest.importorskip("pyarrow")
     before = pyarrow.total_allocated_bytes()
     async with Isolator(**start) as iso:
-        table = await iso.run(memory_payloads.table, 200_000)
+        table = await iso.run(memory_functions.table, 200_000)
     buffers = [b for column in table.columns for b in column.chunk(0).buffers() if b is not None]
     assert len(buffers) == 3
     assert all(lies_in_a_file(buffer.address) for buffer in buffers)

@@ -22,8 +22,8 @@ from aioisolate import (
     run_isolated,
     stream_isolated,
 )
+from tests.functions import double
 from tests.helpers import Stages, alive, error_of, isolator, python, until
-from tests.payloads import double
 
 pytestmark = pytest.mark.part(name="processes")
 

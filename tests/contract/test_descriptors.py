@@ -25,7 +25,7 @@ from aioisolate import (
     Isolator,
     Reason,
 )
-from tests import deeds
+from tests import actions
 from tests.conftest import STARTS
 from tests.helpers import alive, until
 from tests.internals import messages
@@ -139,7 +139,7 @@ async def test_fn_leaves_none(start):
     """What puts an exception into words is imported only then, and takes a descriptor."""
     async with Isolator(**start) as iso:
         with pytest.raises(OSError, match="Too many open files") as refused:
-            await iso.run(deeds.open_for_good)
+            await iso.run(actions.open_for_good)
         assert refused.value.errno == errno.EMFILE
 
 

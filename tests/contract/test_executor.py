@@ -26,8 +26,8 @@ from aioisolate import (
     Isolator,
     Reason,
 )
+from tests.functions import crash, divide_12, double
 from tests.helpers import alive, until, wait_until
-from tests.payloads import crash, divide_12, double
 
 pytestmark = pytest.mark.part(name="servers")
 

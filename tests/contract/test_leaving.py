@@ -24,9 +24,9 @@ from aioisolate import (
     run_isolated,
     stream_isolated,
 )
+from tests.functions import double
 from tests.helpers import alive, resident, until
 from tests.internals import codecs, loops, running_backend
-from tests.payloads import double
 
 pytestmark = pytest.mark.part(name="lifetime")
 

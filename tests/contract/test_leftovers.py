@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from aioisolate import Isolator, capture_isolated, run_isolated, stream_isolated
-from tests import leavers
+from tests import unfinished
 from tests.helpers import alive, isolator, until
 from tests.internals import leftovers, spawn, worker
 
@@ -37,8 +37,8 @@ def warnings_in(caplog):
 
 @pytest.mark.one_loop
 async def test_11_11_a_file_of_a_frame_is_written_out_before_the_error(start, tmp_path):
-    async with isolator(start, "tests.leavers") as iso:
-        for fn in (leavers.fail, leavers.fail_with_a_cycle):
+    async with isolator(start, "tests.unfinished") as iso:
+        for fn in (unfinished.fail, unfinished.fail_with_a_cycle):
             path = tmp_path / fn.__name__
             with pytest.raises(LookupError):
                 await iso.run(fn, path)
@@ -84,22 +84,22 @@ IN_ORDER = [
 
 
 @pytest.mark.one_loop
-@pytest.mark.parametrize("fn", [leavers.leave_everything, leavers.leave_and_fail])
+@pytest.mark.parametrize("fn", [unfinished.leave_everything, unfinished.leave_and_fail])
 async def test_11_11_everything_ends_before_the_answer(start, fn, tmp_path, monkeypatch):
     """Threads and processes first, then exit functions, then finalizers; none of the parent's."""
     monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # pytest has its own
-    kept = leavers.Thing()
-    atexit.register(leavers.never)
-    finalizer = weakref.finalize(kept, leavers.never, "a finalizer")
-    multiprocessing_one = multiprocessing.util.Finalize(None, leavers.never, exitpriority=1)
+    kept = unfinished.Thing()
+    atexit.register(unfinished.never)
+    finalizer = weakref.finalize(kept, unfinished.never, "a finalizer")
+    multiprocessing_one = multiprocessing.util.Finalize(None, unfinished.never, exitpriority=1)
     try:
-        async with isolator(start, "tests.leavers") as iso:
+        async with isolator(start, "tests.unfinished") as iso:
             outcome = await iso.capture(fn, tmp_path, output="capture", timeout=20)
     finally:
-        atexit.unregister(leavers.never)
+        atexit.unregister(unfinished.never)
         finalizer.detach()
         multiprocessing_one.cancel()
-    if fn is leavers.leave_everything:
+    if fn is unfinished.leave_everything:
         assert outcome.unwrap() == "value"
     else:
         assert outcome.error.args == ("value",)
@@ -114,8 +114,8 @@ async def test_11_11_everything_ends_before_the_answer(start, fn, tmp_path, monk
 
 @pytest.mark.one_loop
 async def test_11_11_the_answer_comes_after_all_of_it(start, tmp_path):
-    async with isolator(start, "tests.leavers") as iso:
-        await iso.run(leavers.write_late, tmp_path / "late")
+    async with isolator(start, "tests.unfinished") as iso:
+        await iso.run(unfinished.write_late, tmp_path / "late")
         assert (tmp_path / "late").read_text() == "written"
 
 
@@ -128,7 +128,7 @@ async def test_11_11_processes_of_the_parent_are_left_alone(tmp_path):
     process.start()
     try:
         async with Isolator("fork") as iso:
-            outcome = await iso.capture(leavers.leave_everything, tmp_path, output="capture")
+            outcome = await iso.capture(unfinished.leave_everything, tmp_path, output="capture")
         assert outcome.unwrap() == "value"
         assert "finalizer of multiprocessing" in outcome.stdout
         assert process.is_alive()
@@ -143,21 +143,21 @@ async def test_11_11_a_call_that_leaves_nothing_waits_for_nothing(monkeypatch):
     """Its child is left to its server as soon as it has answered."""
     seen = []
     monkeypatch.setattr(leftovers.Leftovers, "hear", lambda self, body: seen.append(body))
-    async with Isolator(preload=["tests.leavers"], warm=1) as iso:
+    async with Isolator(preload=["tests.unfinished"], warm=1) as iso:
         assert await iso.run(abs, -1) == 1
-        assert (await iso.capture(leavers.leave_thread, "daemon", 60.0, True)).error is None
+        assert (await iso.capture(unfinished.leave_thread, "daemon", 60.0, True)).error is None
     assert await run_isolated(abs, -1) == 1
     assert seen == []
 
 
 async def test_11_11_threads_that_do_not_end_are_named_once(start, caplog, tmp_path):
     name = f"sleeper of {start} {time.monotonic()}"
-    async with isolator(start, "tests.leavers", exit_timeout=0.05) as iso:
+    async with isolator(start, "tests.unfinished", exit_timeout=0.05) as iso:
         for _ in range(2):
-            pid = await iso.run(leavers.leave_thread, name)
+            pid = await iso.run(unfinished.leave_thread, name)
             assert not alive(pid)
         with pytest.raises(LookupError, match="value"):
-            await iso.run(leavers.leave_and_fail, tmp_path, exit_timeout=5)
+            await iso.run(unfinished.leave_and_fail, tmp_path, exit_timeout=5)
     assert len(warnings_in(caplog)) == 1
     assert f"thread {name}" in caplog.text
 
@@ -166,25 +166,25 @@ async def test_11_11_threads_that_do_not_end_are_named_once(start, caplog, tmp_p
 async def test_11_11_a_stranger_does_not_fill_the_log(caplog):
     """Names that are new for each call are logged a few times only, and do nothing there."""
     async with isolator(
-        {"start": "zygote"}, "tests.leavers", codec="json", exit_timeout=0.01
+        {"start": "zygote"}, "tests.unfinished", codec="json", exit_timeout=0.01
     ) as iso:
         for number in range(20):
-            await iso.run(leavers.leave_thread, f"{number} \x1b[2J\r\u202eforged")
+            await iso.run(unfinished.leave_thread, f"{number} \x1b[2J\r\u202eforged")
     found = warnings_in(caplog)
     assert len(found) == 16
     assert all(text.isprintable() for text in found)
     # What is trusted is told of all the same.
-    async with isolator({"start": "zygote"}, "tests.leavers", exit_timeout=0.01) as iso:
-        await iso.run(leavers.leave_thread, "trusted")
+    async with isolator({"start": "zygote"}, "tests.unfinished", exit_timeout=0.01) as iso:
+        await iso.run(unfinished.leave_thread, "trusted")
     assert "thread trusted" in caplog.text
 
 
 @pytest.mark.one_loop
 async def test_11_11_the_deadline_ends_the_waiting(start, caplog):
     """Fn has returned, so its value is the answer."""
-    async with isolator(start, "tests.leavers") as iso:
+    async with isolator(start, "tests.unfinished") as iso:
         begun = time.monotonic()
-        pid = await iso.run(leavers.leave_thread, "late", timeout=1)
+        pid = await iso.run(unfinished.leave_thread, "late", timeout=1)
         assert time.monotonic() - begun < 4
         await until(lambda: not alive(pid))
     assert "thread late" in caplog.text
@@ -193,15 +193,15 @@ async def test_11_11_the_deadline_ends_the_waiting(start, caplog):
 @pytest.mark.one_loop
 async def test_11_11_processes_are_waited_for_likewise(caplog):
     async with Isolator("fork", exit_timeout=0.05) as iso:
-        await iso.run(leavers.leave_process, "worker")
+        await iso.run(unfinished.leave_process, "worker")
     assert "process worker" in caplog.text
 
 
 @pytest.mark.one_loop
 @pytest.mark.parametrize("kind", ["fork", "zygote"])
 async def test_11_11_pools_that_are_idle_end(kind, caplog):
-    async with isolator({"start": kind}, "tests.leavers", exit_timeout=20) as iso:
-        assert await iso.run(leavers.leave_pools, timeout=20) == [1, 2]
+    async with isolator({"start": kind}, "tests.unfinished", exit_timeout=20) as iso:
+        assert await iso.run(unfinished.leave_pools, timeout=20) == [1, 2]
     assert warnings_in(caplog) == []
 
 
@@ -209,7 +209,7 @@ async def test_11_11_pools_that_are_idle_end(kind, caplog):
 @pytest.mark.parametrize("name", ["hangs", "crashes", "exits", "raises"])
 async def test_11_11_whatever_an_exit_function_does_the_value_stays(name, caplog):
     async with Isolator("fork", exit_timeout=0) as iso:
-        outcome = await iso.capture(leavers.leave_exit_function, name, output="capture")
+        outcome = await iso.capture(unfinished.leave_exit_function, name, output="capture")
     assert outcome.unwrap() == name
     assert outcome.stdout == ("first raises\n" if name == "raises" else "")
     assert ("its exit functions" in caplog.text) == (name == "hangs")
@@ -218,8 +218,8 @@ async def test_11_11_whatever_an_exit_function_does_the_value_stays(name, caplog
 @pytest.mark.one_loop
 async def test_11_11_reports_of_a_thread_that_was_left_arrive(start):
     seen = []
-    async with isolator(start, "tests.leavers") as iso:
-        assert await iso.run(leavers.report_on, on_progress=seen.append, timeout=20) == "value"
+    async with isolator(start, "tests.unfinished") as iso:
+        assert await iso.run(unfinished.report_on, on_progress=seen.append, timeout=20) == "value"
     assert [progress.done for progress in seen] == list(range(300))
 
 
@@ -229,16 +229,16 @@ async def test_11_11_streams_and_coroutines():
     def note(stream, line):
         lines.append(line)
 
-    async with stream_isolated(leavers.count, output=note) as items:
+    async with stream_isolated(unfinished.count, output=note) as items:
         assert [item async for item in items] == [1, 2]
-    assert await run_isolated(leavers.wait, output=note) == "value"
+    assert await run_isolated(unfinished.wait, output=note) == "value"
     assert lines == ["exit function"] * 2
 
 
 @pytest.mark.one_loop
 async def test_11_11_the_answer_survives_modules_that_fn_has_replaced():
     async with Isolator("fork") as iso:
-        outcome = await iso.capture(leavers.replace_modules, output="capture")
+        outcome = await iso.capture(unfinished.replace_modules, output="capture")
     assert outcome.unwrap() == "value"
     assert outcome.stdout == "exit function\n"
 
@@ -253,7 +253,7 @@ async def test_11_11_cancelled_while_a_thread_is_waited_for():
     async with anyio.create_task_group() as group:
 
         async def call():
-            await run_isolated(leavers.leave_thread, "cancelled", on_event=note)
+            await run_isolated(unfinished.leave_thread, "cancelled", on_event=note)
 
         group.start_soon(call)
         await answered.wait()
@@ -266,7 +266,7 @@ async def test_11_11_exit_timeout_is_a_number_of_seconds(bad):
     for call in (
         lambda: run_isolated(abs, 1, exit_timeout=bad),
         lambda: Isolator(exit_timeout=bad),
-        lambda: stream_isolated(leavers.count, exit_timeout=bad),
+        lambda: stream_isolated(unfinished.count, exit_timeout=bad),
     ):
         with pytest.raises((TypeError, ValueError), match="exit_timeout"):
             await call()
@@ -283,7 +283,7 @@ async def test_11_11_what_the_parent_makes_just_before_the_fork_is_the_parents(m
         return launch(child)
 
     monkeypatch.setattr(spawn.ForkedChild, "launch", make_and_launch)
-    outcome = await capture_isolated(leavers.leave_print, output="capture")
+    outcome = await capture_isolated(unfinished.leave_print, output="capture")
     assert outcome.stdout == "ran\n"
     with made[0] as path:
         assert os.path.isdir(path)
@@ -299,7 +299,7 @@ async def test_11_11_threads_of_the_parent_cost_nothing(monkeypatch):
     thread.start()
     try:
         assert (await capture_isolated(abs, -1, output="capture")).stdout == ""
-        outcome = await capture_isolated(leavers.leave_thread, "x", 0.0, output="capture")
+        outcome = await capture_isolated(unfinished.leave_thread, "x", 0.0, output="capture")
         assert outcome.stdout in ("", "looked\n")  # it may have ended by then
     finally:
         end.set()
@@ -309,7 +309,7 @@ async def test_11_11_threads_of_the_parent_cost_nothing(monkeypatch):
 @pytest.mark.one_loop
 async def test_11_11_exit_functions_run_whatever_a_thread_does(caplog):
     """A class of threads has its own `join`, which takes no timeout; the timeout is a long one."""
-    outcome = await capture_isolated(leavers.leave_joiner, output="capture", exit_timeout=1e15)
+    outcome = await capture_isolated(unfinished.leave_joiner, output="capture", exit_timeout=1e15)
     assert (outcome.unwrap(), outcome.stderr) == ("value", "")
     assert outcome.stdout == "thread\nexit function\n"
     assert warnings_in(caplog) == []
@@ -321,7 +321,9 @@ async def test_11_11_what_the_parent_has_threading_call_is_the_parents():
     calls = threading._threading_atexits
     threading._register_atexit(print, "the parent's")
     try:
-        outcome = await capture_isolated(leavers.leave_threading_exit, output="capture", timeout=20)
+        outcome = await capture_isolated(
+            unfinished.leave_threading_exit, output="capture", timeout=20
+        )
     finally:
         del calls[-1]
     assert outcome.stdout == "fn's\n"
@@ -331,13 +333,13 @@ async def test_11_11_what_the_parent_has_threading_call_is_the_parents():
 async def test_11_11_a_copy_that_an_exit_function_makes_does_not_speak_for_the_call(monkeypatch):
     heard = []
     monkeypatch.setattr(leftovers.Leftovers, "hear", lambda self, body: heard.append(body))
-    outcome = await capture_isolated(leavers.leave_fork, output="capture")
+    outcome = await capture_isolated(unfinished.leave_fork, output="capture")
     assert outcome.stdout == "ended\nended\n"
     assert len(heard) == 2
 
 
 @pytest.mark.one_loop
 async def test_11_11_nothing_is_printed_if_fn_has_closed_the_channel():
-    outcome = await capture_isolated(leavers.close_all, output="capture")
+    outcome = await capture_isolated(unfinished.close_all, output="capture")
     assert "no result" in str(outcome.error)
     assert (outcome.stdout, outcome.stderr) == ("ended\n", "")

@@ -11,10 +11,10 @@ import anyio
 import pytest
 
 from aioisolate import IsolationError, Reason
-from tests import chatter, deeds, helpers
+from tests import actions, helpers, output_functions
+from tests.functions import count
 from tests.helpers import Stages, alive, error_of, until
 from tests.internals import CallOptions, Listening, WaitSet, listening, messages, supervise
-from tests.payloads import count
 
 pytestmark = pytest.mark.once
 
@@ -48,20 +48,20 @@ def reads(monkeypatch):
 def strange(request):
     """How to open an Isolator whose children are strangers."""
     start = {"start": request.param}
-    return lambda: helpers.isolator(start, "tests.chatter", "tests.deeds", codec="json")
+    return lambda: helpers.isolator(start, "tests.output_functions", "tests.actions", codec="json")
 
 
 @pytest.mark.parametrize("what", ["print_bytes", "print_lines", "dribble", "ring", "report"])
 async def test_a_chatterer_is_left_alone(what, strange, reads):
     lines, heard = [], []
-    fn = chatter.print_bytes if what == "print_lines" else getattr(chatter, what)
+    fn = output_functions.print_bytes if what == "print_lines" else getattr(output_functions, what)
     options = {
         "print_bytes": {"output": "capture"},
         "print_lines": {"output": lambda _, line: lines.append(line)},
         "report": {"on_progress": heard.append},
     }.get(what, {})
     async with strange() as iso:
-        assert await iso.run(deeds.double, 4) == 8
+        assert await iso.run(actions.double, 4) == 8
         reads.clear()
         begun = time.monotonic()
         outcome = await iso.capture(fn, SECONDS, timeout=30, **options)
@@ -88,9 +88,9 @@ async def test_a_chatterer_is_left_alone(what, strange, reads):
 async def test_11_30_each_line_counts_whatever_ends_it(strange, end):
     lines, text = [], ("a" + end) * 262_144
     async with strange() as iso:
-        assert await iso.run(deeds.double, 4) == 8
+        assert await iso.run(actions.double, 4) == 8
         begun = time.monotonic()
-        await iso.run(chatter.print_text, text, output=lambda _, line: lines.append(line))
+        await iso.run(output_functions.print_text, text, output=lambda _, line: lines.append(line))
         took = time.monotonic() - begun
     assert lines == ["a"] * 262_144
     assert took > 0.4  # without a share: a quarter of a second
@@ -98,7 +98,9 @@ async def test_11_30_each_line_counts_whatever_ends_it(strange, end):
 
 async def test_what_is_due_is_done_while_a_child_is_left_alone(strange):
     async with strange() as iso:
-        error = await error_of(iso.run(chatter.print_bytes, 60, timeout=0.4, output="capture"))
+        error = await error_of(
+            iso.run(output_functions.print_bytes, 60, timeout=0.4, output="capture")
+        )
         assert error.reason is Reason.TIMEOUT
         assert "in print_bytes" in error.crash_traceback
         assert error.usage.wall < 10
@@ -106,13 +108,15 @@ async def test_what_is_due_is_done_while_a_child_is_left_alone(strange):
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(
-                    lambda: iso.run(chatter.print_bytes, 60, output="capture", on_event=stages)
+                    lambda: iso.run(
+                        output_functions.print_bytes, 60, output="capture", on_event=stages
+                    )
                 )
                 pid = await stages.reached("started")
                 await anyio.sleep(0.3)
                 scope.cancel()
         await until(lambda: not alive(pid))
-        async with iso.open_job(chatter.print_bytes, 60, output="capture") as job:
+        async with iso.open_job(output_functions.print_bytes, 60, output="capture") as job:
             await until(lambda: len(job.stdout or "") > IN_A_ROW)
             job.cancel()
             with pytest.raises(IsolationError):
@@ -121,7 +125,7 @@ async def test_what_is_due_is_done_while_a_child_is_left_alone(strange):
 
 async def test_streams_go_on(strange):
     async with strange() as iso:
-        async with iso.stream(chatter.items, 5000, 0.3, output="capture") as items:
+        async with iso.stream(output_functions.items, 5000, 0.3, output="capture") as items:
             got = []
             async for item in items:
                 got.append(item)

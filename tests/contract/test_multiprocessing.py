@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from aioisolate import report_progress
-from tests import swarm
+from tests import multiprocess
 from tests.helpers import alive, isolator, python, until
 
 pytestmark = pytest.mark.part(name="start")
@@ -26,8 +26,8 @@ def names():
 @pytest.mark.parametrize("method", METHODS)
 async def test_a_pool_in_fn(start, method):
     before = names()
-    async with isolator(start, "tests.swarm") as iso:
-        numbers, pids, used = await iso.run(swarm.use_pool, method)
+    async with isolator(start, "tests.multiprocess") as iso:
+        numbers, pids, used = await iso.run(multiprocess.use_pool, method)
         assert numbers == [0, 1, 4]
         assert used == method
         await until(lambda: not any(map(alive, pids)))
@@ -38,37 +38,37 @@ async def test_a_pool_in_fn(start, method):
 @pytest.mark.parametrize("method", METHODS[1:])  # with "fork" it is gone at once
 async def test_the_name_of_a_lock_goes_with_its_process(start, method):
     """Whoever would remove it elsewhere does not run here, or is killed with the rest."""
-    async with isolator(start, "tests.swarm") as iso:
-        name = await iso.run(swarm.hold_lock, method)
+    async with isolator(start, "tests.multiprocess") as iso:
+        name = await iso.run(multiprocess.hold_lock, method)
         assert name.startswith("/mp-")
         assert f"sem.{name[1:]}" not in names()
         with pytest.raises(LookupError) as raised:
-            await iso.run(swarm.hold_lock_and_fail, method)
+            await iso.run(multiprocess.hold_lock_and_fail, method)
         assert f"sem.{raised.value.args[0][1:]}" not in names()
 
 
 @pytest.mark.one_loop
 async def test_the_default(start):
-    async with isolator(start, "tests.swarm") as iso:
-        _, _, used = await iso.run(swarm.use_pool)
+    async with isolator(start, "tests.multiprocess") as iso:
+        _, _, used = await iso.run(multiprocess.use_pool)
     assert used == ("forkserver" if sys.version_info >= (3, 14) else "fork")
 
 
 @pytest.mark.one_loop
 async def test_a_process_that_fn_leaves_ends_with_it(start):
-    async with isolator(start, "tests.swarm") as iso:
-        pid = await iso.run(swarm.leave_process, exit_timeout=0.1)
+    async with isolator(start, "tests.multiprocess") as iso:
+        pid = await iso.run(multiprocess.leave_process, exit_timeout=0.1)
         await until(lambda: not alive(pid))
 
 
 def leave_and_tell():
-    swarm.leave_process(report_progress)
+    multiprocess.leave_process(report_progress)
 
 
 @pytest.mark.one_loop
 async def test_a_process_of_fn_ends_at_the_deadline(start):
     pids = []
-    async with isolator(start, "tests.swarm") as iso:
+    async with isolator(start, "tests.multiprocess") as iso:
         with pytest.raises(TimeoutError):
             await iso.run(
                 leave_and_tell, timeout=3, on_progress=lambda seen: pids.append(int(seen.done))
@@ -84,21 +84,21 @@ def test_the_parents_own_goes_on(method):
         """
         import asyncio, json, multiprocessing.forkserver, os, sys
         from aioisolate import Isolator, run_isolated
-        from tests import swarm
+        from tests import multiprocess
 
         async def main(method):
             answers = {}
             for start in ("fork", "template", "zygote"):
-                more = {"preload": ["tests.swarm"]} if start == "zygote" else {}
+                more = {"preload": ["tests.multiprocess"]} if start == "zygote" else {}
                 async with Isolator(start=start, **more) as iso:
-                    answers[start] = await iso.run(swarm.use_pool, method, timeout=30)
+                    answers[start] = await iso.run(multiprocess.use_pool, method, timeout=30)
             return answers
 
         if __name__ == "__main__":
             method = sys.argv[1]
-            before = swarm.use_pool(method)
+            before = multiprocess.use_pool(method)
             answers = asyncio.run(main(method))
-            answers["after"] = swarm.use_pool(method)
+            answers["after"] = multiprocess.use_pool(method)
             server = multiprocessing.forkserver._forkserver._forkserver_pid or 0
             print(json.dumps([server, before, answers]))
         """,

@@ -20,8 +20,8 @@ import pytest
 
 from aioisolate import CallableExecutedError, IsolationError, Isolator, Reason
 from tests.conftest import LOOPS, STARTS, run_on
+from tests.functions import double
 from tests.helpers import alive, python, until, wait_until
-from tests.payloads import double
 
 pytestmark = pytest.mark.once
 

@@ -24,8 +24,8 @@ from aioisolate import (
     Reason,
     report_progress,
 )
+from tests.functions import OddError, Sum, count, divide_12, double, leave, raise_odd, slow_count
 from tests.helpers import Stages, alive, python, until, wait_until
-from tests.payloads import OddError, Sum, count, divide_12, double, leave, raise_odd, slow_count
 
 pytestmark = [pytest.mark.dependencies, pytest.mark.part(name="servers")]
 

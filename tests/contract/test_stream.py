@@ -21,9 +21,9 @@ from aioisolate import (
     stream_isolated,
 )
 from tests.attacks.channel import find_line, write
+from tests.functions import OddError, count, slow_count
 from tests.helpers import alive, until
 from tests.internals import Kind, codecs, encode, plain, threads
-from tests.payloads import OddError, count, slow_count
 
 pytestmark = [pytest.mark.quick, pytest.mark.dependencies, pytest.mark.part(name="servers")]
 

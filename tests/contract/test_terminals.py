@@ -18,8 +18,8 @@ import pytest
 
 from aioisolate import Isolator, Sandbox, capture_isolated, run_isolated, stream_isolated
 from tests.conftest import LOOPS
+from tests.functions import everything_typed, stop
 from tests.helpers import ROOT, Stages, isolator, until
-from tests.payloads import everything_typed, stop
 
 pytestmark = pytest.mark.part(name="processes")
 
@@ -159,7 +159,7 @@ def typed(tmp_path):
 
 
 async def test_9_4_standard_input_is_empty_or_inherited(start, typed, tmp_path):
-    async with isolator(start, "tests.payloads") as iso:
+    async with isolator(start, "tests.functions") as iso:
         assert await iso.run(everything_typed) == ("", True, "/dev/null")
         text, same, name = await iso.run(everything_typed, stdin="inherit")
         assert (text, same, name) == ("second\n", True, str(tmp_path / "input"))
@@ -168,7 +168,7 @@ async def test_9_4_standard_input_is_empty_or_inherited(start, typed, tmp_path):
         shown = await iso.run(subprocess.check_output, ["cat"], stdin="inherit")
         assert shown == b"second\n"
     os.lseek(0, 6, os.SEEK_SET)
-    async with isolator(start, "tests.payloads", stdin="inherit") as iso:
+    async with isolator(start, "tests.functions", stdin="inherit") as iso:
         assert (await iso.run(everything_typed))[0] == "second\n"
         assert await iso.run(everything_typed, stdin="null") == ("", True, "/dev/null")
 
@@ -187,7 +187,7 @@ async def test_9_4_standard_input_that_is_closed(start):
     before = sys.stdin, sys.__stdin__
     sys.stdin = sys.__stdin__ = None
     try:
-        async with isolator(start, "tests.payloads") as iso:
+        async with isolator(start, "tests.functions") as iso:
             assert await iso.run(everything_typed) == ("", True, "/dev/null")
             assert await iso.run(everything_typed, stdin="inherit") == ("", True, "/dev/null")
     finally:
@@ -206,7 +206,7 @@ async def test_9_4_what_stdin_can_not_be():
 
 async def test_9_4_a_stopped_child_is_told_of(start, caplog):
     caplog.set_level(logging.WARNING, "aioisolate")
-    async with isolator(start, "tests.payloads") as iso:
+    async with isolator(start, "tests.functions") as iso:
         with pytest.raises(TimeoutError, match=r"longer than 1 s; .* had stopped it") as late:
             await iso.run(stop, timeout=1)
         if start["start"] == "fork":

@@ -12,7 +12,7 @@ from multiprocessing import resource_tracker, shared_memory
 import anyio
 import pytest
 
-from tests import swarm
+from tests import multiprocess
 from tests.helpers import alive, isolator, until, wait_until
 from tests.internals import leftovers, trackers
 
@@ -54,13 +54,13 @@ async def test_11_14_nothing_stays_in_shared_memory(start, how, monkeypatch):
         names.extend(progress.message.split())
         told.set()
 
-    async with isolator(start, "tests.swarm", output="null") as iso:
+    async with isolator(start, "tests.multiprocess", output="null") as iso:
         async with anyio.create_task_group() as group:
 
             async def call():
                 fn_does = "hangs" if how == "cancelled" else how
                 timeout = 60.0 if how != "hangs" else 1.5
-                await iso.capture(swarm.share, fn_does, on_progress=note, timeout=timeout)
+                await iso.capture(multiprocess.share, fn_does, on_progress=note, timeout=timeout)
 
             group.start_soon(call)
             await told.wait()
@@ -82,8 +82,10 @@ async def test_11_14_what_only_poses_as_a_tracker_ends_as_well(kind, codec, monk
     monkeypatch.setattr(
         trackers, "find", lambda pid, **more: asked.append(pid) or find(pid, **more)
     )
-    async with isolator({"start": kind}, "tests.swarm", codec=codec) as iso:
-        await iso.capture(swarm.pose_as_tracker, on_progress=lambda seen: pids.append(seen.done))
+    async with isolator({"start": kind}, "tests.multiprocess", codec=codec) as iso:
+        await iso.capture(
+            multiprocess.pose_as_tracker, on_progress=lambda seen: pids.append(seen.done)
+        )
         await until(lambda: not alive(int(pids[0])))
     assert not (asked and codec == "json")
 
@@ -94,8 +96,8 @@ async def test_11_14_what_only_poses_as_a_tracker_ends_as_well(kind, codec, monk
 async def test_11_14_who_forks_on_and_on_ends_with_its_group(kind, poses):
     here, there = os.pipe()
     try:
-        async with isolator({"start": kind}, "tests.swarm") as iso:
-            outcome = await iso.capture(swarm.fork_on, there, poses, pass_fds=[there])
+        async with isolator({"start": kind}, "tests.multiprocess") as iso:
+            outcome = await iso.capture(multiprocess.fork_on, there, poses, pass_fds=[there])
             assert outcome.exit == 3, outcome
             os.close(there)
             there = -1
@@ -142,12 +144,12 @@ async def test_11_14_memory_of_the_parents_stays(start, how, capfd):
     """A child that attaches to it does not take it along, nor does it have to say so."""
     if how == "imports" and start["start"] != "zygote":
         pytest.skip("a copy has the modules of the parent")
-    modules = ["tests.swarm"] if how != "imports" else []
+    modules = ["tests.multiprocess"] if how != "imports" else []
     memory = shared_memory.SharedMemory(create=True, size=16)
     try:
         async with isolator(start, *modules) as iso:
             timeout = 0.5 if how == "hangs" else 20.0
-            await iso.capture(swarm.attach, memory.name, how, timeout=timeout)
+            await iso.capture(multiprocess.attach, memory.name, how, timeout=timeout)
         assert bytes(memory.buf[:1]) == b"1"
         assert os.path.exists(f"/dev/shm/{memory.name}") == (how != "unlinks")
     finally:
@@ -164,14 +166,14 @@ async def test_11_14_the_tracker_of_a_fork_server_is_not_its_childrens(monkeypat
     """It would end with the server only; and a call that leaves nothing must not look at it."""
     heard, names = [], []
     monkeypatch.setattr(leftovers.Leftovers, "hear", lambda self, body: heard.append(body))
-    async with isolator({"start": "zygote"}, "tests.swarm_with_memory") as iso:
+    async with isolator({"start": "zygote"}, "tests.shared_memory_on_import") as iso:
         assert await iso.run(abs, -1) == 1
         assert heard == []
 
         def note(progress):
             names.extend(progress.message.split())
 
-        await iso.capture(swarm.share, "crashes", on_progress=note)
+        await iso.capture(multiprocess.share, "crashes", on_progress=note)
         assert len(names) == 2
         await until(lambda: not left(names))
 
@@ -180,8 +182,8 @@ async def test_11_14_the_tracker_of_a_fork_server_is_not_its_childrens(monkeypat
 @pytest.mark.parametrize("kind", ["fork", "zygote"])
 async def test_11_14_what_forks_all_the_time_ends_as_well(kind):
     """The group of a child that has a tracker is not killed by its number, but one by one."""
-    async with isolator({"start": kind}, "tests.swarm") as iso:
-        error = (await iso.capture(swarm.spread, 6, timeout=0.6)).error
+    async with isolator({"start": kind}, "tests.multiprocess") as iso:
+        error = (await iso.capture(multiprocess.spread, 6, timeout=0.6)).error
         assert isinstance(error, TimeoutError)
 
         def rest():

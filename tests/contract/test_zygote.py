@@ -24,8 +24,8 @@ from aioisolate import (
     Reason,
     report_progress,
 )
+from tests.functions import double
 from tests.helpers import Stages, alive, python, until
-from tests.payloads import double
 
 pytestmark = [pytest.mark.dependencies, pytest.mark.part(name="servers")]
 
@@ -127,7 +127,7 @@ async def test_what_to_preload_is_logged(caplog):
         for _ in range(2):
             assert await iso.run(double, 2) == 4
     told = [r.getMessage() for r in caplog.records if "preload" in r.getMessage()]
-    assert told == ["each child imports tests.payloads for itself: name it in preload"]
+    assert told == ["each child imports tests.functions for itself: name it in preload"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests import syscall_prober
-from tests.contained import in_child
+from tests.confined import in_child
 from tests.docker_matrix import RECORDED, SEEN
 from tests.docker_profile import PROFILE, allow_all_but, compile_profile
 from tests.environments import ENVIRONMENTS

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contained import in_child, leave, outcome
+from tests.confined import in_child, leave, outcome
 from tests.helpers import fork
 from tests.internals import landlock, prctl, syscalls
 

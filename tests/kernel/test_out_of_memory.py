@@ -31,7 +31,7 @@ COMMON = """
     import logging, os, signal, subprocess, sys, time
     import anyio
     from aioisolate import *
-    from tests import deeds
+    from tests import actions
     from tests.helpers import until
 
     logging.basicConfig(format="%(name)s: %(message)s", level="WARNING")
@@ -61,9 +61,9 @@ def test_a_fork_server_and_innocent_calls(entrance):
         COMMON
         + """
     async def main():
-        async with Isolator(start="zygote", preload=["tests.deeds"],
+        async with Isolator(start="zygote", preload=["tests.actions"],
                             limits=Limits(memory="64 MiB")) as iso:
-            assert await iso.run(deeds.double, 4) == 8
+            assert await iso.run(actions.double, 4) == 8
             pool = iso._core._source._pool
             server = pool.pid
             async with anyio.create_task_group() as group:
@@ -79,7 +79,7 @@ def test_a_fork_server_and_innocent_calls(entrance):
                 prefer(server, 1000)
                 await anyio.to_thread.run_sync(explode)
             await until(lambda: pool.pid not in (0, server))
-            print(await iso.run(deeds.double, 5))
+            print(await iso.run(actions.double, 5))
 
     anyio.run(main)
     """

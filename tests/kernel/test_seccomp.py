@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contained import in_child, leave
+from tests.confined import in_child, leave
 from tests.helpers import fork, python
 from tests.internals import NUMBERS, native, prctl, seccomp, syscalls
 

@@ -26,7 +26,7 @@ from aioisolate import (
     features,
     run_isolated,
 )
-from tests import deeds
+from tests import actions
 from tests.helpers import fork, forked, isolator, python
 from tests.internals import (
     Bounds,
@@ -152,14 +152,14 @@ async def test_calls_end_where_a_filter_forbids_signals_by_pidfd(start, monkeypa
     refuse_pidfd_signals(monkeypatch)
     async with Isolator(**start) as iso:
         with pytest.raises(TimeoutError):
-            await iso.run(deeds.sleep, 30, timeout=0.3)
+            await iso.run(actions.sleep, 30, timeout=0.3)
 
 
 _GIVE_UP = """
 import asyncio, os, sys, time
 from aioisolate import Isolator, IsolationError, Sandbox, run_isolated
 from tests.internals import users
-from tests import deeds
+from tests import actions
 
 def gone(pid):
     try:
@@ -177,7 +177,7 @@ async def call(run, **more):
             pids.append(event.pid)
             users.drop_capabilities()
     try:
-        await run(deeds.sleep, 30, timeout=1.5, on_event=begun, **more)
+        await run(actions.sleep, 30, timeout=1.5, on_event=begun, **more)
     except IsolationError as error:
         print(error.reason.name, gone(pids[0]))
 
@@ -185,7 +185,7 @@ async def main():
     if sys.argv[1] == "fork":
         await call(run_isolated, sandbox=Sandbox())
     else:
-        async with Isolator(sandbox=Sandbox(), preload=["tests.deeds"]) as iso:
+        async with Isolator(sandbox=Sandbox(), preload=["tests.actions"]) as iso:
             await call(iso.run)
 asyncio.run(main())
 """
@@ -530,8 +530,8 @@ async def test_root_that_stays_has_no_capability(start):
     for user, has_some in (("unprivileged", False), ("keep", True)):
         # Nothing else is taken away, so that it can be seen.
         box = Sandbox.crash_guard(user=user)
-        async with isolator(start, "tests.deeds", sandbox=box) as iso:
-            uid, capabilities = await iso.run(deeds.who_and_what)
+        async with isolator(start, "tests.actions", sandbox=box) as iso:
+            uid, capabilities = await iso.run(actions.who_and_what)
         assert uid == 0
         assert bool(capabilities) is has_some
 
@@ -564,10 +564,10 @@ async def test_a_filter_without_threads(monkeypatch):
         ),
     )
     box = Sandbox.untrusted()
-    async with Isolator(sandbox=box, preload=["tests.deeds"]) as iso:
+    async with Isolator(sandbox=box, preload=["tests.actions"]) as iso:
         assert await iso.run(len, "four") == 4
         with pytest.raises(Exception, match="can't start new thread"):
-            await iso.run(deeds.start_a_thread)
+            await iso.run(actions.start_a_thread)
 
 
 def test_limits_that_can_not_be_held_are_left_out_with_a_warning():

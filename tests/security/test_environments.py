@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.environment_expectations import complaints
 from tests.environment_table import cells, rows_of_page
 from tests.environments import ENVIRONMENTS, GROUPS, missing, results, run
-from tests.expectations import complaints
 
 pytestmark = [
     pytest.mark.sole,

@@ -116,7 +116,7 @@ async def test_each_is_told_of_once(module, tmp_path, caplog):
 @pytest.mark.parametrize("kind", ["zygote", "template"])
 async def test_the_library_has_nothing_to_tell_of(kind, tmp_path, caplog):
     """Neither of its own descriptors, nor, in a copy, of those that the copy has lost."""
-    more = {"preload": ["tests.deeds"]} if kind == "zygote" else {}
+    more = {"preload": ["tests.actions"]} if kind == "zygote" else {}
     with caplog.at_level(logging.WARNING, "aioisolate"), open(tmp_path / "file", "w"):
         async with Isolator(start=kind, sandbox=OPEN, warm=1, **more) as iso:
             assert await iso.run(len, "abc", timeout=20) == 3

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from aioisolate import IsolationError, Isolator, Limits, Sandbox
-from tests import deeds
+from tests import actions
 from tests.internals import elf, features, python_paths
 
 HERE = features.containment()
@@ -38,8 +38,8 @@ async def test_everything_can_be_imported_that_can_without_a_sandbox(names):
     limits = Limits(memory="2 GiB", open_files=500, cpu_time=60)
     found = []
     for options in ({}, {"sandbox": Sandbox.untrusted(limits=limits)}):
-        async with Isolator(start="zygote", preload=["tests.deeds"], **options) as iso:
-            found.append(await iso.run(deeds.import_all, names, timeout=90, output="null"))
+        async with Isolator(start="zygote", preload=["tests.actions"], **options) as iso:
+            found.append(await iso.run(actions.import_all, names, timeout=90, output="null"))
     free, confined = found
     assert confined == free
     assert sum(error is None for error in free.values()) > len(names) * 0.8

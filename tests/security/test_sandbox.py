@@ -30,7 +30,7 @@ from aioisolate import (
     run_isolated,
 )
 from aioisolate.sandbox import PYTHON
-from tests import deeds, helpers
+from tests import actions, helpers
 from tests.attacks import channel
 from tests.helpers import ROOT, Stages, alive, error_of, python, until, wait_until
 from tests.internals import (
@@ -61,7 +61,7 @@ needs_layers = pytest.mark.skipif(not confinable, reason="layers are missing her
 
 
 def isolator(start, **options):
-    return helpers.isolator(start, "tests.deeds", **options)
+    return helpers.isolator(start, "tests.actions", **options)
 
 
 @pytest.fixture
@@ -185,21 +185,21 @@ def test_untrusted():
 async def test_untrusted_code_gets_no_copy_of_this_process(kind):
     with pytest.raises(CallableDidNotExecuteError, match=f"start='{kind}'") as caught:
         async with Isolator(start=kind, sandbox=Sandbox.untrusted()) as iso:
-            await iso.run(deeds.double, 4)
+            await iso.run(actions.double, 4)
     assert caught.value.reason is Reason.FEATURE_UNAVAILABLE
 
 
 @one_loop
 async def test_options_and_sandboxes():
     with pytest.raises(CallableDidNotExecuteError, match="fresh interpreter"):
-        await run_isolated(deeds.double, 4, sandbox=Sandbox.untrusted())
+        await run_isolated(actions.double, 4, sandbox=Sandbox.untrusted())
     with pytest.raises(TypeError, match="sandbox must be a Sandbox"):
-        await run_isolated(deeds.double, 4, sandbox="untrusted")
+        await run_isolated(actions.double, 4, sandbox="untrusted")
     with pytest.raises(ValueError, match="data only"):
-        await run_isolated(deeds.double, 4, sandbox=Sandbox(), codec="pickle")
+        await run_isolated(actions.double, 4, sandbox=Sandbox(), codec="pickle")
     async with Isolator() as iso:
         with pytest.raises(TypeError, match="belongs to the Isolator"):
-            await iso.run(deeds.double, 4, sandbox=Sandbox())
+            await iso.run(actions.double, 4, sandbox=Sandbox())
 
 
 # Policy
@@ -342,7 +342,7 @@ async def test_a_refusal_forks_nothing(start, monkeypatch):
     events = []
     with pytest.raises(CallableDidNotExecuteError, match="darwin") as caught:
         async with isolator(start, sandbox=Sandbox()) as iso:
-            await iso.run(deeds.double, 4, on_event=events.append)
+            await iso.run(actions.double, 4, on_event=events.append)
     assert caught.value.reason is Reason.FEATURE_UNAVAILABLE
     assert not events
 
@@ -352,23 +352,23 @@ async def test_a_refusal_forks_nothing(start, monkeypatch):
 
 async def test_crash_guard_works(start, tmp_path):
     async with isolator(start, sandbox=Sandbox.crash_guard()) as iso:
-        assert await iso.run(deeds.double, 4) == 8
-        await iso.run(deeds.touch, str(tmp_path / "made"))
+        assert await iso.run(actions.double, 4) == 8
+        await iso.run(actions.touch, str(tmp_path / "made"))
         assert (tmp_path / "made").exists()
-        assert await iso.run(deeds.who) == [
+        assert await iso.run(actions.who) == [
             os.getuid(),
             os.geteuid(),
             os.getgid(),
             os.getgroups(),
         ]
-        assert await iso.run(deeds.run_program, "/bin/echo", "hello") == [0, "hello\n", ""]
-        assert await iso.run(deeds.status_of, "NoNewPrivs") == "1"
+        assert await iso.run(actions.run_program, "/bin/echo", "hello") == [0, "hello\n", ""]
+        assert await iso.run(actions.status_of, "NoNewPrivs") == "1"
         with pytest.raises(ValueError, match="own type"):
-            await iso.run(deeds.raise_value, "own type")
-        error = await error_of(iso.run(deeds.crash))
+            await iso.run(actions.raise_value, "own type")
+        error = await error_of(iso.run(actions.crash))
         assert error.reason is Reason.SIGNAL
         assert "in crash" in error.crash_traceback
-        error = await error_of(iso.run(deeds.allocate, 2 << 30))
+        error = await error_of(iso.run(actions.allocate, 2 << 30))
         assert error.reason is Reason.MEMORY_LIMIT
 
 
@@ -376,12 +376,12 @@ async def test_without_a_service(tmp_path):
     guard = Sandbox.crash_guard()
     secret = object()
     assert await run_isolated(lambda: secret is not None, sandbox=guard) is True
-    assert (await capture_isolated(deeds.double, 4, sandbox=guard)).value == 8
-    assert await isolated(sandbox=guard)(deeds.double)(x=4) == 8
+    assert (await capture_isolated(actions.double, 4, sandbox=guard)).value == 8
+    assert await isolated(sandbox=guard)(actions.double)(x=4) == 8
     if confinable:
-        assert await run_isolated(deeds.double, 4, sandbox=Sandbox()) == 8
+        assert await run_isolated(actions.double, 4, sandbox=Sandbox()) == 8
         outcome = await capture_isolated(
-            deeds.read_file, "/etc/passwd", sandbox=Sandbox(), output="capture"
+            actions.read_file, "/etc/passwd", sandbox=Sandbox(), output="capture"
         )
         assert isinstance(outcome.error, RemoteError)
 
@@ -400,17 +400,17 @@ async def test_files(start, shared):
     box = Sandbox(read=[PYTHON, shared / "shown"], write=[str(shared / "open")])
     hidden, shown, opened = (str(shared / n / "file") for n in ("hidden", "shown", "open"))
     async with isolator(start, sandbox=box) as iso:
-        assert await iso.run(deeds.read_file, shown) == "shown"
-        assert await iso.run(deeds.read_file, opened) == "open"
+        assert await iso.run(actions.read_file, shown) == "shown"
+        assert await iso.run(actions.read_file, opened) == "open"
         no = {errno.EACCES, errno.ENOENT}
-        assert set(await iso.run(deeds.try_files, hidden)) <= no
-        assert await iso.run(deeds.try_files, shown) == [0, errno.EACCES, errno.EACCES, 0]
-        assert await iso.run(deeds.try_files, opened) == [0, 0, 0, 0]
+        assert set(await iso.run(actions.try_files, hidden)) <= no
+        assert await iso.run(actions.try_files, shown) == [0, errno.EACCES, errno.EACCES, 0]
+        assert await iso.run(actions.try_files, opened) == [0, 0, 0, 0]
         assert (shared / "open" / "made").exists()
         assert not (shared / "shown" / "made").exists()
         for path in ("/etc/shadow", "/etc/passwd", f"{ROOT}/pyproject.toml", "/proc/1/environ"):
             with pytest.raises(RemoteError) as caught:
-                await iso.run(deeds.read_file, path)
+                await iso.run(actions.read_file, path)
             assert caught.value.type_name in {"PermissionError", "FileNotFoundError"}
 
 
@@ -433,12 +433,12 @@ async def test_files_are_not_emptied(start, shared, monkeypatch, version, namesp
     box = Sandbox(read=[PYTHON, shown.parent], write=[str(opened.parent)], namespaces=namespaces_)
     async with isolator(start, sandbox=box) as iso:
         for file in (hidden, shown):
-            found = await iso.run(deeds.try_to_empty, str(file))
+            found = await iso.run(actions.try_to_empty, str(file))
             assert set(found) <= {errno.EACCES, errno.EPERM, errno.ENOENT}
             assert file.read_text() == file.parent.name
         # What is not open for writing is cut off by nobody, if Landlock can't tell which it is.
         unseen = 0 if here.landlock >= 3 else errno.EPERM
-        found = await iso.run(deeds.try_to_empty, str(opened))
+        found = await iso.run(actions.try_to_empty, str(opened))
         assert found == [unseen, unseen, unseen, 0, 0]
         assert opened.read_text() == ""
 
@@ -457,7 +457,7 @@ async def test_reading_leaves_no_time_of_access(start, shared, namespaces_, chan
     os.utime(file, (1, 2))
     box = Sandbox(read=[PYTHON, shared], namespaces=namespaces_)
     async with isolator(start, sandbox=box) as iso:
-        await iso.run(deeds.read_file, str(file))
+        await iso.run(actions.read_file, str(file))
     assert (file.stat().st_atime != 1) is changes
 
 
@@ -469,10 +469,10 @@ async def test_locks(start, shared, namespaces_):
     path = "/etc/ld.so.cache"
     box = Sandbox(namespaces=namespaces_)
     async with isolator(start, sandbox=box) as iso:
-        assert await iso.run(deeds.lock, path) == [errno.ENOLCK, errno.ENOLCK]
+        assert await iso.run(actions.lock, path) == [errno.ENOLCK, errno.ENOLCK]
     box = Sandbox(namespaces=namespaces_, write=[str(shared)])
     async with isolator(start, sandbox=box) as iso:
-        assert await iso.run(deeds.lock, path) == [0, 0]
+        assert await iso.run(actions.lock, path) == [0, 0]
 
 
 @needs_layers
@@ -503,7 +503,7 @@ async def test_a_path_that_is_not_there(start, tmp_path):
     box = Sandbox(read=[PYTHON, tmp_path / "nothing"])
     with pytest.raises(CallableDidNotExecuteError) as caught:
         async with isolator(start, sandbox=box) as iso:
-            await iso.run(deeds.touch, str(tmp_path / "called"))
+            await iso.run(actions.touch, str(tmp_path / "called"))
     assert caught.value.reason is Reason.CHILD_SETUP
     assert "nothing" in str(caught.value)
     assert caught.value.__cause__.errno == errno.ENOENT
@@ -516,9 +516,9 @@ async def test_all_files(start, tmp_path):
     """Files are not confined, and the rest is."""
     box = Sandbox(read=None, write=None, user="keep")
     async with isolator(start, sandbox=box) as iso:
-        await iso.run(deeds.touch, str(tmp_path / "made"))
+        await iso.run(actions.touch, str(tmp_path / "made"))
         assert (tmp_path / "made").exists()
-        assert (await iso.run(deeds.network))[0] != 0
+        assert (await iso.run(actions.network))[0] != 0
 
 
 @needs_layers
@@ -526,13 +526,13 @@ async def test_all_files(start, tmp_path):
 async def test_scratch(start):
     tempfile.gettempdir()  # which remembers it
     async with isolator(start, sandbox=Sandbox(scratch="1 MiB")) as iso:
-        found = await iso.run(deeds.where)
+        found = await iso.run(actions.where)
         place = found["cwd"]
         assert found == {"cwd": place, "home": place, "tmp": place, "tempfile": place, "files": []}
-        written, code = await iso.run(deeds.fill_scratch, 4 * MiB)
+        written, code = await iso.run(actions.fill_scratch, 4 * MiB)
         assert code == errno.ENOSPC
         assert written <= MiB
-        made, code = await iso.run(deeds.many_inodes, 100_000)
+        made, code = await iso.run(actions.many_inodes, 100_000)
         assert code == errno.ENOSPC
         assert made <= 300
         # Each has its own, also at the same time.
@@ -540,12 +540,12 @@ async def test_scratch(start):
         async with anyio.create_task_group() as group:
 
             async def leave(name):
-                got.append(await iso.run(deeds.leave_in_scratch, name, 0.3))
+                got.append(await iso.run(actions.leave_in_scratch, name, 0.3))
 
             group.start_soon(leave, "one")
             group.start_soon(leave, "two")
         assert sorted(got) == [["one"], ["two"]]
-        assert (await iso.run(deeds.where))["files"] == []
+        assert (await iso.run(actions.where))["files"] == []
     with open("/proc/self/mounts") as mounts:
         assert "/aioisolate/scratch" not in mounts.read()
     assert not os.path.exists(confine.SCRATCH)
@@ -559,9 +559,9 @@ async def test_scratch(start):
 @one_loop
 async def test_network(start, namespaces_):
     async with isolator(start, sandbox=Sandbox(namespaces=namespaces_)) as iso:
-        assert await iso.run(deeds.network) == [errno.EACCES, errno.EACCES, 0]
+        assert await iso.run(actions.network) == [errno.EACCES, errno.EACCES, 0]
     async with isolator(start, sandbox=Sandbox(network="inherit", namespaces=namespaces_)) as iso:
-        assert await iso.run(deeds.network) == [errno.ECONNREFUSED, 0, 0]
+        assert await iso.run(actions.network) == [errno.ECONNREFUSED, 0, 0]
 
 
 @needs_layers
@@ -569,7 +569,7 @@ async def test_network(start, namespaces_):
 async def test_a_network_of_its_own_has_nothing(start):
     box = Sandbox(read=None, write=None, syscalls="off", network="inherit")
     async with isolator(start, sandbox=box) as iso:
-        assert "lo" in await iso.run(deeds.interfaces)
+        assert "lo" in await iso.run(actions.interfaces)
     policy = make_policy(Sandbox(), HERE, "fork")
     assert policy.unshare & namespaces.NEWNET
 
@@ -583,14 +583,14 @@ PROGRAMS = [PYTHON, "/bin", "/usr"]
 @one_loop
 async def test_programs(start):
     async with isolator(start, sandbox=Sandbox(read=PROGRAMS, subprocesses=True)) as iso:
-        assert await iso.run(deeds.run_program, "/bin/echo", "hello") == [0, "hello\n", ""]
-        assert await iso.run(deeds.run_program, "/bin/sh", "-c", "exit 7") == [7, "", ""]
-        code, out, _ = await iso.run(deeds.run_program, "/bin/cat", "/etc/shadow")
+        assert await iso.run(actions.run_program, "/bin/echo", "hello") == [0, "hello\n", ""]
+        assert await iso.run(actions.run_program, "/bin/sh", "-c", "exit 7") == [7, "", ""]
+        code, out, _ = await iso.run(actions.run_program, "/bin/cat", "/etc/shadow")
         assert code
         assert not out
-        assert await iso.run(deeds.count_forks, 3) == [3, 0]
+        assert await iso.run(actions.count_forks, 3) == [3, 0]
     async with isolator(start, sandbox=Sandbox(read=PROGRAMS)) as iso:
-        for fn, args in ((deeds.run_program, ["/bin/echo"]), (deeds.count_forks, [3])):
+        for fn, args in ((actions.run_program, ["/bin/echo"]), (actions.count_forks, [3])):
             try:
                 assert await iso.run(fn, *args) == [0, errno.EPERM]
             except RemoteError as error:
@@ -631,10 +631,10 @@ async def test_daemons_end_with_the_call(start, how):
         with Daemon() as daemon:
             options = {"pass_fds": [daemon.write]}
             if how == "return":
-                assert await iso.run(deeds.start_daemon, daemon.write, 0.2, **options) == "left"
+                assert await iso.run(actions.start_daemon, daemon.write, 0.2, **options) == "left"
             elif how == "capture":
                 outcome = await iso.capture(
-                    deeds.start_daemon, daemon.write, 0.2, output="capture", **options
+                    actions.start_daemon, daemon.write, 0.2, output="capture", **options
                 )
                 assert outcome.value == "left"
             elif how in {"crash", "kill", "stop"}:
@@ -644,7 +644,7 @@ async def test_daemons_end_with_the_call(start, how):
                 if how == "stop":
                     options["timeout"] = 1.0
                 error = await error_of(
-                    iso.run(deeds.start_daemon, daemon.write, 60, number, **options)
+                    iso.run(actions.start_daemon, daemon.write, 60, number, **options)
                 )
                 if how == "stop":
                     assert error.reason is Reason.TIMEOUT
@@ -652,14 +652,14 @@ async def test_daemons_end_with_the_call(start, how):
                     assert error.exit == -number
             elif how == "timeout":
                 error = await error_of(
-                    iso.run(deeds.start_daemon, daemon.write, 60, timeout=1.0, **options)
+                    iso.run(actions.start_daemon, daemon.write, 60, timeout=1.0, **options)
                 )
                 assert error.reason is Reason.TIMEOUT
                 assert "in start_daemon" in error.crash_traceback
             else:
                 async with anyio.create_task_group() as group:
                     group.start_soon(
-                        lambda: iso.run(deeds.start_daemon, daemon.write, 60, **options)
+                        lambda: iso.run(actions.start_daemon, daemon.write, 60, **options)
                     )
                     await until(daemon.is_there)
                     group.cancel_scope.cancel()
@@ -673,7 +673,7 @@ async def test_no_return_is_ahead_of_the_end(start):
         for _ in range(20):
             with Daemon() as daemon:
                 assert (
-                    await iso.run(deeds.start_daemon, daemon.write, 0, pass_fds=[daemon.write])
+                    await iso.run(actions.start_daemon, daemon.write, 0, pass_fds=[daemon.write])
                     == "left"
                 )
                 daemon.check_gone()
@@ -685,19 +685,19 @@ def test_daemons_end_with_this_process(kind):
     program = """
         import os, sys, anyio
         from aioisolate import Isolator, Sandbox
-        from tests import deeds, helpers
+        from tests import actions, helpers
 
         async def main():
-            options = {"preload": ["tests.deeds"]} if sys.argv[1] == "zygote" else {}
+            options = {"preload": ["tests.actions"]} if sys.argv[1] == "zygote" else {}
             box = Sandbox(subprocesses=True)
             async with Isolator(start=sys.argv[1], sandbox=box, **options) as iso:
                 async with anyio.create_task_group() as group:
                     write = int(sys.argv[2])
                     group.start_soon(
-                        lambda: iso.run(deeds.start_daemon, write, 60, pass_fds=[write])
+                        lambda: iso.run(actions.start_daemon, write, 60, pass_fds=[write])
                     )
                     group.start_soon(
-                        lambda: iso.run(deeds.start_daemon, write, 60, pass_fds=[write])
+                        lambda: iso.run(actions.start_daemon, write, 60, pass_fds=[write])
                     )
                     await anyio.sleep(float(sys.argv[3]))
                     os.kill(os.getpid(), 9)
@@ -727,19 +727,19 @@ async def test_an_end_is_told_truthfully(start):
     """Through those who look after it."""
     async with isolator(start, sandbox=TREE) as iso:
         for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGSEGV):
-            error = await error_of(iso.run(deeds.raise_signal, number))
+            error = await error_of(iso.run(actions.raise_signal, number))
             assert error.exit == -number
             assert error.reason is Reason.SIGNAL
             assert isinstance(error, CallableStatusUnknownError)
         assert "in raise_signal" in error.crash_traceback
         for code in (0, 1, 77, 255):
-            error = await error_of(iso.run(deeds.leave, code))
+            error = await error_of(iso.run(actions.leave, code))
             assert error.exit == code
             assert error.reason is (Reason.EXIT if code else Reason.NO_RESULT)
-        outcome = await iso.capture(deeds.spin, 0.3)
+        outcome = await iso.capture(actions.spin, 0.3)
         assert outcome.exit == 0
         assert outcome.usage.user + outcome.usage.system > 0.2
-        error = await error_of(iso.run(deeds.leave_politely, 5))
+        error = await error_of(iso.run(actions.leave_politely, 5))
         assert error.reason is Reason.EXIT
         assert error.exit == 5
 
@@ -749,7 +749,9 @@ async def test_an_end_is_told_truthfully(start):
 async def test_grace(start, shared):
     box = Sandbox(subprocesses=True, write=[shared])
     async with isolator(start, sandbox=box) as iso:
-        error = await error_of(iso.run(deeds.on_term, str(shared / "note"), timeout=0.5, grace=5.0))
+        error = await error_of(
+            iso.run(actions.on_term, str(shared / "note"), timeout=0.5, grace=5.0)
+        )
         assert error.reason is Reason.TIMEOUT
         assert error.exit == 3
         assert (shared / "note").read_text() == "called"
@@ -759,7 +761,7 @@ async def test_grace(start, shared):
 @one_loop
 async def test_cpu_time_through_an_init(start):
     async with isolator(start, sandbox=TREE, limits=Limits(cpu_time=1)) as iso:
-        error = await error_of(iso.run(deeds.spin, 30))
+        error = await error_of(iso.run(actions.spin, 30))
         assert error.reason is Reason.CPU_LIMIT
         assert error.exit == -signal.SIGXCPU
         assert "in spin" in error.crash_traceback
@@ -772,7 +774,7 @@ async def test_cpu_time_through_an_init(start):
 @one_loop
 async def test_users(start):
     async with isolator(start, sandbox=Sandbox()) as iso:
-        uid, euid, gid, groups = await iso.run(deeds.who)
+        uid, euid, gid, groups = await iso.run(actions.who)
         assert uid == euid
         if IS_ROOT:
             assert uid in range(SPARE.first, SPARE.first + SPARE.size)
@@ -783,14 +785,14 @@ async def test_users(start):
                 for _ in range(2):
 
                     async def meet():
-                        uids.append(await iso.run(deeds.meet, 0.3))
+                        uids.append(await iso.run(actions.meet, 0.3))
 
                     group.start_soon(meet)
             assert len(set(uids)) == 2
         else:
             assert uid == os.getuid()
     async with isolator(start, sandbox=Sandbox(user="keep")) as iso:
-        assert (await iso.run(deeds.who))[0] == os.getuid()
+        assert (await iso.run(actions.who))[0] == os.getuid()
 
 
 @as_root
@@ -798,19 +800,19 @@ async def test_users(start):
 @one_loop
 async def test_a_certain_user(start):
     async with isolator(start, sandbox=Sandbox(user=2345)) as iso:
-        assert await iso.run(deeds.who) == [2345, 2345, 2345, []]
+        assert await iso.run(actions.who) == [2345, 2345, 2345, []]
 
 
 @needs_layers
 @one_loop
 async def test_without_namespaces(start):
     async with isolator(start, sandbox=Sandbox(namespaces="off", read=[PYTHON, "/proc"])) as iso:
-        status = await iso.run(deeds.status_of, "Seccomp")
+        status = await iso.run(actions.status_of, "Seccomp")
         assert status == "2"
-        assert await iso.run(deeds.status_of, "NoNewPrivs") == "1"
-        assert int(await iso.run(deeds.status_of, "CapEff"), 16) == 0
+        assert await iso.run(actions.status_of, "NoNewPrivs") == "1"
+        assert int(await iso.run(actions.status_of, "CapEff"), 16) == 0
     async with isolator(start, sandbox=Sandbox(namespaces="require")) as iso:
-        assert await iso.run(deeds.double, 4) == 8
+        assert await iso.run(actions.double, 4) == 8
 
 
 @needs_layers
@@ -819,11 +821,11 @@ async def test_without_namespaces(start):
 async def test_system_calls(start, kind):
     network = "inherit" if kind == "off" else "none"
     async with isolator(start, sandbox=Sandbox(syscalls=kind, network=network)) as iso:
-        assert await iso.run(deeds.double, 4) == 8
-        assert await iso.run(deeds.threads_work, 5) == [0, 1, 2, 3, 4]
-        assert await iso.run(deeds.slow_double, 4) == 8
+        assert await iso.run(actions.double, 4) == 8
+        assert await iso.run(actions.threads_work, 5) == [0, 1, 2, 3, 4]
+        assert await iso.run(actions.slow_double, 4) == 8
         try:
-            allowed = await iso.run(deeds.write_memory_file, 10) is None
+            allowed = await iso.run(actions.write_memory_file, 10) is None
         except RemoteError as error:
             assert error.type_name == "PermissionError"
             allowed = False
@@ -838,13 +840,13 @@ async def test_system_calls(start, kind):
 async def test_environment(start, monkeypatch):
     monkeypatch.setenv("SECRET", "s3cret")
     async with isolator(start, sandbox=Sandbox()) as iso:
-        assert "SECRET" not in await iso.run(deeds.environment)
+        assert "SECRET" not in await iso.run(actions.environment)
     async with isolator(start, sandbox=Sandbox(env={"A": "b"})) as iso:
-        found = await iso.run(deeds.environment)
+        found = await iso.run(actions.environment)
         assert found.pop("A") == "b"
         assert set(found) <= {"LC_CTYPE"}  # which the interpreter sets
     async with isolator(start, sandbox=Sandbox(env=None)) as iso:
-        assert (await iso.run(deeds.environment))["SECRET"] == "s3cret"
+        assert (await iso.run(actions.environment))["SECRET"] == "s3cret"
 
 
 @needs_layers
@@ -856,7 +858,7 @@ async def test_standard_input(start):
     os.dup2(read, 0)
     try:
         async with isolator(start, sandbox=Sandbox(codec="json")) as iso:
-            assert await iso.run(deeds.same_file, 0) == list(os.stat("/dev/null"))[2:0:-1]
+            assert await iso.run(actions.same_file, 0) == list(os.stat("/dev/null"))[2:0:-1]
     finally:
         os.dup2(saved, 0)
         for fd in (read, write, saved):
@@ -871,18 +873,18 @@ async def test_descriptors(start, tmp_path):
         secret = os.fstat(file.fileno())
         async with isolator(start, sandbox=Sandbox()) as iso:
             try:
-                found = await iso.run(deeds.same_file, file.fileno())
+                found = await iso.run(actions.same_file, file.fileno())
                 assert found != [secret.st_dev, secret.st_ino]
             except RemoteError as error:
                 assert "Bad file descriptor" in str(error)
-            kept = await iso.run(deeds.same_file, pipe.write, pass_fds=[pipe.write])
+            kept = await iso.run(actions.same_file, pipe.write, pass_fds=[pipe.write])
             assert kept[1] == os.fstat(pipe.write).st_ino
-            kept = await iso.run(deeds.same_file, file.fileno(), pass_fds=[file.fileno()])
+            kept = await iso.run(actions.same_file, file.fileno(), pass_fds=[file.fileno()])
             assert kept == [secret.st_dev, secret.st_ino]
         # Those who are trusted keep their files.
         if start["start"] == "fork":
             found = await run_isolated(
-                deeds.same_file, file.fileno(), sandbox=Sandbox.crash_guard()
+                actions.same_file, file.fileno(), sandbox=Sandbox.crash_guard()
             )
             assert found == [secret.st_dev, secret.st_ino]
 
@@ -899,20 +901,20 @@ class Point(TypedDict):
 @pytest.mark.parametrize("codec", ["msgspec", "json"])
 async def test_codecs(start, codec):
     async with isolator(start, sandbox=Sandbox(codec=codec)) as iso:
-        assert await iso.run(deeds.point) == {"x": 1, "y": 2}
-        assert await iso.run(deeds.point, result_type=Point) == {"x": 1, "y": 2}
-        error = await error_of(iso.run(deeds.point, result_type=list[int]))
+        assert await iso.run(actions.point) == {"x": 1, "y": 2}
+        assert await iso.run(actions.point, result_type=Point) == {"x": 1, "y": 2}
+        error = await error_of(iso.run(actions.point, result_type=list[int]))
         assert error.reason is Reason.RESULT_DECODING
-        error = await error_of(iso.run(deeds.opaque))
+        error = await error_of(iso.run(actions.opaque))
         assert error.reason is Reason.RESULT_ENCODING
         assert codec in str(error)
         with pytest.raises(RemoteError) as caught:
-            await iso.run(deeds.raise_odd)
-        assert caught.value.type_name == "tests.deeds.Odd"
+            await iso.run(actions.raise_odd)
+        assert caught.value.type_name == "tests.actions.Odd"
         assert "\x1b" not in str(caught.value)
         assert "in raise_odd" in caught.value.traceback
         assert caught.value.__cause__ is None
-        error = await error_of(iso.run(deeds.leave_politely, 5))
+        error = await error_of(iso.run(actions.leave_politely, 5))
         assert error.reason is Reason.EXIT
         assert error.exit == 5
         assert isinstance(error.__cause__, RemoteError)
@@ -921,21 +923,21 @@ async def test_codecs(start, codec):
 @needs_layers
 async def test_every_kind_of_call(start):
     async with isolator(start, sandbox=Sandbox()) as iso:
-        assert await iso.run(deeds.slow_double, 4) == 8
-        async with iso.stream(deeds.numbers, 200) as items:
+        assert await iso.run(actions.slow_double, 4) == 8
+        async with iso.stream(actions.numbers, 200) as items:
             assert [item async for item in items] == list(range(200))
-        async with iso.stream(deeds.slow_numbers, 5) as items:
+        async with iso.stream(actions.slow_numbers, 5) as items:
             assert [item async for item in items] == list(range(5))
-        assert sorted([x async for x in iso.map(deeds.double, range(5))]) == [0, 2, 4, 6, 8]
+        assert sorted([x async for x in iso.map(actions.double, range(5))]) == [0, 2, 4, 6, 8]
         seen = []
-        assert await iso.run(deeds.report, 3, on_progress=seen.append) == 3
+        assert await iso.run(actions.report, 3, on_progress=seen.append) == 3
         assert [report.done for report in seen] == [0, 1, 2]
-        async with iso.open_job(deeds.double, 4) as job:
+        async with iso.open_job(actions.double, 4) as job:
             assert await job.result() == 8
-        outcome = await iso.capture(deeds.write_out, 10, 5, output="capture")
+        outcome = await iso.capture(actions.write_out, 10, 5, output="capture")
         assert (outcome.stdout, outcome.stderr) == ("o" * 10, "e" * 5)
-        assert await iso.run(deeds.threads_work, 10) == list(range(10))
-        future = iso.executor().submit(deeds.double, 4)
+        assert await iso.run(actions.threads_work, 10) == list(range(10))
+        future = iso.executor().submit(actions.double, 4)
         await until(future.done)
         assert future.result() == 8
 
@@ -943,26 +945,26 @@ async def test_every_kind_of_call(start):
 @needs_layers
 @one_loop
 async def test_work_inside(start):
-    preload = {"preload": ["tests.deeds", "numpy"]} if start["start"] == "zygote" else {}
+    preload = {"preload": ["tests.actions", "numpy"]} if start["start"] == "zygote" else {}
     async with isolator(start, sandbox=Sandbox(), **preload) as iso:
-        assert await iso.run(deeds.numpy_work, 20) is True
-        library = await iso.run(deeds.use_the_library)
+        assert await iso.run(actions.numpy_work, 20) is True
+        library = await iso.run(actions.use_the_library)
         assert library[:2] == [42, "0.125"]
 
 
 @needs_layers
 @one_loop
 async def test_untrusted_works():
-    async with Isolator(sandbox=Sandbox.untrusted(), preload=["tests.deeds"], warm=1) as iso:
-        assert await iso.run(deeds.double, 4) == 8
+    async with Isolator(sandbox=Sandbox.untrusted(), preload=["tests.actions"], warm=1) as iso:
+        assert await iso.run(actions.double, 4) == 8
         # Each has a stack and an arena of addresses, which the limit of memory counts.
-        assert 4 <= await iso.run(deeds.count_threads, 50) <= 15
-        error = await error_of(iso.run(deeds.allocate, 600 * MiB))
+        assert 4 <= await iso.run(actions.count_threads, 50) <= 15
+        error = await error_of(iso.run(actions.allocate, 600 * MiB))
         assert error.reason is Reason.MEMORY_LIMIT
-        error = await error_of(iso.run(deeds.text, 20 * MiB))
+        error = await error_of(iso.run(actions.text, 20 * MiB))
         assert error.reason is Reason.RESULT_TOO_LARGE
-        assert await iso.run(deeds.open_more, 100) == [64, errno.EMFILE]
-        assert await iso.run(deeds.numbers_of, "def f(): return 6 * 7") == 42
+        assert await iso.run(actions.open_more, 100) == [64, errno.EMFILE]
+        assert await iso.run(actions.numbers_of, "def f(): return 6 * 7") == 42
 
 
 # Crashes, deadlines, cancellation
@@ -972,21 +974,21 @@ async def test_untrusted_works():
 @pytest.mark.parametrize("box", [Sandbox(), TREE], ids=["alone", "tree"])
 async def test_crashes_and_deadlines(start, box):
     async with isolator(start, sandbox=box) as iso:
-        error = await error_of(iso.run(deeds.crash))
+        error = await error_of(iso.run(actions.crash))
         assert error.exit == -signal.SIGABRT
         assert "in crash" in error.crash_traceback
-        error = await error_of(iso.run(deeds.sleep, 60, timeout=0.5))
+        error = await error_of(iso.run(actions.sleep, 60, timeout=0.5))
         assert error.reason is Reason.TIMEOUT
         assert "in sleep" in error.crash_traceback
-        assert await iso.run(deeds.double, 4) == 8
+        assert await iso.run(actions.double, 4) == 8
 
 
 @needs_layers
 @pytest.mark.parametrize("stage", ["spawn", "started", "result", "reaped"])
 async def test_cancelled_at_every_stage(start, stage):
     async with isolator(start, sandbox=TREE) as iso:
-        for fn, args in ((deeds.sleep, (60,)), (deeds.double, (4,))):
-            if fn is deeds.sleep and stage in {"result", "reaped"}:
+        for fn, args in ((actions.sleep, (60,)), (actions.double, (4,))):
+            if fn is actions.sleep and stage in {"result", "reaped"}:
                 continue
             seen = []
             with anyio.CancelScope() as scope:
@@ -1005,8 +1007,8 @@ async def test_cancelled_at_any_time(start):
     async with isolator(start, sandbox=TREE) as iso:
         for milliseconds in range(0, 60, 4):
             with anyio.move_on_after(milliseconds / 1000):
-                await iso.run(deeds.sleep, 60)
-        assert await iso.run(deeds.double, 4) == 8
+                await iso.run(actions.sleep, 60)
+        assert await iso.run(actions.double, 4) == 8
 
 
 # It fails closed
@@ -1045,7 +1047,7 @@ async def test_a_layer_that_fails(kind, layer, seam, monkeypatch, tmp_path):
     box = changed(ALL, read=(*ALL.read, str(tmp_path)), write=(str(tmp_path),))
     with pytest.raises(CallableDidNotExecuteError) as caught:
         async with Isolator(start=kind, sandbox=box) as iso:
-            await iso.run(deeds.touch, str(tmp_path / "called"))
+            await iso.run(actions.touch, str(tmp_path / "called"))
     error = caught.value
     assert error.reason is Reason.CHILD_SETUP
     assert layer in str(error)
@@ -1077,7 +1079,7 @@ async def test_a_layer_that_is_left_out(kind, layer, monkeypatch, tmp_path):
     box = changed(ALL, write=(str(tmp_path),))
     with pytest.raises(CallableDidNotExecuteError) as caught:
         async with Isolator(start=kind, sandbox=box) as iso:
-            await iso.run(deeds.touch, str(tmp_path / "called"))
+            await iso.run(actions.touch, str(tmp_path / "called"))
     assert caught.value.reason is Reason.CHILD_SETUP
     assert f"layers missing: {layer}" in str(caught.value)
     assert not (tmp_path / "called").exists()
@@ -1098,8 +1100,8 @@ async def test_a_fork_server_that_leaves_one_out(warm, field, monkeypatch, tmp_p
     monkeypatch.setattr(policies, "make_policy", expecting)
     box = Sandbox(write=[tmp_path])
     with pytest.raises(CallableDidNotExecuteError, match="layers missing: moat") as caught:
-        async with Isolator(sandbox=box, warm=warm, preload=["tests.deeds"]) as iso:
-            await iso.run(deeds.touch, str(tmp_path / "called"))
+        async with Isolator(sandbox=box, warm=warm, preload=["tests.actions"]) as iso:
+            await iso.run(actions.touch, str(tmp_path / "called"))
     assert caught.value.reason is Reason.CHILD_SETUP
     assert not (tmp_path / "called").exists()
 
@@ -1125,8 +1127,8 @@ async def test_a_layer_that_fails_in_a_fork_server(change, layer, warm, monkeypa
 
     monkeypatch.setattr(policies, "make_policy", wrong)
     with pytest.raises(CallableDidNotExecuteError) as caught:
-        async with Isolator(sandbox=Sandbox(), warm=warm, preload=["tests.deeds"]) as iso:
-            await iso.run(deeds.touch, str(tmp_path / "called"))
+        async with Isolator(sandbox=Sandbox(), warm=warm, preload=["tests.actions"]) as iso:
+            await iso.run(actions.touch, str(tmp_path / "called"))
     assert caught.value.reason is Reason.CHILD_SETUP
     assert repr(layer) in str(caught.value)
     assert isinstance(caught.value.__cause__, OSError)
@@ -1145,7 +1147,7 @@ async def test_a_child_that_dies_before_it_may_go(monkeypatch):
         go(self)
 
     monkeypatch.setattr(ForkedChild, "go", kill_first)
-    error = await error_of(run_isolated(deeds.double, 4, sandbox=Sandbox()))
+    error = await error_of(run_isolated(actions.double, 4, sandbox=Sandbox()))
     assert isinstance(error, CallableDidNotExecuteError)
     assert error.reason is Reason.CHILD_SETUP
     assert error.exit == -signal.SIGKILL
@@ -1157,7 +1159,7 @@ async def test_a_child_that_is_never_told_to_go(monkeypatch, tmp_path):
     monkeypatch.setattr(ForkedChild, "go", lambda _: None)
     box = Sandbox(write=[tmp_path])
     error = await error_of(
-        run_isolated(deeds.touch, str(tmp_path / "called"), sandbox=box, start_timeout=0.5)
+        run_isolated(actions.touch, str(tmp_path / "called"), sandbox=box, start_timeout=0.5)
     )
     assert isinstance(error, CallableDidNotExecuteError)
     assert error.reason is Reason.START_TIMEOUT
