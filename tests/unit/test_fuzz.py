@@ -16,7 +16,7 @@ from tests import channel_checks as checks
 from tests.channel_checks import NONCE, TYPES
 from tests.internals import HEADER, Kind, Payload, Region, Request, encode, inert
 
-pytestmark = [pytest.mark.quick, pytest.mark.once]
+pytestmark = pytest.mark.once
 
 LONG = os.environ.get("AIOISOLATE_FUZZ") == "long"
 fuzz = settings(max_examples=20_000 if LONG else 150)
