@@ -21,21 +21,21 @@ from typing import Any, Self, TypeVar, TypeVarTuple, Unpack, overload
 import anyio
 
 from ._call.plan import look_around, make_plan
-from ._child.order import AsyncBackend
-from ._child.policy import Start
+from ._child.layers import Start
+from ._child.spec import AsyncBackend
 from ._errors import IsolationError
 from ._limits import Limits
 from ._options import CallOptions, Codec, IsolatorArgs, JobArgs, Output, Stdin, check_seconds
-from ._os import features
+from ._os import platform_features
 from ._outcome import Outcome, Progress
-from ._service.children import Forks, Source, fresh_interpreter, template
-from ._service.core import Core
-from ._service.end import warn_unclosed
 from ._service.executor import Executor
 from ._service.job import Job
-from ._service.mapping import Results
+from ._service.map import Results
+from ._service.service import Service
+from ._service.sources import ForkSource, Source, fresh_interpreter, template
 from ._service.statistics import Statistics
 from ._service.stream import Stream
+from ._service.unclosed import warn_unclosed
 from .sandbox import Sandbox
 
 __all__ = ["Isolator"]
@@ -165,11 +165,11 @@ class Isolator:
         def make_source(backend: AsyncBackend) -> Source:
             policy = None
             if sandbox is not None:
-                from ._call.policy import make_policy  # noqa: PLC0415 - only then
+                from ._call.confinement import make_policy  # noqa: PLC0415 - only then
 
                 policy = make_policy(sandbox, look_around(), start)
             if start == "fork":
-                return Forks(backend, preload=modules, environment=environment)
+                return ForkSource(backend, preload=modules, environment=environment)
             if start == "template":
                 return template(
                     backend,
@@ -193,8 +193,8 @@ class Isolator:
         made_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
         defaults = self._default_options  # without which these would refer to this
 
-        def make_core() -> Core:
-            return Core(
+        def make_core() -> Service:
+            return Service(
                 make_source,
                 limit=max_concurrency,
                 max_queue=max_queue,
@@ -206,25 +206,25 @@ class Isolator:
             )
 
         self._make_core = make_core
-        self._core = make_core()
+        self._service = make_core()
 
     def __repr__(self) -> str:
-        core = self._core
-        what: list[str] = [core.state]
-        if core.state != "new":
-            now = core.statistics()
+        service = self._service
+        what: list[str] = [service.state]
+        if service.state != "new":
+            now = service.statistics()
             what += [f"{now.running} running", f"{now.queued} queued", f"{now.idle} idle"]
         return f"<Isolator start={self._start!r}: {', '.join(what)}>"
 
     # Its life
 
     async def __aenter__(self) -> Self:
-        core = self._core
-        if core.is_owned() and core.is_stranded():  # nobody can close it any more
+        service = self._service
+        if service.is_owned() and service.is_stranded():  # nobody can close it any more
             self._give_up()
-        if core.state == "closed":
-            core = self._core = self._make_core()
-        await core.open()
+        if service.state == "closed":
+            service = self._service = self._make_core()
+        await service.open()
         return self
 
     async def __aexit__(
@@ -234,7 +234,7 @@ class Isolator:
         traceback: TracebackType | None,
     ) -> None:
         # After an exception, Ctrl-C and cancellation included, nobody waits for results.
-        if self._core.is_owned():  # else it is a copy that unwinds its stack
+        if self._service.is_owned():  # else it is a copy that unwinds its stack
             await self.aclose(cancel=kind is not None)
 
     async def aclose(
@@ -262,21 +262,21 @@ class Isolator:
         """
         if timeout is not ... and timeout is not None:
             check_seconds("timeout", timeout, optional=True)
-        if self._core.state not in ("new", "closed"):
-            self._core.check_owner()
-        await self._core.aclose(seconds=0 if cancel else timeout)
+        if self._service.state not in ("new", "closed"):
+            self._service.check_owner()
+        await self._service.aclose(seconds=0 if cancel else timeout)
 
     def __del__(self) -> None:
-        core = getattr(self, "_core", None)
-        if core is not None and core.state not in ("new", "closed") and core.is_owned():
+        service = getattr(self, "_service", None)
+        if service is not None and service.state not in ("new", "closed") and service.is_owned():
             self._give_up()
 
     def _give_up(self) -> None:
-        core = self._core
+        service = self._service
         try:
-            core.abandon()
+            service.abandon()
         finally:
-            warn_unclosed([core], self, stacklevel=3)
+            warn_unclosed([service], self, stacklevel=3)
 
     # Calls
 
@@ -351,7 +351,7 @@ class Isolator:
         options: JobArgs,
         *,
         streaming: bool = False,
-        core: Core | None = None,
+        service: Service | None = None,
         **more: Any,
     ) -> Job[Any]:
         checked, queue_timeout = self._default_options, self._queue_timeout
@@ -359,9 +359,9 @@ class Isolator:
             checked = self._checked(options)
             queue_timeout = options.get("queue_timeout", queue_timeout)
         plan = make_plan(
-            fn, args, checked, features.current(), streaming=streaming, start=self._start
+            fn, args, checked, platform_features.current(), streaming=streaming, start=self._start
         )
-        return (core or self._core).make_job(plan, queue_timeout=queue_timeout, **more)
+        return (service or self._service).make_job(plan, queue_timeout=queue_timeout, **more)
 
     def _checked(self, options: JobArgs) -> CallOptions:
         if "sandbox" in options:
@@ -455,16 +455,18 @@ class Isolator:
         """
         if not isinstance(items, (Iterable, AsyncIterable)):
             raise TypeError(f"items must be iterable, not {items!r}")
-        core = self._core  # this one: the map ends with it, should the Isolator be entered again
-        core.check_open()
+        service = (
+            self._service
+        )  # this one: the map ends with it, should the Isolator be entered again
+        service.check_open()
         if concurrency is None:
-            concurrency = max(1, int(min(core.limiter.total_tokens, 10_000)))
+            concurrency = max(1, int(min(service.limiter.total_tokens, 10_000)))
         _check_count("concurrency", concurrency, 1)
-        make_plan(fn, (), self._checked(options), features.current(), start=self._start)
+        make_plan(fn, (), self._checked(options), platform_features.current(), start=self._start)
         return Results(
             items,
-            lambda item: self._submit(fn, (item,), options, core=core, whole=capture),
-            core,
+            lambda item: self._submit(fn, (item,), options, service=service, whole=capture),
+            service,
             ordered=ordered,
             concurrency=concurrency,
             outcomes=capture,
@@ -516,18 +518,18 @@ class Isolator:
 
             await loop.run_in_executor(iso.executor(), parse, data)
         """
-        self._core.check_taking()
-        return Executor(self._core, keep=self)
+        self._service.check_taking()
+        return Executor(self._service, keep=self)
 
     # What is going on
 
     def jobs(self) -> list[Job[Any]]:
         """List the calls that wait or run, oldest first."""
-        return self._core.jobs()
+        return self._service.jobs()
 
     def statistics(self) -> Statistics:
         """Return the figures of now."""
-        return self._core.statistics()
+        return self._service.statistics()
 
 
 def _checked_program(python: str | os.PathLike[str] | None) -> str:

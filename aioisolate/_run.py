@@ -6,17 +6,17 @@ import functools
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Literal, ParamSpec, TypeVar, TypeVarTuple, Unpack, cast, overload
 
-from ._call.drive import supervise
+from ._call.deadlines import Deadlines
+from ._call.eventloop import running_backend
+from ._call.forked import ForkedChild, let_imports_finish
 from ._call.plan import Plan, check_callable, make_plan
-from ._call.settle import outcome_of, settle
-from ._call.spawn import ForkedChild, let_imports_finish
-from ._call.supervise import Supervision
-from ._call.turn import Turn
-from ._call.waiter import running_backend
+from ._call.result import outcome_of, settle
+from ._call.run import supervise
+from ._call.supervision import Supervision
 from ._errors import IsolationError
 from ._limits import Limits
 from ._options import CallOptions, Codec, OnEvent, OnProgress, OptionArgs, Output, Stdin
-from ._os import features, threads
+from ._os import platform_features, threads
 from ._outcome import Outcome
 from .sandbox import Sandbox
 
@@ -145,7 +145,7 @@ async def run_isolated(  # noqa: D417 - others are refused
         result_type=result_type,
         **others,  # refused, in words
     )
-    value, error, _ = await _call(make_plan(fn, args, options, features.current()))
+    value, error, _ = await _call(make_plan(fn, args, options, platform_features.current()))
     if error is not None:
         raise error
     return value
@@ -182,7 +182,9 @@ async def capture_isolated(
     """
     checked = CallOptions(**options)
     try:
-        value, error, supervision = await _call(make_plan(fn, args, checked, features.current()))
+        value, error, supervision = await _call(
+            make_plan(fn, args, checked, platform_features.current())
+        )
     except IsolationError as refusal:
         return Outcome(error=refusal, pid=refusal.pid)
     return outcome_of(supervision, value, error)
@@ -190,13 +192,13 @@ async def capture_isolated(
 
 async def _call(plan: Plan) -> tuple[Any, BaseException | None, Supervision]:
     """Follow a call from its plan to what fn returned, or an error."""
-    turn = Turn(plan.options)
+    deadlines = Deadlines(plan.options)
     backend = running_backend()
     others = threads.others()
     if others or threads.helpers():
-        await let_imports_finish(turn)
+        await let_imports_finish(deadlines)
     child = ForkedChild(plan, backend, others)
-    supervision = Supervision(child, plan.options, turn, fn=plan.fn)
+    supervision = Supervision(child, plan.options, deadlines, fn=plan.fn)
     try:
         await supervise(supervision, plan.options.grace)
         value, error = await settle(supervision)
@@ -258,7 +260,7 @@ class _Decorator:
         @functools.wraps(fn)
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
             call = functools.partial(fn, *args, **kwargs) if kwargs else fn
-            plan = make_plan(call, () if kwargs else args, options, features.current())
+            plan = make_plan(call, () if kwargs else args, options, platform_features.current())
             value, error, _ = await _call(plan)
             if error is not None:
                 raise error

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterable, Callable, Iterable
 from typing import Any, Unpack
 
 from ._call.child import Child
+from ._call.eventloop import running_backend
 from ._call.plan import make_plan
-from ._call.waiter import running_backend
 from ._options import CallOptions, IsolatorArgs
-from ._os import features
-from ._service.children import Forks
+from ._os import platform_features
 from ._service.job import Job
+from ._service.sources import ForkSource
 from ._service.stream import Stream
 
 __all__ = ["stream_isolated"]
@@ -22,7 +22,7 @@ class _Direct:
 
     def __init__(self) -> None:
         self.backend = running_backend()
-        self._forks = Forks(self.backend)
+        self._forks = ForkSource(self.backend)
 
     def enter_nowait(self, job: Job[Any]) -> bool:
         """Let it begin."""
@@ -41,7 +41,7 @@ class _Direct:
 
     async def provide(self, job: Job[Any]) -> Child:
         """Fork, once no other thread is in the middle of an import."""
-        return await self._forks.provide(job.plan, job.turn, quiet=job.quiet)
+        return await self._forks.provide(job.plan, job.deadlines, quiet=job.quiet)
 
     def note_imports(self, job: Job[Any]) -> None:
         """Do nothing: a copy has all that there is."""
@@ -81,5 +81,5 @@ def stream_isolated(
                 ...
     """
     checked = CallOptions(**options)
-    plan = make_plan(fn, args, checked, features.current(), streaming=True)
+    plan = make_plan(fn, args, checked, platform_features.current(), streaming=True)
     return Stream(lambda on_item: Job(_Direct(), plan, on_item=on_item))

@@ -13,15 +13,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ._attempts import findings as attempt_all
+from ._call.confinement import survey
 from ._call.enforcement import CONTROL_GROUP, survey_limits
-from ._call.lacks import Lack
-from ._call.policy import survey
-from ._child.policy import Enforcement, Layer, Policy, Start
+from ._call.missing_features import MissingFeature
+from ._child.layers import ConfinementSpec, Enforcement, Layer, Start
 from ._os import unpatched
-from ._os.features import Containment, containment
+from ._os.platform_features import Containment, containment
 from ._os.process import fork, hush_fork_warning
 from ._os.signals import reset_child_signal
+from ._probes import findings as attempt_all
 from .sandbox import Sandbox
 
 __all__ = ["Finding", "Report", "probe", "report"]
@@ -177,7 +177,7 @@ def report(sandbox: Sandbox, start: Start = "zygote") -> Report:
     return Report(_platform(), _user(), tuple(findings))
 
 
-def _outcome(sandbox: Sandbox, lacks: Sequence[Lack]) -> str:
+def _outcome(sandbox: Sandbox, lacks: Sequence[MissingFeature]) -> str:
     required = any(lack.name in sandbox.require for lack in lacks)
     if required or sandbox.missing == "refuse":
         return "it is refused"
@@ -193,7 +193,9 @@ def _user() -> str:
     return "root" if os.geteuid() == 0 else f"user {os.geteuid()}"
 
 
-def _layers(sandbox: Sandbox, policy: Policy, here: Containment) -> Iterator[tuple[str, str]]:
+def _layers(
+    sandbox: Sandbox, policy: ConfinementSpec, here: Containment
+) -> Iterator[tuple[str, str]]:
     way = "by privilege" if here.namespaces == "privilege" else "through a user namespace"
     threads = "" if policy.threads else ", no new threads"
     details = {
@@ -215,7 +217,7 @@ def _layers(sandbox: Sandbox, policy: Policy, here: Containment) -> Iterator[tup
 
 
 def _limits(
-    sandbox: Sandbox, policy: Policy, enforcement: Enforcement
+    sandbox: Sandbox, policy: ConfinementSpec, enforcement: Enforcement
 ) -> Iterator[tuple[str, str]]:
     limits, (bounds, group) = sandbox.limits, enforcement
     if limits is None or bounds is None:

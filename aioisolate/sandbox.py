@@ -1,6 +1,6 @@
 """What isolated code may reach: policies, as data.
 
-A `Sandbox` says what; `_call/policy.py` turns it into what the kernel is to be asked for,
+A `Sandbox` says what; `_call/confinement.py` turns it into what the kernel is to be asked for,
 `_child/confine.py` asks. docs/security.md tells what each layer holds off, and what none can.
 """
 

@@ -17,11 +17,7 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["aioisolate"]):
-    import aioisolate._wire.bounds
-    import aioisolate._wire.frames
-    import aioisolate._wire.inert
-    import aioisolate._wire.plain
-    import aioisolate._wire.state  # noqa: F401 - to be instrumented, as the others
+    pass
 
 from tests import channel_checks
 

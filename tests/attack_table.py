@@ -19,7 +19,7 @@ from aioisolate import ForkSafetyWarning, Limits, Sandbox, SandboxWarning
 from aioisolate.sandbox import PYTHON
 from tests.attacks import ATTACKS, Attack, Scene
 from tests.helpers import ROOT
-from tests.internals import features
+from tests.internals import platform_features
 
 PATH = ROOT / "docs" / "security.md"
 BEGIN, END = "<!-- attacks: begin -->", "<!-- attacks: end -->"
@@ -62,10 +62,10 @@ async def stopped(attack: Attack, layer: str) -> bool:
 
     asked, lacking = LAYERS[layer]
     sandbox = None if asked is None else Sandbox(**(_OFF | asked))
-    here = features.containment()
+    here = platform_features.containment()
     more = {"limits": Limits(**attack.limits)} if layer == "limits" else {}
     with pytest.MonkeyPatch.context() as patch, Scene() as scene:
-        patch.setattr(features, "containment", lambda: here._replace(**lacking))
+        patch.setattr(platform_features, "containment", lambda: here._replace(**lacking))
         await attempt(attack, scene, sandbox=sandbox, output="null", more=more)
         return not succeeded(attack, scene)
 

@@ -11,7 +11,15 @@ import threading
 import numpy as np
 
 from aioisolate import Snapshot
-from tests.internals import Descriptors, arrays, handles, mappings, memfd, messages, places
+from tests.internals import (
+    Descriptors,
+    arrays,
+    fd_passing,
+    file_mappings,
+    mappings,
+    memfd,
+    messages,
+)
 from tests.internals import snapshot as snapshots
 
 LARGE = 1 << 20  # items; 8 MB of floats
@@ -164,7 +172,7 @@ class Lie:
                 memfd.seal(fd)
         if self.kind == "negative":
             length = -5
-        index = handles.packing().add(fd, own)
+        index = fd_passing.bundle().add(fd, own)
         own.release(fd) if fd in own.listed() else None
         return reopen, (index, length, None)
 
@@ -188,7 +196,7 @@ def shrink_later(snapshot):
 
 
 def shrink(array):
-    place = places.at(mappings.address_of(array), array.nbytes)
+    place = file_mappings.at(mappings.address_of(array), array.nbytes)
     try:
         os.ftruncate(place.root.fd, 0)
     except PermissionError:
@@ -265,7 +273,7 @@ def _by_its_memory(array):
 
 
 def _by_its_descriptor(array):
-    place = places.at(array.__array_interface__["data"][0], 1)
+    place = file_mappings.at(array.__array_interface__["data"][0], 1)
     try:
         os.pwrite(place.root.fd, b"\7", place.offset)
     except OSError:
@@ -278,7 +286,7 @@ WAYS = (_by_assignment, _by_its_flag, _by_its_memory, _by_its_descriptor)
 
 def open_again(array):
     """Try to open what an array lies in for writing."""
-    place = places.at(array.__array_interface__["data"][0], 1)
+    place = file_mappings.at(array.__array_interface__["data"][0], 1)
     try:
         os.close(os.open(f"/proc/self/fd/{place.root.fd}", os.O_RDWR))
     except OSError as exc:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from .._os.process import Status
+from .eventloop import Waiter
 from .output import OutputStream
-from .waiter import Waiter
 
 if TYPE_CHECKING:
-    from .groups import CallGroup
+    from .call_cgroup import CallCgroup
 
 __all__ = ["Child", "Members"]
 
@@ -59,7 +59,7 @@ class Child(Protocol):
     forked_at: float
     fork_seconds: float
     talks: bool
-    group: CallGroup | None
+    group: CallCgroup | None
     has_init: bool
     suspicion: str
     layers: Sequence[str] | None
@@ -99,7 +99,7 @@ class Child(Protocol):
         """Let somebody else see it off now that it has answered; False if there is nobody."""
         ...
 
-    def put_down(self) -> None:
+    def kill_now(self) -> None:
         """Kill it, and see to its end without anyone awaiting that."""
 
     def give_up(self) -> None:

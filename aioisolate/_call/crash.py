@@ -6,18 +6,18 @@ import os
 import re
 from collections.abc import Sequence
 
-from .._child import worker
+from .._child import execution
 
 __all__ = ["StackText", "innermost"]
 
-_END = worker.SCRATCH_START
+_END = execution.SCRATCH_START
 # Far more than the stacks of a few threads are. It is looked through on the event loop, and a child
 # that is not trusted may have filled all the room that there is.
 _STRANGERS_MAX = 64 * 1024
 # So much is read at a time while a stack is being written.
 _LOOK_SIZE = 16 * 1024
-_WORKER = f'File "{worker.__file__}"'
-_CHILD = os.path.dirname(worker.__file__) + os.sep
+_WORKER = f'File "{execution.__file__}"'
+_CHILD = os.path.dirname(execution.__file__) + os.sep
 _MARKS = (_WORKER.encode(), b"\n  ...")
 # How faulthandler begins the stack of the thread that has crashed, and its C stack.
 _CURRENT = "Current thread 0x"

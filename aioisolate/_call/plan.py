@@ -9,11 +9,11 @@ from collections.abc import Callable, Hashable, Sequence
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, NamedTuple
 
-from .._child.policy import NOTHING, Enforcement, Policy, Start
+from .._child.layers import NOTHING, ConfinementSpec, Enforcement, Start
 from .._errors import CallableDidNotExecuteError, Reason, StartTimeoutError, may_pass
 from .._options import CallOptions, code_flags
-from .._os import features as _features
-from .._os.features import Containment, Features
+from .._os import platform_features as _features
+from .._os.platform_features import Containment, Features
 
 __all__ = ["Plan", "check_callable", "look_around", "make_plan", "name_of"]
 
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
     args: Sequence[Any]
     options: CallOptions
     streaming: bool = False
-    policy: Policy | None = None
+    policy: ConfinementSpec | None = None
     enforcement: Enforcement = NOTHING
 
 
@@ -80,11 +80,11 @@ def make_plan(
     return Plan(fn, args, options, streaming, *options._confinement)
 
 
-def _confine(options: CallOptions, start: Start) -> tuple[Policy | None, Enforcement]:
+def _confine(options: CallOptions, start: Start) -> tuple[ConfinementSpec | None, Enforcement]:
     """Decide how a call is confined; raises if that can't be."""
     # Not small, and most calls do without.
+    from .confinement import make_policy  # noqa: PLC0415 - as said
     from .enforcement import plan_limits  # noqa: PLC0415 - as said
-    from .policy import make_policy  # noqa: PLC0415 - as said
 
     sandbox = options.sandbox
     if options.codec != "pickle":
@@ -108,9 +108,9 @@ def look_around() -> Containment:
 
 
 def _check_codec(options: CallOptions) -> None:
-    from .._wire import plain  # noqa: PLC0415 - as above
+    from .._wire import plain_data  # noqa: PLC0415 - as above
 
-    if not plain.available(options.codec):
+    if not plain_data.available(options.codec):
         raise CallableDidNotExecuteError(
             f"codec={options.codec!r} needs msgspec, which is not installed: "
             "pip install 'aioisolate[msgspec]', or codec='json'",
@@ -122,9 +122,9 @@ def _check_codec(options: CallOptions) -> None:
 
 
 def _check_new_type(codec: str, kind: object) -> None:
-    from .._wire import plain  # noqa: PLC0415 - as above
+    from .._wire import plain_data  # noqa: PLC0415 - as above
 
-    plain.check_result_type(codec, kind)
+    plain_data.check_result_type(codec, kind)
 
 
 _check_type = functools.lru_cache(256)(_check_new_type)

@@ -18,7 +18,7 @@ __all__ = [
     "collect_adopted",
     "discard",
     "end_adopted",
-    "put_down",
+    "kill_now",
     "register",
     "watch_on",
 ]
@@ -41,7 +41,7 @@ def discard(process: Process) -> None:
     _live.discard(process)
 
 
-def put_down(process: Process) -> None:
+def kill_now(process: Process) -> None:
     """Kill a child, if there is one, and collect it, blocking: nobody can await it any more."""
     discard(process)
     if not process.is_owned():
@@ -98,7 +98,7 @@ def abandon(process: Process, fds: Descriptors) -> None:
     if not process.is_owned():  # or a copy of the loop, collected in a forked child
         return
     _log.warning("an event loop was closed while child %d was running: killed", process.pid)
-    put_down(process)
+    kill_now(process)
     fds.close_all()
 
 

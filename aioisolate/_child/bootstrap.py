@@ -17,11 +17,11 @@ import signal
 import sys
 from typing import NoReturn
 
-from .._os import alive_pipe, cstdio, fds, imports, inheritance, signals
+from .._os import alive_pipe, cstdio, fds, fds_after_fork, imports, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire.frames import encode_failure
 from . import stdio
-from .order import Order
+from .spec import ChildSpec
 
 __all__ = ["STACK_SIGNAL", "main", "volunteer"]
 
@@ -35,7 +35,7 @@ _OOM_SCORE = b"/proc/self/oom_score_adj"
 _LINUX = sys.platform == "linux"
 
 
-def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
+def main(spec: ChildSpec) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
     """Carry out *order* in the forked child and end the process."""
     code = 1
     step = "parent-death signal"
@@ -44,18 +44,18 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
             # First, since a parent that dies before it is set leaves an orphan; and it counts
             # only if the parent was still there afterwards. (Ends are the parent's, or nobody's: if
             # it has died by now, closing them here kills this process.)
-            if order.ends:
-                alive_pipe.tie(order.ends, os.getpid())
-                if order.policy is None:
-                    for end in order.ends:
+            if spec.ends:
+                alive_pipe.tie(spec.ends, os.getpid())
+                if spec.policy is None:
+                    for end in spec.ends:
                         os.close(end)
             else:
                 set_parent_death_signal(_KILL)
-                if os.getppid() != order.parent_pid:
+                if os.getppid() != spec.parent_pid:
                     os._exit(1)
             step = "control group"
             # Before anything is used that it counts.
-            for entrance in order.entrances:
+            for entrance in spec.entrances:
                 os.write(entrance, b"0")
             step = "session"
             # Before anything that could start a process. A session of its own: a Ctrl-C in the
@@ -69,31 +69,31 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
             gc.freeze()
             step = "signals"
             # Handlers before the mask: a signal in between finds none of the parent's.
-            if order.faulthandler:
+            if spec.faulthandler:
                 faulthandler.disable()
-            signals.reset(order.signals)
+            signals.reset(spec.signals)
             step = "descriptors"
             # Before user code and before anything that opens files: replaced in place rather
             # than closed, because an inherited socket object that is collected later closes its
             # number, whoever has it by then.
-            sever = order.sever
+            sever = spec.sever
             if sever is None:
                 foreign: dict[int, int] = {}
                 listed = fds.listed()
-                sever = fds.severable(listed, order.keep, files=order.confined, foreign=foreign)
+                sever = fds.severable(listed, spec.keep, files=spec.confined, foreign=foreign)
             else:
-                foreign = order.foreign or {}
+                foreign = spec.foreign or {}
             # What a library has opened here, by a function that runs after a fork, is not the
             # parent's, whatever its number; a library that loses that may end the process (gRPC).
-            if foreign and not order.confined:
-                own = inheritance.opened_here(
-                    foreign, order.foreign, order.parent_pid, threaded=order.threaded
+            if foreign and not spec.confined:
+                own = fds_after_fork.opened_here(
+                    foreign, spec.foreign, spec.parent_pid, threaded=spec.threaded
                 )
                 if own:
                     sever = [fd for fd in sever if fd not in own]
             fds.ours.clear()  # they were the parent's
-            null = order.null
-            empty = order.empty
+            null = spec.null
+            empty = spec.empty
             for fd in sever:
                 try:
                     os.dup2(null if fd <= 2 else empty, fd, fd <= 2)
@@ -101,65 +101,65 @@ def main(order: Order) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
                     # RLIMIT_NOFILE has been put below it: it can't be replaced, and nothing that is
                     # opened later can have its number.
                     os.close(fd)
-            if order.confined and fds.kept:
+            if spec.confined and fds.kept:
                 from . import descriptors  # noqa: PLC0415 - only then; the parent has imported it
 
-                descriptors.renew([fd for fd in fds.kept if fd not in order.keep], empty)
-            if order.stdout >= 0:
-                os.dup2(order.stdout, 1)
-                os.dup2(order.stderr, 2)
-                if order.stdout != null:
-                    os.dup2(null, order.stdout, False)
-                    os.dup2(null, order.stderr, False)
+                descriptors.renew([fd for fd in fds.kept if fd not in spec.keep], empty)
+            if spec.stdout >= 0:
+                os.dup2(spec.stdout, 1)
+                os.dup2(spec.stderr, 2)
+                if spec.stdout != null:
+                    os.dup2(null, spec.stdout, False)
+                    os.dup2(null, spec.stderr, False)
             step = "imports"
             # The parent waited until no other thread was importing anything; if one began at the
             # last moment, its module's lock will never be released here.
-            if order.threaded and (names := imports.in_progress()):
+            if spec.threaded and (names := imports.in_progress()):
                 message = f"another thread was just importing {', '.join(names)}"
                 raise RuntimeError(message)  # noqa: TRY301 - every failure goes one way
             step = "output"
             # After the descriptors: the streams write to 1 and 2 as they are now.
-            if order.purge_c_stdout:
+            if spec.purge_c_stdout:
                 cstdio.purge()
-            stdin, *streams = order.streams or stdio.build()
+            stdin, *streams = spec.streams or stdio.build()
             sys.stdin = sys.__stdin__ = stdin  # type: ignore[misc]  # final for others
             sys.stdout, sys.stderr = streams
             sys.__stdout__, sys.__stderr__ = streams  # type: ignore[misc]  # likewise
             step = "event loop"
             # After the descriptors: what is dropped here can't reach the parent's epoll.
-            for forget, arguments in order.forget_loop:
+            for forget, arguments in spec.forget_loop:
                 forget(*arguments)
-            for forget, arguments in order.disown:
+            for forget, arguments in spec.disown:
                 forget(*arguments)
             step = "environment"
-            if order.environment is not None:
+            if spec.environment is not None:
                 from .environment import change  # noqa: PLC0415 - only then; the parent has it
 
-                change(*order.environment)
+                change(*spec.environment)
             step = "random seed"
             # `random` reseeds itself after a fork; others do not.
-            if order.reseed is not None:
-                order.reseed()
+            if spec.reseed is not None:
+                spec.reseed()
             step = "out-of-memory score"
             # When memory runs out the kernel must take the child, not the server.
             if _LINUX:
                 volunteer()
             step = "crash reports"
             # Last, since it takes over five signals; from here on a crash names its line.
-            faulthandler.enable(order.scratch)
-            if order.deadline_stack:
-                faulthandler.register(STACK_SIGNAL, order.scratch)
-            if order.policy is not None or order.bounds is not None:
+            faulthandler.enable(spec.scratch)
+            if spec.deadline_stack:
+                faulthandler.register(STACK_SIGNAL, spec.scratch)
+            if spec.policy is not None or spec.bounds is not None:
                 step = "confinement"
                 # After all that needs /proc, files or privileges; the limits last of all, since
                 # what comes before needs memory and descriptors, too.
                 from . import confine  # noqa: PLC0415 - only then; the parent has imported it
 
-                step = confine.confine(order)
+                step = confine.confine(spec)
         except BaseException as exc:  # noqa: BLE001 - whatever it is, fn must not run
-            _report_failure(order, step, exc)
+            _report_failure(spec, step, exc)
         else:
-            code = order.then(order, streams)
+            code = spec.then(spec, streams)
     finally:
         # Whatever happened, even a KeyboardInterrupt or a MemoryError in the lines above:
         # unwinding from here would run the caller's `finally` blocks a second time.
@@ -178,5 +178,5 @@ def volunteer() -> None:
         os.close(fd)
 
 
-def _report_failure(order: Order, step: str, exc: BaseException) -> None:
-    os.write(order.channel, encode_failure(order.nonce, step, exc))
+def _report_failure(spec: ChildSpec, step: str, exc: BaseException) -> None:
+    os.write(spec.channel, encode_failure(spec.nonce, step, exc))

@@ -14,15 +14,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .._os import alive_pipe, landlock, maps, namespaces, rlimit, seccomp, users
+from .._os import alive_pipe, landlock, namespaces, rlimit, seccomp, shared_mappings, users
+from .._os.filesystem_view import make_view
 from .._os.prctl import set_dumpable, set_no_new_privs, set_parent_death_signal
-from .._os.view import make_view
 from .._wire.frames import Kind, encode
-from . import bounds, init, worker
-from .order import GO, Order
-from .policy import Layer, Policy
+from . import execution, pid_namespace, rlimits
+from .layers import ConfinementSpec, Layer
+from .spec import GO, ChildSpec
 
-__all__ = ["Ground", "LayerError", "confine", "enter_child", "enter_server", "get_ready"]
+__all__ = ["LayerError", "PreparedLayers", "confine", "enter_child", "enter_server", "get_ready"]
 
 # The scratch directory, and the one in which it is: a rule on a directory that something is mounted
 # on is hidden by that mount, so the rule is one for its parent.
@@ -43,7 +43,7 @@ class LayerError(OSError):
         super().__init__(cause.errno, f"layer {layer!r}: {cause.strerror}{where}")
 
 
-class Ground:
+class PreparedLayers:
     """What a fork server has got ready for its children's own layers.
 
     Attributes:
@@ -81,7 +81,7 @@ def _layer(name: str, engaged: list[str]) -> Iterator[None]:
     engaged.append(name)
 
 
-def enter_server(policy: Policy, ground: Ground, *, tied: bool) -> list[str]:
+def enter_server(policy: ConfinementSpec, ground: PreparedLayers, *, tied: bool) -> list[str]:
     """Engage what the children of a fork server share; return the layers' names.
 
     *tied*: an `alive_pipe` kills it with its parent, and no parent-death signal.
@@ -110,7 +110,7 @@ def enter_server(policy: Policy, ground: Ground, *, tied: bool) -> list[str]:
     return engaged
 
 
-def enter_child(order: Order, policy: Policy, ground: Ground) -> list[str]:
+def enter_child(spec: ChildSpec, policy: ConfinementSpec, ground: PreparedLayers) -> list[str]:
     """Engage what each child of a fork server has for itself; return the layers' names."""
     engaged: list[str] = []
     parent = os.getppid()
@@ -126,7 +126,7 @@ def enter_child(order: Order, policy: Policy, ground: Ground) -> list[str]:
             if counted_there:
                 namespaces.map_user(uid, gid, ground.proc)
     _own(policy, uid, gid, (parent, ()), engaged)
-    order.statm = bounds.open_statm(ground.proc)
+    spec.statm = rlimits.open_statm(ground.proc)
     if policy.landlock:
         with _layer(Layer.LANDLOCK, engaged):
             landlock.restrict(ground.rules)
@@ -138,29 +138,29 @@ def enter_child(order: Order, policy: Policy, ground: Ground) -> list[str]:
     return engaged
 
 
-def confine(order: Order) -> str:
+def confine(spec: ChildSpec) -> str:
     """Confine a copy of the parent as its order says, and wait until the parent agrees."""
-    policy = order.policy
+    policy = spec.policy
     if policy is None:
-        order.statm = bounds.open_statm()
+        spec.statm = rlimits.open_statm()
     else:
         proc = _open_proc()
         if policy.codec != "pickle":
-            maps.leave_rings(proc)
-        engaged = _enter_copy(order, policy, proc)
+            shared_mappings.leave_rings(proc)
+        engaged = _enter_copy(spec, policy, proc)
         if proc >= 0:
             os.close(proc)
         body = ",".join(engaged).encode()
-        os.write(order.channel, encode(order.nonce, Kind.READY, body))
-        if os.read(order.channel, 1) != GO:
+        os.write(spec.channel, encode(spec.nonce, Kind.READY, body))
+        if os.read(spec.channel, 1) != GO:
             os._exit(1)
-    if order.bounds is not None:
-        worker.have_last_word(order)
-        bounds.apply(order.bounds, order.statm, order.scratch)
+    if spec.bounds is not None:
+        execution.have_last_word(spec)
+        rlimits.apply(spec.bounds, spec.statm, spec.scratch)
     return "call"
 
 
-def _enter_copy(order: Order, policy: Policy, proc: int) -> list[str]:
+def _enter_copy(spec: ChildSpec, policy: ConfinementSpec, proc: int) -> list[str]:
     engaged: list[str] = []
     parent = os.getppid()
     _set_environment(policy, engaged)
@@ -172,8 +172,8 @@ def _enter_copy(order: Order, policy: Policy, proc: int) -> list[str]:
         # Now: whoever it becomes may not find the paths.
         with _layer(Layer.LANDLOCK, []):
             rules = _make_rules(policy)
-    _own(policy, uid, gid, (parent, order.ends), engaged)
-    order.statm = bounds.open_statm(proc)
+    _own(policy, uid, gid, (parent, spec.ends), engaged)
+    spec.statm = rlimits.open_statm(proc)
     with _layer(Layer.PRIVILEGES, engaged):
         set_no_new_privs()
     if policy.landlock:
@@ -191,7 +191,7 @@ def _whole_filter(program: bytes) -> seccomp.Prepared:
     return seccomp.Prepared(program, of_a_pid=True)
 
 
-def get_ready(policy: Policy) -> None:
+def get_ready(policy: ConfinementSpec) -> None:
     """Do in the parent what children need not: import, lay out.
 
     What answers need may be out of reach, once a child is confined.
@@ -199,30 +199,30 @@ def get_ready(policy: Policy) -> None:
     if policy.whole_filter:
         _whole_filter(policy.whole_filter)
     if policy.codec != "pickle":
-        from .._wire import inert, plain  # noqa: PLC0415 - only for those who are confined
+        from .._wire import plain_data, safe_text  # noqa: PLC0415 - only for those who are confined
 
         # The codec's own library, and whatever exceptions need.
-        plain.dump(policy.codec, {})
-        inert.dump_exception(ValueError())
+        plain_data.dump(policy.codec, {})
+        safe_text.dump_exception(ValueError())
     else:
-        from .._wire import remote  # noqa: F401, PLC0415 - likewise
+        from .._wire import exceptions  # noqa: F401, PLC0415 - likewise
 
 
-def _set_environment(policy: Policy, engaged: list[str]) -> None:
+def _set_environment(policy: ConfinementSpec, engaged: list[str]) -> None:
     if policy.env is not None:
         os.environ.clear()
         os.environ.update(policy.env)
         engaged.append(Layer.ENVIRONMENT)
 
 
-def _ids(policy: Policy) -> tuple[int, int]:
+def _ids(policy: ConfinementSpec) -> tuple[int, int]:
     if policy.uid < 0:
         return os.getuid(), os.getgid()
     uid = policy.uid or users.spare_id(os.getpid(), users.Ids(*policy.spare))
     return uid, uid
 
 
-def _leave(policy: Policy, engaged: list[str]) -> None:
+def _leave(policy: ConfinementSpec, engaged: list[str]) -> None:
     """Leave the namespaces that others are in, and get a view of the files of one's own."""
     with _layer(Layer.NAMESPACES, engaged):
         uid, gid = os.getuid(), os.getgid()
@@ -241,7 +241,7 @@ def _leave(policy: Policy, engaged: list[str]) -> None:
 
 
 def _own(
-    policy: Policy,
+    policy: ConfinementSpec,
     uid: int,
     gid: int,
     parent: tuple[int, Sequence[int]],
@@ -260,7 +260,7 @@ def _own(
             if policy.as_user and not ends:
                 # A new user namespace has cleared it, for those who stay outside, too.
                 _die_with(parent_pid)
-            init.live_under_one()
+            pid_namespace.live_under_one()
             # The parent is outside, so it has no number here. It has no thread but one.
             _close(ends)
             parent_pid, ends = 0, ()
@@ -281,7 +281,7 @@ def _own(
         os.chdir("/")
 
 
-def _keep_apart(policy: Policy, parent: int, ends: Sequence[int]) -> None:
+def _keep_apart(policy: ConfinementSpec, parent: int, ends: Sequence[int]) -> None:
     if ends:
         # Who has become somebody else may be out of reach of who it was.
         alive_pipe.tie(ends, os.getpid())
@@ -319,14 +319,14 @@ def _mount_scratch(size: int, uid: int, gid: int) -> None:
     namespaces.mount_tmpfs(SCRATCH, f"size={size},nr_inodes={files},mode=700,uid={uid},gid={gid}")
 
 
-def _readable(policy: Policy) -> list[str]:
+def _readable(policy: ConfinementSpec) -> list[str]:
     """List what may be read, as far as it is there: a library may have been replaced since."""
     optional = policy.optional
     paths = policy.read or ()
     return [path for path in paths if path not in optional or os.path.exists(path)]
 
 
-def _make_rules(policy: Policy) -> int:
+def _make_rules(policy: ConfinementSpec) -> int:
     write = policy.write or ()
     if policy.scratch:
         write = (*write, SCRATCH_PARENT)

@@ -15,35 +15,35 @@ import os
 from collections.abc import Iterable
 
 from .._os import fds
-from .order import Order
+from .spec import ChildSpec
 
 __all__ = ["gaps", "renew", "replace_strangers"]
 
 
-def replace_strangers(order: Order, proc: int) -> None:
+def replace_strangers(spec: ChildSpec, proc: int) -> None:
     """Replace what modules hold open, and open anew what belongs to the library.
 
     *proc*: a descriptor of /proc, or -1.
     """
-    assert order.strangers is not None
-    null, empty = order.null, order.empty
-    if order.dev >= 0:
-        own = os.open("null", os.O_RDWR | os.O_CLOEXEC, dir_fd=order.dev)
+    assert spec.strangers is not None
+    null, empty = spec.null, spec.empty
+    if spec.dev >= 0:
+        own = os.open("null", os.O_RDWR | os.O_CLOEXEC, dir_fd=spec.dev)
         os.dup2(own, null, False)
         os.close(own)
-        own = os.open("null", os.O_RDONLY | os.O_CLOEXEC, dir_fd=order.dev)
+        own = os.open("null", os.O_RDONLY | os.O_CLOEXEC, dir_fd=spec.dev)
         os.dup2(own, empty, False)
         os.close(own)
-        os.close(order.dev)
+        os.close(spec.dev)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    for fd in order.strangers:
+    for fd in spec.strangers:
         os.dup2(empty, fd, False)
-    if order.snapshots:
-        renew(order.snapshots, empty, proc)
+    if spec.snapshots:
+        renew(spec.snapshots, empty, proc)
     # What functions have opened that run after each fork (os.register_at_fork, and C's). Closed,
     # since to find out which of the numbers are open takes longer than all else here.
-    for first, end in order.gaps:
+    for first, end in spec.gaps:
         os.closerange(first, end)
 
 

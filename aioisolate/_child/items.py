@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._wire import codecs
 from .._wire.frames import Kind, encode
-from . import loops, progress
-from .order import Order
+from . import coroutines, progress
+from .spec import ChildSpec
 
 if TYPE_CHECKING:
     import anyio
@@ -118,7 +118,7 @@ def end_by_signal() -> NoReturn:
     os._exit(128 + _SIGTERM)
 
 
-def stream(order: Order) -> None:
+def stream(spec: ChildSpec) -> None:
     """Call fn, and send what the sync or async iterable that it returns yields.
 
     Each item is sent as soon as it is there; that waits until the parent has room, and fn with it.
@@ -133,7 +133,7 @@ def stream(order: Order) -> None:
     try:
         try:
             leave.interruptible = True
-            _stream(order, leave)
+            _stream(spec, leave)
         finally:
             leave.interruptible = False
     except GeneratorExit:
@@ -143,18 +143,18 @@ def stream(order: Order) -> None:
         raise LeftError
 
 
-def _stream(order: Order, leave: _Leave) -> None:
-    items = order.fn(*order.args)
+def _stream(spec: ChildSpec, leave: _Leave) -> None:
+    items = spec.fn(*spec.args)
     if hasattr(items, "__aiter__"):
         leave.interruptible = False
-        loops.run(_stream_async(order, items.__aiter__(), leave), order.backend)
+        coroutines.run(_stream_async(spec, items.__aiter__(), leave), spec.backend)
         return
     items = iter(items)
     try:
         try:
             for item in items:
                 leave.interruptible = False
-                _send(order, item)
+                _send(spec, item)
                 if leave.asked:
                     break
                 leave.interruptible = True
@@ -179,17 +179,17 @@ def _close(iterator: Any) -> None:
         iterator.close()
 
 
-async def _stream_async(order: Order, items: AsyncIterator[Any], leave: _Leave) -> None:
-    import anyio  # noqa: PLC0415 - it is there, see `loops.run`
+async def _stream_async(spec: ChildSpec, items: AsyncIterator[Any], leave: _Leave) -> None:
+    import anyio  # noqa: PLC0415 - it is there, see `coroutines.run`
 
     with anyio.CancelScope() as scope:
-        _let_interrupt(order, scope, leave)
+        _let_interrupt(spec, scope, leave)
         try:
             try:
                 leave.interruptible = True
                 async for item in items:
                     leave.interruptible = False
-                    _send(order, item)
+                    _send(spec, item)
                     if leave.asked:
                         break
                     leave.interruptible = True
@@ -212,10 +212,10 @@ async def _stream_async(order: Order, items: AsyncIterator[Any], leave: _Leave) 
             await _close_async(items)
 
 
-def _let_interrupt(order: Order, scope: anyio.CancelScope, leave: _Leave) -> None:
+def _let_interrupt(spec: ChildSpec, scope: anyio.CancelScope, leave: _Leave) -> None:
     """Have the running task cancelled if it is to be interrupted: a signal's handler can't."""
     modules = sys.modules
-    if order.backend.name == "asyncio":
+    if spec.backend.name == "asyncio":
         asyncio = modules["asyncio"]
         post = asyncio.get_running_loop().call_soon_threadsafe
         # Once: what the generator awaits in the end goes on.
@@ -237,21 +237,21 @@ async def _close_async(iterator: Any) -> None:
         await iterator.aclose()
 
 
-def _send(order: Order, item: object) -> None:
+def _send(spec: ChildSpec, item: object) -> None:
     try:
-        if order.codec != "pickle":
-            from .._wire import plain  # noqa: PLC0415 - only where it is asked for
+        if spec.codec != "pickle":
+            from .._wire import plain_data  # noqa: PLC0415 - only where it is asked for
 
-            body, fds = plain.dump(order.codec, item), []
+            body, fds = plain_data.dump(spec.codec, item), []
         else:
-            body, luggage = codecs.dump_whole(item)
-            fds = luggage.fds
-        if order.result_size is not None and len(body) > order.result_size:
+            body, passed_fds = codecs.dump_whole(item)
+            fds = passed_fds.fds
+        if spec.result_size is not None and len(body) > spec.result_size:
             raise TooLargeError(len(body))  # noqa: TRY301 - every failure goes one way
     except Exception as exc:
         # Anything else is what a handler of a signal of fn's has raised meanwhile.
         raise LostItemError(item, exc) from exc
     try:
-        progress.send(order.channel, encode(order.nonce, Kind.ITEM, body, len(fds)), fds)
+        progress.send(spec.channel, encode(spec.nonce, Kind.ITEM, body, len(fds)), fds)
     except progress.RefusedError as exc:
         raise LostItemError(item, exc) from exc

@@ -8,13 +8,13 @@ from _thread import allocate_lock
 from collections.abc import Sequence
 
 from .._os import messages
-from .._wire import inert
+from .._wire import safe_text
 from .._wire.frames import Kind, encode
-from .order import Order
+from .spec import ChildSpec
 
 __all__ = ["RefusedError", "begin", "report_progress", "send"]
 
-_order: Order | None = None
+_spec: ChildSpec | None = None
 _pid = 0
 # Threads of fn's may report while another sends something longer than a pipe holds.
 _lock = allocate_lock()
@@ -23,10 +23,10 @@ _lock = allocate_lock()
 _torn = False
 
 
-def begin(order: Order) -> None:
+def begin(spec: ChildSpec) -> None:
     """Let `report_progress` report, in this process only."""
-    global _order, _pid
-    _order = order
+    global _spec, _pid
+    _spec = spec
     _pid = os.getpid()
 
 
@@ -54,9 +54,9 @@ def report_progress(done: float, total: float | None = None, message: str = "") 
     _check("done", done, int, float)
     _check("total", total, int, float, type(None))
     _check("message", message, str)
-    if _order is not None and _pid == os.getpid():
-        body = inert.dump_progress(done, total, message)
-        send(_order.channel, encode(_order.nonce, Kind.PROGRESS, body))
+    if _spec is not None and _pid == os.getpid():
+        body = safe_text.dump_progress(done, total, message)
+        send(_spec.channel, encode(_spec.nonce, Kind.PROGRESS, body))
 
 
 def _check(name: str, value: object, *types: type) -> None:
@@ -69,7 +69,7 @@ class RefusedError(OSError):
     """Descriptors may not travel now, and nothing of what they belong to has been sent."""
 
 
-def send(fd: int, data: bytes, luggage: Sequence[int] = ()) -> None:
+def send(fd: int, data: bytes, passed_fds: Sequence[int] = ()) -> None:
     """Write all of *data* in one piece, and descriptors with its beginning.
 
     Raises OSError; RefusedError: something else may be sent in its place.
@@ -80,9 +80,9 @@ def send(fd: int, data: bytes, luggage: Sequence[int] = ()) -> None:
         if _torn:
             raise BrokenPipeError(errno.EPIPE, "what was sent before was cut short")
         try:
-            if luggage:
+            if passed_fds:
                 try:
-                    sent = messages.send_on(fd, data, luggage)
+                    sent = messages.send_on(fd, data, passed_fds)
                 except (BrokenPipeError, ConnectionResetError):
                     raise
                 except OSError as exc:

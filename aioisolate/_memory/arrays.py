@@ -9,11 +9,11 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from .._os import memfd
-from .._wire import handles
-from . import places
+from .._wire import fd_passing
+from . import file_mappings
 from .access import Access
-from .area import FREE
-from .root import Root
+from .backing_file import BackingFile
+from .region import FREE
 from .snapshot import View
 
 __all__ = ["SharedArray", "make"]
@@ -28,15 +28,15 @@ class SharedArray(np.ndarray[Any, Any]):
     """
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
-        packing = handles.packing()
-        if packing is not None and self.size:
+        bundle = fd_passing.bundle()
+        if bundle is not None and self.size:
             low, high = _bounds(self)
-            place = places.at(low, high - low)
-            if place is not None and place.use is places.Use.SHARED:
+            place = file_mappings.at(low, high - low)
+            if place is not None and place.use is file_mappings.Use.SHARED:
                 address, read_only = self.__array_interface__["data"]
                 offset = place.offset + address - place.address
                 root = place.root.reader() if read_only else place.root
-                index = packing.add(root.fd, root)
+                index = bundle.add(root.fd, root)
                 return _reopen, (
                     index,
                     root.length,
@@ -62,7 +62,7 @@ def make(shape: SupportsIndex | Sequence[SupportsIndex], dtype: Any) -> SharedAr
         length *= size
     if not length:
         return np.zeros(sizes, kind).view(SharedArray)
-    root = Root.create(length)
+    root = BackingFile.create(length)
     memfd.fix_size(root.fd)
     memfd.bar_reopening(root.fd)
     return _on(root, 0, kind, sizes, None)
@@ -88,7 +88,7 @@ def _bounds(array: SharedArray) -> tuple[int, int]:
 
 
 def _on(
-    root: Root,
+    root: BackingFile,
     offset: int,
     dtype: Any,
     shape: tuple[int, ...],
@@ -111,5 +111,5 @@ def _reopen(  # noqa: PLR0917 - as pickle calls it
     strides: tuple[int, ...],
     read_only: bool,
 ) -> SharedArray:
-    root = Root.adopt(handles.arrived(index), length, fixed_only=True)
+    root = BackingFile.adopt(fd_passing.arrived(index), length, fixed_only=True)
     return _on(root, offset, dtype, shape, strides, read_only=read_only)

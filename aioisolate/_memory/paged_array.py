@@ -12,7 +12,7 @@ from types import GenericAlias
 from typing import Any, ClassVar, Protocol, Self, SupportsIndex, TypeAlias, overload
 
 from .._os import mappings
-from .growing import Growing
+from .growable import GrowableBuffer
 
 __all__ = ["PagedArray"]
 
@@ -39,7 +39,7 @@ class Writable(Protocol):
         ...
 
 
-class PagedArray(Growing):
+class PagedArray(GrowableBuffer):
     """Numbers of one type, one after the other: `array.array` for many of them.
 
     It has the methods, operators and errors of `array.array`, and grows without copying: the kernel

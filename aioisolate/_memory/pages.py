@@ -8,9 +8,9 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NoReturn
 
-from .._os import mappings, native
+from .._os import machine_code, mappings
 from .access import Access, Advice
-from .area import FREE, Area, runs
+from .region import FREE, MemoryRegion, runs
 
 __all__ = ["Pages"]
 
@@ -20,7 +20,7 @@ _ZEROS = bytes(_STEP)
 _PASSING = frozenset({Advice.WILLNEED, Advice.COLD, Advice.PAGEOUT})
 
 
-class Pages(Area):
+class Pages(MemoryRegion):
     """Memory of this process's own, full of zeros, in whole pages: a buffer as `View` is.
 
     Indexing gives numbers, slicing bytes, and both can be assigned to. An isolated function sees a
@@ -128,7 +128,7 @@ class Pages(Area):
         where, access = (slice(None), where) if isinstance(where, Access) else (where, access)
         if self._area is not None and access is not None and (Access.READ | Access.EXEC) in access:
             start, size = self._whole_pages(where)
-            native.publish_code(self._address() + start, size)
+            machine_code.publish_code(self._address() + start, size)
 
     def advise(self, advice: Advice, where: slice = slice(None)) -> None:
         """Tell the kernel what is going to be done with it; see madvise(2).
@@ -241,7 +241,7 @@ class Pages(Area):
                 errno.EACCES, f"byte {at} of {self!r} may not be executed: protect it so first"
             )
         changes = self._changes
-        function = native.function_at(self._address() + at, restype, argtypes)
+        function = machine_code.function_at(self._address() + at, restype, argtypes)
 
         def call(*args: Any) -> Any:
             """Call the machine code."""

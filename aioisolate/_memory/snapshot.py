@@ -8,14 +8,14 @@ import weakref
 from typing import Any, ClassVar, Self, SupportsIndex, TypeAlias
 
 from .._os import mappings, memfd
-from .._wire import handles
-from . import places
+from .._wire import fd_passing
+from . import file_mappings
 from .access import Access
-from .area import FREE, Area, check_items, runs
+from .backing_file import BackingFile
 from .closing import Closing
+from .file_mappings import Use
 from .optional import numpy_for
-from .places import Use
-from .root import Root
+from .region import FREE, MemoryRegion, check_items, runs
 
 __all__ = ["Snapshot", "View"]
 
@@ -25,7 +25,7 @@ _STEP = 1 << 20
 Layout: TypeAlias = tuple[Any, tuple[int, ...], str]
 
 
-class View(Area):
+class View(MemoryRegion):
     """The bytes of a `Snapshot`, writable: a buffer for memoryview, numpy and the like.
 
     Made by `Snapshot.view` or `Snapshot.view_mut`; keeps its snapshot alive. Indexing gives
@@ -42,7 +42,7 @@ class View(Area):
 
     def __init__(
         self,
-        root: Root,
+        root: BackingFile,
         layout: Layout | None = None,
         *,
         shared: bool = False,
@@ -59,7 +59,7 @@ class View(Area):
             use = Use.PRIVATE
             if shared:
                 use = Use.WRITER if writer else Use.SHARED
-            places.note(area, root, offset=offset, length=length, use=use)
+            file_mappings.note(area, root, offset=offset, length=length, use=use)
         super().__init__(area, length)
         self._root = root
         self._layout = layout
@@ -107,14 +107,14 @@ class View(Area):
         return mappings.is_private_copy(self._address(), self.size)
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
-        packing = _packing(self)
+        bundle = _bundle(self)
         if self._shared:
             raise TypeError("a view that writes to its snapshot can't go to another process")
         rights = runs(self._rights, 0, self.size) if self._rights else []
         if self._offset or self.is_changed():
-            return _reopen_view, (*self.take_snapshot()._lend(packing), rights)
+            return _reopen_view, (*self.take_snapshot()._lend(bundle), rights)
         snapshot = Snapshot._of(self._root, self._layout)
-        return _reopen_view, (*snapshot._lend(packing), rights)
+        return _reopen_view, (*snapshot._lend(bundle), rights)
 
 
 class Snapshot(Closing):
@@ -141,7 +141,7 @@ class Snapshot(Closing):
 
     __slots__ = ("__weakref__", "_layout", "_root")
 
-    _root: Root | None
+    _root: BackingFile | None
     # Of the array that it was made from.
     _layout: Layout | None
 
@@ -149,7 +149,7 @@ class Snapshot(Closing):
         raise TypeError("use Snapshot.zeroed, from_bytes, from_file or from_array")
 
     @classmethod
-    def _of(cls, root: Root, layout: Layout | None = None) -> Self:
+    def _of(cls, root: BackingFile, layout: Layout | None = None) -> Self:
         self = object.__new__(cls)
         self._root = root
         self._layout = layout
@@ -166,7 +166,7 @@ class Snapshot(Closing):
             raise TypeError(f"the length must be a number of bytes, not {length!r}")
         if length < 0:
             raise ValueError(f"the length must be at least 0, not {length}")
-        root = Root.create(length)
+        root = BackingFile.create(length)
         memfd.fix_size(root.fd)
         return cls._of(root)
 
@@ -179,7 +179,7 @@ class Snapshot(Closing):
         the size, if it does not fit.
         """
         flat = _flat(content)
-        root = Root.create(flat.nbytes)
+        root = BackingFile.create(flat.nbytes)
         root.fill(flat)
         memfd.fix_size(root.fd)
         return cls._of(root)
@@ -188,7 +188,7 @@ class Snapshot(Closing):
     def from_file(cls, path: str | os.PathLike[str], /) -> Self:
         """Copy a file as it is now; later changes of the file are not seen. Raises OSError."""
         with open(path, "rb", buffering=0) as file:
-            root = Root.create(os.fstat(file.fileno()).st_size)
+            root = BackingFile.create(os.fstat(file.fileno()).st_size)
             done = 0
             while piece := file.read(_STEP):
                 root.fill(memoryview(piece), done)
@@ -296,41 +296,41 @@ class Snapshot(Closing):
         self._root = None
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
-        return _reopen, self._lend(_packing(self))
+        return _reopen, self._lend(_bundle(self))
 
-    def _lend(self, packing: handles.Packing) -> tuple[int, int, Layout | None]:
+    def _lend(self, bundle: fd_passing.FdBundle) -> tuple[int, int, Layout | None]:
         """Publish it; return what `_reopen` needs. Raises BufferError if somebody writes to it."""
         root = self._open()
         root.seal()
-        return packing.add(root.fd, root), root.length, self._layout
+        return bundle.add(root.fd, root), root.length, self._layout
 
     def _check_open(self) -> None:
         self._open()
 
-    def _open(self) -> Root:
+    def _open(self) -> BackingFile:
         if self._root is None:
             raise ValueError("the Snapshot is closed")
         return self._root
 
 
-def _packing(what: object) -> handles.Packing:
-    packing = handles.packing()
-    if packing is None or not memfd.sealable():
+def _bundle(what: object) -> fd_passing.FdBundle:
+    bundle = fd_passing.bundle()
+    if bundle is None or not memfd.sealable():
         raise TypeError(
             f"{what!r} can't be pickled: it travels only as an argument to an isolated function or "
             f"as its result{'' if memfd.sealable() else ', and not on this platform'}"
         )
-    return packing
+    return bundle
 
 
 def _reopen(index: int, length: int, layout: Layout | None) -> Snapshot:
-    return Snapshot._of(Root.adopt(handles.arrived(index), length), layout)
+    return Snapshot._of(BackingFile.adopt(fd_passing.arrived(index), length), layout)
 
 
 def _reopen_view(
     index: int, length: int, layout: Layout | None, rights: list[tuple[int, int, int]]
 ) -> View:
-    view = View(Root.adopt(handles.arrived(index), length), layout)
+    view = View(BackingFile.adopt(fd_passing.arrived(index), length), layout)
     for start, size, value in rights:
         view.protect(slice(start, start + size), Access(value))
     return view

@@ -15,12 +15,12 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Self
 
-from .delegation import Delegation, Home, delegated
+from .cgroup_delegation import Delegation, Home, delegated
+from .cgroup_tree import read
 from .fds import Descriptors, lift
-from .hierarchies import read
 from .oom import count
 
-__all__ = ["Events", "Group", "enter", "remove_stale"]
+__all__ = ["Cgroup", "Events", "enter", "remove_stale"]
 
 _os: Any = os  # not every platform has pidfds
 _signal: Any = signal
@@ -56,7 +56,7 @@ def enter(entrances: Iterable[int]) -> None:
         os.write(fd, b"0")
 
 
-class Group:
+class Cgroup:
     """A group of processes with limits of its own, or one in each of two hierarchies.
 
     To be removed by who made it, once nobody is in it any more.

@@ -90,7 +90,7 @@ def containment() -> Containment:
 
 @functools.cache
 def _containment(_: int, capabilities: int, dumpable: bool) -> Containment:
-    from . import delegation, landlock, seccomp  # noqa: PLC0415 - as above
+    from . import cgroup_delegation, landlock, seccomp  # noqa: PLC0415 - as above
 
     found: dict[str, Any] = {}
     if sys.platform == "linux":
@@ -105,7 +105,9 @@ def _containment(_: int, capabilities: int, dumpable: bool) -> Containment:
         landlock=landlock.abi(),
         seccomp=seccomp.available(),
         groups=frozenset(
-            name for name, home in delegation.delegated()._asdict().items() if home is not None
+            name
+            for name, home in cgroup_delegation.delegated()._asdict().items()
+            if home is not None
         ),
         processes_by_namespace=found.get("processes_by_namespace", False),
         why_not_becomes=found.get("why_not_becomes", ""),
@@ -299,8 +301,8 @@ def _raise_passing(code: int) -> NoReturn:
 def _try_namespaces(ids: tuple[int, int] | None, *, view: bool = True) -> dict[str, Any]:
     """Leave all namespaces, get another view of files, and be counted; in a throw-away child."""
     # All that it takes: in the other view there are no modules to be imported.
-    from . import counting, namespaces, users  # noqa: PLC0415 - as above
-    from .view import make_view  # noqa: PLC0415 - as above
+    from . import namespaces, process_count, users  # noqa: PLC0415 - as above
+    from .filesystem_view import make_view  # noqa: PLC0415 - as above
 
     found: dict[str, Any] = {}
     try:
@@ -331,7 +333,7 @@ def _try_namespaces(ids: tuple[int, int] | None, *, view: bool = True) -> dict[s
         users.drop_capabilities()
         try:
             # This process is not the user's only one.
-            found["processes_by_namespace"] = counting.count_tasks() == 1
+            found["processes_by_namespace"] = process_count.count_tasks() == 1
         except OSError:
             pass  # they are not counted at all
     return found
@@ -357,7 +359,7 @@ def _leave(ids: tuple[int, int] | None) -> str:
 
 
 def _try_counting() -> dict[str, Any]:
-    from . import counting, users  # noqa: PLC0415 - as above
+    from . import process_count, users  # noqa: PLC0415 - as above
 
     users.drop_capabilities()
-    return {"processes_by_user": counting.is_counted()}
+    return {"processes_by_user": process_count.is_counted()}

@@ -6,7 +6,7 @@ import math
 import os
 from typing import Any
 
-from .hierarchies import above, place_of, places, read
+from .cgroup_tree import above, place_of, places, read
 
 __all__ = ["available"]
 

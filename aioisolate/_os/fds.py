@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Collection, Iterable
 
-from .inheritance import inode_of
+from .fds_after_fork import inode_of
 from .unpatched import select
 
 __all__ = [

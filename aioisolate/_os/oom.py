@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .hierarchies import Place, above, place_of, places, read
+from .cgroup_tree import CgroupPosition, above, place_of, places, read
 
 __all__ = ["Kills", "count", "kills", "kills_at", "since"]
 
@@ -30,7 +30,7 @@ def kills() -> Kills:
     return kills_at(place_of("memory", places()))
 
 
-def kills_at(place: Place | None) -> Kills:
+def kills_at(place: CgroupPosition | None) -> Kills:
     """Count for a process that has its place there."""
     group = None
     if place is not None:
@@ -65,7 +65,7 @@ def since(before: Kills) -> str:
     return ""
 
 
-def _limited(place: Place) -> bool:
+def _limited(place: CgroupPosition) -> bool:
     """Tell whether a group from ours upwards has a limit of memory; what is hidden is not seen."""
     if place.version == 1:
         limit = count(read(place.group, "memory.stat"), "hierarchical_memory_limit")

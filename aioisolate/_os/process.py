@@ -20,12 +20,12 @@ import warnings
 from typing import Any, Literal, NamedTuple
 
 from .._outcome import Exit
-from . import alive_pipe, imports, threads, trackers, unpatched
+from . import alive_pipe, imports, resource_trackers, threads, unpatched
 from .fds import Descriptors
-from .filters import action_for, filters
 from .killing import kill_through_descriptor
 from .prctl import is_subreaper
 from .unpatched import select
+from .warning_filters import action_for, filters
 
 __all__ = [
     "Process",
@@ -282,7 +282,7 @@ class Process:
         self.owner_pid = os.getpid()
         self.watched = False
         self._reaped = False
-        self._spared: dict[int, trackers.Spared] = {}  # by pidfd
+        self._spared: dict[int, resource_trackers.SparedTracker] = {}  # by pidfd
         self._closed = False
         self._fds = Descriptors()
         self._ends: tuple[int, ...] = ()
@@ -392,9 +392,9 @@ class Process:
         """Kill the group without its trackers; False if it has none."""
         if self.is_owned() and self._is_pidfd:
             try:
-                for tracker in trackers.end_all_others(self.pid):
+                for tracker in resource_trackers.end_all_others(self.pid):
                     pidfd = self._fds.own(_os.pidfd_open(tracker))
-                    self._spared[pidfd] = trackers.Spared(tracker)
+                    self._spared[pidfd] = resource_trackers.SparedTracker(tracker)
             except OSError:  # it has just ended; or no descriptor is left
                 pass
         return bool(self._spared)

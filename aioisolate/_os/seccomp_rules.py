@@ -11,7 +11,7 @@ import errno
 from collections.abc import Mapping
 
 from .bpf import ALLOW, Check, Rule, errno_rule
-from .counting import CLONE_FLAGS, NOWHERE
+from .process_count import CLONE_FLAGS, NOWHERE
 
 __all__ = ["ALWAYS_DENIED", "OWN_PID", "SETTING_UP", "STRICT", "UNKNOWN", "rules"]
 

@@ -12,19 +12,19 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import anyio
 
-from .._call import loops
+from .._call import background
 from .._call.child import Child
-from .._call.drive import supervise
+from .._call.deadlines import Deadlines
 from .._call.plan import Plan, name_of
-from .._call.settle import loss_of_item, outcome_of, settle
-from .._call.supervise import OnItem, Supervision
-from .._call.turn import Turn
-from .._child.order import AsyncBackend
+from .._call.result import loss_of_item, outcome_of, settle
+from .._call.run import supervise
+from .._call.supervision import OnItem, Supervision
+from .._call.verdict import KilledFor
+from .._child.spec import AsyncBackend
 from .._errors import CallableDidNotExecuteError, IsolationError, Reason, StartTimeoutError
 from .._outcome import Outcome, Progress
-from .._wire.verdict import KilledFor
 
-__all__ = ["Job", "Service"]
+__all__ = ["Job", "JobService"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,7 +34,7 @@ _numbers = itertools.count(1)
 _TRIES = 3
 
 
-class Service(Protocol):
+class JobService(Protocol):
     """Where a job gets what it needs."""
 
     backend: AsyncBackend
@@ -89,7 +89,7 @@ class Job(Generic[T]):
 
     def __init__(
         self,
-        service: Service,
+        service: JobService,
         plan: Plan,
         *,
         whole: bool = False,
@@ -104,7 +104,7 @@ class Job(Generic[T]):
         self._service = service
         self._owner_pid = os.getpid()
         self.plan = plan
-        self.turn: Turn
+        self.deadlines: Deadlines
         self._queue_timeout = queue_timeout
         self._whole = whole
         self._on_item = on_item
@@ -232,7 +232,7 @@ class Job(Generic[T]):
     def start(self) -> None:
         """Carry it out in the background."""
         # What it returns is not kept: that refers to this job, as its `on_done` does.
-        loops.spawn(self._service.backend, self._in_background, self._after_background)
+        background.spawn(self._service.backend, self._in_background, self._after_background)
 
     async def _in_background(self) -> None:
         try:
@@ -310,7 +310,7 @@ class Job(Generic[T]):
                     f"fn was not called: its turn did not come within {self._queue_timeout:g} s",
                     reason=Reason.QUEUE_TIMEOUT,
                 )
-        self.turn = Turn(self.plan.options)
+        self.deadlines = Deadlines(self.plan.options)
         self.queue_wait = time.monotonic() - self._born
         try:
             value, error = await self._try()
@@ -328,13 +328,13 @@ class Job(Generic[T]):
         start = time.monotonic()
         child = self._service.provide_nowait(self)
         if child is None:
-            left = self.turn.left()
+            left = self.deadlines.left()
             found = await self._queue(self._service.provide, None if left == math.inf else left)
             if not found:
-                raise self.turn.late(self._service.hindrance())
+                raise self.deadlines.late(self._service.hindrance())
             child = found[0]
         if self._ended_for is not None:
-            child.put_down()
+            child.kill_now()
             child.release()
             raise self._refusal()
         self.child_wait = time.monotonic() - start
@@ -343,7 +343,7 @@ class Job(Generic[T]):
         supervision = Supervision(
             child,
             options,
-            self.turn,
+            self.deadlines,
             whole=self._whole,
             on_item=self._on_item,
             fn=self.plan.fn,

@@ -13,13 +13,13 @@ from typing import Any, Generic, Self, TypeVar
 
 import anyio.lowlevel
 
-from .._call.decoding import INLINE_MAX, Decoding
-from .._call.supervise import OnItem
+from .._call.result_decoding import INLINE_MAX, Decoding
+from .._call.supervision import OnItem
 from .._errors import IsolationError
 from .._os.fds import Descriptors
 from .._wire import codecs
+from .consumers import Consumers
 from .job import Job
-from .takers import Takers
 
 __all__ = ["Stream"]
 
@@ -55,7 +55,7 @@ class Stream(Generic[T]):
         self._items: deque[tuple[Sequence[bytes], Descriptors]] = deque()
         self._bytes = 0
         self._flooded = False
-        self._takers = Takers()
+        self._consumers = Consumers()
         self._closed = False
         # Why an item could not be decoded, once one could not.
         self._failure: BaseException | None = None
@@ -77,7 +77,7 @@ class Stream(Generic[T]):
         if self._closed or hasattr(self, "job"):
             raise RuntimeError("a stream is entered once")
         self.job = self._make_job(self._take)
-        self.job.on_done = self._takers.wake
+        self.job.on_done = self._consumers.wake
         self.job.start()
         return self
 
@@ -103,7 +103,7 @@ class Stream(Generic[T]):
             decoding.close()
         self._decoding.clear()
         self._abandoned.clear()
-        self._takers.wake()
+        self._consumers.wake()
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
@@ -122,7 +122,7 @@ class Stream(Generic[T]):
                 await anyio.lowlevel.checkpoint()
                 self._rested_at = time.monotonic()
             else:
-                pieces, luggage = self._items.popleft()
+                pieces, passed_fds = self._items.popleft()
                 size = sum(map(len, pieces))
                 self._bytes -= size
                 supervision = self.job.supervision
@@ -131,7 +131,7 @@ class Stream(Generic[T]):
                 # The short way: most are small, and there may be many.
                 if self._effort(pieces, size) <= INLINE_MAX:
                     try:
-                        item: T = self._load(pieces, luggage, at_once=True)
+                        item: T = self._load(pieces, passed_fds, at_once=True)
                     except codecs.ImportNeeded:
                         pass  # in a thread, then
                     except BaseException as exc:  # noqa: BLE001 - a pickle may raise anything
@@ -140,21 +140,23 @@ class Stream(Generic[T]):
                         break
                     else:
                         return item
-                return await self._decoded(self._decode(pieces, luggage))
+                return await self._decoded(self._decode(pieces, passed_fds))
         raise await self._end()
 
     async def _end(self) -> BaseException:
         """Return what to raise where nothing more is to be had."""
-        if self._failure is not None and self._takers.error is None:
-            self._takers.fail(await self.job.spoil(self._failure))
-            self.job.error = self._takers.error
-        return self._takers.end()
+        if self._failure is not None and self._consumers.error is None:
+            self._consumers.fail(await self.job.spoil(self._failure))
+            self.job.error = self._consumers.error
+        return self._consumers.end()
 
-    def _decode(self, pieces: Sequence[bytes], luggage: Descriptors) -> int:
+    def _decode(self, pieces: Sequence[bytes], passed_fds: Descriptors) -> int:
         """Begin to decode an item in a thread; return its number."""
-        load = functools.partial(self._load, pieces, luggage)
+        load = functools.partial(self._load, pieces, passed_fds)
         self._number += 1
-        self._decoding[self._number] = Decoding(INLINE_MAX + 1, load, otherwise=luggage.close_all)
+        self._decoding[self._number] = Decoding(
+            INLINE_MAX + 1, load, otherwise=passed_fds.close_all
+        )
         return self._number
 
     async def _decoded(self, number: int) -> T:
@@ -166,10 +168,10 @@ class Stream(Generic[T]):
             if number in self._decoding:
                 self._abandoned.append(number)
                 self._abandoned.sort()
-                self._takers.wake()
+                self._consumers.wake()
             raise
         self._decoding.pop(number, None)
-        self._takers.wake()
+        self._consumers.wake()
         if decoding.failure is not None:
             self._failure = decoding.failure
             self._close()
@@ -182,51 +184,53 @@ class Stream(Generic[T]):
         # While others still have theirs decoded, these may come back, or turn out to be bad.
         if self.job.done() and not self._decoding:
             if self.job.error is not None:
-                self._takers.fail(self.job.error)
+                self._consumers.fail(self.job.error)
                 self._closed = True
-            raise self._takers.end()
+            raise self._consumers.end()
         self.job.check_owner()
-        await self._takers.wait()
+        await self._consumers.wait()
         self._rested_at = time.monotonic()
 
     def _effort(self, pieces: Sequence[bytes], size: int) -> int:
         options = self.job.plan.options
         if options.codec == "pickle":
             return size
-        from .._wire import plain  # noqa: PLC0415 - only for those who ask for it
+        from .._wire import plain_data  # noqa: PLC0415 - only for those who ask for it
 
-        return plain.effort(options.codec, pieces, options.result_type)
+        return plain_data.effort(options.codec, pieces, options.result_type)
 
-    def _load(self, pieces: Sequence[bytes], luggage: Descriptors, *, at_once: bool = False) -> Any:
+    def _load(
+        self, pieces: Sequence[bytes], passed_fds: Descriptors, *, at_once: bool = False
+    ) -> Any:
         # Closed here, not by whoever waits for it: who does no more must not pull them away.
         again = False
         try:
             options = self.job.plan.options
             if options.codec == "pickle":
                 load = codecs.load_at_once if at_once else codecs.load
-                return load(pieces, fds=luggage.listed())
-            from .._wire import plain  # noqa: PLC0415 - only for those who ask for it
+                return load(pieces, fds=passed_fds.listed())
+            from .._wire import plain_data  # noqa: PLC0415 - only for those who ask for it
 
-            return plain.load(options.codec, pieces, options.result_type)
+            return plain_data.load(options.codec, pieces, options.result_type)
         except codecs.ImportNeeded:
             again = True
             raise
         finally:
             if not again:
-                luggage.close_all()
+                passed_fds.close_all()
 
     def _take(self, pieces: Sequence[bytes], fds: Sequence[int]) -> None:
-        luggage = Descriptors()
+        passed_fds = Descriptors()
         for fd in fds:
-            luggage.own(fd)
+            passed_fds.own(fd)
         if self._closed or self._is_flooded():
-            luggage.close_all()
+            passed_fds.close_all()
             return
-        self._items.append((pieces, luggage))
+        self._items.append((pieces, passed_fds))
         self._bytes += sum(map(len, pieces))
         if self._is_full() and self.job.supervision is not None:
             self.job.supervision.pause()
-        self._takers.wake()
+        self._consumers.wake()
 
     def _is_full(self) -> bool:
         return len(self._items) >= _ITEMS_MAX or self._bytes >= _BYTES_MAX

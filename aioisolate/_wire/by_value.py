@@ -54,16 +54,16 @@ class CodePickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
         try:
             return super().dump(obj)
         except Exception as exc:
-            from . import parcel  # noqa: PLC0415 - only where something is wrong
+            from . import large_call  # noqa: PLC0415 - only where something is wrong
 
-            stopped = isinstance(exc, parcel.Halt) or parcel.shows_change(exc)
+            stopped = isinstance(exc, large_call.Halt) or large_call.shows_change(exc)
             where = self._where(obj) if self.names_culprit and not stopped else ""
             if not where:
                 raise
             raise pickle.PicklingError(f"{where}: {type(exc).__name__}: {exc}") from exc
 
     def _where(self, call: Any) -> str:
-        from . import culprit  # noqa: PLC0415 - only where something is wrong
+        from . import unpicklable  # noqa: PLC0415 - only where something is wrong
 
         known = getattr(self, "persistent_id", None)
 
@@ -73,7 +73,7 @@ class CodePickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
             def persistent_id(self, obj: Any) -> Any:
                 return known(obj) if type(obj) is FunctionType and known is not None else None
 
-        return culprit.find_in_call(Probe, *call)
+        return unpicklable.find_in_call(Probe, *call)
 
     def reducer_override(self, obj: Any) -> Any:
         """Reduce a code object; leave all else to cloudpickle."""

@@ -14,12 +14,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from . import codecs, handles, relation
-from .asides import Asides, reduce_array
+from . import ancestry, codecs, fd_passing
 from .codecs import Call
-from .effort import PAYLOAD_MAX, find_large, may_take_long, shows_long_text
-from .handles import Lent
-from .parcel import ChangedError, Halt, Parcel, TooMuch, UnwritableError, shows_change
+from .fd_passing import BufferRef
+from .large_call import ChangedError, Halt, LargeCall, TooMuch, UnwritableError, shows_change
+from .out_of_band import OutOfBand, reduce_array
+from .pickle_cost import PAYLOAD_MAX, find_large, may_take_long, shows_long_text
 
 __all__ = ["NeedsSource", "dump_at_once", "dump_into"]
 
@@ -44,7 +44,7 @@ NeedsSource: TypeAlias = Callable[[str], bool]
 def dump_at_once(
     fn: Callable[..., Any],
     args: Sequence[Any],
-    functions: relation.Functions | None,
+    functions: ancestry.Functions | None,
     needs_source: NeedsSource,
 ) -> Call:
     """Pickle a call if that is done in a moment. Raises TooMuch, and whatever pickling raises.
@@ -56,36 +56,38 @@ def dump_at_once(
     if shows_long_text((fn, args)):
         raise TooMuch
     if functions is None:
-        stream, lent, packing = _try_plain((fn, args))
+        stream, buffer_ref, bundle = _try_plain((fn, args))
         # There, __main__ is another module.
         if stream and b"__main__" not in stream:
-            return Call(stream, lent, packing)
+            return Call(stream, buffer_ref, bundle)
     if f"{__package__}.code_calls" not in sys.modules:  # cloudpickle takes long to import
         raise TooMuch(by_value=True)
     from .code_calls import QuickCodePickler  # noqa: PLC0415 - only where pickle is not enough
 
-    file, lent = _Little(), []
+    file, buffer_ref = _Little(), []
     try:
-        with handles.Packing() as packing:
-            pickler = QuickCodePickler(file, 5, buffer_callback=codecs.taking_lent(lent, packing))
+        with fd_passing.FdBundle() as bundle:
+            pickler = QuickCodePickler(
+                file, 5, buffer_callback=codecs.taking_lent(buffer_ref, bundle)
+            )
             pickler.functions, pickler.needs_source = functions or {}, needs_source
             pickler.dump((fn, args))
     except TooMuch:
         raise TooMuch(by_value=True) from None
-    return Call(file.joined(), lent, packing, by_cloudpickle=functions is None)
+    return Call(file.joined(), buffer_ref, bundle, by_cloudpickle=functions is None)
 
 
-def _try_plain(call: object) -> tuple[bytes, list[Lent], handles.Packing]:
+def _try_plain(call: object) -> tuple[bytes, list[BufferRef], fd_passing.FdBundle]:
     """Pickle by plain pickle; no bytes: it can't. Raises TooMuch."""
     file = _Little()
-    lent: list[Lent] = []
-    with handles.Packing() as packing:
+    buffer_ref: list[BufferRef] = []
+    with fd_passing.FdBundle() as bundle:
         try:
-            callback = codecs.taking_lent(lent, packing)
+            callback = codecs.taking_lent(buffer_ref, bundle)
             _QuickPickler(file, 5, buffer_callback=callback).dump(call)
         except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
-            return b"", lent, packing
-    return file.joined(), lent, packing
+            return b"", buffer_ref, bundle
+    return file.joined(), buffer_ref, bundle
 
 
 class _QuickPickler(pickle.Pickler):
@@ -143,10 +145,10 @@ def _announced(data: bytes, codes: bytes = _TEXT + _BYTES) -> int:
 
 
 def dump_into(
-    parcel: Parcel,
+    large_call: LargeCall,
     fn: Callable[..., Any],
     args: Sequence[Any],
-    functions: relation.Functions | None,
+    functions: ancestry.Functions | None,
     needs_source: NeedsSource,
     *,
     by_value: bool = False,
@@ -164,14 +166,16 @@ def dump_into(
         try:
             large = list(find_large(call, _LOOK_AT))
             texts = texts or any(isinstance(found, str) for found in large)
-            with handles.Packing() as packing:
+            with fd_passing.FdBundle() as bundle:
                 lists = [found for found in large if isinstance(found, list)]
-                asides = Asides(parcel, packing, lists)
+                out_of_band = OutOfBand(large_call, bundle, lists)
                 if by_value:
-                    _dump_by_value(parcel, call, asides, functions, needs_source, texts=texts)
+                    _dump_by_value(
+                        large_call, call, out_of_band, functions, needs_source, texts=texts
+                    )
                 else:
-                    _dump_plain(parcel, call, asides, texts=texts)
-                return asides.settle(by_cloudpickle=by_value and functions is None)
+                    _dump_plain(large_call, call, out_of_band, texts=texts)
+                return out_of_band.settle(by_cloudpickle=by_value and functions is None)
         except _LongTextError:
             texts = True
         except (ChangedError, UnwritableError):
@@ -182,7 +186,7 @@ def dump_into(
             if by_value:
                 raise
             by_value = True
-        parcel.rewind()
+        large_call.rewind()
 
 
 def _is_by_value(fn: Callable[..., Any]) -> bool:
@@ -205,8 +209,8 @@ class _LongTextError(Halt):
 class _Attentive:
     """A file that looks at what it passes on."""
 
-    def __init__(self, parcel: Parcel, *, plain: bool, texts: bool) -> None:
-        self._parcel = parcel
+    def __init__(self, large_call: LargeCall, *, plain: bool, texts: bool) -> None:
+        self._large_call = large_call
         self._plain = plain
         self._texts = texts
 
@@ -216,7 +220,7 @@ class _Attentive:
                 raise _ByValueError
             if not self._texts and _announced(data, _TEXT) > _TEXT_COPIED_MAX:
                 raise _LongTextError
-        self._parcel.write(data)
+        self._large_call.write(data)
 
 
 class _AsidePickler(pickle.Pickler):
@@ -225,27 +229,29 @@ class _AsidePickler(pickle.Pickler):
 
 
 class _AsideTextPickler(_AsidePickler):
-    asides: Asides
+    out_of_band: OutOfBand
 
     def persistent_id(self, obj: Any) -> int | None:
-        return self.asides.number(obj) if type(obj) is str else None
+        return self.out_of_band.number(obj) if type(obj) is str else None
 
 
-def _dump_plain(parcel: Parcel, call: object, asides: Asides, *, texts: bool) -> None:
-    file = _Attentive(parcel, plain=True, texts=texts)
+def _dump_plain(
+    large_call: LargeCall, call: object, out_of_band: OutOfBand, *, texts: bool
+) -> None:
+    file = _Attentive(large_call, plain=True, texts=texts)
     if not texts:
-        _AsidePickler(file, 5, buffer_callback=asides.take_buffer).dump(call)
+        _AsidePickler(file, 5, buffer_callback=out_of_band.take_buffer).dump(call)
         return
-    pickler = _AsideTextPickler(file, 5, buffer_callback=asides.take_buffer)
-    pickler.asides = asides
+    pickler = _AsideTextPickler(file, 5, buffer_callback=out_of_band.take_buffer)
+    pickler.out_of_band = out_of_band
     pickler.dump(call)
 
 
 def _dump_by_value(
-    parcel: Parcel,
+    large_call: LargeCall,
     call: object,
-    asides: Asides,
-    functions: relation.Functions | None,
+    out_of_band: OutOfBand,
+    functions: ancestry.Functions | None,
     needs_source: NeedsSource,
     *,
     texts: bool,
@@ -253,11 +259,11 @@ def _dump_by_value(
     # Only where pickle is not enough.
     from .code_calls import AsideCodePickler, AsideTextPickler  # noqa: PLC0415
 
-    file = _Attentive(parcel, plain=False, texts=texts or functions is not None)
+    file = _Attentive(large_call, plain=False, texts=texts or functions is not None)
     if not texts and functions is None:
-        pickler = AsideCodePickler(file, 5, buffer_callback=asides.take_buffer)
+        pickler = AsideCodePickler(file, 5, buffer_callback=out_of_band.take_buffer)
     else:
-        pickler = AsideTextPickler(file, 5, buffer_callback=asides.take_buffer)
-        pickler.asides, pickler.functions = asides, functions or {}
+        pickler = AsideTextPickler(file, 5, buffer_callback=out_of_band.take_buffer)
+        pickler.out_of_band, pickler.functions = out_of_band, functions or {}
     pickler.needs_source = needs_source
     pickler.dump(call)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from types import FunctionType
 from typing import Any
 
-from . import relation
-from .asides import Asides, reduce_array
+from . import ancestry
 from .by_value import CodePickler
-from .effort import TEXT_MAX, may_take_long
-from .parcel import TooMuch
+from .large_call import TooMuch
+from .out_of_band import OutOfBand, reduce_array
+from .pickle_cost import TEXT_MAX, may_take_long
 
 __all__ = ["AsideCodePickler", "AsideTextPickler", "QuickCodePickler"]
 
@@ -21,7 +21,7 @@ class QuickCodePickler(CodePickler):
         functions: what the other side has, too, since it is a copy of this process.
     """
 
-    functions: relation.Functions
+    functions: ancestry.Functions
 
     def persistent_id(self, obj: Any) -> int | None:
         """Return the address of what is not pickled; None for all else."""
@@ -54,17 +54,17 @@ class AsideTextPickler(AsideCodePickler):
         asides: what lies aside.
     """
 
-    functions: relation.Functions
-    asides: Asides
+    functions: ancestry.Functions
+    out_of_band: OutOfBand
 
     def persistent_id(self, obj: Any) -> int | None:
         """Return the number or address of what is not pickled; None for all else."""
         kind = type(obj)
         if kind is str:
-            return self.asides.number(obj)
+            return self.out_of_band.number(obj)
         return _address(self.functions, obj) if kind is FunctionType else None
 
 
-def _address(functions: relation.Functions, obj: object) -> int | None:
+def _address(functions: ancestry.Functions, obj: object) -> int | None:
     reference = functions.get(id(obj))
     return id(obj) if reference is not None and reference() is obj else None

@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from .._os import imports
-from . import handles, relation
-from .handles import Lent
+from . import ancestry, fd_passing
+from .fd_passing import BufferRef
 
 if TYPE_CHECKING:
-    from .parcel import Parcel, Part
+    from .large_call import LargeCall, Part
 
 __all__ = [
     "Call",
@@ -63,33 +63,33 @@ def dump(value: object) -> Dumped:
 
     Raises whatever cloudpickle raises if neither pickle nor cloudpickle can do it.
     """
-    buffers: list[memoryview | Lent] = []
+    buffers: list[memoryview | BufferRef] = []
     try:
-        if handles.find is not None:
-            with handles.Packing() as packing:
-                callback = _taking(buffers, packing)
-                return pickle.dumps(value, 5, buffer_callback=callback), buffers, packing
+        if fd_passing.find is not None:
+            with fd_passing.FdBundle() as bundle:
+                callback = _taking(buffers, bundle)
+                return pickle.dumps(value, 5, buffer_callback=callback), buffers, bundle
         return pickle.dumps(value, 5, buffer_callback=_taking(buffers)), buffers, None
     except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
-        from .kinship import KinPickler  # noqa: PLC0415 - small servers do without cloudpickle
+        from .shared_classes import SharedClassPickler  # noqa: PLC0415 - small servers do without cloudpickle
 
-        return dump_by(KinPickler, value)
+        return dump_by(SharedClassPickler, value)
 
 
-def dump_whole(value: object) -> tuple[bytes, handles.Packing]:
+def dump_whole(value: object) -> tuple[bytes, fd_passing.FdBundle]:
     """Pickle *value* into a stream that holds everything but what descriptors stand for.
 
     Raises like `dump`.
     """
-    with handles.Packing() as packing:
+    with fd_passing.FdBundle() as bundle:
         try:
-            return pickle.dumps(value, 5), packing
+            return pickle.dumps(value, 5), bundle
         except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
-            from .kinship import KinPickler  # noqa: PLC0415 - not in every child, see `dump`
+            from .shared_classes import SharedClassPickler  # noqa: PLC0415 - not in every child, see `dump`
 
             file = io.BytesIO()
-            KinPickler(file, 5).dump(value)
-            return file.getvalue(), packing
+            SharedClassPickler(file, 5).dump(value)
+            return file.getvalue(), bundle
 
 
 class Call(NamedTuple):
@@ -105,24 +105,24 @@ class Call(NamedTuple):
     """
 
     stream: bytes
-    lent: list[Lent]
-    luggage: handles.Packing
+    buffer_ref: list[BufferRef]
+    passed_fds: fd_passing.FdBundle
     by_cloudpickle: bool = False
     texts: tuple[Part, ...] = ()
-    parcel: Parcel | None = None
+    large_call: LargeCall | None = None
 
     @property
     def size(self) -> int:
         """How many bytes are sent for it."""
-        return len(self.stream) if self.parcel is None else self.parcel.total
+        return len(self.stream) if self.large_call is None else self.large_call.total
 
 
 def dump_plain_call(fn: Callable[..., Any], args: Sequence[Any]) -> Call:
     """Pickle a small call that plain pickle can do."""
-    lent: list[Lent] = []
-    with handles.Packing() as packing:
-        stream = pickle.dumps((fn, args), 5, buffer_callback=taking_lent(lent, packing))
-    return Call(stream, lent, packing)
+    buffer_ref: list[BufferRef] = []
+    with fd_passing.FdBundle() as bundle:
+        stream = pickle.dumps((fn, args), 5, buffer_callback=taking_lent(buffer_ref, bundle))
+    return Call(stream, buffer_ref, bundle)
 
 
 def load_call(
@@ -132,7 +132,7 @@ def load_call(
 ) -> tuple[Callable[..., Any], Sequence[Any]]:
     """Unpickle a call. It may raise anything. *texts*: those that it only numbers, in UTF-8."""
     call: tuple[Callable[..., Any], Sequence[Any]]
-    if not relation.known and not texts:
+    if not ancestry.known and not texts:
         call = pickle.loads(stream, buffers=buffers)  # noqa: S301 - from this process's own parent
         return call
     made: dict[int, str] = {}
@@ -143,7 +143,7 @@ def load_call(
                 if key not in made:
                     made[key] = str(texts[-key - 1], "utf-8", "surrogatepass")
                 return made[key]
-            found = relation.known[key]()
+            found = ancestry.known[key]()
             if found is None:
                 raise LookupError("a function of the template's no longer exists")
             return found
@@ -175,31 +175,31 @@ def view_as(array: Any, kind: type) -> Any:
 
 def dump_by(pickler: Callable[..., Any], value: object, *, lend: bool = True) -> Dumped:
     """Like `dump`, by a pickler of one's own; buffers that lie in files are copied, if wanted."""
-    buffers: list[memoryview | Lent] = []
+    buffers: list[memoryview | BufferRef] = []
     file = io.BytesIO()
-    with handles.Packing() as packing:
-        pickler(file, 5, buffer_callback=_taking(buffers, packing if lend else None)).dump(value)
-    return file.getvalue(), buffers, packing
+    with fd_passing.FdBundle() as bundle:
+        pickler(file, 5, buffer_callback=_taking(buffers, bundle if lend else None)).dump(value)
+    return file.getvalue(), buffers, bundle
 
 
 def _taking(
-    buffers: list[memoryview | Lent], packing: handles.Packing | None = None
+    buffers: list[memoryview | BufferRef], bundle: fd_passing.FdBundle | None = None
 ) -> Callable[[pickle.PickleBuffer], bool]:
     """Make a callback that takes buffers out of a stream; True leaves one inside.
 
     It takes large ones, and those that lie in a file that can travel.
     """
-    find = handles.find
+    find = fd_passing.find
 
     def callback(buffer: pickle.PickleBuffer) -> bool:
         try:
             view = buffer.raw()
         except BufferError:  # not contiguous
             return True
-        if packing is not None and find is not None:
-            lent = find(view, packing)
-            if lent is not None and len(buffers) < _MAX_BUFFERS:
-                buffers.append(lent)
+        if bundle is not None and find is not None:
+            buffer_ref = find(view, bundle)
+            if buffer_ref is not None and len(buffers) < _MAX_BUFFERS:
+                buffers.append(buffer_ref)
                 return False
         if view.nbytes < OUT_OF_BAND_MIN or len(buffers) >= _MAX_BUFFERS:
             return True
@@ -210,21 +210,21 @@ def _taking(
 
 
 def taking_lent(
-    lent: list[Lent], packing: handles.Packing
+    buffer_ref: list[BufferRef], bundle: fd_passing.FdBundle
 ) -> Callable[[pickle.PickleBuffer], bool] | None:
     """Make a callback that takes only those buffers that lie in a file that can travel."""
-    find = handles.find
+    find = fd_passing.find
     if find is None:
         return None
 
     def callback(buffer: pickle.PickleBuffer) -> bool:
         try:
-            found = find(buffer.raw(), packing)
+            found = find(buffer.raw(), bundle)
         except BufferError:  # not contiguous
             return True
         if found is None:
             return True
-        lent.append(found)
+        buffer_ref.append(found)
         return False
 
     return callback
@@ -247,7 +247,7 @@ def load(
     *fds* came with it; they stay open, and whoever needs one duplicates it.
     """
     if fds:
-        with handles.Unpacking(fds):
+        with fd_passing.FdUnbundling(fds):
             return load(stream, buffers)
     if len(stream) == 1 and len(stream[0]) <= AT_ONCE:
         return pickle.loads(stream[0], buffers=buffers)  # noqa: S301 - the child is trusted
@@ -267,7 +267,7 @@ def load_at_once(
     # Most have no globals at all. (A memoryview can't be searched.)
     if isinstance(data, bytes) and _GLOBAL not in data:
         return load((data,), buffers, fds)
-    with handles.Unpacking(fds):
+    with fd_passing.FdUnbundling(fds):
         _here.at_once = True
         try:
             return _ImportlessUnpickler(io.BytesIO(data), buffers=buffers).load()

@@ -87,9 +87,9 @@ class TooLarge(ProtocolError):  # noqa: N818 - what it says is what is wrong
         self.limit = limit
 
 
-def encode(nonce: bytes, kind: Kind, body: bytes = b"", luggage: int = 0) -> bytes:
+def encode(nonce: bytes, kind: Kind, body: bytes = b"", passed_fds: int = 0) -> bytes:
     """Make the bytes of a frame that so many descriptors travel with."""
-    return _HEADER.pack(MAGIC, nonce, kind, luggage, len(body)) + body
+    return _HEADER.pack(MAGIC, nonce, kind, passed_fds, len(body)) + body
 
 
 def encode_failure(nonce: bytes, step: str, exc: BaseException) -> bytes:
@@ -116,7 +116,7 @@ class FrameDecoder:
         limit: how many bytes a result or an item may have, or None.
     """
 
-    __slots__ = ("_body", "_head", "_kind", "_limit", "_luggage", "_missing", "_nonce")
+    __slots__ = ("_body", "_head", "_kind", "_limit", "_missing", "_nonce", "_passed_fds")
 
     def __init__(self, nonce: bytes, limit: int | None = None) -> None:
         self._nonce = nonce
@@ -124,7 +124,7 @@ class FrameDecoder:
         self._head = b""
         self._kind: Kind | None = None
         self._missing = 0
-        self._luggage = 0
+        self._passed_fds = 0
         self._body: list[bytes] = []
 
     def feed(self, data: bytes) -> Iterator[Frame]:
@@ -140,7 +140,7 @@ class FrameDecoder:
                     self._head = head
                     break
                 self._head = b""
-                self._kind, self._luggage, self._missing = kind, _, _ = self._parse(head)
+                self._kind, self._passed_fds, self._missing = kind, _, _ = self._parse(head)
             if self._missing:
                 piece = data[at : at + self._missing]
                 at += len(piece)
@@ -153,7 +153,7 @@ class FrameDecoder:
             if not self._missing:
                 body, self._body = self._body, []
                 self._kind = None
-                yield kind, body, self._luggage
+                yield kind, body, self._passed_fds
 
     def _add(self, piece: bytes) -> None:
         body = self._body
@@ -169,7 +169,7 @@ class FrameDecoder:
             raise ProtocolError(f"the channel carries {head!r}, which is no frame")
 
     def _parse(self, head: bytes) -> tuple[Kind, int, int]:
-        magic, nonce, number, luggage, length = _HEADER.unpack(head)
+        magic, nonce, number, passed_fds, length = _HEADER.unpack(head)
         if magic != MAGIC or nonce != self._nonce:
             raise ProtocolError(f"the channel carries {head!r}, which is no frame")
         kind = _KINDS.get(number)
@@ -178,9 +178,9 @@ class FrameDecoder:
         if self._limit is not None:  # a limit of the caller's is told of as that, whatever came
             self._check_length(kind, length, self._limit)
         longest = _LONGEST.get(kind, _MAX_LENGTH)
-        if length > longest or ((length or luggage) and kind is Kind.STARTED):
+        if length > longest or ((length or passed_fds) and kind is Kind.STARTED):
             raise ProtocolError(f"the channel carries a {kind.name} frame of {length} bytes")
-        return kind, luggage, length
+        return kind, passed_fds, length
 
     def _check_length(self, kind: Kind, length: int, limit: int) -> None:
         if kind is Kind.ITEM:

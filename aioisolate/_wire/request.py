@@ -52,8 +52,8 @@ class Request(NamedTuple):
     stdin: bool = False
     output: bool = False
     numbers: tuple[int, ...] = ()
-    lent: tuple[tuple[int, int, int, bool], ...] = ()
-    luggage: int = 0
+    buffer_ref: tuple[tuple[int, int, int, bool], ...] = ()
+    passed_fds: int = 0
     codec: str = "pickle"
     result_size: int | None = None
     bounds: tuple[Any, ...] | None = None
@@ -66,7 +66,7 @@ class Request(NamedTuple):
     def descriptors(self) -> int:
         """How many descriptors come along."""
         own = self.entrances + self.in_file + self.beside + self.stdin + 2 * self.output
-        return own + len(self.numbers) + self.luggage
+        return own + len(self.numbers) + self.passed_fds
 
     def encode(self) -> bytes:
         """Make the bytes of the request, header included."""

@@ -41,16 +41,16 @@ from tests.helpers import error_of, gap_while, until, wait_until
 from tests.internals import (
     CallOptions,
     ChangedError,
-    FileParcel,
     ForkedChild,
+    LargeCallFiles,
     TooMuch,
-    asides,
     calls,
     codecs,
     copied,
-    effort,
-    features,
     make_plan,
+    out_of_band,
+    pickle_cost,
+    platform_features,
     running_backend,
     threads,
 )
@@ -279,7 +279,9 @@ async def test_11_6_an_array_is_not_copied_in_the_child():
 
 
 def test_11_6_the_objects_of_an_array_are_listed_in_parts():
-    make, args, state, _, _, fill = asides.reduce_array(np.array([None] * 100_000, dtype=object))
+    make, args, state, _, _, fill = out_of_band.reduce_array(
+        np.array([None] * 100_000, dtype=object)
+    )
     assert max(map(len, state[-1])) <= 20_000
     array = make(*args)
     fill(array, state)
@@ -309,21 +311,21 @@ async def test_11_6_an_array_of_objects_may_hold_itself():
 @pytest.mark.parametrize("by_value", [False, True])
 def test_11_6_nothing_large_is_copied_into_the_pickle(make, by_value):
     """Where it would be copied with the GIL held, and again in the child."""
-    parcel = FileParcel()
+    large_call = LargeCallFiles()
     try:
-        call = calls.dump_into(parcel, len, (make(),), None, lambda _: False, by_value=by_value)
-        assert parcel.size < 200_000
+        call = calls.dump_into(large_call, len, (make(),), None, lambda _: False, by_value=by_value)
+        assert large_call.size < 200_000
         assert len(call.texts) + len([lent for lent in call.lent if lent.which == -1]) == 1
     finally:
-        parcel.finish()
-        parcel.drop()
+        large_call.finish()
+        large_call.drop()
 
 
 def test_11_6_an_array_that_is_large_is_not_reduced_at_once():
-    assert effort.may_take_long(array.array("d", bytes(2_000_000)))
-    assert effort.may_take_long(np.zeros((2000, 300))[:, ::2])
-    assert not effort.may_take_long(array.array("d", bytes(2000)))
-    assert not effort.may_take_long(np.zeros(20))
+    assert pickle_cost.may_take_long(array.array("d", bytes(2_000_000)))
+    assert pickle_cost.may_take_long(np.zeros((2000, 300))[:, ::2])
+    assert not pickle_cost.may_take_long(array.array("d", bytes(2000)))
+    assert not pickle_cost.may_take_long(np.zeros(20))
 
 
 # What changes meanwhile
@@ -370,12 +372,12 @@ class Meddler:
         return int, ()
 
 
-def filled(parcel, value, *, by_value):
+def filled(large_call, value, *, by_value):
     try:
-        return calls.dump_into(parcel, len, (value,), None, lambda _: False, by_value=by_value)
+        return calls.dump_into(large_call, len, (value,), None, lambda _: False, by_value=by_value)
     finally:
-        parcel.finish()
-        parcel.drop()
+        large_call.finish()
+        large_call.drop()
 
 
 @pytest.mark.parametrize("by_value", [False, True])
@@ -383,13 +385,13 @@ def test_11_6_what_changes_is_not_taken_for_what_cannot_be_pickled(by_value):
     value = {}
     value |= {"first": Meddler(value), "second": 2}
     with pytest.raises(ChangedError, match="dictionary changed size"):
-        filled(FileParcel(), value, by_value=by_value)
+        filled(LargeCallFiles(), value, by_value=by_value)
 
 
 def test_11_6_a_long_text_beside_what_cannot_be_pickled():
     value = [["x"] * 30_000, ["x" * 9_000_000], threading.Lock()]
     with pytest.raises(PicklingError, match=r"argument 1: TypeError: .*lock"):
-        filled(FileParcel(), value, by_value=True)
+        filled(LargeCallFiles(), value, by_value=True)
 
 
 def test_11_6_so_is_one_of_a_function_that_travels_by_value():
@@ -400,11 +402,11 @@ def test_11_6_so_is_one_of_a_function_that_travels_by_value():
             yield from super().items()
             raise RuntimeError("dictionary changed size during iteration")
 
-    parcel = FileParcel()
+    large_call = LargeCallFiles()
     with pytest.raises(ChangedError, match="changed size"):
-        calls.dump_into(parcel, lambda value: value, (Changing(a=1),), None, lambda _: False)
-    parcel.finish()
-    parcel.drop()
+        calls.dump_into(large_call, lambda value: value, (Changing(a=1),), None, lambda _: False)
+    large_call.finish()
+    large_call.drop()
 
 
 @pytest.mark.parametrize("make", [bytearray, lambda data: array.array("d", data)])
@@ -477,20 +479,20 @@ async def test_11_6_a_call_is_cancelled_while_its_argument_is_pickled():
 def test_11_6_a_parcel_that_nobody_wants_is_closed_once():
     before = set(os.listdir("/proc/self/fd"))
     for first, second in (("drop", "finish"), ("finish", "drop")):
-        parcel = FileParcel()
-        parcel.write(bytes(100_000))
-        parcel.add_text("text")
-        getattr(parcel, first)()
-        getattr(parcel, second)()
+        large_call = LargeCallFiles()
+        large_call.write(bytes(100_000))
+        large_call.add_text("text")
+        getattr(large_call, first)()
+        getattr(large_call, second)()
         assert set(os.listdir("/proc/self/fd")) == before
     with pytest.raises(TooMuch):
-        parcel.write(b"more")
+        large_call.write(b"more")
 
 
 @pytest.mark.one_loop
 async def test_11_6_a_large_call_that_gets_no_child_leaves_nothing():
     async with isolator() as iso:
-        server = iso._core._source._pool.pid
+        server = iso._service._source._pool.pid
         os.kill(server, signal.SIGSTOP)
         try:
             for size in (300_000, 5_000_000):  # a larger one is freed in a thread
@@ -605,7 +607,7 @@ async def test_11_6_a_child_that_is_forked_beside_a_thread_of_ours_looks_for_its
     """That thread may open a file after the look at what is open, and import a module."""
     gate = threading.Event()
     helper = threads.Helper("test", gate.wait)
-    plan = make_plan(abs, (-1,), CallOptions(), features.current())
+    plan = make_plan(abs, (-1,), CallOptions(), platform_features.current())
     child = ForkedChild(plan, running_backend(), threads.others())
     try:
         assert child._order.threaded

@@ -16,7 +16,7 @@ import pytest
 
 from aioisolate import capture_isolated, run_isolated
 from tests.helpers import ROOT, Stages, alive, python, until, wait_until
-from tests.internals import Process, registry, supervise
+from tests.internals import Process, registry, supervision
 
 pytestmark = [pytest.mark.dependencies, pytest.mark.part(name="calls")]
 
@@ -166,17 +166,17 @@ async def test_cancelled_at_each_stage(stage, times):
 async def test_cancelled_in_the_same_tick_as_the_end():
     for _ in range(30):
         task = asyncio.create_task(run_isolated(answer, on_event=lambda _event: None))
-        original = supervise.Supervision._collect
+        original = supervision.Supervision._collect
 
         def collect(self, task=task, original=original):
             original(self)
             task.cancel()
 
-        supervise.Supervision._collect = collect
+        supervision.Supervision._collect = collect
         try:
             await asyncio.gather(task, return_exceptions=True)
         finally:
-            supervise.Supervision._collect = original
+            supervision.Supervision._collect = original
 
 
 @pytest.mark.asyncio
@@ -355,7 +355,7 @@ def find(marker):
 @pytest.mark.asyncio
 async def test_an_unkillable_child(monkeypatch, caplog):
     """Hazard 37: as if the child was stuck in the kernel, where SIGKILL waits, too."""
-    monkeypatch.setattr(supervise, "_KILL_PATIENCE", 0.1)
+    monkeypatch.setattr(supervision, "_KILL_PATIENCE", 0.1)
     stages = Stages()
     with monkeypatch.context() as patch:
         patch.setattr(Process, "signal", lambda *_: None)

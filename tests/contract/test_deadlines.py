@@ -31,7 +31,7 @@ SERVED = [{"start": "zygote"}, {"start": "zygote", "warm": 2}]
 
 
 def pool_of(iso):
-    return iso._core._source._pool
+    return iso._service._source._pool
 
 
 def wait_for(path):
@@ -338,10 +338,10 @@ async def test_9_5_what_a_retired_server_was_to_be_sent_names_nobody_elses_descr
     results = []
     async with Isolator(max_concurrency=500, start_timeout=60) as iso:
         pool = pool_of(iso)
-        pool._zygote._patience = 0.5
+        pool._forkserver._patience = 0.5
         async with anyio.create_task_group() as tasks, iso.open_job(wait_for, name) as job:
             await until(lambda: job.state == "running")
-            server, zygote = pool.pid, pool._zygote
+            server, forkserver = pool.pid, pool._forkserver
 
             async def call(number):
                 results.append((number, await iso.run(abs, -number)))
@@ -349,9 +349,9 @@ async def test_9_5_what_a_retired_server_was_to_be_sent_names_nobody_elses_descr
             with stopped(server):
                 for number in range(450):
                     tasks.start_soon(call, number)
-                await until(lambda: zygote._backlog._letters)
+                await until(lambda: forkserver._send_queue._letters)
                 await until(lambda: pool.pid not in (None, server))
-                assert not any(letter.passing for letter in zygote._backlog._letters)
+                assert not any(letter.passing for letter in forkserver._send_queue._letters)
             with anyio.fail_after(60):
                 while len(results) < 450:
                     await anyio.sleep(0.01)
@@ -365,7 +365,7 @@ async def test_9_5_an_import_takes_its_time(tmp_path, monkeypatch):
     (tmp_path / "slow_learned.py").write_text("import time\ntime.sleep(2.5)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     async with Isolator(start_timeout=10) as iso:
-        pool_of(iso)._zygote._patience = 0.4
+        pool_of(iso)._forkserver._patience = 0.4
         server = pool_of(iso).pid
         pool_of(iso).learn("slow_learned")
         with anyio.fail_after(20):
@@ -387,10 +387,10 @@ async def test_9_5_closing_twice_at_once(start, tmp_path):
         tasks.start_soon(call)
         await until(lambda: iso.jobs() and iso.jobs()[0].state == "running")
         tasks.start_soon(iso.aclose)
-        await until(lambda: iso._core.state == "closing")
+        await until(lambda: iso._service.state == "closing")
         with anyio.fail_after(20):
             await iso.aclose(cancel=True)
-        assert iso._core.state == "closed"
+        assert iso._service.state == "closed"
         assert server is None or not alive(server)
     assert errors[0].reason is Reason.CLOSED
 
@@ -407,4 +407,4 @@ async def test_9_5_closing_that_is_cancelled_natively():
     with pytest.raises(asyncio.CancelledError):
         await closing
     assert not alive(server)
-    assert iso._core.state == "closed"
+    assert iso._service.state == "closed"

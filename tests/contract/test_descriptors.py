@@ -146,7 +146,7 @@ async def test_fn_leaves_none(start):
 async def test_none_left_in_the_server(start):
     async with Isolator(**start, max_concurrency=8) as iso:
         await works_again(iso)
-        server = iso._core._source._pool.pid
+        server = iso._service._source._pool.pid
         old = resource.prlimit(server, resource.RLIMIT_NOFILE)
         used = sorted(map(int, os.listdir(f"/proc/{server}/fd")))
         for limit in (3, 5, 8, 50, used[-1], *range(used[-1] + 1, used[-1] + 6)):
@@ -154,16 +154,16 @@ async def test_none_left_in_the_server(start):
             check(await outcomes_of(iso, 8))
             resource.prlimit(server, resource.RLIMIT_NOFILE, old)
             await works_again(iso)
-        pool = iso._core._source._pool
+        pool = iso._service._source._pool
         assert pool.pid == server
         assert iso.statistics().restarts == 0
         # None that it could not watch is left, be it as a zombie.
-        await until(lambda: children_of(server) == set(pool._zygote.wards))
+        await until(lambda: children_of(server) == set(pool._forkserver.workers))
 
 
 async def test_none_left_in_the_child():
     async with Isolator(warm=1) as iso:
-        pool = iso._core._source._pool
+        pool = iso._service._source._pool
         # It rehearses at first, which takes descriptors, too.
         await until(lambda: pool.idle and waits(pool._idle[0].pid))
         resource.prlimit(pool._idle[0].pid, resource.RLIMIT_NOFILE, (3, 3))
@@ -207,9 +207,9 @@ def check_unasked(error, code):
 
 async def nothing_is_left(iso):
     """Nobody waits for a child that was never asked for, and there is none that nobody knows."""
-    pool = iso._core._source._pool
-    await until(lambda: not (pool._refill_due or pool._coming or pool._zygote._coming))
-    await until(lambda: children_of(pool.pid) == set(pool._zygote.wards))
+    pool = iso._service._source._pool
+    await until(lambda: not (pool._refill_due or pool._coming or pool._forkserver._coming))
+    await until(lambda: children_of(pool.pid) == set(pool._forkserver.workers))
     assert iso.statistics().restarts == 0
 
 
@@ -255,7 +255,7 @@ async def test_one_ahead_of_need_that_is_refused_fails_no_call():
     requests = itertools.count(1)
     refuse = lambda _, __, fds: errno.ETOOMANYREFS if fds and next(requests) == 2 else 0
     async with Isolator(warm=1) as iso:
-        pool = iso._core._source._pool
+        pool = iso._service._source._pool
         await until(lambda: not pool._coming)
         while pool._idle:
             pool.let_go(pool._idle.popleft())
@@ -269,11 +269,11 @@ async def test_an_order_to_the_server_is_not_lost():
     codes = [errno.ENOMEM, errno.ENOBUFS]
     async with Isolator() as iso, iso.open_job(time.sleep, 60) as job:
         await until(lambda: job.pid)
-        zygote = iso._core._source._pool._zygote
-        with refusing(lambda sock, *_: codes.pop() if codes and sock is zygote._socket else 0):
-            zygote.kill(job.pid, signal.SIGKILL, group=False)
+        forkserver = iso._service._source._pool._forkserver
+        with refusing(lambda sock, *_: codes.pop() if codes and sock is forkserver._socket else 0):
+            forkserver.kill(job.pid, signal.SIGKILL, group=False)
             assert codes == [errno.ENOMEM]
-            zygote.kill(job.pid, signal.SIGCONT, group=False)
+            forkserver.kill(job.pid, signal.SIGCONT, group=False)
             with anyio.fail_after(20), pytest.raises(CallableStatusUnknownError):
                 await job.result()
         assert not codes
@@ -284,10 +284,10 @@ async def test_a_request_of_which_a_part_has_gone_is_finished(monkeypatch):
     send = messages.send
     refused = []
     async with Isolator() as iso:
-        zygote = iso._core._source._pool._zygote
+        forkserver = iso._service._source._pool._forkserver
 
         def piecemeal(sock, data, fds=()):
-            if sock is not zygote._socket or len(refused) == 2:
+            if sock is not forkserver._socket or len(refused) == 2:
                 return send(sock, data, fds)
             if fds:
                 return send(sock, data[:3], fds)
@@ -304,15 +304,15 @@ async def test_a_request_of_which_a_part_has_gone_is_finished(monkeypatch):
 async def test_a_child_that_nobody_has_asked_for():
     async with Isolator() as iso:
         assert await iso.run(abs, -1) == 1
-        zygote = iso._core._source._pool._zygote
-        await until(lambda: not zygote.wards)
+        forkserver = iso._service._source._pool._forkserver
+        await until(lambda: not forkserver.workers)
         opened = len(os.listdir("/proc/self/fd"))
         told = []
-        hear = zygote._hear
-        zygote._hear = lambda record: (told.append(record), hear(record))
-        zygote.request(1, ahead=False)
-        ((number, ward),) = zygote._coming.items()
-        zygote._coming.clear()
+        hear = forkserver._hear
+        forkserver._hear = lambda record: (told.append(record), hear(record))
+        forkserver.request(1, ahead=False)
+        ((number, worker),) = forkserver._coming.items()
+        forkserver._coming.clear()
         async with iso.open_job(os.getpid) as job:  # asked for next, and answered next
             with anyio.fail_after(20):
                 assert await job.result() == job.pid
@@ -320,7 +320,7 @@ async def test_a_child_that_nobody_has_asked_for():
         ends = await until(lambda: [r for r in told if r[:2] == ("ended", child[2])])
         # It waits for its call: so if it ends, it has been killed.
         assert os.waitstatus_to_exitcode(ends[0][2]) == -signal.SIGKILL
-        ward.close()
+        worker.close()
         await until(lambda: len(os.listdir("/proc/self/fd")) <= opened)
         for answer in (("refused", number, errno.EAGAIN, "no"), ("unfit", number, "no")):
             hear(answer)
@@ -369,13 +369,13 @@ async def test_none_may_travel_from_the_server(short_server):
     """A child of which there is no pidfd here is signalled by the server, as any without one."""
     short = short_server([errno.ENOBUFS, errno.ENOMEM] * 2, list(NOT_NOW))
     async with Isolator(**short, max_concurrency=8) as iso, contextlib.AsyncExitStack() as stack:
-        pool = iso._core._source._pool
+        pool = iso._service._source._pool
         server = pool.pid
         passed = []
         for _ in range(6):
             job = await stack.enter_async_context(iso.open_job(time.sleep, 60))
             await until(lambda job=job: job.pid or job.done())
-            passed.append(pool._zygote.wards[job.pid].pidfd >= 0)
+            passed.append(pool._forkserver.workers[job.pid].pidfd >= 0)
             await end_job(job)
         assert passed == [False] * len(NOT_NOW) + [True] * 2
         assert await iso.run(abs, -1) == 1
@@ -386,26 +386,26 @@ async def test_none_may_travel_from_the_server(short_server):
 async def test_none_of_several_may_travel_from_the_server(short_server):
     """All that have been forked ahead of need are told of in one message."""
     async with Isolator(**short_server([], [errno.ETOOMANYREFS]), warm=3) as iso:
-        pool = iso._core._source._pool
+        pool = iso._service._source._pool
         await until(lambda: not pool._coming)
-        wards = list(pool._zygote.wards.values())
-        lacking = [ward for ward in wards if ward.pidfd < 0]
+        workers = list(pool._forkserver.workers.values())
+        lacking = [worker for worker in workers if worker.pidfd < 0]
         assert lacking
-        while not all(ward.ended for ward in wards):
+        while not all(worker.ended for worker in workers):
             async with iso.open_job(os.getpid) as job:
                 assert await job.result() == job.pid
         await until(lambda: pool.idle >= 3 and not pool._coming)
-        assert all(ward.pidfd >= 0 for ward in pool._idle)
+        assert all(worker.pidfd >= 0 for worker in pool._idle)
         await nothing_is_left(iso)
 
 
 async def test_none_may_travel_with_a_call():
     codes = list(NOT_NOW)
     async with Isolator() as iso:
-        zygote = iso._core._source._pool._zygote
+        forkserver = iso._service._source._pool._forkserver
         while codes:
             with refusing(
-                lambda sock, _, fds: codes[0] if fds and sock is not zygote._socket else 0
+                lambda sock, _, fds: codes[0] if fds and sock is not forkserver._socket else 0
             ):
                 assert await iso.run(abs, -1) == 1
                 with anyio.fail_after(20), pytest.raises(CallableDidNotExecuteError) as refused:
@@ -447,7 +447,7 @@ async def test_too_many_are_on_their_way(start):
     limit = 400
     async with Isolator(**start, max_concurrency=8) as iso:
         await works_again(iso)
-        server = iso._core._source._pool.pid
+        server = iso._service._source._pool.pid
         with on_their_way(2 * limit):
             await works_again(iso)
             with limited(server, limit):

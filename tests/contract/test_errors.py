@@ -45,10 +45,10 @@ from tests.internals import (
     StartTimeoutError,
     crash,
     encode,
-    inert,
+    execution,
     make_plan,
-    settle,
-    worker,
+    result,
+    safe_text,
 )
 
 pytestmark = [pytest.mark.quick, pytest.mark.dependencies, pytest.mark.part(name="calls")]
@@ -452,12 +452,12 @@ async def test_a_stack_that_a_stranger_wrote_is_cut_off(unit, monkeypatch):
         read.append(size)
         return real(fd, size, offset)
 
-    def escape(text, real=inert.escape, **options):
+    def escape(text, real=safe_text.escape, **options):
         escaped.append(len(text))
         return real(text, **options)
 
     monkeypatch.setattr(os, "pread", pread)
-    monkeypatch.setattr(inert, "escape", escape)
+    monkeypatch.setattr(safe_text, "escape", escape)
     error = await caught(forge, codec="json")
     assert error.reason is Reason.EXIT
     assert max(read) <= 64 * 1024
@@ -478,7 +478,7 @@ async def test_words_that_a_stranger_wrote_are_cut_off():
     assert type(error) is CallableExecutedError
     assert 15 * 1024 < len(str(error)) < 18 * 1024
     # What the kernel is said to have said is a stranger's word, too.
-    error = settle._os_error(
+    error = result._os_error(
         types.SimpleNamespace(options=CallOptions(codec="json")),
         (Kind.FAILED, [b"scratch\n2\n" + b"\x1b" * 100_000], ()),
     )
@@ -496,7 +496,7 @@ def test_a_stack_is_looked_for_piece_by_piece(trusted, monkeypatch):
         read.append(len(data))
         return data
 
-    end = f'\n  File "{worker.__file__}", line 1 in work\n'.encode()
+    end = f'\n  File "{execution.__file__}", line 1 in work\n'.encode()
     with tempfile.TemporaryFile() as file:
         stack = crash.StackText(file.fileno(), trusted=trusted)
         file.write(b"\n" * 30_000)
@@ -560,9 +560,9 @@ async def test_garbage_on_the_channel(data):
 
 
 async def test_a_result_and_then_running_on(monkeypatch):
-    from tests.internals import supervise
+    from tests.internals import supervision
 
-    monkeypatch.setattr(supervise, "_LINGER_PATIENCE", 0.1)
+    monkeypatch.setattr(supervision, "_LINGER_PATIENCE", 0.1)
 
     def linger(code):
         signal.pause()

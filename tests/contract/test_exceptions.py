@@ -19,7 +19,7 @@ import pytest
 
 from aioisolate import Reason, RemoteError, capture_isolated
 from tests.helpers import isolator, python
-from tests.internals import CodePickler, codecs, inert, remote, sayings, worker
+from tests.internals import CodePickler, codecs, exception_text, exceptions, execution, safe_text
 
 pytestmark = pytest.mark.part(name="functions")
 
@@ -33,7 +33,7 @@ async def caught(start, fn, *args):
 
 def crossed(exc):
     """Pickle an exception as a child does and load it as its parent does."""
-    stream, buffers, _ = remote.dump(exc)
+    stream, buffers, _ = exceptions.dump(exc)
     return codecs.load([stream], buffers)
 
 
@@ -471,7 +471,7 @@ def test_11_2_a_traceback_in_an_attribute(monkeypatch):
         error = KeyError("holds", exc.__traceback__)
     with monkeypatch.context() as patch:
         patch.setattr("tblib.Traceback", None)  # out of a confined child's reach
-        stream, *_ = remote.dump(error)
+        stream, *_ = exceptions.dump(error)
     copy = codecs.load([stream])
     assert len(traceback.extract_tb(copy.args[1])) == 101
     assert not hasattr(copy, "__notes__")
@@ -545,7 +545,7 @@ class Hanging(Exception):
 
 
 def test_11_2_the_comparison_does_not_hang_and_leaves_alarms_alone(monkeypatch):
-    monkeypatch.setattr(sayings, "_PATIENCE", 0.1)
+    monkeypatch.setattr(exception_text, "_PATIENCE", 0.1)
     rung = []
     before = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
     signal.setitimer(signal.ITIMER_REAL, 30)
@@ -576,11 +576,13 @@ class Stubborn:
 
 
 def test_11_2_an_alarm_comes_again_and_leaves_nothing(monkeypatch):
-    monkeypatch.setattr(sayings, "_PATIENCE", 0.05)
+    monkeypatch.setattr(exception_text, "_PATIENCE", 0.05)
     before = signal.getsignal(signal.SIGALRM)
     others = signal.setitimer(signal.ITIMER_REAL, 0)  # pytest-timeout's
     try:
-        assert sayings.Sayings().ask(repr, Stubborn()) == "<its __repr__ took too long>"
+        assert (
+            exception_text.ExceptionText().ask(repr, Stubborn()) == "<its __repr__ took too long>"
+        )
         assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     finally:
         signal.setitimer(signal.ITIMER_REAL, *others)
@@ -589,7 +591,9 @@ def test_11_2_an_alarm_comes_again_and_leaves_nothing(monkeypatch):
 
 def test_11_2_where_there_are_no_alarms(monkeypatch):
     said = []
-    thread = threading.Thread(target=lambda: said.append(sayings.Sayings().ask(str, Thing)))
+    thread = threading.Thread(
+        target=lambda: said.append(exception_text.ExceptionText().ask(str, Thing))
+    )
     thread.start()
     thread.join()
 
@@ -598,7 +602,7 @@ def test_11_2_where_there_are_no_alarms(monkeypatch):
 
     before = signal.getsignal(signal.SIGALRM)
     monkeypatch.setattr(signal, "setitimer", refuse)
-    said.append(sayings.Sayings().ask(str, Thing))
+    said.append(exception_text.ExceptionText().ask(str, Thing))
     assert said == [str(Thing)] * 2
     assert signal.getsignal(signal.SIGALRM) is before
 
@@ -718,7 +722,7 @@ def raise_overlaid(number):
 
 @pytest.mark.one_loop
 async def test_11_2_names_of_every_exception_that_a_class_uses_otherwise():
-    part = inert.part
+    part = safe_text.part
     for number, given in enumerate(OVERLAID):
         raised = await caught({"start": "fork"}, raise_overlaid, number)
         assert type(raised) is type(given)

@@ -241,7 +241,7 @@ def test_nobody_but_the_future_keeps_its_result():
 
         future.add_done_callback(look)
         future.result()
-    assert all(keeper is future or keeper is vars(future) for keeper in keepers), keepers
+    assert all(owner is future or owner is vars(future) for owner in keepers), keepers
 
 
 def test_from_another_thread():
@@ -424,7 +424,7 @@ async def test_11_9_nobody_waits_for_what_will_never_begin():
     async with Isolator("fork") as iso:
         executor = iso.executor()
         future = executor.submit(double, 4)  # and the loop has no turn any more
-        iso._core.put_down()
+        iso._service.kill_now()
     with pytest.raises(RuntimeError, match="is closed"):
         future.result()
     executor.shutdown()

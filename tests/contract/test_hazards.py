@@ -86,15 +86,15 @@ async def test_a_signal_before_the_reset_finds_no_handler(tmp_path, monkeypatch)
 
 @hazard(3)
 def test_ctrl_c_between_fork_and_registration(monkeypatch):
-    from tests.internals import spawn
+    from tests.internals import forked
 
-    def fork(original=spawn.fork):
+    def fork(original=forked.fork):
         pid = original()
         if pid:
             signal.raise_signal(signal.SIGINT)
         return pid
 
-    monkeypatch.setattr(spawn, "fork", fork)
+    monkeypatch.setattr(forked, "fork", fork)
     loop = asyncio.new_event_loop()
     with pytest.raises(KeyboardInterrupt):
         loop.run_until_complete(run_isolated(time.sleep, 60))

@@ -11,7 +11,7 @@ import pytest
 
 from aioisolate import run_isolated
 from tests.helpers import isolator, python
-from tests.internals import inheritance
+from tests.internals import fds_after_fork
 
 pytestmark = pytest.mark.once
 
@@ -119,7 +119,8 @@ print(json.dumps(asyncio.run(main())))
 
 
 @pytest.mark.skipif(
-    not inheritance.are_comparable(), reason="descriptors of two processes can't be compared here"
+    not fds_after_fork.are_comparable(),
+    reason="descriptors of two processes can't be compared here",
 )
 @pytest.mark.parametrize("threads", ["alone", "threads"])
 def test_11_13_what_a_library_reopens_after_the_fork_is_the_childs(threads):

@@ -17,7 +17,7 @@ import pytest
 from aioisolate import Isolator, capture_isolated, run_isolated, stream_isolated
 from tests import unfinished
 from tests.helpers import alive, isolator, until
-from tests.internals import leftovers, spawn, worker
+from tests.internals import execution, forked, unfinished_work
 
 pytestmark = [
     pytest.mark.part(name="lifetime"),
@@ -27,8 +27,8 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _as_if_nothing_had_been_told():
-    leftovers._told.clear()
-    leftovers._told_of_strangers.clear()
+    unfinished_work._told.clear()
+    unfinished_work._told_of_strangers.clear()
 
 
 def warnings_in(caplog):
@@ -142,7 +142,9 @@ async def test_11_11_processes_of_the_parent_are_left_alone(tmp_path):
 async def test_11_11_a_call_that_leaves_nothing_waits_for_nothing(monkeypatch):
     """Its child is left to its server as soon as it has answered."""
     seen = []
-    monkeypatch.setattr(leftovers.Leftovers, "hear", lambda self, body: seen.append(body))
+    monkeypatch.setattr(
+        unfinished_work.UnfinishedWork, "hear", lambda self, body: seen.append(body)
+    )
     async with Isolator(preload=["tests.unfinished"], warm=1) as iso:
         assert await iso.run(abs, -1) == 1
         assert (await iso.capture(unfinished.leave_thread, "daemon", 60.0, True)).error is None
@@ -276,13 +278,13 @@ async def test_11_11_exit_timeout_is_a_number_of_seconds(bad):
 async def test_11_11_what_the_parent_makes_just_before_the_fork_is_the_parents(monkeypatch):
     """A directory that another task or thread makes while a call is prepared is not fn's."""
     made = []
-    launch = spawn.ForkedChild.launch
+    launch = forked.ForkedChild.launch
 
     def make_and_launch(child):
         made.append(tempfile.TemporaryDirectory())
         return launch(child)
 
-    monkeypatch.setattr(spawn.ForkedChild, "launch", make_and_launch)
+    monkeypatch.setattr(forked.ForkedChild, "launch", make_and_launch)
     outcome = await capture_isolated(unfinished.leave_print, output="capture")
     assert outcome.stdout == "ran\n"
     with made[0] as path:
@@ -292,7 +294,7 @@ async def test_11_11_what_the_parent_makes_just_before_the_fork_is_the_parents(m
 @pytest.mark.one_loop
 async def test_11_11_threads_of_the_parent_cost_nothing(monkeypatch):
     """Python counts them in a child, too; a call that leaves nothing must not look for its own."""
-    monkeypatch.setattr(worker.leftovers, "look", lambda **_: print("looked"))
+    monkeypatch.setattr(execution.leftovers, "look", lambda **_: print("looked"))
     monkeypatch.delitem(sys.modules, "multiprocessing.util")
     end = threading.Event()
     thread = threading.Thread(target=end.wait, name="aioisolate-test")
@@ -332,7 +334,9 @@ async def test_11_11_what_the_parent_has_threading_call_is_the_parents():
 @pytest.mark.one_loop
 async def test_11_11_a_copy_that_an_exit_function_makes_does_not_speak_for_the_call(monkeypatch):
     heard = []
-    monkeypatch.setattr(leftovers.Leftovers, "hear", lambda self, body: heard.append(body))
+    monkeypatch.setattr(
+        unfinished_work.UnfinishedWork, "hear", lambda self, body: heard.append(body)
+    )
     outcome = await capture_isolated(unfinished.leave_fork, output="capture")
     assert outcome.stdout == "ended\nended\n"
     assert len(heard) == 2

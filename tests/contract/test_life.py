@@ -86,7 +86,7 @@ async def interrupt(start: dict[str, Any], act: Any) -> None:
                     await iso.aclose(cancel=True)
                 except CallableDidNotExecuteError as error:
                     seen.append(error.reason)
-        assert iso._core.state == "closed"
+        assert iso._service.state == "closed"
         assert not iso.jobs()
         assert not has_children()
         if seen == ["entered"]:
@@ -110,7 +110,7 @@ async def test_11_24_closed_at_every_point_of_entering(start):
             async with anyio.create_task_group() as both:
                 both.start_soon(iso.aclose)
                 both.start_soon(iso.aclose)
-            closed.append(iso._core.state)
+            closed.append(iso._service.state)
 
         group.start_soon(run)
 
@@ -162,7 +162,7 @@ async def test_11_24_calls_made_while_it_is_entered_wait_for_that(start):
     results = []
 
     async def call():
-        await until(lambda: iso._core.state == "entering")
+        await until(lambda: iso._service.state == "entering")
         results.append(await iso.run(abs, -1))
 
     async with anyio.create_task_group() as group:
@@ -180,18 +180,18 @@ async def test_11_24_what_each_state_allows():
     assert iso.jobs() == []
     async with anyio.create_task_group() as group:
         group.start_soon(iso.__aenter__)
-        await until(lambda: iso._core.state == "entering")
+        await until(lambda: iso._service.state == "entering")
         with pytest.raises(RuntimeError, match="being entered already"):
             await iso.__aenter__()
         assert iso.statistics().submitted == 1 - 1
         iso.executor()
-        await until(lambda: iso._core.state == "open")
+        await until(lambda: iso._service.state == "open")
         with pytest.raises(RuntimeError, match="is entered already"):
             await iso.__aenter__()
         group.start_soon(iso.run, time.sleep, 0.2)
         await until(lambda: iso.jobs() and iso.jobs()[0].pid)
         group.start_soon(iso.aclose)
-        await until(lambda: iso._core.state == "closing")
+        await until(lambda: iso._service.state == "closing")
         with pytest.raises(RuntimeError, match="being closed already"):
             await iso.__aenter__()
         assert (await error_of(iso.run(abs, 1))).reason is Reason.CLOSED
@@ -255,7 +255,7 @@ async def test_11_24_tasks_that_are_cancelled_again_and_again():
 
         task = loop.create_task(enter())
         await asyncio.wait([task])
-        assert iso._core.state == "closed"
+        assert iso._service.state == "closed"
         assert not has_children()
         await until(lambda iso=iso: not iso.jobs())
 
@@ -454,7 +454,7 @@ async def test_11_8_a_second_closing_that_waits_less(options):
         async with Isolator(drain=None) as iso:
             (future,) = await detach(iso, 60)
             group.start_soon(iso.aclose)
-            await until(lambda: iso._core.state == "closing")
+            await until(lambda: iso._service.state == "closing")
             with anyio.fail_after(10):
                 await iso.aclose(**options)
             assert future.exception().reason is Reason.CLOSED
@@ -484,7 +484,7 @@ async def test_11_8_a_closing_that_is_cancelled_ends_what_it_waits_for(start):
         with anyio.CancelScope() as scope:
             await Interrupted(iso.aclose(), 1, scope.cancel)
         assert scope.cancelled_caught
-        assert iso._core.state == "closed"
+        assert iso._service.state == "closed"
         assert future.exception().reason is Reason.CLOSED
 
 
@@ -494,7 +494,7 @@ async def test_11_8_a_second_closing_that_is_cancelled_ends_it_as_well():
         async with Isolator(drain=None) as iso:
             (future,) = await detach(iso, 60)
             group.start_soon(iso.aclose)
-            await until(lambda: iso._core.state == "closing")
+            await until(lambda: iso._service.state == "closing")
             with anyio.CancelScope() as scope:
                 await Interrupted(iso.aclose(), 1, scope.cancel)
             await until(future.done)
@@ -612,7 +612,7 @@ async def test_11_19_collected_in_another_thread():
     """As garbage is: it is put down where its loop runs."""
     iso = Isolator(warm=1)
     await iso.__aenter__()
-    core = iso._core
+    service = iso._service
 
     def collect():
         with warnings.catch_warnings():
@@ -622,6 +622,6 @@ async def test_11_19_collected_in_another_thread():
     thread = threading.Thread(target=collect)
     thread.start()
     thread.join()  # without the loop
-    assert core.state == "open"
-    await until(lambda: core.state == "closed")
+    assert service.state == "open"
+    await until(lambda: service.state == "closed")
     assert not has_children()

@@ -36,19 +36,19 @@ from tests.attacks.channel import announce_item
 from tests.helpers import Stages, alive, error_of, until
 from tests.internals import (
     CallOptions,
-    Group,
-    causes,
-    features,
+    Cgroup,
+    diagnosis,
     make_plan,
     make_policy,
     oom,
     plan_limits,
+    platform_features,
 )
 
 pytestmark = [pytest.mark.once, pytest.mark.part(name="limits")]
 
 MiB = 1 << 20
-HERE = features.containment()
+HERE = platform_features.containment()
 IS_ROOT = os.geteuid() == 0
 one_loop = pytest.mark.one_loop
 confinable = pytest.mark.skipif(
@@ -619,7 +619,7 @@ async def test_a_group_when_its_server_is_killed(start):
     async with isolator(start, sandbox=Sandbox.crash_guard(**GUARD)) as iso:
         pid = await iso.run(actions.leave_somebody)
         if start["start"] == "zygote":
-            pool = iso._core._source._pool
+            pool = iso._service._source._pool
             os.kill(server := pool.pid, signal.SIGKILL)
             await until(lambda: pool.pid not in (0, server))
         await until(lambda: not alive(pid))
@@ -654,10 +654,10 @@ async def test_killed_by_somebody(start, monkeypatch):
     counts = iter([oom.Kills(3, 3), *[oom.Kills(5, 5)] * 100])
     monkeypatch.setattr(oom, "kills", lambda: next(counts))
     monkeypatch.setattr(oom, "kills_at", lambda _: next(counts))
-    monkeypatch.setattr(causes, "_latest", None)
+    monkeypatch.setattr(diagnosis, "_latest", None)
     async with isolator(start) as iso:
         assert await iso.run(actions.double, 4) == 8
-        monkeypatch.setattr(causes, "_noted_at", -math.inf)
+        monkeypatch.setattr(diagnosis, "_noted_at", -math.inf)
         error = await error_of(iso.run(actions.raise_signal, signal.SIGKILL))
         assert error.reason is Reason.SIGNAL
         assert "not by this process" in str(error)
@@ -669,7 +669,7 @@ async def test_killed_when_the_machine_was_out_of_memory(start, monkeypatch):
     monkeypatch.setattr(oom, "kills", lambda: next(counts))
     monkeypatch.setattr(oom, "kills_at", lambda _: next(counts))
     monkeypatch.setattr(oom, "place_of", lambda *_: None)
-    monkeypatch.setattr(causes, "_latest", None)
+    monkeypatch.setattr(diagnosis, "_latest", None)
     async with isolator(start, limits=Limits()) as iso:
         error = await error_of(iso.run(actions.raise_signal, signal.SIGKILL))
         check_memory(error)
@@ -691,12 +691,12 @@ def refusal(limits, here, sandbox=None):
     return str(caught.value)
 
 
-FULL = features.Containment(
+FULL = platform_features.Containment(
     "linux", True, "privilege", "", 7, True, frozenset({"memory", "pids"}), True
 )
 ORDINARY = FULL._replace(becomes=False, namespaces="user", groups=frozenset())
 NO_GROUPS = FULL._replace(groups=frozenset())
-DARWIN = features.Containment("darwin", False, "", "", 0, False, frozenset(), False)
+DARWIN = platform_features.Containment("darwin", False, "", "", 0, False, frozenset(), False)
 
 
 def test_what_no_machine_lacks():
@@ -764,7 +764,7 @@ def test_memory_of_all_processes_together():
 
 @one_loop
 async def test_a_refusal_forks_nothing(monkeypatch):
-    monkeypatch.setattr(features, "containment", lambda: NO_GROUPS)
+    monkeypatch.setattr(platform_features, "containment", lambda: NO_GROUPS)
     events = []
     error = await error_of(
         run_isolated(actions.double, 4, limits=Limits(processes=3), on_event=events.append)
@@ -788,7 +788,7 @@ async def test_a_group_that_can_not_be_made(start, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", "/sys/fs/cgroup/x")
 
     async with isolator(start) as iso:
-        monkeypatch.setattr(Group, "create", fail)
+        monkeypatch.setattr(Cgroup, "create", fail)
         error = await error_of(iso.run(actions.double, 4, limits=Limits(processes=3)))
         monkeypatch.undo()
         assert isinstance(error, CallableDidNotExecuteError)

@@ -14,7 +14,7 @@ from aioisolate import IsolationError, Reason
 from tests import actions, helpers, output_functions
 from tests.functions import count
 from tests.helpers import Stages, alive, error_of, until
-from tests.internals import CallOptions, Listening, WaitSet, listening, messages, supervise
+from tests.internals import CallOptions, WaitSet, WakeupRateLimiter, messages, supervision, wakeups
 
 pytestmark = pytest.mark.once
 
@@ -39,7 +39,7 @@ def reads(monkeypatch):
         found[-1] = len(data)
         return data, *rest
 
-    monkeypatch.setattr(supervise.os, "read", read)
+    monkeypatch.setattr(supervision.os, "read", read)
     monkeypatch.setattr(messages, "receive_on", receive_on)
     return found
 
@@ -141,7 +141,7 @@ async def test_streams_go_on(strange):
 @pytest.fixture
 def clock(monkeypatch):
     now = types.SimpleNamespace(at=1000.0)
-    monkeypatch.setattr(listening, "time", types.SimpleNamespace(monotonic=lambda: now.at))
+    monkeypatch.setattr(wakeups, "time", types.SimpleNamespace(monotonic=lambda: now.at))
     return now
 
 
@@ -174,7 +174,7 @@ def pipes():
 
 
 def test_rests(clock, pipes):
-    ears = Listening(pipes, CallOptions(codec="json"))
+    ears = WakeupRateLimiter(pipes, CallOptions(codec="json"))
     both = {pipes.channel, pipes.other}
     for _ in range(64):
         ears.heard(1)
@@ -207,7 +207,7 @@ def test_rests(clock, pipes):
 
 
 def test_who_has_much_to_say_is_not_held_up(clock, pipes):
-    ears = Listening(pipes, CallOptions(codec="json"))
+    ears = WakeupRateLimiter(pipes, CallOptions(codec="json"))
     for _ in range(10_000):
         ears.heard(64 * 1024)
         ears.heard(8 * 1024)
@@ -220,7 +220,7 @@ def test_who_has_much_to_say_is_not_held_up(clock, pipes):
 
 
 def test_who_is_trusted_is_heard_at_once(pipes):
-    ears = Listening(pipes, CallOptions())
+    ears = WakeupRateLimiter(pipes, CallOptions())
     for _ in range(10_000):
         ears.heard(1)
         ears.took_reports(10, 1000)

@@ -12,7 +12,7 @@ import pytest
 
 from aioisolate import IsolationError, Reason
 from tests.helpers import isolator, python
-from tests.internals import CodePickler, culprit
+from tests.internals import CodePickler, unpicklable
 
 pytestmark = pytest.mark.part(name="functions")
 
@@ -426,18 +426,18 @@ def things():
 
 def test_11_4_the_part_that_is_named():
     for path, thing in things().items():
-        assert culprit.find(CodePickler, "", thing) == path.rstrip(" ")
+        assert unpicklable.find(CodePickler, "", thing) == path.rstrip(" ")
 
 
 def test_11_4_a_search_for_the_part_does_not_take_long(monkeypatch):
-    monkeypatch.setattr(culprit, "_PATIENCE", 0.05)
+    monkeypatch.setattr(unpicklable, "_PATIENCE", 0.05)
     rest = iter(range(10_000_000))
 
     class Long:
         def __reduce__(self):
             return list, (), None, rest
 
-    assert not culprit.find(CodePickler, "", [Long(), lock])
+    assert not unpicklable.find(CodePickler, "", [Long(), lock])
     assert next(rest) < 9_000_000
 
 

@@ -38,8 +38,8 @@ from aioisolate import (
     run_isolated,
 )
 from tests.helpers import leaves_nothing, mappings, python
+from tests.internals import file_mappings, memfd
 from tests.internals import mappings as seam
-from tests.internals import memfd, places
 
 pytestmark = pytest.mark.part(name="memory")
 
@@ -171,7 +171,7 @@ def test_an_array_keeps_its_memory():
     view = Snapshot.from_bytes(np.arange(1000)).view()
     array = np.frombuffer(view, "i8")
     at = array.__array_interface__["data"][0]
-    assert places.at(at, array.nbytes).address == at
+    assert file_mappings.at(at, array.nbytes).address == at
     with pytest.raises(BufferError, match="still uses"):
         view.close()
     part = array[10:20]
@@ -180,7 +180,7 @@ def test_an_array_keeps_its_memory():
         view.close()
     del part
     view.close()
-    assert places.at(at, 1) is None
+    assert file_mappings.at(at, 1) is None
 
 
 def test_a_file_is_copied(tmp_path):
@@ -540,7 +540,7 @@ def test_what_is_made_of_a_view_keeps_it():
     assert array[199 * PAGE] == 200
     assert flat[0] == 2
     # Who asks which file this memory belongs to, finds it.
-    assert places.at(array.__array_interface__["data"][0], array.nbytes) is not None
+    assert file_mappings.at(array.__array_interface__["data"][0], array.nbytes) is not None
 
 
 def test_a_view_keeps_its_snapshot():
@@ -738,7 +738,7 @@ class Snapshots(RuleBasedStateMachine):
 
     views = Bundle("views")
     length = 3 * PAGE - 100
-    places = st.one_of(
+    file_mappings = st.one_of(
         st.integers(0, length - 1),
         st.sampled_from([0, PAGE - 1, PAGE, 2 * PAGE - 1, 2 * PAGE, length - 1]),
     )
@@ -766,7 +766,7 @@ class Snapshots(RuleBasedStateMachine):
         self.own[view], self.rights[view] = {}, [Access.READ | Access.WRITE] * 3
         return view
 
-    @rule(view=views, at=places, data=st.binary(min_size=1, max_size=2 * PAGE))
+    @rule(view=views, at=file_mappings, data=st.binary(min_size=1, max_size=2 * PAGE))
     def write(self, view, at, data):
         data = data[: self.length - at]
         touched = self.touched(at, len(data))
@@ -780,7 +780,12 @@ class Snapshots(RuleBasedStateMachine):
         for page in touched:
             self.own[view][page] = content[page * PAGE : (page + 1) * PAGE]
 
-    @rule(view=views, start=places, stop=places, step=st.sampled_from([1, 2, -1, -PAGE, PAGE + 1]))
+    @rule(
+        view=views,
+        start=file_mappings,
+        stop=file_mappings,
+        step=st.sampled_from([1, 2, -1, -PAGE, PAGE + 1]),
+    )
     def read(self, view, start, stop, step):
         key = slice(start, stop, step)
         touched = range(self.length)[key]
@@ -822,7 +827,7 @@ class Snapshots(RuleBasedStateMachine):
         del self.own[view], self.rights[view]
 
     @precondition(lambda self: not self.snapshot.sealed)
-    @rule(at=places, value=st.integers(0, 255))
+    @rule(at=file_mappings, value=st.integers(0, 255))
     def write_through(self, at, value):
         with self.snapshot.view_mut() as view:
             view[at] = value

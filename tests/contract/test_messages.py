@@ -251,18 +251,18 @@ async def test_11_30_records_name_the_function(caplog):
 @pytest.mark.parametrize("known", [True, False])
 async def test_11_30_an_idle_child_that_ends_is_told_of(caplog, known):
     async with Isolator(warm=1) as iso:
-        pool = iso._core._source._pool
+        pool = iso._service._source._pool
         await until(lambda: pool._idle)
-        ward = pool._idle[0]
+        worker = pool._idle[0]
         if not known:  # as if the server had lost its status: somebody else had collected it
-            ward.status = types.SimpleNamespace(exit=None)
-            ward.ended = True
-            ward.on_end()
-        os.kill(ward.pid, signal.SIGKILL)
+            worker.status = types.SimpleNamespace(exit=None)
+            worker.ended = True
+            worker.on_end()
+        os.kill(worker.pid, signal.SIGKILL)
         await until(lambda: caplog.records)
         how = "SIGKILL" if known else "how could not be observed"
         assert caplog.records[0].getMessage() == (
-            f"child {ward.pid} ended while it waited for a call: {how}"
+            f"child {worker.pid} ended while it waited for a call: {how}"
         )
 
 

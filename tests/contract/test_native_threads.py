@@ -11,7 +11,7 @@ from textwrap import dedent
 import pytest
 
 from tests.helpers import python
-from tests.internals import SAFE, natives, why_safe
+from tests.internals import SAFE, native_threads, why_safe
 
 # A real native thread, in a library that nobody has made ready for a fork: it sleeps in SQLite.
 SLEEPER = """
@@ -223,8 +223,8 @@ def test_11_15_who_is_ready_for_a_fork_is_not_warned_of(name):
 
 
 def test_11_15_a_thread_that_has_run_python_is_never_thought_safe():
-    safe = natives.Native("jemalloc_bg_thd", "/somewhere/libjemalloc.so.2")
+    safe = native_threads.NativeThread("jemalloc_bg_thd", "/somewhere/libjemalloc.so.2")
     assert why_safe(safe)
     assert not why_safe(safe._replace(runs_python=True))
-    assert not why_safe(natives.Native("", "/usr/lib/libgomp.so.1"))
+    assert not why_safe(native_threads.NativeThread("", "/usr/lib/libgomp.so.1"))
     assert all(row.reason and (row.library or row.name) for row in SAFE)

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aioisolate import Access, Advice, IsolationError, Pages, Reason, page_size, run_isolated
 from tests.helpers import fork, leaves_nothing, resident
-from tests.internals import Area
+from tests.internals import MemoryRegion
 from tests.internals import mappings as seam
 
 pytestmark = pytest.mark.part(name="memory")
@@ -57,7 +57,7 @@ def has_huge_pages() -> bool:
 needs_huge = pytest.mark.skipif(not has_huge_pages(), reason="there are no huge pages here")
 
 
-def flags(pages: Area) -> str:
+def flags(pages: MemoryRegion) -> str:
     """What the kernel says of the mapping of the first byte."""
     address, inside = pages._address(), False
     with open("/proc/self/smaps") as file:

@@ -482,7 +482,7 @@ def test_forgetting_to_close_warns_and_leaves_no_process(kind):
         iso = Isolator(kind, warm=1)
         await iso.__aenter__()
         pids.append(await iso.run(os.getppid))
-        idle = iso._core._source._pool._idle
+        idle = iso._service._source._pool._idle
         await until(idle.__len__)
         pids.append(idle[0].pid)
         with pytest.warns(ResourceWarning, match="was not closed"):

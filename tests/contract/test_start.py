@@ -19,7 +19,7 @@ import pytest
 import aioisolate
 from aioisolate import CallableDidNotExecuteError, Isolator, Reason
 from tests.helpers import ROOT, error_of
-from tests.internals import control
+from tests.internals import protocol
 
 pytestmark = pytest.mark.part(name="start")
 
@@ -368,7 +368,7 @@ async def test_9_1_nothing_that_the_environment_puts_first_is_imported(tmp_path)
 UPGRADED = """
 import asyncio, json, logging, os, pathlib, shutil, signal, sys, time
 from aioisolate import CallableDidNotExecuteError, Isolator, Reason
-from aioisolate._zygote import control
+from aioisolate._forkserver import control
 
 package = pathlib.Path(sys.argv[1]) / "aioisolate"
 assert package.samefile(sys.modules["aioisolate"].__path__[0])
@@ -450,7 +450,7 @@ VERSION = aioisolate.__version__
 
 
 @hazard(47)
-@pytest.mark.parametrize("missing", [None, "_zygote/server.py", "_os/__init__.py"])
+@pytest.mark.parametrize("missing", [None, "_forkserver/server.py", "_os/__init__.py"])
 def test_9_upgrade_to_another_version(tmp_path, missing):
     """If the version is known to be another one, that is told, whatever else is wrong."""
     upgrade = f"rewrite('__init__.py', '\"{VERSION}\"', '\"99.1\"')"
@@ -475,7 +475,7 @@ def test_9_upgrade_to_another_version(tmp_path, missing):
 @hazard(47)
 def test_9_upgrade_of_the_protocol_alone(tmp_path):
     found, restarts, _ = upgraded(
-        tmp_path, "rewrite('_zygote/control.py', 'PROTOCOL = ', 'PROTOCOL = 100 + ')"
+        tmp_path, "rewrite('_forkserver/protocol.py', 'PROTOCOL = ', 'PROTOCOL = 100 + ')"
     )
     assert restarts == 1
     for text, *_ in found:
@@ -514,7 +514,7 @@ def test_9_upgrade_half_way(tmp_path):
 @hazard(47)
 def test_9_upgrade_with_a_module_that_fails(tmp_path):
     found, _, _ = upgraded(
-        tmp_path, "rewrite('_zygote/server.py', 'class Server:', 'class Server(Gone):')"
+        tmp_path, "rewrite('_forkserver/server.py', 'class Server:', 'class Server(Gone):')"
     )
     assert f"can't import aioisolate {VERSION} from {tmp_path}/home" in found[0][0]
     assert "NameError: name 'Gone' is not defined" in found[0][2]
@@ -524,7 +524,7 @@ def test_9_upgrade_with_a_module_that_fails(tmp_path):
 @pytest.mark.one_loop
 async def test_9_upgrade_is_told_whatever_has_been_said_to_the_server(monkeypatch):
     """More than a socket holds, so that somebody has to read it."""
-    monkeypatch.setattr(control, "PROTOCOL", 99)
+    monkeypatch.setattr(protocol, "PROTOCOL", 99)
     monkeypatch.setattr(sys, "path", [*sys.path, *(f"/{i:0999}" for i in range(2000))])
     error = await error_of(Isolator().__aenter__())
     assert isinstance(error, CallableDidNotExecuteError)

@@ -23,7 +23,7 @@ from aioisolate import (
 from tests.attacks.channel import find_line, write
 from tests.functions import OddError, count, slow_count
 from tests.helpers import alive, until
-from tests.internals import Kind, codecs, encode, plain, threads
+from tests.internals import Kind, codecs, encode, plain_data, threads
 
 pytestmark = [pytest.mark.quick, pytest.mark.dependencies, pytest.mark.part(name="servers")]
 
@@ -113,7 +113,7 @@ LARGE = 200_000
 
 def load_in(monkeypatch, codec, before):
     """Have *before* called in whatever thread an item is decoded in."""
-    module = codecs if codec == "pickle" else plain
+    module = codecs if codec == "pickle" else plain_data
     real = module.load
 
     def load(*args, **options):

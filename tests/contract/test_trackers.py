@@ -14,7 +14,7 @@ import pytest
 
 from tests import multiprocess
 from tests.helpers import alive, isolator, until, wait_until
-from tests.internals import leftovers, trackers
+from tests.internals import resource_trackers, unfinished_work
 
 pytestmark = [
     pytest.mark.once,
@@ -38,7 +38,7 @@ def processes(mark):
 def is_one(pid, mark):
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return mark.encode() in file.read() and trackers._is_tracker(pid)
+            return mark.encode() in file.read() and resource_trackers._is_tracker(pid)
     except OSError:
         return False
 
@@ -78,9 +78,9 @@ async def test_11_14_nothing_stays_in_shared_memory(start, how, monkeypatch):
 async def test_11_14_what_only_poses_as_a_tracker_ends_as_well(kind, codec, monkeypatch):
     """After a moment; and at once where fn is a stranger's."""
     pids, asked = [], []
-    find = trackers.find
+    find = resource_trackers.find
     monkeypatch.setattr(
-        trackers, "find", lambda pid, **more: asked.append(pid) or find(pid, **more)
+        resource_trackers, "find", lambda pid, **more: asked.append(pid) or find(pid, **more)
     )
     async with isolator({"start": kind}, "tests.multiprocess", codec=codec) as iso:
         await iso.capture(
@@ -128,7 +128,7 @@ async def test_11_14_who_forks_on_and_on_ends_with_its_group(kind, poses):
     ],
 )
 def test_11_14_numbers_that_were_given_out_since(pid, first, last, is_between):
-    assert trackers._is_between(pid, first, last) is is_between
+    assert resource_trackers._is_between(pid, first, last) is is_between
 
 
 @pytest.fixture
@@ -165,7 +165,9 @@ async def test_11_14_memory_of_the_parents_stays(start, how, capfd):
 async def test_11_14_the_tracker_of_a_fork_server_is_not_its_childrens(monkeypatch):
     """It would end with the server only; and a call that leaves nothing must not look at it."""
     heard, names = [], []
-    monkeypatch.setattr(leftovers.Leftovers, "hear", lambda self, body: heard.append(body))
+    monkeypatch.setattr(
+        unfinished_work.UnfinishedWork, "hear", lambda self, body: heard.append(body)
+    )
     async with isolator({"start": "zygote"}, "tests.shared_memory_on_import") as iso:
         assert await iso.run(abs, -1) == 1
         assert heard == []
@@ -189,19 +191,19 @@ async def test_11_14_what_forks_all_the_time_ends_as_well(kind):
         def rest():
             return [
                 pid
-                for pid in trackers._members(error.pid, all_numbers=True)
-                if not trackers._is_tracker(pid)
+                for pid in resource_trackers._members(error.pid, all_numbers=True)
+                if not resource_trackers._is_tracker(pid)
             ]
 
         await until(lambda: not any(rest() for _ in range(20)), 5)
-        await until(lambda: not trackers.find(error.pid)[0])
+        await until(lambda: not resource_trackers.find(error.pid)[0])
 
 
 def test_11_14_a_tracker_in_the_middle_of_execve_is_spared(monkeypatch):
     """Its parent goes on before it has a command line; seen under load only."""
     process = subprocess.Popen(["sleep", "300"], process_group=0)
     reads = []
-    command_line = trackers._command_line
+    command_line = resource_trackers._command_line
 
     def has_none_yet(pid):
         reads.append(pid)
@@ -209,13 +211,13 @@ def test_11_14_a_tracker_in_the_middle_of_execve_is_spared(monkeypatch):
 
     try:
         wait_until(lambda: command_line(process.pid))
-        monkeypatch.setattr(trackers, "_command_line", has_none_yet)
+        monkeypatch.setattr(resource_trackers, "_command_line", has_none_yet)
         count = 3
-        assert not trackers._is_tracker(process.pid, time.monotonic() + 60)
+        assert not resource_trackers._is_tracker(process.pid, time.monotonic() + 60)
         assert len(reads) == count
         reads.clear()
         count = 1000
-        assert trackers._is_tracker(process.pid, time.monotonic())
+        assert resource_trackers._is_tracker(process.pid, time.monotonic())
     finally:
         process.kill()
         process.wait()
@@ -226,15 +228,18 @@ def test_11_14_a_tracker_has_more_time_while_it_runs(monkeypatch):
     runs = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     sleeps = subprocess.Popen(["sleep", "300"])
     try:
-        wait_until(lambda: not trackers._is_running(sleeps.pid))
-        wait_until(lambda: trackers._is_running(runs.pid))
-        runner, sleeper = trackers.Spared(runs.pid), trackers.Spared(sleeps.pid)
+        wait_until(lambda: not resource_trackers._is_running(sleeps.pid))
+        wait_until(lambda: resource_trackers._is_running(runs.pid))
+        runner, sleeper = (
+            resource_trackers.SparedTracker(runs.pid),
+            resource_trackers.SparedTracker(sleeps.pid),
+        )
         assert not runner.is_late()
         assert not sleeper.is_late()
-        monkeypatch.setattr(trackers, "PATIENCE", -1)
+        monkeypatch.setattr(resource_trackers, "PATIENCE", -1)
         assert sleeper.is_late()
         wait_until(lambda: not runner.is_late())
-        monkeypatch.setattr(trackers, "_PATIENCE_MAX", -1)
+        monkeypatch.setattr(resource_trackers, "_PATIENCE_MAX", -1)
         assert runner.is_late()
     finally:
         for process in (runs, sleeps):

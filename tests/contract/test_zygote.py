@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.dependencies, pytest.mark.part(name="servers")]
 
 
 def pool_of(iso):
-    return iso._core._source._pool
+    return iso._service._source._pool
 
 
 # What a fresh interpreter is like
@@ -164,7 +164,7 @@ async def test_a_server_that_becomes_unfit_says_so(tmp_path, monkeypatch):
         assert await iso.run(abs, -1) == 1
         # As if a preloaded module had opened it behind our back.
         (tmp_path / "late_module.py").write_text("import os\nFD = os.open('/dev/zero', 0)\n")
-        pool_of(iso)._zygote._say("import", "late_module")
+        pool_of(iso)._forkserver._say("import", "late_module")
         monkeypatch.syspath_prepend(str(tmp_path))
         assert await iso.run(abs, -1) == 1
 
@@ -311,11 +311,11 @@ async def test_warm_children_are_there_before_and_used_once():
     async with Isolator(warm=2) as iso:
         pool = pool_of(iso)
         await until(lambda: pool.idle == 2)
-        waiting = [ward.pid for ward in pool._idle]
+        waiting = [worker.pid for worker in pool._idle]
         assert await iso.run(os.getpid) == waiting[0]
         assert await iso.run(os.getpid) == waiting[1]
         await until(lambda: pool.idle == 2)
-        assert not set(waiting) & {ward.pid for ward in pool._idle}
+        assert not set(waiting) & {worker.pid for worker in pool._idle}
         assert iso.statistics().idle == 2
 
 
@@ -329,15 +329,15 @@ async def test_children_forked_in_a_rush_are_let_go(monkeypatch):
                 for _ in range(8):
                     group.start_soon(iso.run, abs, 1)
         pool = pool_of(iso)
-        await until(lambda: pool.idle <= 1 and len(pool._zygote.wards) <= 1)
+        await until(lambda: pool.idle <= 1 and len(pool._forkserver.workers) <= 1)
 
 
 async def test_a_warm_child_that_died_is_never_handed_out():
     async with Isolator(warm=2) as iso:
         pool = pool_of(iso)
         await until(lambda: pool.idle == 2)
-        for ward in list(pool._idle):
-            os.kill(ward.pid, signal.SIGKILL)
+        for worker in list(pool._idle):
+            os.kill(worker.pid, signal.SIGKILL)
         # At once, before anybody can have noticed; and later.
         assert await iso.run(abs, -1) == 1
         assert await iso.run(abs, -1) == 1
@@ -474,10 +474,10 @@ async def test_children_that_die_while_they_wait_are_no_fork_bomb(monkeypatch, c
         killed = set()
         with anyio.fail_after(20):
             while "fork" not in caplog.text or "none is forked ahead" not in caplog.text:
-                for ward in list(pool._idle):
-                    if ward.pid not in killed:
-                        killed.add(ward.pid)
-                        os.kill(ward.pid, signal.SIGKILL)
+                for worker in list(pool._idle):
+                    if worker.pid not in killed:
+                        killed.add(worker.pid)
+                        os.kill(worker.pid, signal.SIGKILL)
                 await anyio.sleep(0.005)
         assert len(killed) == 4
         assert await iso.run(abs, -1) == 1
@@ -566,7 +566,7 @@ async def test_without_pidfds(monkeypatch, tmp_path):
         async with anyio.create_task_group() as group:
             group.start_soon(lambda: iso.run(time.sleep, 60, on_event=stages))
             pid = await stages.reached("started")
-            assert pool_of(iso)._zygote.wards[pid].pidfd == -1
+            assert pool_of(iso)._forkserver.workers[pid].pidfd == -1
             group.cancel_scope.cancel()
         assert not alive(pid)
         outcome = await iso.capture(time.sleep, 60, timeout=0.1)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.helpers import alive, count_forks, fork, forked, wait_until
-from tests.internals import Group, Home, cgroups, delegation, hierarchies, oom
+from tests.internals import Cgroup, Home, cgroup_delegation, cgroup_tree, cgroups, oom
 
 MiB = 1 << 20
 # Version 2 kills the chosen one, and then all of its group, where it mostly counts once more.
@@ -35,9 +35,9 @@ def group():
 
     def make(memory=None, processes=None):
         for name, limit in (("memory", memory), ("pids", processes)):
-            if limit is not None and getattr(delegation.delegated(), name) is None:
+            if limit is not None and getattr(cgroup_delegation.delegated(), name) is None:
                 pytest.skip(f"no groups with the controller {name} can be made here")
-        made.append(Group.create(memory, processes))
+        made.append(Cgroup.create(memory, processes))
         return made[-1]
 
     yield make
@@ -222,7 +222,7 @@ def test_groups_that_were_made_inside_go_with_it(group):
 
     def work():
         cgroups.enter(limited.entrances)
-        inner = Group.create(32 * MiB, None)
+        inner = Cgroup.create(32 * MiB, None)
         assert inner.homes[0].directory.startswith(limited.homes[0].directory + "/")
         if not os.fork():
             cgroups.enter(inner.entrances)
@@ -247,7 +247,7 @@ def test_a_copy_in_a_child_removes_nothing(group):
 
 def test_stale_groups_are_removed_and_others_are_not(group):
     group(processes=3)
-    home = delegation.delegated().pids
+    home = cgroup_delegation.delegated().pids
     dead, _ = forked(os.getpid)
     makers = [dead, dead, os.getppid()]
     names = [f"{cgroups._prefix(pid)}-{number}" for number, pid in enumerate(makers)]
@@ -256,7 +256,7 @@ def test_stale_groups_are_removed_and_others_are_not(group):
     for name in names:
         os.mkdir(f"{home.directory}/{name}")
     inside = f"{home.directory}/{names[1]}"
-    busy = Group([Home(home.version, inside)])
+    busy = Cgroup([Home(home.version, inside)])
     try:
         with open(f"{inside}/cgroup.procs", "w") as entrance:
             left = start_daemon([entrance.fileno()])
@@ -274,12 +274,12 @@ def test_stale_groups_are_removed_and_others_are_not(group):
 
 def test_the_kernel_kills_a_group_of_version_2():
     """The real thing, where version 2 is mounted and ours to write, whatever controllers it has."""
-    place = hierarchies.places().get(hierarchies.UNIFIED)
+    place = cgroup_tree.places().get(cgroup_tree.UNIFIED)
     if place is None or not os.access(place.group, os.W_OK):
         pytest.skip("no group of version 2 can be made here")
     directory = f"{place.group}/aioisolate-{os.getpid()}-kill"
     os.mkdir(directory)
-    limited = Group([Home(2, directory)])
+    limited = Cgroup([Home(2, directory)])
     try:
         if not os.path.exists(f"{directory}/cgroup.kill"):
             pytest.skip("before Linux 5.14")

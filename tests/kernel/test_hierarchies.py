@@ -9,14 +9,14 @@ import pytest
 
 from tests.helpers import forked
 from tests.internals import (
+    Cgroup,
+    CgroupPosition,
     Delegation,
-    Group,
     Home,
-    Place,
+    cgroup_delegation,
+    cgroup_tree,
     cgroups,
     cpus,
-    delegation,
-    hierarchies,
     oom,
 )
 
@@ -42,12 +42,12 @@ def test_version_1_in_a_container_that_sees_its_own_part():
         + mount(DOCKER, "/sys/fs/cgroup/memory", "cgroup", "rw,memory")
         + mount(DOCKER, "/sys/fs/cgroup/pids", "cgroup", "rw,pids")
     )
-    cpu = Place(1, "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/cpu,cpuacct")
-    assert hierarchies.places_in(V1_GROUPS, mounts) == {
+    cpu = CgroupPosition(1, "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/cpu,cpuacct")
+    assert cgroup_tree.places_in(V1_GROUPS, mounts) == {
         "cpu": cpu,
         "cpuacct": cpu,
-        "memory": Place(1, "/sys/fs/cgroup/memory", "/sys/fs/cgroup/memory"),
-        "pids": Place(1, "/sys/fs/cgroup/pids", "/sys/fs/cgroup/pids/job"),
+        "memory": CgroupPosition(1, "/sys/fs/cgroup/memory", "/sys/fs/cgroup/memory"),
+        "pids": CgroupPosition(1, "/sys/fs/cgroup/pids", "/sys/fs/cgroup/pids/job"),
     }
 
 
@@ -57,14 +57,14 @@ def test_a_hybrid_layout():
         + mount("/", "/sys/fs/cgroup/systemd", "cgroup", "rw,xattr,name=systemd")
         + mount("/", "/sys/fs/cgroup/memory", "cgroup", "rw,memory")
     )
-    found = hierarchies.places_in(HYBRID_GROUPS, mounts)
-    memory = Place(1, "/sys/fs/cgroup/memory", "/sys/fs/cgroup/memory/user.slice")
-    unified = Place(2, "/sys/fs/cgroup/unified", "/sys/fs/cgroup/unified/user.slice/a")
+    found = cgroup_tree.places_in(HYBRID_GROUPS, mounts)
+    memory = CgroupPosition(1, "/sys/fs/cgroup/memory", "/sys/fs/cgroup/memory/user.slice")
+    unified = CgroupPosition(2, "/sys/fs/cgroup/unified", "/sys/fs/cgroup/unified/user.slice/a")
     assert found["memory"] == memory
-    assert found[hierarchies.UNIFIED] == unified
-    assert hierarchies.place_of("memory", found) == memory
-    assert hierarchies.place_of("cpu", found) == unified
-    assert hierarchies.place_of("cpu", {}) is None
+    assert found[cgroup_tree.UNIFIED] == unified
+    assert cgroup_tree.place_of("memory", found) == memory
+    assert cgroup_tree.place_of("cpu", found) == unified
+    assert cgroup_tree.place_of("cpu", {}) is None
 
 
 @pytest.mark.parametrize(
@@ -80,27 +80,31 @@ def test_a_hybrid_layout():
     ],
 )
 def test_what_is_mounted_decides_what_a_path_means(root, path, group):
-    found = hierarchies.places_in(f"0::{path}\n", mount(root, "/cg", "cgroup2", "rw"))
-    assert found == ({} if group is None else {"": Place(2, "/cg", group)})
+    found = cgroup_tree.places_in(f"0::{path}\n", mount(root, "/cg", "cgroup2", "rw"))
+    assert found == ({} if group is None else {"": CgroupPosition(2, "/cg", group)})
 
 
 def test_spaces_colons_and_several_mounts():
     mounts = mount("/x", "/other", "cgroup2", "rw") + mount("/", r"/my\040cg", "cgroup2", "rw")
-    found = hierarchies.places_in("0::/a:b\n", mounts)
-    assert found == {"": Place(2, "/my cg", "/my cg/a:b")}
+    found = cgroup_tree.places_in("0::/a:b\n", mounts)
+    assert found == {"": CgroupPosition(2, "/my cg", "/my cg/a:b")}
 
 
 def test_no_groups_at_all(monkeypatch):
-    assert hierarchies.places_in("", "") == {}
-    assert delegation.delegated_at({}) == Delegation(None, None)
+    assert cgroup_tree.places_in("", "") == {}
+    assert cgroup_delegation.delegated_at({}) == Delegation(None, None)
     assert oom.kills_at(None).group is None
     monkeypatch.setattr(cpus, "places", dict)
     assert cpus._quota() is None
 
 
 def test_the_way_up():
-    assert list(hierarchies.above(Place(2, "/cg", "/cg/a/b"))) == ["/cg/a/b", "/cg/a", "/cg"]
-    assert list(hierarchies.above(Place(2, "/cg", "/cg"))) == ["/cg"]
+    assert list(cgroup_tree.above(CgroupPosition(2, "/cg", "/cg/a/b"))) == [
+        "/cg/a/b",
+        "/cg/a",
+        "/cg",
+    ]
+    assert list(cgroup_tree.above(CgroupPosition(2, "/cg", "/cg"))) == ["/cg"]
 
 
 def fake(directory: Path, **files):
@@ -123,7 +127,7 @@ def fake(directory: Path, **files):
 def test_the_cpu_quota_of_version_2(tmp_path, monkeypatch, quotas, expected):
     top = fake(tmp_path / "cg", cpu_max=quotas[1])
     group = fake(tmp_path / "cg" / "a", cpu_max=quotas[0])
-    monkeypatch.setattr(cpus, "places", lambda: {"": Place(2, top, group)})
+    monkeypatch.setattr(cpus, "places", lambda: {"": CgroupPosition(2, top, group)})
     assert cpus._quota() == expected
     assert cpus.available() >= 1
 
@@ -131,7 +135,7 @@ def test_the_cpu_quota_of_version_2(tmp_path, monkeypatch, quotas, expected):
 def test_the_cpu_quota_of_version_1(tmp_path, monkeypatch):
     top = fake(tmp_path / "cpu", cpu_cfs_quota_us="-1", cpu_cfs_period_us="100000")
     group = fake(tmp_path / "cpu" / "a", cpu_cfs_quota_us="250000", cpu_cfs_period_us="100000")
-    monkeypatch.setattr(cpus, "places", lambda: {"cpu": Place(1, top, group)})
+    monkeypatch.setattr(cpus, "places", lambda: {"cpu": CgroupPosition(1, top, group)})
     assert cpus._quota() == 2.5
 
 
@@ -152,7 +156,7 @@ def beside(tmp_path, *, name="service", above=None, own=None):
     top = group_v2(tmp_path / "cg", kind=None)
     parent = group_v2(tmp_path / "cg" / name, **(above or {}))
     group = group_v2(tmp_path / "cg" / name / "main", **{"cgroup_procs": "1\n", **(own or {})})
-    return parent, delegation.delegated_at({"": Place(2, top, group)})
+    return parent, cgroup_delegation.delegated_at({"": CgroupPosition(2, top, group)})
 
 
 def test_beside_our_own_group(tmp_path):
@@ -194,23 +198,25 @@ def test_unlimited_is_no_limit(tmp_path):
 
 def test_a_container_whose_top_group_we_are_in(tmp_path):
     top = group_v2(tmp_path / "cg", cgroup_procs="1\n", cgroup_subtree_control="")
-    assert delegation.delegated_at({"": Place(2, top, top)}) == Delegation(None, None)
+    assert cgroup_delegation.delegated_at({"": CgroupPosition(2, top, top)}) == Delegation(
+        None, None
+    )
 
 
 def test_the_root_of_all(tmp_path):
     files = {"cgroup_procs": "1\n", "cgroup_subtree_control": "cpu\n"}
     top = group_v2(tmp_path / "cg", kind=None, **files)
-    found = delegation.delegated_at({"": Place(2, top, top)})
+    found = cgroup_delegation.delegated_at({"": CgroupPosition(2, top, top)})
     assert found == Delegation(Home(2, top, ("memory",)), Home(2, top, ("pids",)))
 
 
 def test_version_1_below_our_own_group(tmp_path):
     memory = fake(tmp_path / "memory", cgroup_procs="", memory_use_hierarchy="1\n")
     pids = fake(tmp_path / "pids", cgroup_procs="")
-    found = {"memory": Place(1, memory, memory), "pids": Place(1, pids, pids)}
-    assert delegation.delegated_at(found) == Delegation(Home(1, memory), Home(1, pids))
+    found = {"memory": CgroupPosition(1, memory, memory), "pids": CgroupPosition(1, pids, pids)}
+    assert cgroup_delegation.delegated_at(found) == Delegation(Home(1, memory), Home(1, pids))
     fake(tmp_path / "memory", memory_use_hierarchy="0\n")
-    assert delegation.delegated_at(found) == Delegation(None, Home(1, pids))
+    assert cgroup_delegation.delegated_at(found) == Delegation(None, Home(1, pids))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -218,19 +224,19 @@ def test_somebody_elses_groups_are_not_delegated(tmp_path):
     parent, _ = beside(tmp_path)
     for directory in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
         directory.chmod(0o755)
-    places = {"": Place(2, os.path.dirname(parent), f"{parent}/main")}
+    places = {"": CgroupPosition(2, os.path.dirname(parent), f"{parent}/main")}
 
     def look():
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
-        real = delegation.delegated()  # asked anew: another process
-        return [delegation.delegated_at(places), real]
+        real = cgroup_delegation.delegated()  # asked anew: another process
+        return [cgroup_delegation.delegated_at(places), real]
 
     assert forked(look) == ([[None, None]] * 2, 0)
 
 
 def test_it_is_asked_once_in_a_process():
-    assert delegation.delegated() is delegation.delegated()
+    assert cgroup_delegation.delegated() is cgroup_delegation.delegated()
 
 
 class Kernel:
@@ -259,7 +265,7 @@ def test_both_limits_are_one_group_of_version_2(tmp_path, monkeypatch):
     parent, found = beside(tmp_path, above={"cgroup_subtree_control": "pids\n"})
     names = ("cgroup.procs", "memory.max", "memory.swap.max", "memory.oom.group", "pids.max")
     Kernel(monkeypatch, tmp_path, *names)
-    group = Group.create(64 * MiB, 5, found)
+    group = Cgroup.create(64 * MiB, 5, found)
     ((_, directory, _),) = group.homes
     texts = [Path(directory, name).read_text() for name in names]
     assert texts == ["", str(64 * MiB), "0", "1", "5"]
@@ -277,7 +283,7 @@ def test_both_limits_are_one_group_of_version_2(tmp_path, monkeypatch):
 def test_a_kernel_without_some_files(tmp_path, monkeypatch):
     found = beside(tmp_path)[1]
     Kernel(monkeypatch, tmp_path, "cgroup.procs", "memory.max")
-    group = Group.create(64 * MiB, None, found)
+    group = Cgroup.create(64 * MiB, None, found)
     assert group.events() == (0, 0, None)
     assert group.remove()
 
@@ -286,17 +292,17 @@ def test_nothing_is_left_of_a_group_that_can_not_be_made(tmp_path, monkeypatch):
     parent, found = beside(tmp_path)
     Kernel(monkeypatch, tmp_path, "cgroup.procs", "memory.max")
     with pytest.raises(FileNotFoundError, match=r"pids\.max"):
-        Group.create(64 * MiB, 5, found)
+        Cgroup.create(64 * MiB, 5, found)
     assert not [name for name in os.listdir(parent) if name.startswith("aioisolate")]
 
 
 def test_no_group_where_none_can_be_made():
     with pytest.raises(OSError, match="No control groups can be made here: 'memory'"):
-        Group.create(1, None, Delegation(None, None))
+        Cgroup.create(1, None, Delegation(None, None))
 
 
 def test_no_limits_no_group():
-    group = Group.create(None, None)
+    group = Cgroup.create(None, None)
     assert group.entrances == group.homes == []
     assert group.events() == (0, 0, None)
     assert group.kill()
@@ -304,7 +310,7 @@ def test_no_limits_no_group():
 
 
 def test_version_2_adds_up_by_itself(tmp_path):
-    group = Group([Home(2, str(tmp_path))])
+    group = Cgroup([Home(2, str(tmp_path))])
     fake(tmp_path, memory_events="low 0\noom 3\noom_kill 2\noom_group_kill 1\n")
     fake(tmp_path, pids_events="max 7\n", memory_peak="4096\n")
     fake(tmp_path / "below", memory_events="oom_kill 2\n")
@@ -314,7 +320,7 @@ def test_version_2_adds_up_by_itself(tmp_path):
 def test_who_has_killed(tmp_path, monkeypatch):
     top = fake(tmp_path / "cg", memory_max="max\n")
     group = fake(tmp_path / "cg" / "a", memory_events="oom 1\noom_kill 4\n", memory_max="max\n")
-    place = Place(2, top, group)
+    place = CgroupPosition(2, top, group)
     assert oom.kills_at(place).group == 4
     monkeypatch.setattr(oom, "places", lambda: {"": place})
     monkeypatch.setattr(oom, "kills_at", lambda place: oom.Kills(9, 4 if place else None))

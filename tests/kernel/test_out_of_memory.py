@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tests.helpers import python, wait_until
-from tests.internals import Group, delegation
+from tests.internals import Cgroup, cgroup_delegation
 
 MiB = 1 << 20
 
@@ -15,9 +15,9 @@ MiB = 1 << 20
 @pytest.fixture
 def entrance():
     """The file that lets processes into a control group of 256 MiB."""
-    if delegation.delegated().memory is None:
+    if cgroup_delegation.delegated().memory is None:
         pytest.skip("no groups with the controller memory can be made here")
-    group = Group.create(256 * MiB, None)
+    group = Cgroup.create(256 * MiB, None)
     try:
         if group.homes[0].version == 2:
             pytest.skip("version 2 kills all of the group")

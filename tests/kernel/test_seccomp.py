@@ -22,7 +22,7 @@ import pytest
 
 from tests.confined import in_child, leave
 from tests.helpers import fork, python
-from tests.internals import NUMBERS, native, prctl, seccomp, syscalls
+from tests.internals import NUMBERS, machine_code, prctl, seccomp, syscalls
 
 MACHINE = syscalls.machine()
 pytestmark = pytest.mark.skipif(not seccomp.available(), reason="no seccomp here")
@@ -439,7 +439,7 @@ def test_the_old_interface_kills(kind, part):
         memory = mmap.mmap(-1, 4096, flags, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
         memory.write(code)
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        assert native.function_at(address, ctypes.c_int, [])() == os.getpid()
+        assert machine_code.function_at(address, ctypes.c_int, [])() == os.getpid()
 
     if in_child(act) != "ok":
         pytest.skip("this kernel has no 32-bit interface")

@@ -29,12 +29,11 @@ from aioisolate import (
 from tests import actions
 from tests.helpers import fork, forked, isolator, python
 from tests.internals import (
-    Bounds,
     Containment,
     Layer,
     Process,
+    RlimitSpec,
     containment,
-    counting,
     fds,
     killing,
     make_policy,
@@ -43,6 +42,7 @@ from tests.internals import (
     namespaces,
     plan_limits,
     process,
+    process_count,
     rlimit,
     seccomp,
     set_no_new_privs,
@@ -50,8 +50,8 @@ from tests.internals import (
     users,
 )
 from tests.internals import child_bounds as bounds
-from tests.internals import features as os_features
 from tests.internals import os_containment as module
+from tests.internals import platform_features as os_features
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="as Linux has it"),
@@ -429,9 +429,9 @@ def test_tasks_are_counted(threads):
     def work():
         in_own_count()
         before = resource.getrlimit(resource.RLIMIT_NPROC)
-        counts = [counting.count_tasks()]
+        counts = [process_count.count_tasks()]
         gate = start_threads(threads)
-        counts.append(counting.count_tasks())
+        counts.append(process_count.count_tasks())
         gate.set()
         assert resource.getrlimit(resource.RLIMIT_NPROC) == before
         return counts
@@ -441,15 +441,15 @@ def test_tasks_are_counted(threads):
 
 @needs_root
 def test_of_root_nothing_is_counted():
-    assert not counting.is_counted()
+    assert not process_count.is_counted()
     with pytest.raises(OSError, match="not counted"):
-        counting.count_tasks()
+        process_count.count_tasks()
 
 
 @needs_count
 @pytest.mark.parametrize("others", [0, 3])
 def test_so_many_besides_the_others(others):
-    """As `Bounds.besides` has it, in a child that has its filter by then."""
+    """As `RlimitSpec.besides` has it, in a child that has its filter by then."""
 
     def work():
         in_own_count()
@@ -459,7 +459,7 @@ def test_so_many_besides_the_others(others):
         )
         set_no_new_privs()
         seccomp.install(seccomp.bind_pid(program, os.getpid()))
-        bounds.apply(Bounds(processes=4, besides=True), -1, 2)
+        bounds.apply(RlimitSpec(processes=4, besides=True), -1, 2)
         started = []
         more = threading.Event()
         try:
@@ -485,17 +485,17 @@ def test_what_counts_makes_no_process():
         )
         set_no_new_privs()
         seccomp.install(seccomp.bind_pid(program, os.getpid()))
-        number = counting._CLONE[os.uname().machine]
+        number = process_count._CLONE[os.uname().machine]
         found = []
         for flags, address in (
-            (counting.CLONE_FLAGS, counting.NOWHERE),
-            (counting.CLONE_FLAGS, 0x1_0000_0000 + (counting.NOWHERE & 0xFFFFFFFF)),
-            (counting.CLONE_FLAGS, 8),
-            (counting.CLONE_FLAGS & ~0x1000, counting.NOWHERE),
-            (counting.CLONE_FLAGS | 0x10000000, counting.NOWHERE),
+            (process_count.CLONE_FLAGS, process_count.NOWHERE),
+            (process_count.CLONE_FLAGS, 0x1_0000_0000 + (process_count.NOWHERE & 0xFFFFFFFF)),
+            (process_count.CLONE_FLAGS, 8),
+            (process_count.CLONE_FLAGS & ~0x1000, process_count.NOWHERE),
+            (process_count.CLONE_FLAGS | 0x10000000, process_count.NOWHERE),
         ):
             try:
-                counting.syscall(number, flags, 0, address, 0, 0)
+                process_count.syscall(number, flags, 0, address, 0, 0)
                 found.append("made")
             except OSError as exc:
                 found.append(errno.errorcode[exc.errno])
@@ -554,7 +554,7 @@ def test_threads_are_counted_or_forbidden():
 
 @one_loop
 async def test_a_filter_without_threads(monkeypatch):
-    from tests.internals import features as seam
+    from tests.internals import platform_features as seam
 
     monkeypatch.setattr(
         seam,

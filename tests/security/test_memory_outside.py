@@ -15,9 +15,9 @@ import pytest
 from aioisolate import Isolator, Limits, Reason, Sandbox
 from tests.attacks.outside import pin_all
 from tests.helpers import Stages
-from tests.internals import Group, features
+from tests.internals import Cgroup, platform_features
 
-HERE = features.containment()
+HERE = platform_features.containment()
 MiB = 1 << 20
 PAGE = os.sysconf("SC_PAGE_SIZE")
 pytestmark = [
@@ -39,7 +39,7 @@ def usage(directory):
 
 async def most_of(limits):
     """Run a call that takes all it can; return how much memory there is then on its account."""
-    group = Group.create(1 << 40, None)
+    group = Cgroup.create(1 << 40, None)
     directory = group.homes[0].directory
     here, there = socket.socketpair()
     stages = Stages()

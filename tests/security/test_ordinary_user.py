@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT
-from tests.internals import features
+from tests.internals import platform_features
 
 pytestmark = [pytest.mark.slow, pytest.mark.part(name="ordinary_user")]
 
@@ -96,7 +96,9 @@ PARTS = {
 }
 
 
-@pytest.mark.skipif(not features.containment().becomes, reason="only root can become another user")
+@pytest.mark.skipif(
+    not platform_features.containment().becomes, reason="only root can become another user"
+)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", PARTS)
 def test_the_same_for_an_ordinary_user(part, place):

@@ -27,7 +27,7 @@ from aioisolate import (
     shared_array,
 )
 from tests.helpers import error_of, forked, until
-from tests.internals import Order, descriptors, escape, maps, memfd
+from tests.internals import ChildSpec, descriptors, escape, memfd, shared_mappings
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="containment is Linux's"),
@@ -58,7 +58,7 @@ def module(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[M
 
 
 def pool_of(iso: Isolator) -> Any:
-    return iso._core._source._pool
+    return iso._service._source._pool
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -535,7 +535,7 @@ def test_looking_changes_nothing():
         os.close(other)
         before = pathlib.Path("/proc/self/maps").read_text()
         rows = [line for line in before.splitlines() if "looked at" in line]
-        found = [found for found in maps.shared() if "looked at" in found.name]
+        found = [found for found in shared_mappings.shared() if "looked at" in found.name]
         after = pathlib.Path("/proc/self/maps").read_text()
         assert [line for line in after.splitlines() if "looked at" in line] == rows
         assert len(found) == 1
@@ -545,14 +545,14 @@ def test_looking_changes_nothing():
 
 def test_where_proc_is_missing(tmp_path):
     directory = os.open(tmp_path, os.O_RDONLY)
-    assert maps.shared(directory) == []
-    maps.leave_rings(directory)
+    assert shared_mappings.shared(directory) == []
+    shared_mappings.leave_rings(directory)
     os.close(directory)
 
 
 def test_they_are_replaced_without_proc(tmp_path):
     def work():
-        order = Order()
+        order = ChildSpec()
         order.null = os.open(os.devnull, os.O_RDWR)
         order.empty = os.open(os.devnull, os.O_RDONLY)
         file = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)

@@ -12,9 +12,9 @@ import pytest
 
 from aioisolate import IsolationError, Isolator, Limits, Sandbox
 from tests import actions
-from tests.internals import elf, features, python_paths
+from tests.internals import elf, platform_features, python_paths
 
-HERE = features.containment()
+HERE = platform_features.containment()
 one_loop = pytest.mark.one_loop
 confinable = pytest.mark.skipif(
     not HERE.landlock or not HERE.seccomp, reason="a sandbox would be refused here"
@@ -115,16 +115,16 @@ def test_an_embedded_interpreter_has_no_program(monkeypatch):
 @one_loop
 async def test_a_library_that_has_been_replaced_since(kind, monkeypatch):
     """A package was upgraded under a running process, say."""
-    from tests.internals import policy
+    from tests.internals import confinement
 
-    policy.survey.cache_clear()
+    confinement.survey.cache_clear()
     gone = "/usr/lib/libgone.so.1.2.3"
-    monkeypatch.setattr(policy, "python_paths", lambda **_: (*python_paths(), gone))
+    monkeypatch.setattr(confinement, "python_paths", lambda **_: (*python_paths(), gone))
     async with Isolator(start=kind, sandbox=Sandbox()) as iso:
         assert await iso.run(abs, -4) == 4
     monkeypatch.undo()
-    policy.survey.cache_clear()
+    confinement.survey.cache_clear()
     with pytest.raises(IsolationError, match=gone):
         async with Isolator(start=kind, sandbox=Sandbox(read=["aioisolate:python", gone])) as iso:
             await iso.run(abs, -4)
-    policy.survey.cache_clear()
+    confinement.survey.cache_clear()

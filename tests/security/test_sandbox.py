@@ -37,12 +37,12 @@ from tests.internals import (
     ForkedChild,
     Layer,
     confine,
-    farewell,
-    features,
-    init,
+    draining,
     landlock,
     make_policy,
     namespaces,
+    pid_namespace,
+    platform_features,
     python_paths,
     seccomp,
     users,
@@ -51,7 +51,7 @@ from tests.internals import (
 pytestmark = pytest.mark.part(name="sandbox")
 
 MiB = 1 << 20
-HERE = features.containment()
+HERE = platform_features.containment()
 IS_ROOT = HERE.becomes
 SPARE = users.Ids(*HERE.spare)
 one_loop = pytest.mark.one_loop
@@ -204,12 +204,12 @@ async def test_options_and_sandboxes():
 
 # Policy
 
-FULL = features.Containment(
+FULL = platform_features.Containment(
     "linux", True, "privilege", "", 7, True, frozenset({"memory", "pids"}), True
 )
 ORDINARY = FULL._replace(becomes=False, namespaces="user", groups=frozenset())
 NO_NAMESPACES = FULL._replace(namespaces="", why_no_namespaces="[Errno 1] unshare")
-DARWIN = features.Containment("darwin", False, "", "", 0, False, frozenset(), False)
+DARWIN = platform_features.Containment("darwin", False, "", "", 0, False, frozenset(), False)
 
 
 def refusal(sandbox, here, start="fork"):
@@ -323,8 +323,8 @@ def test_a_warning_is_given_each_time():
 
 
 async def test_a_warning_points_to_the_call(monkeypatch):
-    without = features.containment()._replace(landlock=0)
-    monkeypatch.setattr(features, "containment", lambda: without)
+    without = platform_features.containment()._replace(landlock=0)
+    monkeypatch.setattr(platform_features, "containment", lambda: without)
     box = Sandbox(missing="warn")
     with pytest.warns(SandboxWarning, match="Landlock") as caught:
         await run_isolated(abs, -4, sandbox=box)
@@ -338,7 +338,7 @@ async def test_a_warning_points_to_the_call(monkeypatch):
 
 @one_loop
 async def test_a_refusal_forks_nothing(start, monkeypatch):
-    monkeypatch.setattr(features, "containment", lambda: DARWIN)
+    monkeypatch.setattr(platform_features, "containment", lambda: DARWIN)
     events = []
     with pytest.raises(CallableDidNotExecuteError, match="darwin") as caught:
         async with isolator(start, sandbox=Sandbox()) as iso:
@@ -421,7 +421,7 @@ async def test_files(start, shared):
 async def test_files_are_not_emptied(start, shared, monkeypatch, version, namespaces_):
     """Landlock alone does not see to that before its version 3, Linux 6.2."""
     here = HERE._replace(landlock=min(version, HERE.landlock))
-    monkeypatch.setattr(features, "containment", lambda: here)
+    monkeypatch.setattr(platform_features, "containment", lambda: here)
     files = []
     for name in ("hidden", "shown", "open"):
         (shared / name).mkdir()
@@ -479,21 +479,21 @@ async def test_locks(start, shared, namespaces_):
 @one_loop
 async def test_who_stays_after_the_answer_is_killed(monkeypatch):
     """A stranger's code does not run on, outside all limits of the call, until somebody looks."""
-    monkeypatch.setattr(farewell, "PATIENCE", 1000)
+    monkeypatch.setattr(draining, "PATIENCE", 1000)
     async with Isolator(sandbox=Sandbox.untrusted(), preload=["tests.attacks"]) as iso:
         assert await iso.run(channel.answer_and_stay, b"\x04") == 4
-        zygote = iso._core._source._pool._zygote
-        await until(lambda: not zygote.wards, 10)  # it would stay for 20 s
+        forkserver = iso._service._source._pool._forkserver
+        await until(lambda: not forkserver.workers, 10)  # it would stay for 20 s
 
 
 @one_loop
 async def test_who_is_trusted_and_stays_is_killed_after_a_while(monkeypatch, caplog):
-    monkeypatch.setattr(farewell, "PATIENCE", 0.3)
+    monkeypatch.setattr(draining, "PATIENCE", 0.3)
     async with Isolator(preload=["tests.attacks"]) as iso:
         assert await iso.run(channel.answer_and_stay, pickle.dumps(4)) == 4
-        zygote = iso._core._source._pool._zygote
-        assert zygote.wards
-        await until(lambda: not zygote.wards, 10)  # it would stay for 20 s
+        forkserver = iso._service._source._pool._forkserver
+        assert forkserver.workers
+        await until(lambda: not forkserver.workers, 10)  # it would stay for 20 s
     assert "ran on after its answer" in caplog.text
 
 
@@ -1025,7 +1025,7 @@ SEAMS = {
     Layer.NAMESPACES: [(namespaces, "unshare")],
     Layer.VIEW: [(namespaces, "seclude_mounts"), (namespaces, "make_root")],
     Layer.USER: [(users, "become"), (users, "drop_capabilities")],
-    Layer.PROCESSES: [(init, "live_under_one")],
+    Layer.PROCESSES: [(pid_namespace, "live_under_one")],
     Layer.PRIVILEGES: [(confine, "set_no_new_privs"), (confine, "set_dumpable")],
     Layer.LANDLOCK: [(landlock, "make_ruleset"), (landlock, "restrict")],
     Layer.SECCOMP: [(seccomp.Prepared, "install")],
@@ -1091,7 +1091,7 @@ async def test_a_layer_that_is_left_out(kind, layer, monkeypatch, tmp_path):
 @one_loop
 async def test_a_fork_server_that_leaves_one_out(warm, field, monkeypatch, tmp_path):
     """Here what it engages is right, and it is too little for what the parent expects."""
-    from tests.internals import policy as policies
+    from tests.internals import confinement as policies
 
     def expecting(*args):
         policy = make_policy(*args)
@@ -1119,7 +1119,7 @@ async def test_a_fork_server_that_leaves_one_out(warm, field, monkeypatch, tmp_p
 @pytest.mark.parametrize("warm", [0, 2])
 @one_loop
 async def test_a_layer_that_fails_in_a_fork_server(change, layer, warm, monkeypatch, tmp_path):
-    from tests.internals import policy as policies
+    from tests.internals import confinement as policies
 
     def wrong(*args):
         policy = make_policy(*args)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests import channel_checks as checks
 from tests.channel_checks import NONCE, TYPES
-from tests.internals import HEADER, Kind, Payload, Region, Request, encode, inert
+from tests.internals import HEADER, Kind, Payload, Region, Request, encode, safe_text
 
 pytestmark = pytest.mark.once
 
@@ -62,9 +62,11 @@ plain_values = st.recursive(
 regions = st.lists(
     st.builds(Region, st.integers(0, 99), st.integers(0, 99), st.integers(0, 3)), max_size=3
 ).map(tuple)
-exceptions = st.builds(lambda text: inert.dump_exception(ValueError(text)), st.text(max_size=200))
+exceptions = st.builds(
+    lambda text: safe_text.dump_exception(ValueError(text)), st.text(max_size=200)
+)
 reports = st.builds(
-    inert.dump_progress,
+    safe_text.dump_progress,
     st.integers() | st.floats(),
     st.none() | st.integers() | st.floats(),
     st.text(max_size=30),
@@ -128,9 +130,9 @@ def test_json_of_the_standard_library(data):
 def without_msgspec():
     from unittest import mock
 
-    from tests.internals import plain
+    from tests.internals import plain_data
 
-    return mock.patch.object(plain, "_module", return_value=None)
+    return mock.patch.object(plain_data, "_module", return_value=None)
 
 
 @given(st.binary(max_size=500))
@@ -143,5 +145,5 @@ def test_bytes_that_choose_the_check(data):
 @fuzz
 def test_requests_come_back_as_they_were(call, numbers):
     # Only the own parent writes them, so it is enough that nothing is lost.
-    request = Request(NONCE, call, numbers=numbers, luggage=2)
+    request = Request(NONCE, call, numbers=numbers, passed_fds=2)
     assert Request.decode(request.encode()[HEADER.size :]) == request

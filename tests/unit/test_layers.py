@@ -22,9 +22,9 @@ LAYERS = [
     ["_memory"],
     ["_child"],
     ["_call"],
-    ["_zygote"],
+    ["_forkserver"],
     ["_service"],
-    ["_run", "_isolator", "_stream", "_attempts", "features"],
+    ["_run", "_isolator", "_stream", "_probes", "features"],
     ["__init__"],
     ["integrations"],
 ]
@@ -109,7 +109,7 @@ def test_what_may_be_imported_from_elsewhere(path):
         "_memory": {"numpy"},  # inside functions only: arrays are for those who have it
         "_child": {"anyio"},  # in loops.run only, when fn is a coroutine function
         "_call": {"anyio"},
-        "_zygote": {"anyio"},
+        "_forkserver": {"anyio"},
         "_service": {"anyio"},
         "_run": {"anyio"},
         "__init__": set(),
@@ -137,12 +137,12 @@ def test_a_fork_server_and_its_children_stay_small():
     source = """
         import sys
         sys.path.insert(0, sys.argv[1])
-        import aioisolate._zygote.server
+        import aioisolate._forkserver.server
         print(*sys.modules)
     """
     loaded = set(python(source, str(ROOT)).stdout.split())
     ours = {name.split(".")[1] for name in loaded if name.startswith("aioisolate.")}
-    assert ours == {"_os", "_wire", "_child", "_zygote"}
+    assert ours == {"_os", "_wire", "_child", "_forkserver"}
     assert not loaded & {"asyncio", "anyio", "cloudpickle", "logging", "inspect", "subprocess"}
 
 

@@ -19,7 +19,16 @@ from hypothesis import strategies as st
 
 from aioisolate import run_isolated
 from tests.helpers import gap_while
-from tests.internals import INLINE_MAX, bounds, cutting, long_text, pieces, plain, shapes, stepwise
+from tests.internals import (
+    INLINE_MAX,
+    cutting,
+    data_limits,
+    incremental,
+    long_text,
+    pieces,
+    plain_data,
+    shapes,
+)
 from tests.unit.test_fuzz import without_msgspec
 
 pytestmark = pytest.mark.once
@@ -64,14 +73,14 @@ def outcome(call, *args):
 
 
 def check(codec, data):
-    (bounds.check_json if codec == "json" else bounds.check_msgpack)(data)
+    (data_limits.check_json if codec == "json" else data_limits.check_msgpack)(data)
 
 
 def cut(codec, data, window):
     if codec == "json":
-        bounds.check_json(data)
+        data_limits.check_json(data)
         return cutting.cut_json(data, window)
-    return stepwise._cut_msgpack(data, 1_000_000, window)
+    return incremental._cut_msgpack(data, 1_000_000, window)
 
 
 def in_steps(codec, data, window, decode):
@@ -106,7 +115,7 @@ def test_steps_give_the_same(codec, value, window, how, spaces, ascii_only):
 @given(values, windows, changes, st.booleans(), st.booleans())
 def test_steps_of_the_standard_library_give_the_same(value, window, how, spaces, ascii_only):
     data = changed(encoded("json", value, spaces, ascii_only), how)
-    decode = stepwise.Standard().whole
+    decode = incremental.Standard().whole
     assert outcome(in_steps, "json", data, window, decode) == outcome(at_once, "json", data, decode)
 
 
@@ -260,7 +269,7 @@ SAMPLES = [
 def test_steps_give_the_same_as_types(codec, of, other, window, how, mixed):
     result_type, value = of[0], (other if mixed else of)[1]
     data = changed(MODULES[codec].encode(value), how)
-    typed = stepwise._Typed(codec, result_type)
+    typed = incremental._Typed(codec, result_type)
 
     def steps(data):
         part = cut(codec, data, window)
@@ -303,10 +312,10 @@ def test_steps_give_the_same_as_types(codec, of, other, window, how, mixed):
     ],
 )
 def test_where_it_is_of_another_type(codec, result_type, value, match, monkeypatch):
-    monkeypatch.setattr(stepwise, "_SMALL", 1)
-    monkeypatch.setattr(stepwise, "WINDOW", 1)
-    monkeypatch.setattr(stepwise, "max", lambda *_: 1, raising=False)
-    typed = stepwise._Typed(codec, result_type)
+    monkeypatch.setattr(incremental, "_SMALL", 1)
+    monkeypatch.setattr(incremental, "WINDOW", 1)
+    monkeypatch.setattr(incremental, "max", lambda *_: 1, raising=False)
+    typed = incremental._Typed(codec, result_type)
     data = MODULES[codec].encode(value)
     part = typed.cut(data, 1_000_000)
     assert part is not None
@@ -355,7 +364,7 @@ def test_no_step_is_large(name, monkeypatch):
     most = 128 * 1024 + 64 * 1024
     seen = []
     if result_type is None:
-        how = stepwise.steps(codec, None)
+        how = incremental.steps(codec, None)
         real = MODULES[codec].decode
         numbers = getattr(how, "_decode_numbers", None)
 
@@ -383,7 +392,7 @@ def test_no_step_is_large(name, monkeypatch):
         monkeypatch.setattr(shapes.Shapes, "decoder", decoder)
         if b"e300" in data:
             most = 2 * cutting.COSTLY_WINDOW
-    value = plain.load(codec, [data], result_type)
+    value = plain_data.load(codec, [data], result_type)
     assert value
     assert len(seen) >= len(data) // most
     assert max(seen) <= most
@@ -394,22 +403,22 @@ def test_no_step_is_large(name, monkeypatch):
 def test_what_makes_more_of_it_is_decoded_in_smaller_steps():
     fields = [(f"f{i}", list, msgspec.field(default_factory=list)) for i in range(100)]
     big = msgspec.defstruct("Big", fields)
-    typed = stepwise.steps("json", list[big])
+    typed = incremental.steps("json", list[big])
     assert typed.factor > 100
     part = typed.cut(row(b"{}", 2900), 1_000_000)
     assert max(run.end - run.start for run in part.parts) < 2048
     with pytest.raises(ValueError, match="more than 2,970 lists and dicts"):
-        plain.load("json", [row(b"{}", 4000)], list[big])
+        plain_data.load("json", [row(b"{}", 4000)], list[big])
 
 
 def test_how_many_lists_there_may_be():
     """A garbage collection looks at all of them while everybody waits."""
-    most = bounds.CONTAINERS_MAX
+    most = data_limits.CONTAINERS_MAX
     for codec, data in (("json", row(b"[]", most)), ("msgspec", packed(b"\x90", most))):
         with pytest.raises(ValueError, match="more than 300,000 lists and dicts"):
-            plain.load(codec, [data])
-    assert len(plain.load("json", [row(b"[]", most - 1)])) == most - 1
-    assert len(plain.load("msgspec", [packed(b"\x90", most - 1)])) == most - 1
+            plain_data.load(codec, [data])
+    assert len(plain_data.load("json", [row(b"[]", most - 1)])) == most - 1
+    assert len(plain_data.load("msgspec", [packed(b"\x90", most - 1)])) == most - 1
 
 
 @pytest.mark.parametrize("result_type", [decimal.Decimal, Colour, list[decimal.Decimal], uuid.UUID])
@@ -417,29 +426,29 @@ def test_a_text_that_is_too_long_for_its_type(result_type):
     text = b'"' + b"1" * (2 << 20) + b'"'
     data = b"[" + text + b"]" if result_type == list[decimal.Decimal] else text
     with pytest.raises(ValueError, match="too long for its type"):
-        plain.load("json", [data], result_type)
-    assert plain.load("json", [text], str) == "1" * (2 << 20)
+        plain_data.load("json", [data], result_type)
+    assert plain_data.load("json", [text], str) == "1" * (2 << 20)
 
 
 def test_what_is_decoded_on_the_event_loop():
     """Little of what takes long, and much of what does not."""
-    assert plain.effort("json", [row(b"1", 50_000)]) <= INLINE_MAX
-    assert plain.effort("json", [row(b"1e300", 300)]) <= INLINE_MAX  # 5 ms
-    assert plain.effort("json", [row(b"1e300", 2000)]) > INLINE_MAX
-    assert plain.effort("msgspec", [packed(b"\x90", 100_000)]) > INLINE_MAX
-    assert plain.effort("json", [row(b"1", 50_000)], list[decimal.Decimal]) > INLINE_MAX
+    assert plain_data.effort("json", [row(b"1", 50_000)]) <= INLINE_MAX
+    assert plain_data.effort("json", [row(b"1e300", 300)]) <= INLINE_MAX  # 5 ms
+    assert plain_data.effort("json", [row(b"1e300", 2000)]) > INLINE_MAX
+    assert plain_data.effort("msgspec", [packed(b"\x90", 100_000)]) > INLINE_MAX
+    assert plain_data.effort("json", [row(b"1", 50_000)], list[decimal.Decimal]) > INLINE_MAX
     with without_msgspec():
-        assert plain.effort("json", [row(b"1", 50_000)]) > INLINE_MAX
+        assert plain_data.effort("json", [row(b"1", 50_000)]) > INLINE_MAX
 
 
 def test_what_is_large_is_not_looked_through_on_the_event_loop(monkeypatch):
     def never(_):
         raise AssertionError("this takes long")
 
-    monkeypatch.setattr(stepwise, "is_costly", never)
-    assert plain.effort("json", [b"[" + b"e" * INLINE_MAX + b"]"]) > INLINE_MAX
+    monkeypatch.setattr(incremental, "is_costly", never)
+    assert plain_data.effort("json", [b"[" + b"e" * INLINE_MAX + b"]"]) > INLINE_MAX
     with pytest.raises(AssertionError):
-        plain.effort("json", [b"[" + b"e" * (INLINE_MAX - 2) + b"]"])
+        plain_data.effort("json", [b"[" + b"e" * (INLINE_MAX - 2) + b"]"])
     assert cutting.WINDOW >= INLINE_MAX
 
 
@@ -447,10 +456,10 @@ def test_numbers_are_what_they_were():
     tokens = [b"1e300", b"5e-324", b"1e-320", b"-0e5", b"1E+2", b"1.7976931348623157e308", b"2e0"]
     data = row(b",".join(tokens), 2000)
     expected = msgspec.json.decode(data)
-    assert list(map(repr, plain.load("json", [data]))) == list(map(repr, expected))
+    assert list(map(repr, plain_data.load("json", [data]))) == list(map(repr, expected))
     for bad in (b"1e999", b"-1e400", b"1e", b"1e+", b"01e5", b".5e1"):
         with pytest.raises(ValueError, match=r"range|malformed"):
-            plain.load("json", [row(bad, 1000)])
+            plain_data.load("json", [row(bad, 1000)])
 
 
 # The event loop

@@ -29,10 +29,10 @@ from tests.internals import (
     Payload,
     ProtocolError,
     TooLarge,
-    bounds,
+    data_limits,
     encode,
-    inert,
-    plain,
+    plain_data,
+    safe_text,
 )
 from tests.unit.test_fuzz import without_msgspec
 
@@ -84,9 +84,9 @@ VALUE = {"a": [None, True, -5, 1 << 63, 1.5, "text \0 \x1b \u2028", {}], "b": {"
 
 
 def test_plain_values(codec):
-    assert plain.load(codec, [plain.dump(codec, VALUE)]) == VALUE
-    data = plain.dump(codec, VALUE)
-    assert plain.load(codec, [data[:3], data[3:]]) == VALUE
+    assert plain_data.load(codec, [plain_data.dump(codec, VALUE)]) == VALUE
+    data = plain_data.dump(codec, VALUE)
+    assert plain_data.load(codec, [data[:3], data[3:]]) == VALUE
 
 
 def test_what_becomes_something_plainer(codec):
@@ -101,7 +101,7 @@ def test_what_becomes_something_plainer(codec):
         dt.date(2024, 2, 3),
         dt.datetime(2024, 2, 3, 4, 5),
     ]
-    assert plain.load(codec, [plain.dump(codec, value)]) == [
+    assert plain_data.load(codec, [plain_data.dump(codec, value)]) == [
         [1, 2],
         [3],
         {"x": 1, "y": 0.5},
@@ -125,17 +125,17 @@ def test_both_kinds_of_json_write_the_same():
         {1: 2},
         1 << 70,
     ]
-    ours = plain.dump("json", value)
+    ours = plain_data.dump("json", value)
     with without_msgspec():
-        theirs = plain.dump("json", value)
-        assert plain.load("json", [ours]) == plain.load("json", [theirs])
-    assert plain.load("json", [theirs]) == plain.load("json", [ours])
+        theirs = plain_data.dump("json", value)
+        assert plain_data.load("json", [ours]) == plain_data.load("json", [theirs])
+    assert plain_data.load("json", [theirs]) == plain_data.load("json", [ours])
 
 
 def test_msgpack_keeps_more():
     value = {1: b"x", 1.5: dt.datetime(2024, 1, 1, tzinfo=dt.UTC), b"k": None}
-    assert plain.load("msgspec", [plain.dump("msgspec", value)]) == value
-    assert math.isnan(plain.load("msgspec", [plain.dump("msgspec", math.nan)]))
+    assert plain_data.load("msgspec", [plain_data.dump("msgspec", value)]) == value
+    assert math.isnan(plain_data.load("msgspec", [plain_data.dump("msgspec", math.nan)]))
 
 
 class Foreign:
@@ -166,39 +166,39 @@ class Broken:
 )
 def test_what_is_not_plain(codec, value, match):
     with pytest.raises(TypeError, match=match):
-        plain.dump(codec, value)
+        plain_data.dump(codec, value)
 
 
 def test_what_refers_to_itself(codec):
     ring: list[Any] = []
     ring.append({"again": ring})
     with pytest.raises(TypeError, match="too deeply, or refers to itself"):
-        plain.dump(codec, ring)
+        plain_data.dump(codec, ring)
 
 
 def test_numbers_that_a_codec_has_no_word_for():
     with pytest.raises(TypeError, match=r"^\$\.n is int, .*2\*\*64"):
-        plain.dump("msgspec", {"n": 1 << 64})
-    assert plain.load("json", [plain.dump("json", 1 << 64)]) == 1 << 64
+        plain_data.dump("msgspec", {"n": 1 << 64})
+    assert plain_data.load("json", [plain_data.dump("json", 1 << 64)]) == 1 << 64
     for number in (math.nan, math.inf, -math.inf):
         with pytest.raises(TypeError, match=r"\$\[1\]\.x"):
-            plain.dump("json", [None, {"x": number}])
+            plain_data.dump("json", [None, {"x": number}])
         with without_msgspec(), pytest.raises(TypeError, match=r"\$\[1\]\.x"):
-            plain.dump("json", [None, {"x": number}])
+            plain_data.dump("json", [None, {"x": number}])
 
 
 def test_the_child_hears_of_limits(codec):
     with pytest.raises(ValueError, match="more than 1,000,000 values"):
-        plain.dump(codec, [0] * 1_000_001)
-    assert len(plain.load(codec, [plain.dump(codec, [0] * 999_999)])) == 999_999
+        plain_data.dump(codec, [0] * 1_000_001)
+    assert len(plain_data.load(codec, [plain_data.dump(codec, [0] * 999_999)])) == 999_999
     with pytest.raises(ValueError, match="more than 3 values"):
-        plain.dump(codec, [1, 2, 3], values=3)
+        plain_data.dump(codec, [1, 2, 3], values=3)
     nested: Any = []
     for _ in range(63):
         nested = [nested]
-    assert plain.load(codec, [plain.dump(codec, nested)]) == nested
+    assert plain_data.load(codec, [plain_data.dump(codec, nested)]) == nested
     with pytest.raises(ValueError, match="deeper than 64"):
-        plain.dump(codec, [nested])
+        plain_data.dump(codec, [nested])
 
 
 # Types
@@ -225,20 +225,20 @@ def test_result_types(codec):
         ("a", Literal["a", "b"]),
         ({"a": object}, None),
     ]:
-        plain.check_result_type(codec, result_type)
+        plain_data.check_result_type(codec, result_type)
         if result_type is not None:
-            assert plain.load(codec, [plain.dump(codec, value)], result_type) == value
+            assert plain_data.load(codec, [plain_data.dump(codec, value)], result_type) == value
 
 
 @pytest.mark.parametrize("codec", ["msgspec", "json"])
 def test_what_is_of_another_type(codec):
-    data = plain.dump(codec, {"name": "x", "points": [{"x": 1}, {"x": "no"}]})
+    data = plain_data.dump(codec, {"name": "x", "points": [{"x": 1}, {"x": "no"}]})
     with pytest.raises(ValueError, match=r"Expected `int`, got `str` - at `\$\.points\[1\]\.x`"):
-        plain.load(codec, [data], Box)
+        plain_data.load(codec, [data], Box)
     with pytest.raises(ValueError, match="Expected"):
-        plain.load(codec, [plain.dump(codec, "1")], int)
+        plain_data.load(codec, [plain_data.dump(codec, "1")], int)
     with pytest.raises(ValueError, match=r"^Invalid enum value '.x1b'$"):
-        plain.load(codec, [plain.dump(codec, "\x1b")], Colour)
+        plain_data.load(codec, [plain_data.dump(codec, "\x1b")], Colour)
 
 
 class Checked(msgspec.Struct):
@@ -250,7 +250,7 @@ class Checked(msgspec.Struct):
 
 def test_what_a_type_of_ones_own_raises():
     with pytest.raises(ValueError, match="mine"):
-        plain.load("json", [b'{"x":1}'], Checked)
+        plain_data.load("json", [b'{"x":1}'], Checked)
 
 
 @pytest.mark.parametrize(
@@ -275,14 +275,16 @@ def test_what_a_type_of_ones_own_raises():
 @pytest.mark.parametrize("codec", ["msgspec", "json"])
 def test_types_that_are_refused(codec, result_type):
     with pytest.raises(TypeError, match="result_type can't be"):
-        plain.check_result_type(codec, result_type)
+        plain_data.check_result_type(codec, result_type)
 
 
 def test_numbers_as_keys_by_type():
-    plain.check_result_type("msgspec", dict[int, str])
-    assert plain.load("msgspec", [plain.dump("msgspec", {1: "a"})], dict[int, str]) == {1: "a"}
+    plain_data.check_result_type("msgspec", dict[int, str])
+    assert plain_data.load("msgspec", [plain_data.dump("msgspec", {1: "a"})], dict[int, str]) == {
+        1: "a"
+    }
     with pytest.raises(TypeError, match="collide"):
-        plain.check_result_type("json", dict[int, str])
+        plain_data.check_result_type("json", dict[int, str])
 
 
 def test_without_msgspec():
@@ -318,9 +320,9 @@ def test_msgspec_is_imported_by_those_who_use_it_only():
         [sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert not {"msgspec", "json", "traceback", "base64"} & set(done.stdout.split())
-    assert plain.available("msgspec")
-    assert plain.available("json")
-    for call in (plain.available, lambda codec: plain.dump(codec, 1)):
+    assert plain_data.available("msgspec")
+    assert plain_data.available("json")
+    for call in (plain_data.available, lambda codec: plain_data.dump(codec, 1)):
         with pytest.raises(ValueError, match="codec must be"):
             call("pickle")
 
@@ -393,7 +395,7 @@ HOSTILE_JSON = {
 def refuse_promptly(codec, data, match):
     began = time.monotonic()
     with pytest.raises(ValueError, match=match):
-        plain.load(codec, [data])
+        plain_data.load(codec, [data])
     assert time.monotonic() - began < 10  # on a busy machine; alone, 1 s at most
 
 
@@ -412,13 +414,13 @@ def test_hostile_json(name):
 
 
 def test_what_only_looks_hostile():
-    assert plain.load("msgspec", [plain.dump("msgspec", b"\x91" * M)]) == b"\x91" * M
+    assert plain_data.load("msgspec", [plain_data.dump("msgspec", b"\x91" * M)]) == b"\x91" * M
     for text in ("[" * M, '\\"' * 1_100_000, '"' * 1000, "[{" * 100 + "\\"):
-        assert plain.load("json", [plain.dump("json", [text])]) == [text]
+        assert plain_data.load("json", [plain_data.dump("json", [text])]) == [text]
     rows = [[1, -1, 1.5, None, True, 300, 70_000, 1 << 40, -300, -70_000, -1 << 40] * 20] * 50
-    assert plain.load("msgspec", [plain.dump("msgspec", rows)]) == rows
+    assert plain_data.load("msgspec", [plain_data.dump("msgspec", rows)]) == rows
     many = {str(i): i for i in range(100_000)}
-    assert plain.load("msgspec", [plain.dump("msgspec", many)]) == many
+    assert plain_data.load("msgspec", [plain_data.dump("msgspec", many)]) == many
 
 
 def test_the_deepest_value_can_be_used_in_a_small_thread():
@@ -427,7 +429,7 @@ def test_the_deepest_value_can_be_used_in_a_small_thread():
 
     def use():
         try:
-            value, other = plain.load("msgspec", [data]), plain.load("msgspec", [data])
+            value, other = plain_data.load("msgspec", [data]), plain_data.load("msgspec", [data])
             assert value == other
             assert pickle.loads(pickle.dumps(value)) == value
             assert repr(value).count("[") == 64
@@ -446,10 +448,13 @@ def test_the_deepest_value_can_be_used_in_a_small_thread():
 
 def test_memory_of_the_worst_that_is_accepted():
     # Measured: 72 bytes for each value, and four for each byte of text.
-    count, others = bounds.CONTAINERS_MAX - 1, bounds.VALUES_MAX - bounds.CONTAINERS_MAX
+    count, others = (
+        data_limits.CONTAINERS_MAX - 1,
+        data_limits.VALUES_MAX - data_limits.CONTAINERS_MAX,
+    )
     data = b"\xdd" + (count + others).to_bytes(4, "big") + b"\x80" * count
     data += (b"\xcb" + b"x" * 8) * others
-    bounds.check_msgpack(data)
+    data_limits.check_msgpack(data)
     tracemalloc.start()
     try:
         value = msgspec.msgpack.decode(data)
@@ -470,7 +475,7 @@ def raised(exc):
 
 
 def remote(exc):
-    return inert.load_exception([inert.dump_exception(exc)])
+    return safe_text.load_exception([safe_text.dump_exception(exc)])
 
 
 def test_an_exception_in_words():
@@ -538,9 +543,9 @@ def test_exceptions_that_resist():
 def test_endless_messages_lose_their_middle():
     for text in ("x" * 20_000_000, "é" * 10_000, "\U0001f600" * 20_000, "\ud800" * 10_000):
         exc = raised(ValueError("BEGIN" + text + "END"))
-        data = inert.dump_exception(exc)
+        data = safe_text.dump_exception(exc)
         assert len(data) < 64 * 1024
-        error = inert.load_exception([data])
+        error = safe_text.load_exception([data])
         assert error.message.startswith("BEGIN")
         assert error.message.endswith("END")
         assert f"of {len(text) + 8:,} characters, the middle is left out" in error.message
@@ -562,8 +567,8 @@ def test_text_that_acts():
     assert message == (
         r"\x1b[31m\r\x08\x7f\x9b\x85\u202e\u2066\u2028\u2029\u200f\ufeff\U000e0041\x00"
     )
-    assert inert.escape("plain é 漢 🙂 \n\t") == "plain é 漢 🙂 \n\t"
-    assert inert.escape("a\nb", line=True) == r"a\nb"
+    assert safe_text.escape("plain é 漢 🙂 \n\t") == "plain é 漢 🙂 \n\t"
+    assert safe_text.escape("a\nb", line=True) == r"a\nb"
 
 
 UNSEEN = (
@@ -575,41 +580,43 @@ UNSEEN = (
 
 def test_characters_that_are_not_seen():
     for char in UNSEEN:
-        assert inert.escape(f"a{char}b") == f"a{ascii(char)[1:-1]}b"
-        assert inert.escape(f"\u6f22{char}\u6f22") != f"\u6f22{char}\u6f22"
+        assert safe_text.escape(f"a{char}b") == f"a{ascii(char)[1:-1]}b"
+        assert safe_text.escape(f"\u6f22{char}\u6f22") != f"\u6f22{char}\u6f22"
     # What Python's own tables say, of whatever version, but for marks that are seen.
     seen = {*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD}
     for code in range(sys.maxunicode + 1):
         char = chr(code)
         if unicodedata.category(char) in {"Cc", "Cf", "Zl", "Zp", "Cs"} and code not in seen:
-            assert inert.escape(char, line=True).isascii()
-            assert inert.escape(char, line=True) != char
+            assert safe_text.escape(char, line=True).isascii()
+            assert safe_text.escape(char, line=True) != char
         elif char.isprintable() and unicodedata.category(char)[0] in "LNPZ":
             fillers = "\u115f\u1160\u3164\uffa0"
-            assert (inert.escape(char, line=True) == char) is (char not in fillers)
+            assert (safe_text.escape(char, line=True) == char) is (char not in fillers)
 
 
 def test_joiners_stay_where_they_join():
     farsi, family = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "👩\u200d👧"
     for text in (farsi, family, "\u0915\u094d\u200d\u0937"):
-        assert inert.escape(text) == text
-    assert inert.escape("pass\u200dword\u200c") == r"pass\u200dword\u200c"
-    assert inert.escape("👩\u200d") == "👩\\u200d"
-    assert inert.escape("👩\u200d\u200d👧").count("\\u200d") >= 1
+        assert safe_text.escape(text) == text
+    assert safe_text.escape("pass\u200dword\u200c") == r"pass\u200dword\u200c"
+    assert safe_text.escape("👩\u200d") == "👩\\u200d"
+    assert safe_text.escape("👩\u200d\u200d👧").count("\\u200d") >= 1
 
 
 def test_lines_that_pass_for_nothing_else():
     text = "one\n\r2\x1b\n\u2028three\n"
-    assert inert.quote(text, 1000) == "| one\n| \\r2\\x1b\n| \\u2028three\n|"
-    assert inert.quote("", 1000) == ""
-    assert inert.tame(text, 1000) == r"one\n\r2\x1b\n\u2028three\n"
-    assert len(inert.quote("\n" * 100_000, 1000)) < 1100
-    error = inert.load_exception([inert.dump_exception(type("E\nx", (Exception,), {})("a\nb"))])
+    assert safe_text.quote(text, 1000) == "| one\n| \\r2\\x1b\n| \\u2028three\n|"
+    assert safe_text.quote("", 1000) == ""
+    assert safe_text.tame(text, 1000) == r"one\n\r2\x1b\n\u2028three\n"
+    assert len(safe_text.quote("\n" * 100_000, 1000)) < 1100
+    error = safe_text.load_exception(
+        [safe_text.dump_exception(type("E\nx", (Exception,), {})("a\nb"))]
+    )
     for line in (str(error), error.type_name, error.message, repr(error)):
         assert "\n" not in line
 
 
-GOOD = inert.dump_exception(ValueError("x"))
+GOOD = safe_text.dump_exception(ValueError("x"))
 
 
 @pytest.mark.parametrize(
@@ -628,7 +635,7 @@ GOOD = inert.dump_exception(ValueError("x"))
 )
 def test_forged_exceptions(data):
     with pytest.raises(ProtocolError):
-        inert.load_exception([data])
+        safe_text.load_exception([data])
 
 
 # Progress
@@ -644,19 +651,19 @@ def test_progress_in_words():
         (1.5, 2.5, ""),
         (3, None, ""),
     ]:
-        report = inert.load_progress([inert.dump_progress(done, total, message)])
+        report = safe_text.load_progress([safe_text.dump_progress(done, total, message)])
         assert report == (done, total, message)
         assert [*map(type, report)] == [type(done), type(total), str]
-    assert inert.load_progress([inert.dump_progress(1 << 70, -(10**400), "")]) == (
+    assert safe_text.load_progress([safe_text.dump_progress(1 << 70, -(10**400), "")]) == (
         float(1 << 70),
         -math.inf,
         "",
     )
-    assert inert.load_progress([inert.dump_progress(10**400, None, "")])[0] == math.inf
-    data = inert.dump_progress(1, 2, "\x1b" + "x" * 1_000_000)
+    assert safe_text.load_progress([safe_text.dump_progress(10**400, None, "")])[0] == math.inf
+    data = safe_text.dump_progress(1, 2, "\x1b" + "x" * 1_000_000)
     assert len(data) < 33_000
-    assert inert.load_progress([data])[2].startswith("\x1b")
-    assert inert.load_progress([data], escaped=True)[2].startswith(r"\x1b")
+    assert safe_text.load_progress([data])[2].startswith("\x1b")
+    assert safe_text.load_progress([data], escaped=True)[2].startswith(r"\x1b")
 
 
 @pytest.mark.parametrize(
@@ -673,7 +680,7 @@ def test_progress_in_words():
 )
 def test_forged_progress(data):
     with pytest.raises(ProtocolError):
-        inert.load_progress([data])
+        safe_text.load_progress([data])
     conversation = Conversation(NONCE)
     conversation.receive(encode(NONCE, Kind.STARTED))
     with pytest.raises(ProtocolError):

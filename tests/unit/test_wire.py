@@ -25,8 +25,8 @@ from tests.internals import (
     codecs,
     encode,
     encode_small_value,
-    inert,
-    kinship,
+    safe_text,
+    shared_classes,
 )
 
 pytestmark = [pytest.mark.quick, pytest.mark.dependencies]
@@ -45,7 +45,7 @@ frames = st.lists(
 
 
 def joined(decoded):
-    return [(kind, b"".join(body), luggage) for kind, body, luggage in decoded]
+    return [(kind, b"".join(body), passed_fds) for kind, body, passed_fds in decoded]
 
 
 # Frames
@@ -80,8 +80,8 @@ def test_the_short_way_makes_the_same_bytes():
     )
 
 
-def header(magic=b"\x89iso", nonce=NONCE, kind=2, length=0, luggage=0):
-    return struct.pack("<4s8sBBQ", magic, nonce, kind, luggage, length)
+def header(magic=b"\x89iso", nonce=NONCE, kind=2, length=0, passed_fds=0):
+    return struct.pack("<4s8sBBQ", magic, nonce, kind, passed_fds, length)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def header(magic=b"\x89iso", nonce=NONCE, kind=2, length=0, luggage=0):
         header(length=1 << 50),
         header(length=(1 << 64) - 1),
         header(kind=int(Kind.STARTED), length=1),
-        header(kind=int(Kind.STARTED), luggage=1),
+        header(kind=int(Kind.STARTED), passed_fds=1),
     ],
 )
 def test_what_is_no_frame(data):
@@ -229,7 +229,7 @@ def test_every_frame_in_every_state(state, kind):
         State.ENDING: [Kind.STARTED, Kind.LEAVING, Kind.VALUE],
         State.DONE: [Kind.FAILED],
     }.get(state, [])
-    body = inert.dump_progress(1, None, "") if kind is Kind.PROGRESS else b""
+    body = safe_text.dump_progress(1, None, "") if kind is Kind.PROGRESS else b""
     for earlier in lead:
         conversation.receive(encode(NONCE, earlier))
     assert conversation.state is state
@@ -255,7 +255,7 @@ def test_what_nobody_has_asked_for(kind):
     conversation = Conversation(NONCE, unasked=frozenset({kind}))
     conversation.receive(encode(NONCE, Kind.STARTED))
     with pytest.raises(ProtocolError, match=kind.name):
-        conversation.receive(encode(NONCE, kind, inert.dump_progress(1, None, "")))
+        conversation.receive(encode(NONCE, kind, safe_text.dump_progress(1, None, "")))
 
 
 def test_the_first_answer_counts():
@@ -339,7 +339,7 @@ def test_pickle_first(monkeypatch):
     def refuse(*_args, **_options):
         raise AssertionError("cloudpickle was asked")
 
-    monkeypatch.setattr(kinship, "KinPickler", refuse)
+    monkeypatch.setattr(shared_classes, "KinPickler", refuse)
     assert codecs.load([codecs.dump({"a": 1})[0]], []) == {"a": 1}
     with pytest.raises(AssertionError):
         codecs.dump(lambda: 1)
@@ -350,7 +350,7 @@ def test_pickle_first(monkeypatch):
 
 def kin_round_trip(value):
     file = io.BytesIO()
-    kinship.KinPickler(file, 5).dump(value)
+    shared_classes.SharedClassPickler(file, 5).dump(value)
     return pickle.loads(file.getvalue())
 
 
@@ -361,8 +361,8 @@ def test_kin_by_address_and_name():
     class Derived(Local):
         pass
 
-    assert kinship.find_kin(object, __name__, Local.__qualname__, id(Local)) is Local
-    assert kinship.find_kin(Local, __name__, Derived.__qualname__, id(Derived)) is Derived
+    assert shared_classes.find_kin(object, __name__, Local.__qualname__, id(Local)) is Local
+    assert shared_classes.find_kin(Local, __name__, Derived.__qualname__, id(Derived)) is Derived
     for wrong in (
         (object, __name__, Local.__qualname__, id(Local) + 16),
         (object, __name__, "Other", id(Local)),
@@ -370,7 +370,7 @@ def test_kin_by_address_and_name():
         (int, __name__, Local.__qualname__, id(Local)),
     ):
         with pytest.raises(LookupError):
-            kinship.find_kin(*wrong)
+            shared_classes.find_kin(*wrong)
 
 
 def test_classes_born_here_travel_by_value():

@@ -1,0 +1,57 @@
+"""Finding out what was wrong with a child: which layer is missing, who ran out of memory."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .._os.cgroups import Cgroup
+    from .._os.oom import Kills
+
+__all__ = ["group_killer", "memory_killer", "note_memory", "why_unconfined"]
+
+# The last count, and when that was; counting before every call would cost too much.
+_latest: Kills | None = None
+_noted_at = -math.inf
+_NOTED_FOR = 1.0
+
+
+def why_unconfined(wanted: Sequence[str], engaged: bytes) -> str:
+    """Compare the layers that a child has engaged with the plan; "" if they are the same."""
+    told = engaged.decode(errors="replace").split(",") if engaged else []
+    if sorted(told) == sorted(wanted):
+        return ""
+    missing = sorted(set(wanted) - set(told))
+    return f"layers missing: {', '.join(missing) or 'none'}; engaged: {', '.join(told) or 'none'}"
+
+
+def note_memory() -> Kills:
+    """Tell how many processes had been killed for want of memory a second ago at most."""
+    from .._os import oom  # noqa: PLC0415 - for calls with limits only
+
+    global _latest, _noted_at
+    now = time.monotonic()
+    if _latest is None or now - _noted_at > _NOTED_FOR:
+        _latest = oom.kills()
+        _noted_at = now
+    return _latest
+
+
+def memory_killer(group: Cgroup | None, before: Kills | None) -> str:
+    """Say who killed a process for want of memory, if somebody seems to have.
+
+    *before* is what `note_memory` told when the process was started.
+    """
+    from .._os import oom  # noqa: PLC0415 - for calls with limits only
+
+    return group_killer(group) or ("" if before is None else oom.since(before))
+
+
+def group_killer(group: Cgroup | None) -> str:
+    """Say that a process was killed by the limit of its own control group, if it was."""
+    if group is not None and group.events().oom_kills:
+        return "the limit of all its processes together, a control group's"
+    return ""

@@ -1,0 +1,83 @@
+"""The children that have given their answers, until nothing of them is left."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+
+import anyio
+
+from .._call import background
+from .._child.spec import AsyncBackend
+from .worker import Worker
+
+__all__ = ["PATIENCE", "DrainingWorkers"]
+
+# So many seconds a child may run on after its answer.
+PATIENCE = 1.0
+_FIRST_PAUSE = 0.001
+_log = logging.getLogger("aioisolate.zygote")
+
+
+class DrainingWorkers:
+    """Sees off the children of one server whose calls are over."""
+
+    def __init__(self, backend: AsyncBackend, on_over: Callable[[], object]) -> None:
+        """Call *on_over* when nobody is dying any more whose end has been reported."""
+        self._backend = backend
+        self._on_over = on_over
+        self._leaving: dict[Worker, float] = {}
+        # Ended, with somebody still dying in their control groups.
+        self._dying: list[Worker] = []
+        self._tasks: dict[str, background.Background] = {}
+
+    def drain(self, worker: Worker) -> None:
+        """Watch a ward until it has ended, and end it if that takes too long."""
+        if not worker.ended and not worker.lost:
+            self._leaving[worker] = time.monotonic() + PATIENCE
+            # Its pidfd is closed when the call is over; from here on the server signals it.
+            if "sweep" not in self._tasks:
+                self._tasks["sweep"] = background.spawn(self._backend, self._sweep)
+
+    def ended(self, worker: Worker) -> None:
+        """Note that a ward has ended, of this server's any."""
+        self._leaving.pop(worker, None)
+        if worker.group is not None:
+            self._dying.append(worker)
+            if "tidy" not in self._tasks:
+                self._tasks["tidy"] = background.spawn(self._backend, self._tidy)
+
+    def is_over(self) -> bool:
+        """Tell whether nobody is dying any more of those whose end has been reported."""
+        return not self._dying
+
+    def cancel(self) -> None:
+        """Watch no more: the server has gone, and its children with it."""
+        self._leaving.clear()
+        self._dying.clear()
+        for task in self._tasks.values():
+            task.cancel()
+
+    async def _sweep(self) -> None:
+        while self._leaving:
+            await anyio.sleep(max(0.0, min(self._leaving.values()) - time.monotonic()))
+            now = time.monotonic()
+            for worker, until in list(self._leaving.items()):
+                if until <= now:
+                    _log.warning("child %d ran on after its answer: killed", worker.pid)
+                    worker.owner.kill(worker.pid, signal.SIGKILL, group=True)
+                    worker.owner.kill(worker.pid, signal.SIGKILL, group=False)
+                    self._leaving[worker] = now + PATIENCE
+        del self._tasks["sweep"]
+
+    async def _tidy(self) -> None:
+        # The kernel gives no event for it.
+        pause = _FIRST_PAUSE
+        while self._dying:
+            await anyio.sleep(pause)
+            pause = min(2 * pause, PATIENCE)
+            self._dying = [worker for worker in self._dying if not worker.dissolve()]
+        del self._tasks["tidy"]
+        self._on_over()

@@ -1,0 +1,111 @@
+"""Handles: memory that is not copied into a pickle, but travels beside it as a descriptor.
+
+Who has such memory (`_memory`, once it is imported) sets `find`. Objects of its own ask, in their
+``__reduce__``, for the `packing` that is under way, add their descriptor to it, and leave only its
+index in the pickle; buffers inside such memory, numpy's for example, are found by `find`.
+On the other side `arrived` gives the descriptor; who wants to keep it duplicates it.
+"""
+
+from __future__ import annotations
+
+from _thread import _local
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Self
+
+from .frames import ProtocolError
+
+__all__ = ["BufferRef", "FdBundle", "FdUnbundling", "arrived", "bundle", "find"]
+
+# Of the thread: others may pickle something else meanwhile.
+_here = _local()
+# As many as travel with one message.
+_MAX = 253
+
+
+class BufferRef(NamedTuple):
+    """A buffer that lies in a file: which descriptor it is, and where in it.
+
+    Attributes:
+        which: which of the descriptors that travel along.
+        offset, length: where in the file, in bytes.
+        shared: both sides are to see each other's changes.
+    """
+
+    which: int
+    offset: int
+    length: int
+    shared: bool
+
+
+class FdBundle:
+    """The descriptors that are to travel beside a pickle; they stay open as long as this lives.
+
+    What is pickled inside its context, in the same thread, adds to it.
+    """
+
+    __slots__ = ("_before", "_owners", "fds")
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+        self._owners: list[object] = []
+
+    def add(self, fd: int, owner: object) -> int:
+        """Have *fd* travel along and *owner* live until then; return its index.
+
+        Raises ValueError if they are too many.
+        """
+        if fd in self.fds:
+            return self.fds.index(fd)
+        if len(self.fds) == _MAX:
+            raise ValueError(f"more than {_MAX} snapshots and shared arrays can't travel at once")
+        self.fds.append(fd)
+        self._owners.append(owner)
+        return len(self.fds) - 1
+
+    def __enter__(self) -> Self:
+        self._before = bundle()
+        _here.bundle = self
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _here.bundle = self._before
+
+
+class FdUnbundling:
+    """The descriptors that have come with a pickle, for what is unpickled inside its context."""
+
+    __slots__ = ("_before", "_fds")
+
+    def __init__(self, fds: Sequence[int]) -> None:
+        self._fds = fds
+
+    def __enter__(self) -> None:
+        self._before = _unpacking()
+        _here.arrived = self._fds
+
+    def __exit__(self, *exc: object) -> None:
+        _here.arrived = self._before
+
+
+# Finds out whether a buffer lies in a file, and adds that to the packing; None: nobody has any.
+find: Callable[[memoryview, FdBundle], BufferRef | None] | None = None
+
+
+def bundle() -> FdBundle | None:
+    """Return what is being packed in this thread for another process, or None."""
+    found: FdBundle | None = getattr(_here, "bundle", None)
+    return found
+
+
+def _unpacking() -> Sequence[int]:
+    """Return the descriptors that came with what is being unpickled in this thread."""
+    found: Sequence[int] = getattr(_here, "arrived", ())
+    return found
+
+
+def arrived(index: int) -> int:
+    """Return one of them, which stays open. Raises ProtocolError if there is none such."""
+    fds = _unpacking()
+    if not 0 <= index < len(fds):
+        raise ProtocolError("a pickle names a descriptor that did not come with it")
+    return fds[index]
