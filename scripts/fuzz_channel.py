@@ -5,9 +5,9 @@ With atheris, which is guided by coverage:
     pip install atheris msgspec
     PYTHONPATH=. python scripts/fuzz_channel.py -max_total_time=300 [directory of a corpus]
 
-Without it, tests/test_fuzz.py does the same by hypothesis:
+Without it, tests/unit/test_fuzz.py does the same by hypothesis:
 
-    AIOISOLATE_FUZZ=long python -m pytest tests/test_fuzz.py
+    AIOISOLATE_FUZZ=long python -m pytest tests/unit/test_fuzz.py
 """
 
 from __future__ import annotations

@@ -5,9 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, TypedDict
 
-from aioisolate._wire import data_limits, plain_data, safe_text
-from aioisolate._wire.conversation import Conversation, State
-from aioisolate._wire.frames import FrameDecoder, Kind, Payload, ProtocolError, encode
+from tests.internals import (
+    Conversation,
+    FrameDecoder,
+    Kind,
+    Payload,
+    ProtocolError,
+    State,
+    data_limits,
+    encode,
+    plain_data,
+    safe_text,
+)
 
 NONCE = b"12345678"
 LIMIT = 1 << 16
