@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from aioisolate._os import cgroup_delegation, cgroup_tree, cgroups, oom
-from aioisolate._os.cgroup_delegation import Home
+from aioisolate._os import cgroup_tree, cgroups, oom
+from aioisolate._os.cgroup_tree import Home
 from aioisolate._os.cgroups import Cgroup
 from tests.helpers import alive, count_forks, fork, forked, wait_until
 
@@ -37,7 +37,7 @@ def group():
 
     def make(memory=None, processes=None):
         for name, limit in (("memory", memory), ("pids", processes)):
-            if limit is not None and getattr(cgroup_delegation.delegated(), name) is None:
+            if limit is not None and getattr(cgroup_tree.delegated(), name) is None:
                 pytest.skip(f"no groups with the controller {name} can be made here")
         made.append(Cgroup.create(memory, processes))
         return made[-1]
@@ -249,7 +249,7 @@ def test_a_copy_in_a_child_removes_nothing(group):
 
 def test_stale_groups_are_removed_and_others_are_not(group):
     group(processes=3)
-    home = cgroup_delegation.delegated().pids
+    home = cgroup_tree.delegated().pids
     dead, _ = forked(os.getpid)
     makers = [dead, dead, os.getppid()]
     names = [f"{cgroups._prefix(pid)}-{number}" for number, pid in enumerate(makers)]

@@ -24,7 +24,7 @@ from aioisolate import (
     run_isolated,
     stream_isolated,
 )
-from aioisolate._call import background
+from aioisolate._call import eventloop
 from aioisolate._call.eventloop import running_backend
 from aioisolate._wire import codecs
 from tests.helpers import alive, resident, until
@@ -382,7 +382,7 @@ def test_11_7_dropped_after_the_end_of_its_loop():
     for backend in "asyncio", "trio":
 
         async def make():
-            return background.poster(running_backend())
+            return eventloop.poster(running_backend())
 
         anyio.run(make, backend=backend)(pytest.fail)
 

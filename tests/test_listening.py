@@ -11,8 +11,8 @@ import anyio
 import pytest
 
 from aioisolate import IsolationError, Reason
-from aioisolate._call import supervision, wakeups
-from aioisolate._call.wakeups import WakeupRateLimiter
+from aioisolate._call import channel, supervision
+from aioisolate._call.channel import WakeupRateLimiter
 from aioisolate._options import CallOptions
 from aioisolate._os import messages
 from aioisolate._os.waitset import WaitSet
@@ -139,7 +139,7 @@ async def test_streams_go_on(strange):
 @pytest.fixture
 def clock(monkeypatch):
     now = types.SimpleNamespace(at=1000.0)
-    monkeypatch.setattr(wakeups, "time", types.SimpleNamespace(monotonic=lambda: now.at))
+    monkeypatch.setattr(channel, "time", types.SimpleNamespace(monotonic=lambda: now.at))
     return now
 
 

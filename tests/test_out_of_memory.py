@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from aioisolate._os import cgroup_delegation
+from aioisolate._os import cgroup_tree
 from aioisolate._os.cgroups import Cgroup
 from tests.helpers import python, wait_until
 
@@ -16,7 +16,7 @@ MiB = 1 << 20
 @pytest.fixture
 def entrance():
     """The file that lets processes into a control group of 256 MiB."""
-    if cgroup_delegation.delegated().memory is None:
+    if cgroup_tree.delegated().memory is None:
         pytest.skip("no groups with the controller memory can be made here")
     group = Cgroup.create(256 * MiB, None)
     try:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioisolate import run_isolated
-from aioisolate._call.result_decoding import INLINE_MAX
+from aioisolate._call.result import INLINE_MAX
 from aioisolate._wire import (
     cutting,
     data_limits,

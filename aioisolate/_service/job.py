@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import anyio
 
-from .._call import background
+from .._call import eventloop
 from .._call.child import Child
 from .._call.deadlines import Deadlines
 from .._call.plan import Plan, name_of
@@ -232,7 +232,7 @@ class Job(Generic[T]):
     def start(self) -> None:
         """Carry it out in the background."""
         # What it returns is not kept: that refers to this job, as its `on_done` does.
-        background.spawn(self._service.backend, self._in_background, self._after_background)
+        eventloop.spawn(self._service.backend, self._in_background, self._after_background)
 
     async def _in_background(self) -> None:
         try:

@@ -23,7 +23,7 @@ from weakref import WeakSet
 import anyio
 import anyio.lowlevel
 
-from .._call import background
+from .._call import eventloop
 from .._child.spec import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason
 from .consumers import Consumers
@@ -148,7 +148,7 @@ class _Course(Generic[T]):
         self._on_trio = backend.loop is None
         self._consumers = Consumers()
         self._owner_pid = os.getpid()
-        self._post = background.poster(backend)
+        self._post = eventloop.poster(backend)
         # What reads the items: whether it waits for the source, for room, or has ended.
         self._reading = False
         self._room = anyio.Event()
@@ -157,7 +157,7 @@ class _Course(Generic[T]):
         # What the source raised; and what it raised while it was closed.
         self._failure: BaseException | None = None
         self._parting: BaseException | None = None
-        self._pump = background.spawn(backend, self._feed, self._end_feeding)
+        self._pump = eventloop.spawn(backend, self._feed, self._end_feeding)
         service.dependants.add(self)
 
     # Reading the items, in a task of its own
@@ -165,7 +165,7 @@ class _Course(Generic[T]):
     async def _feed(self) -> None:
         items, self._items = self._items, None
         iterator: Iterator[Any] | AsyncIterator[Any] | None = None
-        self._reader = background.current_task()
+        self._reader = eventloop.current_task()
         try:
             if isinstance(items, AsyncIterable):
                 iterator = aiter(items)
@@ -347,7 +347,7 @@ class _Course(Generic[T]):
             raise parting
 
     async def _see_reader_off(self) -> None:
-        if self._over.is_set() or background.current_task() is self._reader:
+        if self._over.is_set() or eventloop.current_task() is self._reader:
             return
         try:
             await self._over.wait()
@@ -417,7 +417,7 @@ def _is_cancellation(exc: BaseException) -> bool:
 
 def _is_cancelled(exc: BaseException) -> bool:
     """Tell whether *exc* is how this task is cancelled, and not merely what it has awaited."""
-    return _is_cancellation(exc) and background.is_being_cancelled()
+    return _is_cancellation(exc) and eventloop.is_being_cancelled()
 
 
 def _log_parting(exc: BaseException) -> None:
