@@ -35,7 +35,10 @@ _TRIES = 3
 
 
 class JobService(Protocol):
-    """Where a job gets what it needs."""
+    """Where a job gets what it needs.
+
+    A `Service`, whose module imports this one, or what `stream_isolated` has instead of one.
+    """
 
     backend: AsyncBackend
 

@@ -17,28 +17,24 @@ from collections.abc import (
     Iterator,
 )
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import anyio
 import anyio.lowlevel
 
 from .._call import eventloop
-from .._child.spec import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason
 from .consumers import Consumers
 from .job import Job
+
+if TYPE_CHECKING:
+    from .service import Service
 
 __all__ = ["Results"]
 
 T = TypeVar("T")
 
 _log = logging.getLogger("aioisolate.service")
-
-
-class _Service(Protocol):
-    backend: AsyncBackend
-    dependants: WeakSet[Any]
 
 
 class Results(Generic[T]):
@@ -58,7 +54,7 @@ class Results(Generic[T]):
         self,
         items: Iterable[Any] | AsyncIterable[Any],
         make_job: Callable[[Any], Job[Any]],
-        service: _Service,
+        service: Service,
         *,
         ordered: bool,
         concurrency: int,
@@ -127,7 +123,7 @@ class _Course(Generic[T]):
         self,
         items: Iterable[Any] | AsyncIterable[Any],
         make_job: Callable[[Any], Job[Any]],
-        service: _Service,
+        service: Service,
         *,
         ordered: bool,
         concurrency: int,
