@@ -45,11 +45,10 @@ from ._outcome import Outcome, Progress
 from ._service.executor import Executor
 from ._service.job import Job
 from ._service.map import Results
-from ._service.service import Service, check_queue
+from ._service.service import Service, check_queue, warn_unclosed
 from ._service.sources import ForkSource, Source, fresh_interpreter, template
 from ._service.statistics import Statistics
 from ._service.stream import Stream
-from ._service.unclosed import warn_unclosed
 from .sandbox import Sandbox
 
 __all__ = ["Isolator"]

@@ -1,11 +1,14 @@
-"""From the verdict to the outcome: the answer unpickled, or the error with all that is known."""
+"""From the verdict to the outcome: the answer decoded, or the error with all that is known.
+
+Small answers are decoded on the event loop, large ones in a thread (`Decoding`).
+"""
 
 from __future__ import annotations
 
 import errno
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
@@ -21,7 +24,7 @@ from .._errors import (
     may_pass,
 )
 from .._limits import Limits
-from .._os import mappings, memfd
+from .._os import mappings, memfd, threads
 from .._os.threads import NoThreadError
 from .._outcome import Outcome, Usage
 from .._wire import codecs, safe_text
@@ -29,15 +32,16 @@ from .._wire.conversation import Message
 from .._wire.frames import Kind, Payload, ProtocolError, Region, TooLarge
 from .crash import innermost
 from .output import TAIL_MAX
-from .result_decoding import INLINE_MAX, decode
 from .supervision import Supervision
 from .verdict import Answer, Evidence, KilledFor, Verdict, judge
 
-__all__ = ["loss_of_item", "outcome_of", "settle"]
+__all__ = ["INLINE_MAX", "Decoding", "loss_of_item", "outcome_of", "settle"]
 
 # What a stranger has to say of how it ended is no longer than what it says in a RemoteError.
 _STACK_MAX = 44 * 1024
 _MESSAGE_MAX = 16 * 1024
+# Decoding less than this takes well under a millisecond, or some if somebody has made it so.
+INLINE_MAX = 128 * 1024
 
 
 async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
@@ -79,7 +83,7 @@ async def _unpickle(
         except codecs.ImportNeeded:
             size = INLINE_MAX + 1
     if not fds:
-        return await decode(size, lambda: codecs.load(stream, buffers))
+        return await _decode(size, lambda: codecs.load(stream, buffers))
     # Closed by who reads them: a call that is cancelled must not pull them away from a thread.
     passed_fds = supervision.hand_over(fds)
 
@@ -89,7 +93,7 @@ async def _unpickle(
         finally:
             passed_fds.close_all()
 
-    return await decode(size, load, otherwise=passed_fds.close_all)
+    return await _decode(size, load, otherwise=passed_fds.close_all)
 
 
 async def _as_data(
@@ -105,7 +109,7 @@ async def _as_data(
         return None, _own_exception(supervision, raised)
     load = functools.partial(plain_data.load, options.codec, pieces, options.result_type)
     effort = plain_data.effort(options.codec, pieces, options.result_type)
-    return await decode(effort, load), None
+    return await _decode(effort, load), None
 
 
 def _check_size(limits: Limits, payload: Payload) -> None:
@@ -307,3 +311,90 @@ def _error(
     )
     error.__cause__ = cause
     return error
+
+
+class Decoding:
+    """Work on so many bytes: done by now if they are few, else in a thread of its own.
+
+    *size* may be more than that, for bytes that take longer.
+
+    Not in a pool of the event loop's: its idle threads would stay, and every later fork would be
+    one with other threads alive.
+
+    Attributes:
+        value: what the work has returned, once it is done.
+        failure: what it has raised, or None.
+    """
+
+    __slots__ = ("_awaited", "_closing", "_helper", "_work", "failure", "value")
+
+    def __init__(
+        self,
+        size: int,
+        work: Callable[[], Any],
+        *,
+        otherwise: Callable[[], object] | None = None,
+        name: str = "decode",
+    ) -> None:
+        """*otherwise* is called if it takes a thread and there can be none; that is a failure.
+
+        *name* is the thread's.
+        """
+        self._work: Callable[[], Any] | None = work
+        self.value: Any = None
+        self.failure: BaseException | None = None
+        self._helper: threads.Helper | None = None
+        self._awaited = self._closing = False
+        if size <= INLINE_MAX:
+            self._run()
+            return
+        try:
+            self._helper = threads.Helper(name, self._run)
+        except OSError as exc:
+            self.failure = exc
+            if otherwise is not None:
+                otherwise()
+
+    def _run(self) -> None:
+        work, self._work = self._work, None
+        assert work is not None
+        try:
+            self.value = work()
+        except BaseException as exc:  # noqa: BLE001 - whoever waits for it is to have it
+            self.failure = exc
+
+    async def wait(self) -> None:
+        """Wait until it is done; if that is cancelled, it may be waited for again."""
+        helper = self._helper
+        if helper is None:
+            return
+        self._awaited = True
+        try:
+            await anyio.wait_readable(helper.fileno())
+            helper.done()
+            self._closing = True
+        finally:
+            self._awaited = False
+            if self._closing:
+                self.close()
+
+    def close(self) -> None:
+        """Wait for it no more. A thread ends by itself, and its result goes nowhere."""
+        self._closing = True
+        if self._helper is not None and not self._awaited:  # else its waiter would never wake up
+            self._helper.close()
+            self._helper = None
+
+
+async def _decode(
+    size: int, work: Callable[[], Any], *, otherwise: Callable[[], object] | None = None
+) -> Any:
+    """Carry out *work* on so many bytes and return what it returns. Raises what it raises."""
+    decoding = Decoding(size, work, otherwise=otherwise)
+    try:
+        await decoding.wait()
+    finally:
+        decoding.close()
+    if decoding.failure is not None:
+        raise decoding.failure
+    return decoding.value

@@ -29,7 +29,7 @@ from .._outcome import CallEvent, Progress
 from .._wire import safe_text
 from .._wire.conversation import State
 from .._wire.frames import Kind
-from .channel import READ_SIZE, Channel, FaultError
+from .channel import READ_SIZE, Channel, FaultError, WakeupRateLimiter
 from .child import Child
 from .crash import StackText
 from .deadlines import Deadlines
@@ -38,7 +38,6 @@ from .output import OutputStream
 from .plan import name_of
 from .unfinished_work import UnfinishedWork
 from .verdict import KilledFor
-from .wakeups import WakeupRateLimiter
 
 __all__ = ["FIRST_LOOK", "OnItem", "Supervision"]
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from .._call import background, registry
+from .._call import eventloop, registry
 from .._call.diagnosis import memory_killer, note_memory, why_unconfined
 from .._call.forked import hint
 from .._child.spec import AsyncBackend
@@ -105,7 +105,7 @@ class ForkServer:
         self._kills_before: Kills | None = None
         self._busy = 0
         self._watching = False
-        self._watchdog: background.Background | None = None
+        self._watchdog: eventloop.Background | None = None
         # Gets no more work; called when it has gone.
         self._on_gone: Callable[[], object] | None = None
         # There once somebody closes it; set when it has gone.
@@ -119,7 +119,7 @@ class ForkServer:
         # Asked for and not yet there, by the numbers of the requests.
         self._coming: dict[int, Worker] = {}
         self._numbers = itertools.count(1)
-        self._reader: background.Background | None = None
+        self._reader: eventloop.Background | None = None
         self._ready = anyio.Event()
         self._draining = DrainingWorkers(backend, self._look_if_empty)
         self._emptied: anyio.Event | None = None
@@ -209,7 +209,7 @@ class ForkServer:
                 self._socket.sendall(protocol.encode(("setup", *told)))
         self._socket.setblocking(False)
         self._send_queue.open(self._socket)
-        self._reader = background.watch(self._backend, ours, self._listen)
+        self._reader = eventloop.watch(self._backend, ours, self._listen)
 
     def is_owned(self) -> bool:
         """Tell whether this process started the server, and is not a forked copy of that one."""
@@ -283,7 +283,7 @@ class ForkServer:
     def _watch(self) -> None:
         if not self._watching and not self._down:
             self._watching = True
-            self._watchdog = background.spawn(self._backend, self._look_for_answers)
+            self._watchdog = eventloop.spawn(self._backend, self._look_for_answers)
 
     async def _look_for_answers(self) -> None:
         """Find out, while anything is expected of the server, whether it still answers."""
@@ -442,7 +442,7 @@ class ForkServer:
         if self._emptied is not None:
             self._emptied.set()
         elif self._on_gone is not None and not self._down:
-            background.spawn(self._backend, self._go)
+            eventloop.spawn(self._backend, self._go)
 
     def _lose(self) -> None:
         """The server has gone: so have its children, or will in a moment."""

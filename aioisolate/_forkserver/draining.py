@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import anyio
 
-from .._call import background
+from .._call import eventloop
 from .._child.spec import AsyncBackend
 from .worker import Worker
 
@@ -31,7 +31,7 @@ class DrainingWorkers:
         self._leaving: dict[Worker, float] = {}
         # Ended, with somebody still dying in their control groups.
         self._dying: list[Worker] = []
-        self._tasks: dict[str, background.Background] = {}
+        self._tasks: dict[str, eventloop.Background] = {}
 
     def drain(self, worker: Worker) -> None:
         """Watch a ward until it has ended, and end it if that takes too long."""
@@ -39,7 +39,7 @@ class DrainingWorkers:
             self._leaving[worker] = time.monotonic() + PATIENCE
             # Its pidfd is closed when the call is over; from here on the server signals it.
             if "sweep" not in self._tasks:
-                self._tasks["sweep"] = background.spawn(self._backend, self._sweep)
+                self._tasks["sweep"] = eventloop.spawn(self._backend, self._sweep)
 
     def ended(self, worker: Worker) -> None:
         """Note that a ward has ended, of this server's any."""
@@ -47,7 +47,7 @@ class DrainingWorkers:
         if worker.group is not None:
             self._dying.append(worker)
             if "tidy" not in self._tasks:
-                self._tasks["tidy"] = background.spawn(self._backend, self._tidy)
+                self._tasks["tidy"] = eventloop.spawn(self._backend, self._tidy)
 
     def is_over(self) -> bool:
         """Tell whether nobody is dying any more of those whose end has been reported."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import anyio
 
-from .._call import background
+from .._call import eventloop
 from .._child.spec import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason
 from . import protocol
@@ -102,8 +102,8 @@ class Pool:
         # Of what descriptors, by number and module, has been told.
         self._told: set[tuple[int, str | None]] = set()
         self._failures = 0
-        self._starting: background.Background | None = None
-        self._trimming: background.Background | None = None
+        self._starting: eventloop.Background | None = None
+        self._trimming: eventloop.Background | None = None
         self._closed = False
         self._dead: CallableDidNotExecuteError | None = None
         self.restarts = 0
@@ -251,7 +251,7 @@ class Pool:
     def _refill_soon(self) -> None:
         if not self._refill_due:
             self._refill_due = True
-            background.soon(self._backend, self._refill)
+            eventloop.soon(self._backend, self._refill)
 
     def _refill(self) -> None:
         """Ask for as many children as are missing, some in each turn of the loop."""
@@ -290,7 +290,7 @@ class Pool:
         worker.on_end = self._idle_ended
         self._idle.append(worker)
         if len(self._idle) > self._warm and self._trimming is None:
-            self._trimming = background.spawn(self._backend, self._trim)
+            self._trimming = eventloop.spawn(self._backend, self._trim)
 
     def _refuse(self, error: CallableDidNotExecuteError) -> None:
         if self._coming:
@@ -363,7 +363,7 @@ class Pool:
         forkserver.retire(lambda: self._retired.discard(forkserver))
         self._failures += 1
         self.restarts += 1
-        self._starting = background.spawn(self._backend, self._restart)
+        self._starting = eventloop.spawn(self._backend, self._restart)
 
     def _recover(self, forkserver: ForkServer) -> None:
         if forkserver is not self._forkserver:
@@ -383,7 +383,7 @@ class Pool:
         _log.warning("the fork server died (%s); starting another", forkserver.problem)
         self._failures += 1
         self.restarts += 1
-        self._starting = background.spawn(self._backend, self._restart)
+        self._starting = eventloop.spawn(self._backend, self._restart)
 
     async def _restart(self) -> None:
         while not self._closed:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import anyio
 
-from .._call import background
+from .._call import eventloop
 from .._child.spec import AsyncBackend
 from .._os import messages
 
@@ -32,7 +32,7 @@ class SendQueue:
     def __init__(self, backend: AsyncBackend) -> None:
         self._backend = backend
         self._letters: deque[_Message] = deque()
-        self._again: background.Background | None = None
+        self._again: eventloop.Background | None = None
         self._closed = False
         self._socket: _socket.socket
 
@@ -84,7 +84,7 @@ class SendQueue:
 
     def _try_again(self) -> None:
         if self._again is None and not self._closed:
-            self._again = background.spawn(self._backend, self._resume)
+            self._again = eventloop.spawn(self._backend, self._resume)
 
     async def _resume(self) -> None:
         await anyio.sleep(_PAUSE)

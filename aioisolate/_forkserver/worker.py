@@ -35,7 +35,10 @@ _signal: Any = signal
 
 
 class WorkerOwner(Protocol):
-    """Who looks after a ward: its fork server."""
+    """What a worker needs of its fork server, a `ForkServer`.
+
+    A protocol, because the module of that class imports this one.
+    """
 
     @property
     def pid(self) -> int: ...

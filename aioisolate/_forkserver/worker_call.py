@@ -13,12 +13,12 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .._call import background
+from .._call import eventloop
 from .._call.child import Members
 from .._call.eventloop import AnyioWaiter, AsyncioWaiter, Waiter
 from .._call.output import OutputStream, open_streams
 from .._call.plan import Plan
-from .._call.result_decoding import INLINE_MAX, Decoding
+from .._call.result import INLINE_MAX, Decoding
 from .._child.spec import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason, may_pass
 from .._os import memfd, messages
@@ -302,7 +302,7 @@ class WorkerCall:
         """Close everything that belonged to the call, a little later if nobody waits for that."""
         self._worker.on_end = None
         if self._left:
-            background.soon(self._backend, self._close_all)
+            eventloop.soon(self._backend, self._close_all)
         else:
             self._close_all()
 

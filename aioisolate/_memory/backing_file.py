@@ -17,7 +17,7 @@ _AT_ONCE = 1 << 30  # Linux writes at most 2 GB with one call
 
 
 class Writer(Protocol):
-    """Something that can write to a file as long as it is open."""
+    """Something that can write to a file as long as it is open: a `View` or its mmap."""
 
     @property
     def closed(self) -> bool:

@@ -15,8 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Self
 
-from .cgroup_delegation import Delegation, Home, delegated
-from .cgroup_tree import read
+from .cgroup_tree import Delegation, Home, delegated, read
 from .fds import Descriptors, lift
 from .oom import count
 

@@ -90,7 +90,7 @@ def containment() -> Containment:
 
 @functools.cache
 def _containment(_: int, capabilities: int, dumpable: bool) -> Containment:
-    from . import cgroup_delegation, landlock, seccomp  # noqa: PLC0415 - as above
+    from . import cgroup_tree, landlock, seccomp  # noqa: PLC0415 - as above
 
     found: dict[str, Any] = {}
     if sys.platform == "linux":
@@ -105,9 +105,7 @@ def _containment(_: int, capabilities: int, dumpable: bool) -> Containment:
         landlock=landlock.abi(),
         seccomp=seccomp.available(),
         groups=frozenset(
-            name
-            for name, home in cgroup_delegation.delegated()._asdict().items()
-            if home is not None
+            name for name, home in cgroup_tree.delegated()._asdict().items() if home is not None
         ),
         processes_by_namespace=found.get("processes_by_namespace", False),
         why_not_becomes=found.get("why_not_becomes", ""),

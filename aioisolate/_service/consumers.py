@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 
-from .._call import background
+from .._call import eventloop
 
 __all__ = ["Consumers"]
 
@@ -55,7 +55,7 @@ class Consumers:
         """
         if self.error is None:
             return StopAsyncIteration()
-        task = background.current_task()
+        task = eventloop.current_task()
         if self._told is None:
             self._told = weakref.WeakSet()
         if task in self._told:

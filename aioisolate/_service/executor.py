@@ -7,40 +7,17 @@ import threading
 from collections.abc import Callable
 from concurrent import futures
 from types import TracebackType
-from typing import Any, ParamSpec, Protocol, TypeVar
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .job import Job
+
+if TYPE_CHECKING:
+    from .service import Service
 
 __all__ = ["Executor"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class _Service(Protocol):
-    """What an executor needs of its Isolator."""
-
-    post: Callable[[Callable[[], object]], object]
-    dependants: WeakSet[Any]
-
-    @property
-    def state(self) -> str: ...
-
-    def check_owner(self) -> None:
-        """Raise RuntimeError in a forked copy of the process that it belongs to."""
-
-    def is_owned(self) -> bool:
-        """Tell whether this process is no such copy."""
-        ...
-
-    def would_block(self) -> bool:
-        """Tell whether this is the thread of the event loop, which nothing may hold up."""
-        ...
-
-    def submit(self, call: Callable[[], Any]) -> Job[Any]:
-        """Make a job of a call, in the loop's thread."""
-        ...
 
 
 class _Future(futures.Future[Any]):
@@ -49,7 +26,7 @@ class _Future(futures.Future[Any]):
     In the thread of the event loop, which carries it out, nobody can wait for it by blocking.
     """
 
-    def __init__(self, service: _Service) -> None:
+    def __init__(self, service: Service) -> None:
         super().__init__()
         self._service = service
         self._waiters = _Waiters(service)
@@ -91,7 +68,7 @@ class _Future(futures.Future[Any]):
             self.job.cancel()
 
 
-def _check_thread(service: _Service, is_done: Callable[[], bool], timeout: float | None) -> None:
+def _check_thread(service: Service, is_done: Callable[[], bool], timeout: float | None) -> None:
     if is_done():
         return
     service.check_owner()  # in a copy it never is
@@ -107,7 +84,7 @@ def _check_thread(service: _Service, is_done: Callable[[], bool], timeout: float
 class _Waiters(list[Any]):
     """Where `concurrent.futures.wait` and `as_completed` register, before they block."""
 
-    def __init__(self, service: _Service) -> None:
+    def __init__(self, service: Service) -> None:
         super().__init__()
         self._service = service
 
@@ -120,7 +97,7 @@ class _Waiters(list[Any]):
 class _Event:
     """An event that is not waited for in the event loop's own thread."""
 
-    def __init__(self, service: _Service, event: threading.Event) -> None:
+    def __init__(self, service: Service, event: threading.Event) -> None:
         self._service = service
         self.set = event.set
         self.clear = event.clear
@@ -150,7 +127,7 @@ class Executor(futures.Executor):
     is entered again, ask it for another executor.
     """
 
-    def __init__(self, service: _Service, keep: object = None) -> None:
+    def __init__(self, service: Service, keep: object = None) -> None:
         self._service = service
         self._kept = keep
         self._lock = threading.Condition()

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import anyio
 
-from .._call import background
+from .._call import eventloop
 from .._call.child import Child
 from .._call.deadlines import Deadlines
 from .._call.plan import Plan, name_of
@@ -35,7 +35,10 @@ _TRIES = 3
 
 
 class JobService(Protocol):
-    """Where a job gets what it needs."""
+    """Where a job gets what it needs.
+
+    A `Service`, whose module imports this one, or what `stream_isolated` has instead of one.
+    """
 
     backend: AsyncBackend
 
@@ -237,7 +240,7 @@ class Job(Generic[T]):
     def _start(self) -> None:
         """Carry it out in the background."""
         # What it returns is not kept: that refers to this job, as its `_on_done` does.
-        background.spawn(self._service.backend, self._in_background, self._after_background)
+        eventloop.spawn(self._service.backend, self._in_background, self._after_background)
 
     async def _in_background(self) -> None:
         try:

@@ -17,30 +17,24 @@ from collections.abc import (
     Iterator,
 )
 from types import TracebackType
-from typing import Any, Generic, Protocol, Self, TypeVar
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import anyio
 import anyio.lowlevel
 
-from .._call import background
-from .._child.spec import AsyncBackend
+from .._call import eventloop
 from .._errors import CallableDidNotExecuteError, Reason
 from .consumers import Consumers
 from .job import Job
+
+if TYPE_CHECKING:
+    from .service import Service
 
 __all__ = ["Results"]
 
 T = TypeVar("T")
 
 _log = logging.getLogger("aioisolate.service")
-
-
-class _Service(Protocol):
-    """What a map needs of its Isolator."""
-
-    backend: AsyncBackend
-    dependants: WeakSet[Any]
 
 
 class Results(Generic[T]):
@@ -66,7 +60,7 @@ class Results(Generic[T]):
         self,
         items: Iterable[Any] | AsyncIterable[Any],
         make_job: Callable[[Any], Job[Any]],
-        service: _Service,
+        service: Service,
         *,
         ordered: bool,
         concurrency: int,
@@ -135,7 +129,7 @@ class _Course(Generic[T]):
         self,
         items: Iterable[Any] | AsyncIterable[Any],
         make_job: Callable[[Any], Job[Any]],
-        service: _Service,
+        service: Service,
         *,
         ordered: bool,
         concurrency: int,
@@ -156,7 +150,7 @@ class _Course(Generic[T]):
         self._on_trio = backend.loop is None
         self._consumers = Consumers()
         self._owner_pid = os.getpid()
-        self._post = background.poster(backend)
+        self._post = eventloop.poster(backend)
         # What reads the items: whether it waits for the source, for room, or has ended.
         self._reading = False
         self._room = anyio.Event()
@@ -165,7 +159,7 @@ class _Course(Generic[T]):
         # What the source raised; and what it raised while it was closed.
         self._failure: BaseException | None = None
         self._parting: BaseException | None = None
-        self._pump = background.spawn(backend, self._feed, self._end_feeding)
+        self._pump = eventloop.spawn(backend, self._feed, self._end_feeding)
         service.dependants.add(self)
 
     # Reading the items, in a task of its own
@@ -173,7 +167,7 @@ class _Course(Generic[T]):
     async def _feed(self) -> None:
         items, self._items = self._items, None
         iterator: Iterator[Any] | AsyncIterator[Any] | None = None
-        self._reader = background.current_task()
+        self._reader = eventloop.current_task()
         try:
             if isinstance(items, AsyncIterable):
                 iterator = aiter(items)
@@ -355,7 +349,7 @@ class _Course(Generic[T]):
             raise parting
 
     async def _see_reader_off(self) -> None:
-        if self._over.is_set() or background.current_task() is self._reader:
+        if self._over.is_set() or eventloop.current_task() is self._reader:
             return
         try:
             await self._over.wait()
@@ -425,7 +419,7 @@ def _is_cancellation(exc: BaseException) -> bool:
 
 def _is_cancelled(exc: BaseException) -> bool:
     """Tell whether *exc* is how this task is cancelled, and not merely what it has awaited."""
-    return _is_cancellation(exc) and background.is_being_cancelled()
+    return _is_cancellation(exc) and eventloop.is_being_cancelled()
 
 
 def _log_parting(exc: BaseException) -> None:

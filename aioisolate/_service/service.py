@@ -13,12 +13,14 @@ same reason.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
 import threading
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import EllipsisType
 from typing import Any, Literal, Protocol
 from weakref import WeakSet
@@ -38,15 +40,17 @@ from .job import Job
 from .sources import Source
 from .statistics import Figures, Statistics
 
-__all__ = ["Service", "check_queue", "entered"]
+__all__ = ["Service", "check_queue", "warn_unclosed"]
 
 _log = logging.getLogger("aioisolate.service")
 
 # How many names are told of the calls that were ended.
 _NAMES_MAX = 10
+# So many seconds a loop in another thread may take, at the end of the interpreter.
+_PATIENCE = 1.0
 
 # Those that have been entered and are not closed: somebody has to, at the end of the interpreter.
-entered: WeakSet[Service] = WeakSet()
+_entered: WeakSet[Service] = WeakSet()
 
 
 class Dependant(Protocol):
@@ -135,7 +139,7 @@ class Service:
         self.limiter = limit
         self._source = source = self._make_source(backend)
         self.state = "entering"
-        entered.add(self)
+        _entered.add(self)
         try:
             with anyio.CancelScope() as self._entering:
                 await source.start()
@@ -236,7 +240,7 @@ class Service:
         if self._over is not None and not self.is_stranded():
             self._over.set()
         self.state = "closed"
-        entered.discard(self)
+        _entered.discard(self)
         for dependant in list(self.dependants):
             dependant._end_with_service()
 
@@ -469,3 +473,41 @@ def check_queue(
         check_count("max_queue", max_queue, 0)
     if queue_timeout is not None:
         check_seconds("queue_timeout", queue_timeout, optional=True)
+
+
+def warn_unclosed(cores: Sequence[Service], source: object = None, *, stacklevel: int = 2) -> None:
+    """Warn of Isolators that were not closed; *source*: such an Isolator."""
+    places = ", ".join(dict.fromkeys(service.made_at for service in cores))
+    what = "an Isolator was" if len(cores) == 1 else f"{len(cores)} Isolators were"
+    warnings.warn(
+        f"{what} not closed (made at {places}): use `async with`, or await aclose() before the "
+        "event loop ends",
+        ResourceWarning,
+        stacklevel=stacklevel + 1,
+        source=source,
+    )
+
+
+@atexit.register
+def _put_all_down() -> None:
+    # Here and not when they are collected: by then little of the interpreter may be left.
+    left = [service for service in list(_entered) if service.is_owned()]  # in a forked copy: none
+    try:
+        for service in left:
+            service.abandon()
+        _await_ends(left)
+    finally:
+        if left:
+            warn_unclosed(left)
+
+
+def _await_ends(cores: Sequence[Service]) -> None:
+    """Give those a moment whose loops run in other threads, which put them down."""
+    for service in cores:
+        if service.state != "closed":
+            ended = threading.Event()
+            try:
+                service.post(ended.set)  # behind what puts it down
+            except RuntimeError:
+                continue  # its loop has ended
+            ended.wait(_PATIENCE)

@@ -13,7 +13,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import anyio.lowlevel
 
-from .._call.result_decoding import INLINE_MAX, Decoding
+from .._call.result import INLINE_MAX, Decoding
 from .._call.supervision import OnItem
 from .._errors import IsolationError
 from .._os.fds import Descriptors

@@ -57,7 +57,8 @@ class UnwritableError(Halt, OSError):
 class LargeCall(Protocol):
     """The pickle of a call, and what is not in it, in files.
 
-    One thread fills it; another one waits for that, or gives it up.
+    One thread fills it; another one waits for that, or gives it up. A protocol, because this layer
+    opens no files: the class, `LargeCallFiles`, lies with the fork servers.
 
     Attributes:
         stream: the file that holds the pickle, or -1: it is short.

@@ -26,7 +26,7 @@ from aioisolate import (
 )
 from tests.functions import double
 from tests.helpers import alive, resident, until
-from tests.internals import background, codecs, running_backend
+from tests.internals import codecs, eventloop, running_backend
 
 pytestmark = pytest.mark.part(name="lifetime")
 
@@ -382,7 +382,7 @@ def test_11_7_dropped_after_the_end_of_its_loop():
     for backend in "asyncio", "trio":
 
         async def make():
-            return background.poster(running_backend())
+            return eventloop.poster(running_backend())
 
         anyio.run(make, backend=backend)(pytest.fail)
 

@@ -14,7 +14,7 @@ from aioisolate import IsolationError, Reason
 from tests import actions, helpers, output_functions
 from tests.functions import count
 from tests.helpers import Stages, alive, error_of, until
-from tests.internals import CallOptions, WaitSet, WakeupRateLimiter, messages, supervision, wakeups
+from tests.internals import CallOptions, WaitSet, WakeupRateLimiter, channel, messages, supervision
 
 pytestmark = pytest.mark.once
 
@@ -141,7 +141,7 @@ async def test_streams_go_on(strange):
 @pytest.fixture
 def clock(monkeypatch):
     now = types.SimpleNamespace(at=1000.0)
-    monkeypatch.setattr(wakeups, "time", types.SimpleNamespace(monotonic=lambda: now.at))
+    monkeypatch.setattr(channel, "time", types.SimpleNamespace(monotonic=lambda: now.at))
     return now
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.helpers import alive, count_forks, fork, forked, wait_until
-from tests.internals import Cgroup, Home, cgroup_delegation, cgroup_tree, cgroups, oom
+from tests.internals import Cgroup, Home, cgroup_tree, cgroups, oom
 
 MiB = 1 << 20
 # Version 2 kills the chosen one, and then all of its group, where it mostly counts once more.
@@ -35,7 +35,7 @@ def group():
 
     def make(memory=None, processes=None):
         for name, limit in (("memory", memory), ("pids", processes)):
-            if limit is not None and getattr(cgroup_delegation.delegated(), name) is None:
+            if limit is not None and getattr(cgroup_tree.delegated(), name) is None:
                 pytest.skip(f"no groups with the controller {name} can be made here")
         made.append(Cgroup.create(memory, processes))
         return made[-1]
@@ -247,7 +247,7 @@ def test_a_copy_in_a_child_removes_nothing(group):
 
 def test_stale_groups_are_removed_and_others_are_not(group):
     group(processes=3)
-    home = cgroup_delegation.delegated().pids
+    home = cgroup_tree.delegated().pids
     dead, _ = forked(os.getpid)
     makers = [dead, dead, os.getppid()]
     names = [f"{cgroups._prefix(pid)}-{number}" for number, pid in enumerate(makers)]

@@ -13,7 +13,6 @@ from tests.internals import (
     CgroupPosition,
     Delegation,
     Home,
-    cgroup_delegation,
     cgroup_tree,
     cgroups,
     cpus,
@@ -92,7 +91,7 @@ def test_spaces_colons_and_several_mounts():
 
 def test_no_groups_at_all(monkeypatch):
     assert cgroup_tree.places_in("", "") == {}
-    assert cgroup_delegation.delegated_at({}) == Delegation(None, None)
+    assert cgroup_tree.delegated_at({}) == Delegation(None, None)
     assert oom.kills_at(None).group is None
     monkeypatch.setattr(cpus, "places", dict)
     assert cpus._quota() is None
@@ -156,7 +155,7 @@ def beside(tmp_path, *, name="service", above=None, own=None):
     top = group_v2(tmp_path / "cg", kind=None)
     parent = group_v2(tmp_path / "cg" / name, **(above or {}))
     group = group_v2(tmp_path / "cg" / name / "main", **{"cgroup_procs": "1\n", **(own or {})})
-    return parent, cgroup_delegation.delegated_at({"": CgroupPosition(2, top, group)})
+    return parent, cgroup_tree.delegated_at({"": CgroupPosition(2, top, group)})
 
 
 def test_beside_our_own_group(tmp_path):
@@ -198,15 +197,13 @@ def test_unlimited_is_no_limit(tmp_path):
 
 def test_a_container_whose_top_group_we_are_in(tmp_path):
     top = group_v2(tmp_path / "cg", cgroup_procs="1\n", cgroup_subtree_control="")
-    assert cgroup_delegation.delegated_at({"": CgroupPosition(2, top, top)}) == Delegation(
-        None, None
-    )
+    assert cgroup_tree.delegated_at({"": CgroupPosition(2, top, top)}) == Delegation(None, None)
 
 
 def test_the_root_of_all(tmp_path):
     files = {"cgroup_procs": "1\n", "cgroup_subtree_control": "cpu\n"}
     top = group_v2(tmp_path / "cg", kind=None, **files)
-    found = cgroup_delegation.delegated_at({"": CgroupPosition(2, top, top)})
+    found = cgroup_tree.delegated_at({"": CgroupPosition(2, top, top)})
     assert found == Delegation(Home(2, top, ("memory",)), Home(2, top, ("pids",)))
 
 
@@ -214,9 +211,9 @@ def test_version_1_below_our_own_group(tmp_path):
     memory = fake(tmp_path / "memory", cgroup_procs="", memory_use_hierarchy="1\n")
     pids = fake(tmp_path / "pids", cgroup_procs="")
     found = {"memory": CgroupPosition(1, memory, memory), "pids": CgroupPosition(1, pids, pids)}
-    assert cgroup_delegation.delegated_at(found) == Delegation(Home(1, memory), Home(1, pids))
+    assert cgroup_tree.delegated_at(found) == Delegation(Home(1, memory), Home(1, pids))
     fake(tmp_path / "memory", memory_use_hierarchy="0\n")
-    assert cgroup_delegation.delegated_at(found) == Delegation(None, Home(1, pids))
+    assert cgroup_tree.delegated_at(found) == Delegation(None, Home(1, pids))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -229,14 +226,14 @@ def test_somebody_elses_groups_are_not_delegated(tmp_path):
     def look():
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
-        real = cgroup_delegation.delegated()  # asked anew: another process
-        return [cgroup_delegation.delegated_at(places), real]
+        real = cgroup_tree.delegated()  # asked anew: another process
+        return [cgroup_tree.delegated_at(places), real]
 
     assert forked(look) == ([[None, None]] * 2, 0)
 
 
 def test_it_is_asked_once_in_a_process():
-    assert cgroup_delegation.delegated() is cgroup_delegation.delegated()
+    assert cgroup_tree.delegated() is cgroup_tree.delegated()
 
 
 class Kernel:

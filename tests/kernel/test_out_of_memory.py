@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tests.helpers import python, wait_until
-from tests.internals import Cgroup, cgroup_delegation
+from tests.internals import Cgroup, cgroup_tree
 
 MiB = 1 << 20
 
@@ -15,7 +15,7 @@ MiB = 1 << 20
 @pytest.fixture
 def entrance():
     """The file that lets processes into a control group of 256 MiB."""
-    if cgroup_delegation.delegated().memory is None:
+    if cgroup_tree.delegated().memory is None:
         pytest.skip("no groups with the controller memory can be made here")
     group = Cgroup.create(256 * MiB, None)
     try:
