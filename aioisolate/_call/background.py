@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from .._child.spec import AsyncBackend
+from .._async_backend import AsyncBackend
 from .eventloop import running_backend
 
 __all__ = [

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from .._child.spec import AsyncBackend
+from .._async_backend import AsyncBackend
 
 __all__ = ["AnyioWaiter", "AsyncioWaiter", "Waiter", "running_backend"]
 

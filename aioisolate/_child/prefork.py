@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .._async_backend import AsyncBackend
 from .._os import fds, memfd, messages, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire import codecs, fd_passing, sources  # noqa: F401 - a confined child can't import it
@@ -22,7 +23,7 @@ from .._wire.frames import NONCE_SIZE, Kind, encode, encode_failure
 from .._wire.request import HEADER, Request
 from . import execution, stdio
 from .layers import RlimitSpec
-from .spec import AsyncBackend, ChildSpec
+from .spec import ChildSpec
 
 if TYPE_CHECKING:
     from .confine import PreparedLayers

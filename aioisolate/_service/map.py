@@ -23,8 +23,8 @@ from weakref import WeakSet
 import anyio
 import anyio.lowlevel
 
+from .._async_backend import AsyncBackend
 from .._call import background
-from .._child.spec import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason
 from .consumers import Consumers
 from .job import Job
