@@ -37,11 +37,11 @@ from aioisolate import (
 from aioisolate._call import crash, result
 from aioisolate._call.plan import make_plan
 from aioisolate._child import execution
-from aioisolate._child.execution import SCRATCH_START
 from aioisolate._options import CallOptions
 from aioisolate._os.platform_features import Features
 from aioisolate._wire import safe_text
 from aioisolate._wire.frames import Kind, encode
+from aioisolate._wire.shared_constants import SCRATCH_START
 from tests.attacks.channel import find_line
 from tests.helpers import error_of, isolator, python
 

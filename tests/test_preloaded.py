@@ -650,7 +650,7 @@ async def test_a_start_cannot_be_taken_back_where_nothing_is_sealed(module, monk
         """
         import stat
         from aioisolate._os import memfd
-        from aioisolate._child.execution import MARK_AT
+        from aioisolate._wire.shared_constants import MARK_AT
 
         memfd._sealable = False
 

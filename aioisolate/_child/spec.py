@@ -13,13 +13,9 @@ from typing import Any, TextIO, TypeAlias
 from .._async_backend import AsyncBackend
 from .layers import ConfinementSpec, RlimitSpec
 
-__all__ = ["GO", "ChildSpec", "Steps"]
+__all__ = ["ChildSpec", "Steps"]
 
 Steps: TypeAlias = Sequence[tuple[Callable[..., object], Sequence[Any]]]
-
-
-# What the parent sends once the layers that a child has engaged are those that it wants.
-GO = b"G"
 
 
 class ChildSpec:
