@@ -60,7 +60,7 @@ def main(fd: int) -> NoReturn:
     """Be a fork server, with *fd* the control socket; the program of a fresh interpreter."""
     status = 1
     try:
-        ancestry.is_copy = False
+        ancestry.mark_as_no_copy()
         channel = _socket.socket(fileno=fd)
         setup = _await_setup(channel)
         # Until here it waits for the parent, and ends with it.

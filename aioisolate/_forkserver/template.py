@@ -60,12 +60,12 @@ def launch_copy(
             spec.quiet = spec.streaming = spec.progress = False
             mask = signals.block_all()
             try:
-                ancestry.known = functions
+                ancestry.set_known(functions)
                 pid = fork()
                 if pid == 0:
                     bootstrap.main(spec)
             finally:
-                ancestry.known = {}
+                ancestry.set_known({})
                 signals.set_mask(mask)
         finally:
             own.close_all()
