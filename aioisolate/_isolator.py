@@ -20,9 +20,9 @@ from typing import Any, Literal, Self, TypeVar, TypeVarTuple, Unpack, overload
 
 import anyio
 
+from ._async_backend import AsyncBackend
 from ._call.plan import look_around, make_plan
 from ._child.layers import Start
-from ._child.spec import AsyncBackend
 from ._errors import IsolationError
 from ._limits import Limits
 from ._options import (

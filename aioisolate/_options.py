@@ -7,7 +7,7 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 
 from ._limits import Limits
 from ._outcome import CallEvent, Progress
@@ -35,6 +35,7 @@ __all__ = [
     "options_of_job",
 ]
 
+_T = TypeVar("_T")
 OnLine: TypeAlias = Callable[[str, str], object]
 OnProgress: TypeAlias = Callable[[Progress], object]
 OnEvent: TypeAlias = Callable[[CallEvent], object]
@@ -165,7 +166,7 @@ class CallOptions:
             _check_stdin(stdin, sandbox)
         if result_type is not None and self.codec == "pickle":
             raise ValueError("result_type is for codec='msgspec' and 'json'; a pickle has its own")
-        # What `make_plan` has worked out of these for the calls that share them.
+        # See `confinement`.
         self._confinement: Any = None
         self.limits: Limits | None = limits
         self.sandbox: Sandbox | None = sandbox
@@ -179,6 +180,16 @@ class CallOptions:
         self.on_event: OnEvent | None = on_event
         self.on_progress: OnProgress | None = on_progress
         self.pass_fds: frozenset[int] = _checked_fds(pass_fds) if pass_fds else _NO_FDS
+
+    def confinement(self, decide: Callable[[], _T]) -> _T:
+        """Return how calls with these options are confined.
+
+        *decide* finds that out; it is called for the first of the calls that share the options.
+        """
+        if self._confinement is None:
+            self._confinement = decide()
+        confinement: _T = self._confinement
+        return confinement
 
 
 def _check_choices(start: object, stdin: object, output: object) -> None:

@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 
 from .._child import execution
+from .._wire.shared_constants import SCRATCH_START
 
 __all__ = ["StackText", "innermost"]
 
-_END = execution.SCRATCH_START
+_END = SCRATCH_START
 # Far more than the stacks of a few threads are. It is looked through on the event loop, and a child
 # that is not trusted may have filled all the room that there is.
 _STRANGERS_MAX = 64 * 1024

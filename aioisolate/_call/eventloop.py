@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from .._child.spec import AsyncBackend
+from .._async_backend import AsyncBackend
 
 __all__ = [
     "AnyioWaiter",

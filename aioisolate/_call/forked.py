@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import anyio
 
+from .._async_backend import AsyncBackend
 from .._child import (
     bootstrap,
     coroutines,
@@ -24,7 +25,7 @@ from .._child import (
     stdio,
 )
 from .._child.layers import ConfinementSpec
-from .._child.spec import GO, AsyncBackend, ChildSpec
+from .._child.spec import ChildSpec
 from .._errors import CallableDidNotExecuteError, CallableStatusUnknownError, Reason, may_pass
 from .._os import cstdio, imports, memfd, signals, threads, unpatched
 from .._os import fds as os_fds
@@ -34,6 +35,7 @@ from .._os.process import Process, Status, fork
 from .._os.waitset import WaitSet
 from .._wire.conversation import Conversation
 from .._wire.frames import NONCE_SIZE, Kind, encode
+from .._wire.shared_constants import GO
 from . import fork_safety, registry
 from .child import Members
 from .deadlines import Deadlines

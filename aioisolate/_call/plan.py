@@ -75,9 +75,8 @@ def make_plan(
         )
     if options.codec == "pickle" and options.sandbox is None and options.limits is None:
         return Plan(fn, args, options, streaming)
-    if options._confinement is None:
-        options._confinement = _confine(options, start)
-    return Plan(fn, args, options, streaming, *options._confinement)
+    policy, enforcement = options.confinement(lambda: _confine(options, start))
+    return Plan(fn, args, options, streaming, policy, enforcement)
 
 
 def _confine(options: CallOptions, start: Start) -> tuple[ConfinementSpec | None, Enforcement]:

@@ -19,8 +19,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from .._child.bootstrap import STACK_SIGNAL
-from .._child.execution import MARK_AT
 from .._options import CallOptions
 from .._os import memfd, resource_trackers
 from .._os.fds import Descriptors
@@ -29,6 +27,7 @@ from .._outcome import CallEvent, Progress
 from .._wire import safe_text
 from .._wire.conversation import State
 from .._wire.frames import Kind
+from .._wire.shared_constants import MARK_AT, STACK_SIGNAL
 from .channel import READ_SIZE, Channel, FaultError, WakeupRateLimiter
 from .child import Child
 from .crash import StackText

@@ -20,15 +20,11 @@ from typing import NoReturn
 from .._os import alive_pipe, cstdio, fds, fds_after_fork, imports, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire.frames import encode_failure
+from .._wire.shared_constants import STACK_SIGNAL
 from . import stdio
 from .spec import ChildSpec
 
-__all__ = ["STACK_SIGNAL", "main", "volunteer"]
-
-# Dumps the Python stack into the scratch file. SIGURG because its default is to be ignored,
-# nothing in practice uses it, and debuggers and supervisors pass it on (Go picked it for the
-# same reasons); if fn has exec'ed another program by then, the signal does no harm there.
-STACK_SIGNAL = signal.SIGURG
+__all__ = ["main", "volunteer"]
 
 _KILL = int(signal.SIGKILL)
 _OOM_SCORE = b"/proc/self/oom_score_adj"

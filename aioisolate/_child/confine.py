@@ -18,9 +18,10 @@ from .._os import alive_pipe, landlock, namespaces, rlimit, seccomp, shared_mapp
 from .._os.filesystem_view import make_view
 from .._os.prctl import set_dumpable, set_no_new_privs, set_parent_death_signal
 from .._wire.frames import Kind, encode
+from .._wire.shared_constants import GO
 from . import execution, pid_namespace, rlimits
 from .layers import ConfinementSpec, Layer
-from .spec import GO, ChildSpec
+from .spec import ChildSpec
 
 __all__ = ["LayerError", "PreparedLayers", "confine", "enter_child", "enter_server", "get_ready"]
 

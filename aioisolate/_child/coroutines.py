@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
-from .spec import AsyncBackend, Steps
+from .._async_backend import AsyncBackend
+from .spec import Steps
 
 __all__ = ["hub_to_forget", "not_to_forget", "run", "steps_to_forget"]
 

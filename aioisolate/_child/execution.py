@@ -17,17 +17,11 @@ from .._os import cstdio, memfd
 from .._wire import codecs, safe_text
 from .._wire.fd_passing import BufferRef, FdBundle
 from .._wire.frames import INLINE_MAX, Kind, Payload, Region, encode, encode_small_value
+from .._wire.shared_constants import MARK_AT, SCRATCH_START
 from . import coroutines, finalization, items, progress
 from .spec import ChildSpec
 
-__all__ = ["MARK_AT", "PID_AT", "SCRATCH_START", "have_last_word", "work", "work_within"]
-
-# The scratch file begins with room for the text of a crash; then come the process id of a fork
-# server's child, if its parent wants that; the mark of a quiet start, where it is a byte and no
-# seal; and results.
-SCRATCH_START = 1 << 20
-MARK_AT = SCRATCH_START - 1
-PID_AT = SCRATCH_START - 32
+__all__ = ["have_last_word", "work", "work_within"]
 
 # Whether fn has left anything is looked at in each child, so without a page more than that takes.
 _register_exit, _count_exits, _mark = atexit.register, atexit._ncallbacks, finalization.mark

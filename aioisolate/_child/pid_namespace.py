@@ -18,14 +18,13 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from .._os import namespaces, unpatched
+from .._wire.shared_constants import STACK_SIGNAL
 
 __all__ = ["live_under_one"]
 
 _raw: Any = _signal
 _os: Any = os  # not every platform has all of it
 _FD_MAX = 1 << 20
-# `bootstrap.STACK_SIGNAL`.
-_STACK_SIGNAL = int(_raw.SIGURG)
 
 
 def live_under_one() -> None:
@@ -65,11 +64,11 @@ def _be_init(read: int) -> NoReturn:
 def _follow(init: int, pid: int, write: int) -> NoReturn:
     status = 1 << 8
     try:
-        _raw.signal(_STACK_SIGNAL, lambda number, _: os.kill(pid, number))
-        _keep_only(write, [_STACK_SIGNAL])
+        _raw.signal(STACK_SIGNAL, lambda number, _: os.kill(pid, number))
+        _keep_only(write, [STACK_SIGNAL])
         # Looked at first: until it is collected its number is its own.
         _os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        _raw.pthread_sigmask(_raw.SIG_BLOCK, [_STACK_SIGNAL])
+        _raw.pthread_sigmask(_raw.SIG_BLOCK, [STACK_SIGNAL])
         _, status = unpatched.waitpid(pid, 0)
         os.close(write)
         # With it everything is gone that was left.

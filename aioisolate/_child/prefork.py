@@ -15,14 +15,16 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .._async_backend import AsyncBackend
 from .._os import fds, memfd, messages, signals
 from .._os.prctl import set_parent_death_signal
 from .._wire import codecs, fd_passing, sources  # noqa: F401 - a confined child can't import it
 from .._wire.frames import NONCE_SIZE, Kind, encode, encode_failure
 from .._wire.request import HEADER, Request
+from .._wire.shared_constants import PID_AT
 from . import execution, stdio
 from .layers import RlimitSpec
-from .spec import AsyncBackend, ChildSpec
+from .spec import ChildSpec
 
 if TYPE_CHECKING:
     from .confine import PreparedLayers
@@ -56,7 +58,7 @@ def serve(  # noqa: C901 - each function that is called here costs page copies
     try:
         if spec.note_pid:
             # The very first: whoever inherits this process if its parent dies now knows it by that.
-            os.pwrite(spec.scratch, b"%d" % os.getpid(), execution.PID_AT)
+            os.pwrite(spec.scratch, b"%d" % os.getpid(), PID_AT)
         # As in `bootstrap.main`: early, and valid only if the parent was still there then.
         set_parent_death_signal(9)
         if os.getppid() != spec.parent_pid:

@@ -8,33 +8,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TextIO, TypeAlias
+from typing import Any, TextIO, TypeAlias
 
+from .._async_backend import AsyncBackend
 from .layers import ConfinementSpec, RlimitSpec
 
-__all__ = ["GO", "AsyncBackend", "ChildSpec", "Steps"]
+__all__ = ["ChildSpec", "Steps"]
 
 Steps: TypeAlias = Sequence[tuple[Callable[..., object], Sequence[Any]]]
-
-
-# What the parent sends once the layers that a child has engaged are those that it wants.
-GO = b"G"
-
-
-class AsyncBackend(NamedTuple):
-    """The event loop that was running when the process was forked, to be forgotten or imitated.
-
-    Attributes:
-        name: "asyncio" or "trio".
-        loop: the asyncio loop, or None.
-        task: its current task, or None.
-        uvloop: the loop is uvloop's.
-    """
-
-    name: str
-    loop: Any = None
-    task: Any = None
-    uvloop: bool = False
 
 
 class ChildSpec:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from .._async_backend import AsyncBackend
 from .._call import eventloop, registry
 from .._call.diagnosis import memory_killer, note_memory, why_unconfined
 from .._call.forked import hint
-from .._child.spec import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason, may_pass
 from .._os import fds as os_fds
 from .._os import messages

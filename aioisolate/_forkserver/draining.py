@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import anyio
 
+from .._async_backend import AsyncBackend
 from .._call import eventloop
-from .._child.spec import AsyncBackend
 from .worker import Worker
 
 __all__ = ["PATIENCE", "DrainingWorkers"]

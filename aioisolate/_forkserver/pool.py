@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 
 import anyio
 
+from .._async_backend import AsyncBackend
 from .._call import eventloop
-from .._child.spec import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason
 from . import protocol
 from .client import ForkServer

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import anyio
 
+from .._async_backend import AsyncBackend
 from .._call import eventloop
-from .._child.spec import AsyncBackend
 from .._os import messages
 
 __all__ = ["SendQueue"]

@@ -37,6 +37,7 @@ from .._os import fds, imports, memfd, messages, shared_mappings, signals, unpat
 from .._os.prctl import set_parent_death_signal
 from .._wire import ancestry
 from .._wire.frames import NONCE_SIZE
+from .._wire.shared_constants import STACK_SIGNAL
 from . import preparation, protocol, random_generators, selfcheck
 from .reaper import Reaper
 
@@ -59,7 +60,7 @@ def main(fd: int) -> NoReturn:
     """Be a fork server, with *fd* the control socket; the program of a fresh interpreter."""
     status = 1
     try:
-        ancestry.is_copy = False
+        ancestry.mark_as_no_copy()
         channel = _socket.socket(fileno=fd)
         setup = _await_setup(channel)
         # Until here it waits for the parent, and ends with it.
@@ -179,7 +180,7 @@ class Server:
         self._passing: list[int] = []
         self._spec = self._make_order()
         faulthandler.enable(self._scratch_at)
-        faulthandler.register(bootstrap.STACK_SIGNAL, self._scratch_at)
+        faulthandler.register(STACK_SIGNAL, self._scratch_at)
         control_channel.setblocking(False)
         self._reaper.watch(control_channel.fileno())
         self._sever = (control_channel.fileno(), *self._reaper.fds())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+from .._async_backend import AsyncBackend
 from .._call.fork_safety import OtherThreads
 from .._call.forked import draft_order, open_empty
 from .._child import bootstrap
 from .._child.environment import difference
 from .._child.layers import ConfinementSpec
-from .._child.spec import AsyncBackend
 from .._os import memfd, signals
 from .._os.fds import Descriptors
 from .._os.process import fork
@@ -60,12 +60,12 @@ def launch_copy(
             spec.quiet = spec.streaming = spec.progress = False
             mask = signals.block_all()
             try:
-                ancestry.known = functions
+                ancestry.set_known(functions)
                 pid = fork()
                 if pid == 0:
                     bootstrap.main(spec)
             finally:
-                ancestry.known = {}
+                ancestry.set_known({})
                 signals.set_mask(mask)
         finally:
             own.close_all()

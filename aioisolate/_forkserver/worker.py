@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._call.diagnosis import why_unconfined
-from .._child.execution import PID_AT
 from .._errors import CallableDidNotExecuteError, Reason, may_pass
 from .._os import memfd
 from .._os.fds import Descriptors
@@ -21,6 +20,7 @@ from .._os.process import Status, group_is_gone, has_ended, is_child_of
 from .._os.unpatched import select
 from .._wire.conversation import Conversation, Message
 from .._wire.frames import NONCE_SIZE, Kind, ProtocolError, encode
+from .._wire.shared_constants import PID_AT
 
 if TYPE_CHECKING:
     from .._call.call_cgroup import CallCgroup

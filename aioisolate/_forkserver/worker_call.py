@@ -13,13 +13,13 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .._async_backend import AsyncBackend
 from .._call import eventloop
 from .._call.child import Members
 from .._call.eventloop import AnyioWaiter, AsyncioWaiter, Waiter
 from .._call.output import OutputStream, open_streams
 from .._call.plan import Plan
 from .._call.result import INLINE_MAX, Decoding
-from .._child.spec import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason, may_pass
 from .._os import memfd, messages
 from .._os.fds import Descriptors, is_open

@@ -80,4 +80,4 @@ def _find(buffer: memoryview, bundle: fd_passing.FdBundle) -> fd_passing.BufferR
     return fd_passing.BufferRef(bundle.add(root.fd, root), offset, size, shared)
 
 
-fd_passing.find = _find
+fd_passing.register_finder(_find)

@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import anyio
 
+from .._async_backend import AsyncBackend
 from .._call import eventloop
 from .._call.child import Child
 from .._call.deadlines import Deadlines
@@ -20,7 +21,6 @@ from .._call.result import loss_of_item, outcome_of, settle
 from .._call.run import supervise
 from .._call.supervision import OnItem, Supervision
 from .._call.verdict import KilledFor
-from .._child.spec import AsyncBackend
 from .._errors import CallableDidNotExecuteError, IsolationError, Reason, StartTimeoutError
 from .._outcome import Outcome, Progress
 

@@ -27,12 +27,12 @@ from weakref import WeakSet
 
 import anyio
 
+from .._async_backend import AsyncBackend
 from .._call.child import Child
 from .._call.eventloop import running_backend
 from .._call.plan import Plan, make_plan
 from .._call.verdict import KilledFor
 from .._child.layers import Start
-from .._child.spec import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason
 from .._options import CallOptions, check_count, check_seconds
 from .._os import cpus, platform_features

@@ -12,13 +12,13 @@ from typing import Protocol
 import anyio
 import anyio.lowlevel
 
+from .._async_backend import AsyncBackend
 from .._call import fork_safety
 from .._call.child import Child
 from .._call.deadlines import Deadlines
 from .._call.forked import ForkedChild, let_imports_finish
 from .._call.plan import Plan
 from .._child.layers import ConfinementSpec, Layer
-from .._child.spec import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason, may_pass
 from .._forkserver import protocol
 from .._forkserver.launch import launch_interpreter

@@ -14,15 +14,28 @@ from collections.abc import Mapping
 from types import FunctionType
 from typing import Any, TypeAlias
 
-__all__ = ["Functions", "functions_of_now", "is_copy", "known"]
+__all__ = ["Functions", "functions_of_now", "is_copy", "known", "mark_as_no_copy", "set_known"]
 
 # By address. A copy has the same functions at the same addresses; being looked up here, and not
 # followed, an address that has since been given to something else is harmless.
 Functions: TypeAlias = Mapping[int, "weakref.ref[Any]"]
 
-# Set once, in the process that it is true of.
+# Whether this process is a copy of the one that it answers to, and which functions both have. Read
+# by others; changed only by the functions below.
 is_copy = True
 known: Functions = {}
+
+
+def mark_as_no_copy() -> None:
+    """Note that this process is a fresh fork server, or will be forked from one."""
+    global is_copy
+    is_copy = False
+
+
+def set_known(functions: Functions) -> None:
+    """Set the functions that this process has in common with the one that it answers to."""
+    global known
+    known = functions
 
 
 def functions_of_now() -> Functions:

@@ -1,8 +1,9 @@
 """Handles: memory that is not copied into a pickle, but travels beside it as a descriptor.
 
-Who has such memory (`_memory`, once it is imported) sets `find`. Objects of its own ask, in their
-``__reduce__``, for the `packing` that is under way, add their descriptor to it, and leave only its
-index in the pickle; buffers inside such memory, numpy's for example, are found by `find`.
+A module that makes such memory registers a finder (`register_finder`) when it is imported. Objects
+of its own ask, in their ``__reduce__``, for the `bundle` that is being filled, add their descriptor
+to it, and leave only its index in the pickle; buffers inside such memory, numpy's for example, are
+found by the finder.
 On the other side `arrived` gives the descriptor; who wants to keep it duplicates it.
 """
 
@@ -10,11 +11,11 @@ from __future__ import annotations
 
 from _thread import _local
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeAlias
 
 from .frames import ProtocolError
 
-__all__ = ["BufferRef", "FdBundle", "FdUnbundling", "arrived", "bundle", "find"]
+__all__ = ["BufferRef", "FdBundle", "FdUnbundling", "arrived", "bundle", "find", "register_finder"]
 
 # Of the thread: others may pickle something else meanwhile.
 _here = _local()
@@ -87,8 +88,17 @@ class FdUnbundling:
         _here.arrived = self._before
 
 
-# Finds out whether a buffer lies in a file, and adds that to the packing; None: nobody has any.
-find: Callable[[memoryview, FdBundle], BufferRef | None] | None = None
+# Finds out whether a buffer lies in a file, and adds that file to the bundle.
+Finder: TypeAlias = Callable[[memoryview, FdBundle], BufferRef | None]
+
+# The finder that is registered; None: no memory of this process lies in a file.
+find: Finder | None = None
+
+
+def register_finder(finder: Finder) -> None:
+    """Have *finder* tell where buffers lie, from now on."""
+    global find
+    find = finder
 
 
 def bundle() -> FdBundle | None:

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.quick, pytest.mark.once]
 PACKAGE = ROOT / "aioisolate"
 # From the bottom up. A module may import from its own layer, without circles, and from those below.
 LAYERS = [
-    ["_errors", "_outcome", "_limits", "sandbox", "_options"],
+    ["_errors", "_outcome", "_limits", "sandbox", "_options", "_async_backend"],
     ["_os"],
     ["_wire"],
     ["_memory"],
@@ -142,7 +142,7 @@ def test_a_fork_server_and_its_children_stay_small():
     """
     loaded = set(python(source, str(ROOT)).stdout.split())
     ours = {name.split(".")[1] for name in loaded if name.startswith("aioisolate.")}
-    assert ours == {"_os", "_wire", "_child", "_forkserver"}
+    assert ours == {"_async_backend", "_os", "_wire", "_child", "_forkserver"}
     assert not loaded & {"asyncio", "anyio", "cloudpickle", "logging", "inspect", "subprocess"}
 
 

@@ -20,6 +20,8 @@ import pytest
 import aioisolate
 from tests.helpers import ROOT, python
 
+pytestmark = pytest.mark.once
+
 PACKAGE = ROOT / "aioisolate"
 
 
@@ -211,7 +213,7 @@ def test_public_functions_have_public_types(name):
 
 def test_a_private_type_is_found():
     """These tests see what they are for."""
-    from aioisolate._call.plan import Plan
+    from tests.internals import Plan
 
     for annotation in (Plan, list[Plan | None], typing.Callable[[Plan], int]):
         with pytest.raises(AssertionError, match=r"here: aioisolate\._call\.plan\.Plan is not"):
