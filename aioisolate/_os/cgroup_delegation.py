@@ -1,21 +1,21 @@
-"""Where this process may make control groups for its children (Linux).
+"""Find where this process may create cgroups for its children (Linux).
 
-Version 1 is simple: below its own group, if it may write there; so mostly as root.
+Version 1: below the cgroup of this process, if it may write there, which mostly takes root.
 
-In version 2 a group that has processes can't hand controllers on to groups below it, and this
-process sits in its own. That leaves:
+In version 2, a cgroup with processes can't enable controllers for its children, and the cgroup of
+this process has a process. Two places remain:
 
 - *the root of the hierarchy*, which is exempt: a small machine without systemd, as root;
-- *beside its own group*, below the one above, if that one is ours to write, holds no processes,
-  and has the controllers: a systemd service with ``Delegate=yes`` and ``DelegateSubgroup=``, or a
-  container (as root, with a writable cgroupfs) whose processes were moved from its top group into
-  a group below it, as nested container engines do.
+- *a sibling of this process's cgroup*, if the parent cgroup is writable, holds no processes and has
+  the controllers: a systemd service with ``Delegate=yes`` and ``DelegateSubgroup=``, or a container
+  (as root, with a writable cgroupfs) whose processes were moved from its top cgroup into a child
+  cgroup, as nested container engines do.
 
-Not possible without moving this process, and whatever shares its group, into another one, which is
-for its owner to do: a service or ``systemd-run --user --scope`` with ``Delegate=yes`` alone, a
-container with all its processes in its top group. Not done, though the kernel would allow it: a
-group beside our own that escapes limits of our own, and one in a slice, which systemd alone
-manages. So a plain service or a login session has none, root's included.
+Some cases would need this process, and all others in its cgroup, to be moved, which only the
+administrator should do: a service or ``systemd-run --user --scope`` with ``Delegate=yes`` alone, a
+container with all its processes in its top cgroup. Two cases that the kernel allows are left out: a
+sibling that escapes limits of this process's cgroup, and a cgroup in a slice, which systemd alone
+manages. So a plain service or a login session has no place, not even as root.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from .cgroup_tree import UNIFIED, CgroupPosition, places, read
 
 __all__ = ["Delegation", "Home", "delegated", "delegated_at"]
 
-# What a group beside ours would escape. (A value that sets no limit starts with "max".)
+# Limits of this process's cgroup that a sibling would escape. ("max" means no limit.)
 _LIMITS = ("memory.max", "memory.high", "memory.swap.max", "pids.max", "cpu.max")
 
 
 class Home(NamedTuple):
-    """A group that others can be made in.
+    """A cgroup in which others can be created.
 
     Attributes:
         version: 1 or 2.
-        directory: the group.
-        missing: controllers that it has yet to hand on to the groups below it (version 2).
+        directory: the cgroup's directory.
+        missing: controllers that must still be enabled in cgroup.subtree_control (version 2).
     """
 
     version: int
@@ -48,15 +48,15 @@ class Home(NamedTuple):
 
 
 class Delegation(NamedTuple):
-    """Where groups with a controller can be made; None: nowhere. In version 2 it is one place."""
+    """Where cgroups with each controller can be created, or None. Version 2 has one place."""
 
     memory: Home | None
     pids: Home | None
 
 
 def delegated() -> Delegation:
-    """Tell where this process may make groups; looked up once in each process."""
-    # A forked child may be in another group than its parent.
+    """Return where this process may create cgroups; the result is cached for each process."""
+    # A forked child may be in another cgroup than its parent.
     return _delegated(os.getpid())
 
 
@@ -66,7 +66,7 @@ def _delegated(_: int) -> Delegation:
 
 
 def delegated_at(within: Mapping[str, CgroupPosition]) -> Delegation:
-    """Tell where a process may make groups whose places are these."""
+    """Return where a process with these cgroups may create others."""
     found: dict[str, Home | None] = {"memory": None, "pids": None}
     for controller in found:
         if controller in within:
@@ -80,13 +80,13 @@ def _home_v1(place: CgroupPosition, controller: str) -> Home | None:
     if not _writable(place.group):
         return None
     if controller == "memory" and (read(place.group, "memory.use_hierarchy") or "0")[0] != "1":
-        return None  # our own limit would not hold for a group below; before Linux 5.11
+        return None  # before Linux 5.11: a child cgroup would escape this cgroup's limit
     return Home(1, place.group)
 
 
 def _home_v2(place: CgroupPosition, controller: str) -> Home | None:
     if read(place.group, "cgroup.type") is None:
-        directory = place.group  # the root of all: the only one without a type
+        directory = place.group  # the root, the only cgroup without a type
     elif place.group == place.top:
         return None
     else:
@@ -105,7 +105,7 @@ def _home_v2(place: CgroupPosition, controller: str) -> Home | None:
 
 
 def _may_stand_beside(group: str, directory: str) -> bool:
-    """Tell whether it is all right and possible to make another group beside our own."""
+    """Return whether a sibling of *group* may and can be created in *directory*."""
     if directory.endswith(".slice"):
         return False
     kind = read(directory, "cgroup.type")
@@ -115,5 +115,5 @@ def _may_stand_beside(group: str, directory: str) -> bool:
 
 
 def _writable(directory: str, name: str = "cgroup.procs") -> bool:
-    """Tell whether groups can be made there and processes be moved between those below it."""
+    """Return whether cgroups can be created there and processes moved between them."""
     return os.access(directory, os.W_OK | os.X_OK) and os.access(f"{directory}/{name}", os.W_OK)

@@ -1,8 +1,8 @@
-"""Where this process stands in the hierarchies of control groups (Linux).
+"""Find the cgroups of this process in the mounted hierarchies (Linux).
 
-Version 1 has a hierarchy for each controller, version 2 one for all; on a hybrid system some
-controllers are with the one and some with the other. What a path in /proc/self/cgroup means is
-told by the mounts alone: a container may see no more than a part of a hierarchy.
+Version 1 has one hierarchy for each controller, version 2 a single one for all. A hybrid system has
+some controllers in each version. Only the mounts tell which directory a path in /proc/self/cgroup
+stands for: a container may see only a part of a hierarchy.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import NamedTuple
 
 __all__ = ["UNIFIED", "CgroupPosition", "above", "place_of", "places", "places_in", "read"]
 
-UNIFIED = ""  # stands for version 2, where others have the name of a controller
+UNIFIED = ""  # the key of version 2; the keys of version 1 are names of controllers
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 class CgroupPosition(NamedTuple):
-    """The group of a process in one hierarchy.
+    """The cgroup of a process in one hierarchy.
 
     Attributes:
         version: 1 or 2.
-        top: the directory of the highest group that can be seen from here.
-        group: that of the process's own.
+        top: the directory of the highest visible cgroup.
+        group: the directory of the process's own cgroup.
     """
 
     version: int
@@ -35,18 +35,19 @@ class CgroupPosition(NamedTuple):
 
 
 def places() -> Mapping[str, CgroupPosition]:
-    """Return this process's groups by controller, `UNIFIED` for version 2; {} elsewhere."""
+    """Return this process's cgroups by controller (`UNIFIED` for version 2); {} if it has none."""
     return _places(os.getpid(), read("/proc/self", "cgroup") or "")
 
 
 @functools.lru_cache(4)
 def _places(_: int, groups: str) -> Mapping[str, CgroupPosition]:
-    # A process may be moved at any time; that its mounts change is too rare to look each time.
+    # A process may be moved at any time, so its cgroups are read each time; its mounts change too
+    # rarely for that.
     return places_in(groups, read("/proc/self", "mountinfo") or "")
 
 
 def places_in(groups: str, mounts: str) -> dict[str, CgroupPosition]:
-    """Work out the groups from the text of /proc/self/cgroup and of /proc/self/mountinfo."""
+    """Return the cgroups that /proc/self/cgroup and /proc/self/mountinfo describe."""
     mounted = dict(_mounted(mounts))
     found = {}
     for line in groups.splitlines():
@@ -54,7 +55,7 @@ def places_in(groups: str, mounts: str) -> dict[str, CgroupPosition]:
         version = 1 if controllers else 2
         for controller in controllers.split(","):
             for root, top in mounted.get((version, controller), ()):
-                # A group that is not below what is mounted can't be seen (and reads "/..").
+                # A cgroup outside the mounted part is not visible (its path starts with "/..").
                 inside = path.removeprefix(root) if root != "/" else path
                 if (inside == path and root != "/") or inside[:1] not in ("", "/"):
                     continue
@@ -66,7 +67,7 @@ def places_in(groups: str, mounts: str) -> dict[str, CgroupPosition]:
 
 
 def _mounted(mounts: str) -> Iterator[tuple[tuple[int, str], list[tuple[str, str]]]]:
-    """Yield what is mounted where, as pairs of (root of the mount, mount point)."""
+    """Yield the mounts of each hierarchy, as pairs of (root of the mount, mount point)."""
     found: dict[tuple[int, str], list[tuple[str, str]]] = {}
     for line in mounts.splitlines():
         before, _, after = line.partition(" - ")
@@ -85,12 +86,12 @@ def _unescaped(field: str) -> str:
 
 
 def place_of(controller: str, within: Mapping[str, CgroupPosition]) -> CgroupPosition | None:
-    """Return the place where the *controller* works: its own hierarchy, or the unified one."""
+    """Return the cgroup in which *controller* works: in its own hierarchy, or the unified one."""
     return within.get(controller) or within.get(UNIFIED)
 
 
 def above(place: CgroupPosition) -> Iterator[str]:
-    """Yield the process's own group, the one above it, and so on up to the highest."""
+    """Yield the process's own cgroup and its ancestors, up to the highest visible one."""
     group = place.group
     while True:
         yield group
@@ -100,9 +101,9 @@ def above(place: CgroupPosition) -> Iterator[str]:
 
 
 def read(directory: str, name: str) -> str | None:
-    """Return what a control file says, or None if there is none, or none for us."""
+    """Return the text of a control file, or None if it does not exist or is not readable."""
     try:
-        # Without Python's file objects, which cost several times the reading.
+        # Python's file objects would cost several times as much as the reads.
         fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
@@ -111,7 +112,7 @@ def read(directory: str, name: str) -> str | None:
         while part := os.read(fd, 1 << 16):
             parts.append(part)
     except OSError:
-        return None  # the group has just been removed
+        return None  # the cgroup has just been removed
     finally:
         os.close(fd)
     return os.fsdecode(b"".join(parts))
