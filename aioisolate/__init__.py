@@ -30,7 +30,12 @@ if TYPE_CHECKING:
     from ._memory.shared import shared_array
     from ._memory.snapshot import Snapshot, View
     from ._outcome import CallEvent, Exit, Outcome, Progress, Usage
-    from ._run import capture_isolated, isolated, run_isolated
+    from ._run import IsolatedDecorator, capture_isolated, isolated, run_isolated
+    from ._service.executor import Executor
+    from ._service.job import Job
+    from ._service.map import Results
+    from ._service.statistics import Statistics, Times
+    from ._service.stream import Stream
     from ._stream import stream_isolated
     from .sandbox import Sandbox
 
@@ -41,10 +46,13 @@ __all__ = [
     "CallableDidNotExecuteError",
     "CallableExecutedError",
     "CallableStatusUnknownError",
+    "Executor",
     "Exit",
     "ForkSafetyWarning",
+    "IsolatedDecorator",
     "IsolationError",
     "Isolator",
+    "Job",
     "Limits",
     "Outcome",
     "PagedArray",
@@ -53,9 +61,13 @@ __all__ = [
     "Progress",
     "Reason",
     "RemoteError",
+    "Results",
     "Sandbox",
     "SandboxWarning",
     "Snapshot",
+    "Statistics",
+    "Stream",
+    "Times",
     "Usage",
     "View",
     "capture_isolated",
@@ -88,7 +100,12 @@ _HOMES = {
     "_memory.shared": ["shared_array"],
     "_memory.snapshot": ["Snapshot", "View"],
     "_outcome": ["CallEvent", "Exit", "Outcome", "Progress", "Usage"],
-    "_run": ["capture_isolated", "isolated", "run_isolated"],
+    "_run": ["IsolatedDecorator", "capture_isolated", "isolated", "run_isolated"],
+    "_service.executor": ["Executor"],
+    "_service.job": ["Job"],
+    "_service.map": ["Results"],
+    "_service.statistics": ["Statistics", "Times"],
+    "_service.stream": ["Stream"],
     "_stream": ["stream_isolated"],
     "sandbox": ["Sandbox"],
 }

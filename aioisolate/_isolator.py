@@ -14,9 +14,9 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import EllipsisType, TracebackType
-from typing import Any, Self, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, TypeVarTuple, Unpack, overload
 
 import anyio
 
@@ -25,13 +25,27 @@ from ._child.layers import Start
 from ._child.spec import AsyncBackend
 from ._errors import IsolationError
 from ._limits import Limits
-from ._options import CallOptions, Codec, IsolatorArgs, JobArgs, Output, Stdin, check_seconds
+from ._options import (
+    CallOptions,
+    Codec,
+    JobArgs,
+    MapArgs,
+    Output,
+    Stdin,
+    StreamArgs,
+    check_count,
+    check_seconds,
+    checked_environment,
+    checked_names,
+    checked_program,
+    options_of_job,
+)
 from ._os import platform_features
 from ._outcome import Outcome, Progress
 from ._service.executor import Executor
 from ._service.job import Job
 from ._service.map import Results
-from ._service.service import Service
+from ._service.service import Service, check_queue
 from ._service.sources import ForkSource, Source, fresh_interpreter, template
 from ._service.statistics import Statistics
 from ._service.stream import Stream
@@ -138,18 +152,18 @@ class Isolator:
     ) -> None:
         if start not in _STARTS:
             raise ValueError(f"start must be one of {', '.join(map(repr, _STARTS))}, not {start!r}")
-        modules = _checked_names(preload)
-        program = _checked_program(python)
-        _check_queue(max_concurrency, max_queue, queue_timeout)
-        environment = _checked_environment(env)
-        _check_count("warm", warm, 0)
+        modules = checked_names(preload)
+        program = checked_program(python)
+        check_queue(max_concurrency, max_queue, queue_timeout)
+        environment = checked_environment(env)
+        check_count("warm", warm, 0)
         if start == "fork" and warm:
             _log.debug("with start='fork' no children are forked ahead: warm=%d is ignored", warm)
         if drain is not None:
             check_seconds("drain", drain, optional=True)
         self._queue_timeout = queue_timeout
         self._start: Start = start
-        self._defaults: IsolatorArgs = {
+        self._defaults: StreamArgs = {
             "timeout": timeout,
             "grace": grace,
             "stdin": stdin,
@@ -314,7 +328,7 @@ class Isolator:
 
             text = await iso.run(extract_text, pdf, timeout=30)
         """
-        value, error = await self._submit(fn, args, options).carry_out()
+        value, error = await self._submit(fn, args, options)._run()
         if error is not None:
             raise error
         return value
@@ -339,10 +353,10 @@ class Isolator:
         """Run ``fn(*args)`` like `run`, and return what became of it, as `capture_isolated`."""
         job = self._submit(fn, args, options, whole=True)
         try:
-            await job.carry_out()
+            await job._run()
         except IsolationError as refusal:
             return Outcome(error=refusal)
-        return job.as_outcome()
+        return job._as_outcome()
 
     def _submit(
         self,
@@ -364,25 +378,16 @@ class Isolator:
         return (service or self._service).make_job(plan, queue_timeout=queue_timeout, **more)
 
     def _checked(self, options: JobArgs) -> CallOptions:
-        if "sandbox" in options:
-            raise TypeError("a sandbox belongs to the Isolator, not to one of its calls")
-        if "start" in options:
-            raise TypeError("start belongs to the Isolator, not to one of its calls")
-        _check_queue(None, None, options.get("queue_timeout"))
-        merged: dict[str, Any] = {**self._defaults, **options}
-        merged.pop("queue_timeout", None)
-        limits = options.get("limits")
-        if isinstance(limits, Limits):
-            merged["limits"] = limits.over(self._defaults.get("limits"))
-        return CallOptions(**merged)
+        check_queue(None, None, options.get("queue_timeout"))
+        return options_of_job(self._defaults, options)
 
     def stream(
         self,
-        fn: Callable[..., Iterable[Any] | AsyncIterable[Any]],
+        fn: Callable[..., Iterable[T] | AsyncIterable[T]],
         /,
         *args: Any,
         **options: Unpack[JobArgs],
-    ) -> Stream[Any]:
+    ) -> Stream[T]:
         """Run a generator function, sync or async, in a child, and get its items one by one.
 
         Takes the options of `run`; ``timeout`` is for the whole of it. The child is held up while
@@ -407,9 +412,42 @@ class Isolator:
             lambda on_item: self._submit(fn, args, options, on_item=on_item, streaming=True)
         )
 
+    @overload
+    def map(
+        self,
+        fn: Callable[[Any], Coroutine[Any, Any, T]],
+        items: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        capture: Literal[False] = False,
+        **options: Unpack[MapArgs],
+    ) -> Results[T]: ...
+
+    @overload
     def map(
         self,
         fn: Callable[[Any], T],
+        items: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        capture: Literal[False] = False,
+        **options: Unpack[MapArgs],
+    ) -> Results[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[Any], Any],
+        items: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        capture: bool,
+        **options: Unpack[MapArgs],
+    ) -> Results[Any]: ...
+
+    def map(
+        self,
+        fn: Callable[[Any], Any],
         items: Iterable[Any] | AsyncIterable[Any],
         /,
         *,
@@ -461,7 +499,7 @@ class Isolator:
         service.check_open()
         if concurrency is None:
             concurrency = max(1, int(min(service.limiter.total_tokens, 10_000)))
-        _check_count("concurrency", concurrency, 1)
+        check_count("concurrency", concurrency, 1)
         make_plan(fn, (), self._checked(options), platform_features.current(), start=self._start)
         return Results(
             items,
@@ -472,10 +510,19 @@ class Isolator:
             outcomes=capture,
         )
 
-    @asynccontextmanager
-    async def open_job(
+    @overload
+    def open_job(
+        self, fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, **options: Unpack[JobArgs]
+    ) -> AbstractAsyncContextManager[Job[T]]: ...
+
+    @overload
+    def open_job(
+        self, fn: Callable[..., T], /, *args: Any, **options: Unpack[JobArgs]
+    ) -> AbstractAsyncContextManager[Job[T]]: ...
+
+    def open_job(
         self, fn: Callable[..., Any], /, *args: Any, **options: Unpack[JobArgs]
-    ) -> AsyncGenerator[Job[Any], None]:
+    ) -> AbstractAsyncContextManager[Job[Any]]:
         """Begin ``fn(*args)`` and get a `Job` to watch it, to cancel it, to await its result.
 
         Takes the options of `run`. Leaving the context ends a job that is not done.
@@ -487,6 +534,12 @@ class Isolator:
                 log.info("%s: %s after %.0f s, %s", job.name, job.state, job.age, job.progress)
                 pdf = await job.result()
         """
+        return self._open_job(fn, args, options)
+
+    @asynccontextmanager
+    async def _open_job(
+        self, fn: Callable[..., Any], args: Sequence[Any], options: JobArgs
+    ) -> AsyncGenerator[Job[Any], None]:
         on_progress = options.get("on_progress")
 
         def note(progress: Progress) -> None:
@@ -497,11 +550,11 @@ class Isolator:
         CallOptions(on_progress=on_progress)
         noting: JobArgs = {**options, "on_progress": note}
         job = self._submit(fn, args, noting, whole=True)
-        job.start()
+        job._start()
         try:
             yield job
         finally:
-            await job.abort()
+            await job._abort()
 
     def executor(self) -> Executor:
         """Return a `concurrent.futures.Executor` whose every call runs in a child of its own.
@@ -530,61 +583,3 @@ class Isolator:
     def statistics(self) -> Statistics:
         """Return the figures of now."""
         return self._service.statistics()
-
-
-def _checked_program(python: str | os.PathLike[str] | None) -> str:
-    if python is None:
-        return ""
-    if not isinstance(python, (str, os.PathLike)):
-        raise TypeError(f"python must be the path of an interpreter, not {python!r}")
-    program: Any = os.fspath(python)
-    if not isinstance(program, str):
-        raise TypeError(f"python must be the path of an interpreter, as text, not {program!r}")
-    if not os.path.isabs(program) or "\0" in program:
-        raise ValueError(f"python must be an absolute path, not {program!r}")
-    return program
-
-
-def _checked_names(preload: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(preload, str):
-        raise TypeError(f"preload must be names of modules, not the string {preload!r}")
-    names = tuple(preload)
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"preload must be names of modules, not {name!r}")
-    return names
-
-
-def _checked_environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
-    if env is None:
-        return None
-    if not isinstance(env, Mapping):
-        raise TypeError(f"env must be a mapping of names to values or None, not {env!r}")
-    checked = dict(env)
-    things: Any = checked  # whatever they are
-    for name, value in things.items():
-        if not (isinstance(name, str) and isinstance(value, str)):
-            raise TypeError(f"env must be a mapping of strings to strings, not {name!r}: {value!r}")
-        if not name or "=" in name or "\0" in name + value:
-            raise ValueError(f"env must hold what an environment can, not {name!r}: {value!r}")
-    return checked
-
-
-def _check_queue(
-    max_concurrency: int | anyio.CapacityLimiter | None,
-    max_queue: int | None,
-    queue_timeout: float | None,
-) -> None:
-    if max_concurrency is not None and not isinstance(max_concurrency, anyio.CapacityLimiter):
-        _check_count("max_concurrency", max_concurrency, 1)
-    if max_queue is not None:
-        _check_count("max_queue", max_queue, 0)
-    if queue_timeout is not None:
-        check_seconds("queue_timeout", queue_timeout, optional=True)
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value!r}")

@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from ._limits import Limits
@@ -17,15 +17,22 @@ __all__ = [
     "CallOptions",
     "Codec",
     "CommonArgs",
-    "IsolatorArgs",
     "JobArgs",
+    "MapArgs",
     "OnEvent",
+    "OnLine",
     "OnProgress",
-    "OptionArgs",
     "Output",
+    "RunArgs",
     "Stdin",
+    "StreamArgs",
+    "check_count",
     "check_seconds",
+    "checked_environment",
+    "checked_names",
+    "checked_program",
     "code_flags",
+    "options_of_job",
 ]
 
 OnLine: TypeAlias = Callable[[str, str], object]
@@ -38,7 +45,7 @@ Codec: TypeAlias = Literal["pickle", "msgspec", "json"]
 
 
 class CommonArgs(TypedDict, total=False):
-    """The keyword options that every kind of call has."""
+    """The keyword options that all calls have."""
 
     timeout: float | None
     grace: float
@@ -55,19 +62,38 @@ class CommonArgs(TypedDict, total=False):
 
 
 class JobArgs(CommonArgs, total=False):
-    """The keyword options of one call of an `Isolator`; each overrides the Isolator's own."""
+    """The keyword options of `Isolator.run`, `capture`, `stream` and `open_job`.
+
+    Each overrides the Isolator's own. For functions that pass options on::
+
+        async def parse(self, data: bytes, **options: Unpack[JobArgs]) -> Tree:
+            return await self.iso.run(parse_tree, data, **options)
+    """
 
     queue_timeout: float | None
 
 
-class IsolatorArgs(CommonArgs, total=False):
-    """Those that an `Isolator` has for all its calls."""
+class MapArgs(JobArgs, total=False):
+    """The keyword options of `Isolator.map` but *capture*, for functions that pass them on."""
+
+    ordered: bool
+    concurrency: int | None
+
+
+class StreamArgs(CommonArgs, total=False):
+    """The keyword options of `stream_isolated`, for functions that pass them on."""
 
     sandbox: Sandbox | None
 
 
-class OptionArgs(IsolatorArgs, total=False):
-    """The keyword options of `run_isolated`, for signatures that pass them on."""
+class RunArgs(StreamArgs, total=False):
+    """The keyword options of `run_isolated`, `capture_isolated` and `isolated`.
+
+    For functions that pass options on::
+
+        async def parse(data: bytes, **options: Unpack[RunArgs]) -> Tree:
+            return await run_isolated(parse_tree, data, **options)
+    """
 
     start: Start
 
@@ -141,18 +167,18 @@ class CallOptions:
             raise ValueError("result_type is for codec='msgspec' and 'json'; a pickle has its own")
         # What `make_plan` has worked out of these for the calls that share them.
         self._confinement: Any = None
-        self.limits = limits
-        self.sandbox = sandbox
-        self.result_type = result_type
-        self.timeout = timeout
-        self.grace = grace
+        self.limits: Limits | None = limits
+        self.sandbox: Sandbox | None = sandbox
+        self.result_type: Any = result_type
+        self.timeout: float | None = timeout
+        self.grace: float = grace
         self.stdin: Stdin = stdin
         self.output: Output = output
-        self.start_timeout = start_timeout
-        self.exit_timeout = exit_timeout
-        self.on_event = on_event
-        self.on_progress = on_progress
-        self.pass_fds = _checked_fds(pass_fds) if pass_fds else _NO_FDS
+        self.start_timeout: float | None = start_timeout
+        self.exit_timeout: float = exit_timeout
+        self.on_event: OnEvent | None = on_event
+        self.on_progress: OnProgress | None = on_progress
+        self.pass_fds: frozenset[int] = _checked_fds(pass_fds) if pass_fds else _NO_FDS
 
 
 def _check_choices(start: object, stdin: object, output: object) -> None:
@@ -187,7 +213,7 @@ def _why_unknown(name: str) -> str:
         return f"{name!r} is no option of this call: it {_ELSEWHERE[name]}"
     import difflib  # noqa: PLC0415 - rarely needed, and not small
 
-    close = difflib.get_close_matches(name, [*OptionArgs.__annotations__, "start"], 1)
+    close = difflib.get_close_matches(name, [*RunArgs.__annotations__, "start"], 1)
     meant = f" (did you mean {close[0]!r}?)" if close else ""
     return (
         f"{name!r} is no option of a call{meant}; keyword arguments of the function itself go "
@@ -307,3 +333,69 @@ def _checked_fds(fds: Iterable[int]) -> frozenset[int]:
             raise ValueError(f"pass_fds names {fd}, which is not an open descriptor") from exc
         checked.add(fd)
     return frozenset(checked)
+
+
+# Options of an Isolator
+
+
+def options_of_job(defaults: StreamArgs, options: JobArgs) -> CallOptions:
+    """Check the options of one call of an Isolator; *defaults* are the Isolator's own."""
+    if "sandbox" in options:
+        raise TypeError("a sandbox belongs to the Isolator, not to one of its calls")
+    if "start" in options:
+        raise TypeError("start belongs to the Isolator, not to one of its calls")
+    both: dict[str, Any] = {**defaults, **options}
+    both.pop("queue_timeout", None)
+    limits = options.get("limits")
+    if isinstance(limits, Limits):
+        both["limits"] = limits.over(defaults.get("limits"))
+    return CallOptions(**both)
+
+
+def checked_program(python: str | os.PathLike[str] | None) -> str:
+    """Check *python*: return it as text, or "" for None. Raises TypeError or ValueError."""
+    if python is None:
+        return ""
+    if not isinstance(python, (str, os.PathLike)):
+        raise TypeError(f"python must be the path of an interpreter, not {python!r}")
+    program: Any = os.fspath(python)
+    if not isinstance(program, str):
+        raise TypeError(f"python must be the path of an interpreter, as text, not {program!r}")
+    if not os.path.isabs(program) or "\0" in program:
+        raise ValueError(f"python must be an absolute path, not {program!r}")
+    return program
+
+
+def checked_names(preload: Iterable[str]) -> tuple[str, ...]:
+    """Check *preload*: return the names of modules. Raises TypeError."""
+    if isinstance(preload, str):
+        raise TypeError(f"preload must be names of modules, not the string {preload!r}")
+    names = tuple(preload)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"preload must be names of modules, not {name!r}")
+    return names
+
+
+def checked_environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
+    """Check *env*: return a copy. Raises TypeError or ValueError."""
+    if env is None:
+        return None
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env must be a mapping of names to values or None, not {env!r}")
+    checked = dict(env)
+    things: Any = checked  # whatever they are
+    for name, value in things.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise TypeError(f"env must be a mapping of strings to strings, not {name!r}: {value!r}")
+        if not name or "=" in name or "\0" in name + value:
+            raise ValueError(f"env must hold what an environment can, not {name!r}: {value!r}")
+    return checked
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Raise TypeError or ValueError if an option is no whole number of at least *least*."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value!r}")

@@ -99,6 +99,13 @@ class Progress(NamedTuple):
 class Outcome(Generic[T]):
     """What became of one isolated call.
 
+    `capture_isolated`, `Isolator.capture` and `Job.outcome` return one, and so does `Isolator.map`
+    for each item with ``capture=True``. ``Outcome[bytes]`` is that of a function that returns
+    bytes::
+
+        outcome = await capture_isolated(convert, path)
+        data = outcome.value if outcome.error is None else b""
+
     Attributes:
         value: what fn returned; None if it returned nothing or did not return.
         error: what fn raised, or the `IsolationError`; None if fn returned.

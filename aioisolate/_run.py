@@ -15,12 +15,12 @@ from ._call.run import supervise
 from ._call.supervision import Supervision
 from ._errors import IsolationError
 from ._limits import Limits
-from ._options import CallOptions, Codec, OnEvent, OnProgress, OptionArgs, Output, Stdin
+from ._options import CallOptions, Codec, OnEvent, OnProgress, Output, RunArgs, Stdin
 from ._os import platform_features, threads
 from ._outcome import Outcome
 from .sandbox import Sandbox
 
-__all__ = ["capture_isolated", "isolated", "run_isolated"]
+__all__ = ["IsolatedDecorator", "capture_isolated", "isolated", "run_isolated"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -32,13 +32,13 @@ async def run_isolated(
     fn: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
     /,
     *args: *Ts,
-    **options: Unpack[OptionArgs],
+    **options: Unpack[RunArgs],
 ) -> T: ...
 
 
 @overload
 async def run_isolated(
-    fn: Callable[[Unpack[Ts]], T], /, *args: *Ts, **options: Unpack[OptionArgs]
+    fn: Callable[[Unpack[Ts]], T], /, *args: *Ts, **options: Unpack[RunArgs]
 ) -> T: ...
 
 
@@ -156,18 +156,18 @@ async def capture_isolated(
     fn: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
     /,
     *args: *Ts,
-    **options: Unpack[OptionArgs],
+    **options: Unpack[RunArgs],
 ) -> Outcome[T]: ...
 
 
 @overload
 async def capture_isolated(
-    fn: Callable[[Unpack[Ts]], T], /, *args: *Ts, **options: Unpack[OptionArgs]
+    fn: Callable[[Unpack[Ts]], T], /, *args: *Ts, **options: Unpack[RunArgs]
 ) -> Outcome[T]: ...
 
 
 async def capture_isolated(
-    fn: Callable[[Unpack[Ts]], Any], /, *args: *Ts, **options: Unpack[OptionArgs]
+    fn: Callable[[Unpack[Ts]], Any], /, *args: *Ts, **options: Unpack[RunArgs]
 ) -> Outcome[Any]:
     r"""Run ``fn(*args)`` like `run_isolated`, and return what became of it, whatever that is.
 
@@ -216,10 +216,10 @@ def isolated(fn: Callable[P, T], /) -> Callable[P, Coroutine[Any, Any, T]]: ...
 
 
 @overload
-def isolated(**options: Unpack[OptionArgs]) -> _Decorator: ...
+def isolated(**options: Unpack[RunArgs]) -> IsolatedDecorator: ...
 
 
-def isolated(fn: Callable[..., Any] | None = None, /, **options: Unpack[OptionArgs]) -> Any:
+def isolated(fn: Callable[..., Any] | None = None, /, **options: Unpack[RunArgs]) -> Any:
     """Make a function an async one that runs isolated at each call.
 
     Used bare or with the options of `run_isolated`. The result takes the same arguments,
@@ -232,15 +232,23 @@ def isolated(fn: Callable[..., Any] | None = None, /, **options: Unpack[OptionAr
 
         small = await thumbnail(data, width=64)
     """
-    decorator = _Decorator(CallOptions(**options))
+    decorator = IsolatedDecorator(CallOptions(**options))
     if fn is None and options:
         return decorator
     check_callable(fn)
     return decorator(cast("Callable[..., Any]", fn))
 
 
-class _Decorator:
-    """`isolated` with its options."""
+class IsolatedDecorator:
+    """What `isolated` returns when it is given options: a decorator, which may be used many times.
+
+    Example::
+
+        briefly: IsolatedDecorator = isolated(timeout=1, output="null")
+
+        @briefly
+        def parse(text: str) -> Tree: ...
+    """
 
     def __init__(self, options: CallOptions) -> None:
         self._options = options

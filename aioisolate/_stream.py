@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 from ._call.child import Child
 from ._call.eventloop import running_backend
 from ._call.plan import make_plan
-from ._options import CallOptions, IsolatorArgs
+from ._options import CallOptions, StreamArgs
 from ._os import platform_features
 from ._service.job import Job
 from ._service.sources import ForkSource
 from ._service.stream import Stream
 
 __all__ = ["stream_isolated"]
+
+T = TypeVar("T")
 
 
 class _Direct:
@@ -37,11 +39,11 @@ class _Direct:
 
     def provide_nowait(self, job: Job[Any]) -> Child | None:
         """Fork."""
-        return self._forks.provide_nowait(job.plan, quiet=job.quiet)
+        return self._forks.provide_nowait(job._plan, quiet=job._quiet)
 
     async def provide(self, job: Job[Any]) -> Child:
         """Fork, once no other thread is in the middle of an import."""
-        return await self._forks.provide(job.plan, job.deadlines, quiet=job.quiet)
+        return await self._forks.provide(job._plan, job._deadlines, quiet=job._quiet)
 
     def note_imports(self, job: Job[Any]) -> None:
         """Do nothing: a copy has all that there is."""
@@ -55,11 +57,11 @@ class _Direct:
 
 
 def stream_isolated(
-    fn: Callable[..., Iterable[Any] | AsyncIterable[Any]],
+    fn: Callable[..., Iterable[T] | AsyncIterable[T]],
     /,
     *args: Any,
-    **options: Unpack[IsolatorArgs],
-) -> Stream[Any]:
+    **options: Unpack[StreamArgs],
+) -> Stream[T]:
     """Run a generator function, sync or async, in a forked child; get its items one by one.
 
     Takes the options of `run_isolated`; ``timeout`` is for the whole of it. The child is held up

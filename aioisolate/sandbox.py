@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, TypeAlias
 
 from ._limits import Limits, Size, as_bytes
 
@@ -44,7 +44,7 @@ _WITHOUT: dict[str, dict[str, Any]] = {
     "no_new_privs": {},
 }
 _NAMES = (*_WITHOUT, *(f"limits.{name}" for name in Limits.__slots__))
-Paths = Iterable[str | os.PathLike[str]] | None
+Paths: TypeAlias = Iterable[str | os.PathLike[str]] | None
 
 
 class Sandbox:

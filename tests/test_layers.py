@@ -22,7 +22,7 @@ LAYERS = [
     ["_call"],
     ["_forkserver"],
     ["_service"],
-    ["_run", "_isolator", "_stream", "_probes", "features"],
+    ["_run", "_isolator", "_stream", "_probes", "features", "typing"],
     ["__init__"],
     ["integrations"],
 ]

@@ -53,7 +53,8 @@ def change(monkeypatch, tmp_path):
 
 
 def as_documented(start: str) -> dict[str, str]:
-    lines = TEXT.partition("## What reaches the child\n")[2].splitlines()
+    section = TEXT.partition("## What reaches the child\n")[2].partition("\n## ")[0]
+    lines = section.splitlines()
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")][2:]
     return {name: row[1 + COLUMNS.index(start)] for name, row in zip(ROWS, rows, strict=True)}
 

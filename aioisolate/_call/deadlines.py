@@ -25,9 +25,9 @@ class Deadlines:
     def __init__(self, options: CallOptions) -> None:
         now = time.monotonic()
         self._options = options
-        self.held_up = ""
-        self.end = math.inf if options.timeout is None else now + options.timeout
-        self.start = self.end
+        self.held_up: str = ""
+        self.end: float = math.inf if options.timeout is None else now + options.timeout
+        self.start: float = self.end
         if options.start_timeout is not None:
             self.start = min(self.end, now + options.start_timeout)
 

@@ -40,11 +40,11 @@ class BackingFile:
     __slots__ = ("__weakref__", "_reader", "fd", "frozen", "length", "pid", "writer")
 
     def __init__(self, fd: int, length: int) -> None:
-        self.fd = fd
+        self.fd: int = fd
         fds.kept.add(fd)
-        self.length = length
-        self.frozen = False
-        self.pid = os.getpid()
+        self.length: int = length
+        self.frozen: bool = False
+        self.pid: int = os.getpid()
         self.writer: weakref.ref[Writer] | None = None
         self._reader: weakref.ref[BackingFile] | None = None
 

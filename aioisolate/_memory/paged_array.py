@@ -69,7 +69,7 @@ class PagedArray(GrowableBuffer):
     """
 
     # Arrays are mutable, so equal ones may become different.
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __init__(self, typecode: str, initial: Iterable[Number] = ()) -> None:
         if not isinstance(typecode, str):

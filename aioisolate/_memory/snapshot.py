@@ -124,7 +124,8 @@ class Snapshot(Closing):
     A snapshot is a file in memory (a memfd). Each `view` begins with the content of the snapshot;
     writes to a view copy the page (copy-on-write) and change only that view. Passing a snapshot to
     an isolated function costs nothing, whatever its size, and a process that keeps its large data
-    in snapshots forks as fast as a small one.
+    in snapshots forks as fast as a small one. Besides the methods ``from_...`` of this class,
+    `View.take_snapshot` creates one.
 
     Until a snapshot is sealed, `view_mut` can write to it; pages that a view has not written to
     show these changes, too. A snapshot is sealed by `seal`, and when it is passed to a child or

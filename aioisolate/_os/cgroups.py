@@ -68,7 +68,7 @@ class Cgroup:
     __slots__ = ("_fds", "_owner_pid", "homes")
 
     def __init__(self, homes: list[Home]) -> None:
-        self.homes = homes
+        self.homes: list[Home] = homes
         self._fds = Descriptors()
         self._owner_pid = os.getpid()
 

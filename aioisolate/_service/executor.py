@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 
 class _Service(Protocol):
+    """What an executor needs of its Isolator."""
+
     post: Callable[[Callable[[], object]], object]
     dependants: WeakSet[Any]
 
@@ -133,6 +135,10 @@ class _Event:
 class Executor(futures.Executor):
     """Runs each call in a child of its own; may be used from any thread.
 
+    `Isolator.executor` returns one::
+
+        result = await loop.run_in_executor(iso.executor(), parse, data)
+
     Cancelling a future kills its child, and so does cancelling the asyncio future that
     ``loop.run_in_executor`` returned for it.
 
@@ -201,17 +207,17 @@ class Executor(futures.Executor):
                 elif job.error is not None:
                     future.set_exception(job.error)
                 else:
-                    future.set_result(job.take_value())
+                    future.set_result(job._take_value())
             except futures.InvalidStateError:
                 pass  # it was cancelled just now
             finally:
                 future.job = None  # whoever keeps the result need not keep the call
                 self._forget(future)
 
-        job.on_done = done
-        job.start()
+        job._on_done = done
+        job._start()
 
-    def end(self) -> None:
+    def _end_with_service(self) -> None:
         """Take note that the Isolator has been closed: what has not begun never will."""
         with self._lock:
             self._ended = True

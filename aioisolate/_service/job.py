@@ -69,7 +69,11 @@ class JobService(Protocol):
 
 
 class Job(Generic[T]):
-    """One isolated call: what it is, how far it is, and a way to end it.
+    """One isolated call: its name, its state, its result, and a way to end it.
+
+    `Isolator.open_job` gives the job of a new call, `Isolator.jobs` lists those of all calls that
+    wait or run, and `Stream.job` is the one behind a stream. A program does not make jobs itself.
+    ``Job[bytes]`` is the type of a job whose function returns bytes.
 
     Attributes:
         id: a number, unique in this process.
@@ -77,6 +81,7 @@ class Job(Generic[T]):
         created_at: when it was submitted, in seconds since the epoch.
         started_at: when it was given its child, in seconds since the epoch; None: it waits.
         progress: the last that fn has reported by `report_progress`, or None.
+        error: what `result` raises; None if fn returned, or while the job is not done.
 
     Example::
 
@@ -96,31 +101,31 @@ class Job(Generic[T]):
         on_item: OnItem | None = None,
         queue_timeout: float | None = None,
     ) -> None:
-        self.id = next(_numbers)
+        self.id: int = next(_numbers)
         self.name: str = name_of(plan.fn)
-        self.created_at = time.time()
+        self.created_at: float = time.time()
         self.started_at: float | None = None
         self.progress: Progress | None = None
         self._service = service
         self._owner_pid = os.getpid()
-        self.plan = plan
-        self.deadlines: Deadlines
+        self._plan = plan
+        self._deadlines: Deadlines
         self._queue_timeout = queue_timeout
         self._whole = whole
         self._on_item = on_item
         self._born = time.monotonic()
-        self.child_wait = 0.0
-        self.queue_wait = 0.0
-        self.supervision: Supervision | None = None
+        self._child_wait = 0.0
+        self._queue_wait = 0.0
+        self._supervision: Supervision | None = None
         # Around its wait for a turn and for a child; what it is ended for, once it is.
         self._queueing: anyio.CancelScope | None = None
         self._ended_for: KilledFor | None = None
         self._why: CallableDidNotExecuteError | None = None
         self._done = False
-        self.value: Any = None
+        self._value: Any = None
         self.error: BaseException | None = None
         self._finished: anyio.Event | None = None
-        self.on_done: Callable[[], object] | None = None
+        self._on_done: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
         state: str = self.state
@@ -134,10 +139,10 @@ class Job(Generic[T]):
         return f"<Job {self.id} of {self.name}: {state}>"
 
     @property
-    def quiet(self) -> bool:
+    def _quiet(self) -> bool:
         """Nobody wants to know at once that fn is about to be called."""
-        options = self.plan.options
-        return not (options.on_event or options.on_progress or self.plan.streaming)
+        options = self._plan.options
+        return not (options.on_event or options.on_progress or self._plan.streaming)
 
     # For its owner
 
@@ -146,12 +151,12 @@ class Job(Generic[T]):
         """Where it is."""
         if self._done:
             return "done"
-        return "queued" if self.supervision is None else "running"
+        return "queued" if self._supervision is None else "running"
 
     @property
     def pid(self) -> int | None:
         """The child's process id, or None while there is none."""
-        return None if self.supervision is None else self.supervision.child.pid
+        return None if self._supervision is None else self._supervision.child.pid
 
     @property
     def age(self) -> float:
@@ -169,7 +174,7 @@ class Job(Generic[T]):
         return self._output(1)
 
     def _output(self, number: int) -> str | None:
-        streams = () if self.supervision is None else self.supervision.child.streams
+        streams = () if self._supervision is None else self._supervision.child.streams
         return streams[number].text() if streams else None
 
     def done(self) -> bool:
@@ -182,32 +187,32 @@ class Job(Generic[T]):
         `result` then raises an `IsolationError` with ``Reason.CANCELLED``, unless the result had
         already come. Does nothing if it is done.
         """
-        self.end(KilledFor.CANCELLED)
+        self._end(KilledFor.CANCELLED)
 
     async def result(self) -> T:
         """Wait for it; return what fn returned or raise what came instead, as `run_isolated`."""
         await self.wait()
         if self.error is not None:
             raise self.error
-        value: T = self.value
+        value: T = self._value
         return value
 
     async def outcome(self) -> Outcome[T]:
         """Wait for it; return what became of it."""
         await self.wait()
-        return self.as_outcome()
+        return self._as_outcome()
 
     async def wait(self) -> None:
         """Wait until it is done. Raises RuntimeError in a forked copy of its process."""
         if not self._done:
-            self.check_owner()
+            self._check_owner()
             if self._finished is None:
                 self._finished = anyio.Event()
             await self._finished.wait()
 
     # For its service
 
-    def check_owner(self) -> None:
+    def _check_owner(self) -> None:
         """Raise RuntimeError in a forked copy of its process."""
         if not self._is_owned():
             raise RuntimeError(
@@ -215,7 +220,7 @@ class Job(Generic[T]):
                 f"{os.getpid()} is a forked copy: it never ends here"
             )
 
-    def end(self, cause: KilledFor, why: CallableDidNotExecuteError | None = None) -> None:
+    def _end(self, cause: KilledFor, why: CallableDidNotExecuteError | None = None) -> None:
         """End it for a reason of the caller's. A copy of it in a forked process does nothing.
 
         *why* is what it raises if it has not begun.
@@ -224,19 +229,19 @@ class Job(Generic[T]):
             return
         if self._ended_for is None:
             self._ended_for, self._why = cause, why
-        if self.supervision is not None:
-            self.supervision.end(cause, self.plan.options.grace)
+        if self._supervision is not None:
+            self._supervision.end(cause, self._plan.options.grace)
         elif self._queueing is not None:
             self._queueing.cancel()
 
-    def start(self) -> None:
+    def _start(self) -> None:
         """Carry it out in the background."""
-        # What it returns is not kept: that refers to this job, as its `on_done` does.
+        # What it returns is not kept: that refers to this job, as its `_on_done` does.
         background.spawn(self._service.backend, self._in_background, self._after_background)
 
     async def _in_background(self) -> None:
         try:
-            await self.carry_out()
+            await self._run()
         except IsolationError as refusal:
             # It is the job's error. Nobody has any use for where in here it was raised, and by the
             # frames of that it would refer to this job, and so to fn's arguments, until a
@@ -250,12 +255,12 @@ class Job(Generic[T]):
             self.error = self._refusal()
             self._finish()
 
-    async def spoil(self, failure: BaseException) -> IsolationError:
+    async def _spoil(self, failure: BaseException) -> IsolationError:
         """End it because an item could not be decoded; return the error that it ends with.
 
         That can't be cancelled.
         """
-        supervision = self.supervision
+        supervision = self._supervision
         assert supervision is not None  # or there would be no items
         if not self._done:
             supervision.kill(KilledFor.RESULT_DECODING)
@@ -265,30 +270,30 @@ class Job(Generic[T]):
         self.error = error = loss_of_item(supervision, failure)
         return error
 
-    async def abort(self) -> None:
+    async def _abort(self) -> None:
         """End it, and wait until it is; that can't be cancelled."""
         if not self._is_owned():
             return
-        self.end(KilledFor.CANCELLED)
+        self._end(KilledFor.CANCELLED)
         with anyio.CancelScope(shield=True):
             await self.wait()
 
     def _is_owned(self) -> bool:
         return self._owner_pid == os.getpid()
 
-    async def carry_out(self) -> tuple[Any, BaseException | None]:
+    async def _run(self) -> tuple[Any, BaseException | None]:
         """Do it; return what fn returned and None, or None and the error.
 
         Raises CallableDidNotExecuteError if it never had a child, and what cancels it.
         """
         try:
-            self.value, self.error = await self._carry_out()
+            self._value, self.error = await self._carry_out()
         except BaseException as exc:
             self.error = exc
             raise
         finally:
             self._finish()
-        return self.value, self.error
+        return self._value, self.error
 
     def _finish(self) -> None:
         self._done = True
@@ -296,7 +301,7 @@ class Job(Generic[T]):
         if self._finished is not None:
             self._finished.set()
         # Not kept: it refers to this job, and neither would be freed without a collection.
-        on_done, self.on_done = self.on_done, None
+        on_done, self._on_done = self._on_done, None
         if on_done is not None:
             on_done()
 
@@ -310,8 +315,8 @@ class Job(Generic[T]):
                     f"fn was not called: its turn did not come within {self._queue_timeout:g} s",
                     reason=Reason.QUEUE_TIMEOUT,
                 )
-        self.deadlines = Deadlines(self.plan.options)
-        self.queue_wait = time.monotonic() - self._born
+        self._deadlines = Deadlines(self._plan.options)
+        self._queue_wait = time.monotonic() - self._born
         try:
             value, error = await self._try()
             for _ in range(_TRIES - 1):
@@ -323,32 +328,32 @@ class Job(Generic[T]):
             service.leave(self)
 
     async def _try(self) -> tuple[Any, BaseException | None]:
-        self.supervision = None
+        self._supervision = None
         self._check_wanted()
         start = time.monotonic()
         child = self._service.provide_nowait(self)
         if child is None:
-            left = self.deadlines.left()
+            left = self._deadlines.left()
             found = await self._queue(self._service.provide, None if left == math.inf else left)
             if not found:
-                raise self.deadlines.late(self._service.hindrance())
+                raise self._deadlines.late(self._service.hindrance())
             child = found[0]
         if self._ended_for is not None:
             child.kill_now()
             child.release()
             raise self._refusal()
-        self.child_wait = time.monotonic() - start
+        self._child_wait = time.monotonic() - start
         self.started_at = time.time()
-        options = self.plan.options
+        options = self._plan.options
         supervision = Supervision(
             child,
             options,
-            self.deadlines,
+            self._deadlines,
             whole=self._whole,
             on_item=self._on_item,
-            fn=self.plan.fn,
+            fn=self._plan.fn,
         )
-        self.supervision = supervision
+        self._supervision = supervision
         try:
             await supervise(supervision, options.grace)
             settled = await settle(supervision)
@@ -383,9 +388,9 @@ class Job(Generic[T]):
             isinstance(error, CallableDidNotExecuteError)
             and error.reason is Reason.CHILD_SETUP
             and self._ended_for is None
-            and self.supervision is not None
-            and self.supervision.child.talks
-            and self.supervision.conversation.answer is None
+            and self._supervision is not None
+            and self._supervision.child.talks
+            and self._supervision.conversation.answer is None
         )
 
     def _refusal(self) -> CallableDidNotExecuteError:
@@ -398,13 +403,13 @@ class Job(Generic[T]):
             f"fn was not called: {cause.value}", reason=Reason[cause.name]
         )
 
-    def take_value(self) -> Any:
+    def _take_value(self) -> Any:
         """Return what fn returned, and keep no reference to it."""
-        value, self.value = self.value, None
+        value, self._value = self._value, None
         return value
 
-    def as_outcome(self) -> Outcome[T]:
+    def _as_outcome(self) -> Outcome[T]:
         """Put together all that is known of it, now that it is done."""
-        if self.supervision is None:
+        if self._supervision is None:
             return Outcome(error=self.error)
-        return outcome_of(self.supervision, self.value, self.error)
+        return outcome_of(self._supervision, self._value, self.error)

@@ -37,12 +37,20 @@ _log = logging.getLogger("aioisolate.service")
 
 
 class _Service(Protocol):
+    """What a map needs of its Isolator."""
+
     backend: AsyncBackend
     dependants: WeakSet[Any]
 
 
 class Results(Generic[T]):
     """Results of one function over many items: an async iterator.
+
+    `Isolator.map` returns one. ``Results[int]`` is the type of one whose function returns numbers::
+
+        async with iso.map(count_words, paths) as results:
+            async for count in results:
+                total += count
 
     It ends what still runs, and reads no further items, when the last reference to it is gone: that
     of ``async for x in iso.map(...)`` goes when the loop is left, by break, an exception or a
@@ -232,8 +240,8 @@ class _Course(Generic[T]):
         self._alive.add(job)
         if self._ordered:
             self._line.append(job)
-        job.on_done = functools.partial(self._end, job)
-        job.start()
+        job._on_done = functools.partial(self._end, job)
+        job._start()
 
     def _end(self, job: Job[Any]) -> None:
         self._alive.discard(job)
@@ -291,11 +299,11 @@ class _Course(Generic[T]):
             job = self._line.popleft()
             self._room.set()
             if self._outcomes:
-                outcome: T = job.as_outcome()  # type: ignore[assignment]  # T is an Outcome then
+                outcome: T = job._as_outcome()  # type: ignore[assignment]  # T is an Outcome then
                 return outcome
             if job.error is not None:
                 raise await self._fail(job.error)
-            value: T = job.value
+            value: T = job._value
             return value
         finally:
             # What is raised would refer to itself by its traceback, and be freed late.
@@ -336,7 +344,7 @@ class _Course(Generic[T]):
         self._leave()
         try:
             for job in list(self._alive):
-                await job.abort()
+                await job._abort()
         finally:
             await self._see_reader_off()
         parting, self._parting = self._parting, None
@@ -374,7 +382,7 @@ class _Course(Generic[T]):
         for job in list(self._alive):
             job.cancel()
 
-    def end(self) -> None:
+    def _end_with_service(self) -> None:
         """Take note that the service has ended: what the source is waited for has no use."""
         self._post(self._refuse)
 

@@ -32,13 +32,13 @@ from .._call.verdict import KilledFor
 from .._child.layers import Start
 from .._child.spec import AsyncBackend
 from .._errors import CallableDidNotExecuteError, Reason
-from .._options import CallOptions
+from .._options import CallOptions, check_count, check_seconds
 from .._os import cpus, platform_features
 from .job import Job
 from .sources import Source
 from .statistics import Figures, Statistics
 
-__all__ = ["Service", "entered"]
+__all__ = ["Service", "check_queue", "entered"]
 
 _log = logging.getLogger("aioisolate.service")
 
@@ -52,7 +52,7 @@ entered: WeakSet[Service] = WeakSet()
 class Dependant(Protocol):
     """Something that other threads use and that ends with the core."""
 
-    def end(self) -> None:
+    def _end_with_service(self) -> None:
         """Take no more, and let nobody wait for what has not begun."""
 
 
@@ -238,7 +238,7 @@ class Service:
         self.state = "closed"
         entered.discard(self)
         for dependant in list(self.dependants):
-            dependant.end()
+            dependant._end_with_service()
 
     def _end_jobs(self, error: CallableDidNotExecuteError | None, *, after: float = 0.0) -> None:
         """End those that are not done; *error* is for those that have not begun."""
@@ -246,7 +246,7 @@ class Service:
             return  # they have gone with the loop, or will when they are collected
         jobs = self.jobs()
         for job in jobs:
-            job.end(KilledFor.CLOSED, error)
+            job._end(KilledFor.CLOSED, error)
         if jobs:
             names = Counter(job.name for job in jobs).most_common(_NAMES_MAX + 1)
             told = [name if count == 1 else f"{name} ({count})" for name, count in names]
@@ -428,17 +428,17 @@ class Service:
     def provide_nowait(self, job: Job[Any]) -> Child | None:
         """Return a child for the job, if there is one ready."""
         assert self._source is not None
-        return self._source.provide_nowait(job.plan, quiet=job.quiet)
+        return self._source.provide_nowait(job._plan, quiet=job._quiet)
 
     async def provide(self, job: Job[Any]) -> Child:
         """Wait for a child for the job."""
         assert self._source is not None
-        return await self._source.provide(job.plan, job.deadlines, quiet=job.quiet)
+        return await self._source.provide(job._plan, job._deadlines, quiet=job._quiet)
 
     def note_imports(self, job: Job[Any]) -> None:
         """Take note of what a job's child had to import first."""
-        if self._source is not None and job.supervision is not None:
-            self._source.note_imports(job.plan, job.supervision.conversation.imported)
+        if self._source is not None and job._supervision is not None:
+            self._source.note_imports(job._plan, job._supervision.conversation.imported)
 
     def hindrance(self) -> str:
         """Say what keeps a job from getting a child."""
@@ -448,10 +448,24 @@ class Service:
         """Take note of how the job has ended."""
         del self._jobs[job.id]
         self._figures.note(job)
-        if job.supervision is not None and self._source is not None:
+        if job._supervision is not None and self._source is not None:
             self._source.after_call()
         if not self._jobs and self._drained is not None:
             self._drained.set()
 
 
 def _nothing() -> None: ...
+
+
+def check_queue(
+    max_concurrency: int | anyio.CapacityLimiter | None,
+    max_queue: int | None,
+    queue_timeout: float | None,
+) -> None:
+    """Check the options of the queue. Raises TypeError or ValueError."""
+    if max_concurrency is not None and not isinstance(max_concurrency, anyio.CapacityLimiter):
+        check_count("max_concurrency", max_concurrency, 1)
+    if max_queue is not None:
+        check_count("max_queue", max_queue, 0)
+    if queue_timeout is not None:
+        check_seconds("queue_timeout", queue_timeout, optional=True)

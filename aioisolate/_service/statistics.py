@@ -18,6 +18,8 @@ _WINDOW = 1000
 class Times(NamedTuple):
     """How long a part of the last calls (at most 1000) took, in seconds.
 
+    Four fields of `Statistics` are of this type: ``iso.statistics().run.p99``.
+
     Attributes:
         calls: how many were measured; with 0, all else is 0.
         p50, p90, p99, max: so many in a hundred took no longer.
@@ -32,6 +34,11 @@ class Times(NamedTuple):
 
 class Statistics(NamedTuple):
     """The figures of an `Isolator` at one moment, since it was last entered.
+
+    `Isolator.statistics` returns them::
+
+        now = iso.statistics()
+        log.info("%d running, %d queued, p99 %.3f s", now.running, now.queued, now.run.p99)
 
     Attributes:
         submitted: calls so far, those that were refused included.
@@ -86,12 +93,12 @@ class Figures:
             self.outcomes["raised"] += 1
         else:
             self.outcomes["cancelled"] += 1
-        samples["queue"].append(job.queue_wait)
-        supervision = job.supervision
+        samples["queue"].append(job._queue_wait)
+        supervision = job._supervision
         if supervision is None:
             return
         child = supervision.child
-        samples["fork"].append(job.child_wait + child.fork_seconds)
+        samples["fork"].append(job._child_wait + child.fork_seconds)
         answered = supervision.answered_at
         samples["run"].append((answered or supervision.ended_at) - child.forked_at)
         if answered is not None and supervision.ended_at > answered and not supervision.left:

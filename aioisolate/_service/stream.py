@@ -40,6 +40,13 @@ _TURN = 0.005
 class Stream(Generic[T]):
     """The items of a generator in a child: an async context manager and an async iterator.
 
+    `Isolator.stream` and `stream_isolated` return one. ``Stream[Row]`` is the type of a stream
+    whose items are of the type ``Row``::
+
+        async with iso.stream(read_rows, path) as rows:
+            async for row in rows:
+                await store(row)
+
     The child runs ahead as far as a pipe and some 64 items (or 256 KiB) reach, then waits. What
     the generator raises comes after the items before it. Leaving the context ends the child: it
     is killed, or with ``grace`` its generator is closed.
@@ -77,8 +84,8 @@ class Stream(Generic[T]):
         if self._closed or hasattr(self, "job"):
             raise RuntimeError("a stream is entered once")
         self.job = self._make_job(self._take)
-        self.job.on_done = self._consumers.wake
-        self.job.start()
+        self.job._on_done = self._consumers.wake
+        self.job._start()
         return self
 
     async def __aexit__(
@@ -90,7 +97,7 @@ class Stream(Generic[T]):
         self._close()
         job = self.job
         was_done = job.done()
-        await job.abort()
+        await job._abort()
         error = job.error
         if not was_done and error is not None and not isinstance(error, IsolationError):
             _log.warning("%s raised while its stream was left", job.name, exc_info=error)
@@ -125,7 +132,7 @@ class Stream(Generic[T]):
                 pieces, passed_fds = self._items.popleft()
                 size = sum(map(len, pieces))
                 self._bytes -= size
-                supervision = self.job.supervision
+                supervision = self.job._supervision
                 if not self._is_full() and supervision is not None:
                     supervision.resume()
                 # The short way: most are small, and there may be many.
@@ -146,7 +153,7 @@ class Stream(Generic[T]):
     async def _end(self) -> BaseException:
         """Return what to raise where nothing more is to be had."""
         if self._failure is not None and self._consumers.error is None:
-            self._consumers.fail(await self.job.spoil(self._failure))
+            self._consumers.fail(await self.job._spoil(self._failure))
             self.job.error = self._consumers.error
         return self._consumers.end()
 
@@ -187,12 +194,12 @@ class Stream(Generic[T]):
                 self._consumers.fail(self.job.error)
                 self._closed = True
             raise self._consumers.end()
-        self.job.check_owner()
+        self.job._check_owner()
         await self._consumers.wait()
         self._rested_at = time.monotonic()
 
     def _effort(self, pieces: Sequence[bytes], size: int) -> int:
-        options = self.job.plan.options
+        options = self.job._plan.options
         if options.codec == "pickle":
             return size
         from .._wire import plain_data  # noqa: PLC0415 - only for those who ask for it
@@ -205,7 +212,7 @@ class Stream(Generic[T]):
         # Closed here, not by whoever waits for it: who does no more must not pull them away.
         again = False
         try:
-            options = self.job.plan.options
+            options = self.job._plan.options
             if options.codec == "pickle":
                 load = codecs.load_at_once if at_once else codecs.load
                 return load(pieces, fds=passed_fds.listed())
@@ -228,8 +235,8 @@ class Stream(Generic[T]):
             return
         self._items.append((pieces, passed_fds))
         self._bytes += sum(map(len, pieces))
-        if self._is_full() and self.job.supervision is not None:
-            self.job.supervision.pause()
+        if self._is_full() and self.job._supervision is not None:
+            self.job._supervision.pause()
         self._consumers.wake()
 
     def _is_full(self) -> bool:
