@@ -72,8 +72,8 @@ class BackingFile:
         vetted = memfd.has_fixed_size(fd) if fixed_only else memfd.is_sealed(fd)
         if not vetted:
             raise ProtocolError(
-                "what came as a snapshot or shared array is no file in memory that "
-                f"{'has a fixed size' if fixed_only else 'nobody can change any more'}"
+                "the descriptor received for a snapshot or shared array is no file in memory that "
+                f"{'has a fixed size' if fixed_only else 'is sealed'}"
             )
         size = os.fstat(fd).st_size
         if not 0 <= length <= size:

@@ -76,7 +76,7 @@ class PagedArray(GrowableBuffer):
             raise TypeError(f"the typecode must be a character, not {typecode!r}")
         if len(typecode) != 1 or typecode not in _TYPECODES:
             raise ValueError(
-                f"{typecode!r} is no typecode of numbers: expected one of {', '.join(_TYPECODES)}"
+                f"{typecode!r} is not a numeric typecode: expected one of {', '.join(_TYPECODES)}"
             )
         super().__init__(typecode)
         if isinstance(initial, (bytes, bytearray)):

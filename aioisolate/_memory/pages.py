@@ -238,7 +238,8 @@ class Pages(MemoryRegion):
         page = at // mappings.PAGE
         if self._rights is None or not self._rights[page] & Access.EXEC.value:
             raise PermissionError(
-                errno.EACCES, f"byte {at} of {self!r} may not be executed: protect it so first"
+                errno.EACCES,
+                f"byte {at} of {self!r} may not be executed: call protect with Access.EXEC first",
             )
         changes = self._changes
         function = machine_code.function_at(self._address() + at, restype, argtypes)
@@ -248,7 +249,8 @@ class Pages(MemoryRegion):
             area = self._area
             if area is None or self._changes != changes:
                 raise PermissionError(
-                    errno.EACCES, f"{self!r} has changed since the function was got from it"
+                    errno.EACCES,
+                    f"{self!r} has changed since the function was created: call get_function again",
                 )
             with memoryview(area):  # prevents closing during the call
                 return function(*args)

@@ -110,7 +110,7 @@ class View(MemoryRegion):
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
         bundle = _bundle(self)
         if self._shared:
-            raise TypeError("a view that writes to its snapshot can't go to another process")
+            raise TypeError("a view that writes to its snapshot can't be sent to another process")
         rights = runs(self._rights, 0, self.size) if self._rights else []
         if self._offset or self.is_changed():
             return _reopen_view, (*self.take_snapshot()._lend(bundle), rights)
@@ -271,7 +271,9 @@ class Snapshot(Closing):
         """
         root = self._open()
         if root.writing() is not None:
-            raise BufferError(f"{self!r} has a view that writes to it already")
+            raise BufferError(
+                f"{self!r} already has a view that writes to it: close that view first"
+            )
         if root.pid != os.getpid():
             raise PermissionError(
                 errno.EPERM, f"{self!r} belongs to process {root.pid}, which is not this one"

@@ -23,7 +23,7 @@ from .process import fork, hush_fork_warning
 __all__ = ["Containment", "containment", "why_no_landlock"]
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_ENDED = "the attempt was ended, by a filter of system calls perhaps"
+_ENDED = "the attempt was killed, perhaps by a seccomp filter"
 # Transient errors: they say nothing about the machine, so no result is cached.
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 _PASSING_MARK = "passing "
@@ -135,11 +135,11 @@ def why_no_landlock() -> str:
         return "Landlock is off in this kernel: boot it with lsm=landlock,..."
     if code != errno.ENOSYS or _is_filtered():
         return (
-            "the filter of system calls that this process is under, its container's perhaps, "
-            "forbids Landlock: let the seccomp profile pass landlock_create_ruleset, "
-            "landlock_add_rule and landlock_restrict_self, as Docker's own does"
+            "a seccomp filter of this process, perhaps its container's, forbids Landlock: allow "
+            "landlock_create_ruleset, landlock_add_rule and landlock_restrict_self in the seccomp "
+            "profile, as Docker's default profile does"
         )
-    return "this kernel has no Landlock: it takes Linux 5.13"
+    return "this kernel has no Landlock: Linux 5.13 or newer is needed"
 
 
 def _is_filtered() -> bool:
@@ -177,7 +177,7 @@ def _attempt_in_program() -> dict[str, Any]:
 
 
 def _untried(reason: str) -> dict[str, Any]:
-    why = f"it could not be tried out: {reason}"
+    why = f"it could not be tested: {reason}"
     return {"why_no_namespaces": why, "why_not_becomes": why, "why_no_view": why}
 
 
@@ -189,7 +189,7 @@ def _attempt_all() -> dict[str, Any]:
     from . import users  # noqa: PLC0415 - as above
 
     found: dict[str, Any] = {}
-    why, ids = "no user ids are to spare in this user namespace", users.spare_ids()
+    why, ids = "this user namespace has no unused user ids", users.spare_ids()
     if ids is not None:
         found["spare"] = tuple(ids)
         why = _try_becoming(ids)
@@ -296,7 +296,7 @@ def _try_becoming(ids: tuple[int, int]) -> str:
 
 
 def _raise_passing(code: int) -> NoReturn:
-    raise OSError(code, f"{os.strerror(code)}, while it was tried out what a sandbox can have here")
+    raise OSError(code, f"{os.strerror(code)}, while testing which sandbox layers work here")
 
 
 def _try_namespaces(ids: tuple[int, int] | None, *, view: bool = True) -> dict[str, Any]:

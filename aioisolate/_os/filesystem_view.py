@@ -55,7 +55,7 @@ def _choose_stage(sources: Iterable[str]) -> str:
         stage = os.path.realpath(directory)
         if os.path.isdir(stage) and not any(f"{stage}/".startswith(top) for top in tops):
             return stage
-    raise OSError(errno.EBUSY, "no directory is left for another root to be mounted at", "/")
+    raise OSError(errno.EBUSY, "no directory is free to mount the new root at", "/")
 
 
 def _mount(stage: str, sources: Mapping[str, str], whole: Container[str]) -> None:

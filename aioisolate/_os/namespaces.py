@@ -219,7 +219,9 @@ def make_root(directory: str, spare: str) -> None:
 def _pivot(new: str, old: str) -> None:
     number = _PIVOT_ROOT.get(machine() or "")
     if number is None:
-        raise OSError(errno.ENOSYS, f"pivot_root is not known for {os.uname().machine}")
+        raise OSError(
+            errno.ENOSYS, f"the number of pivot_root is not known for {os.uname().machine}"
+        )
     result = _libc.syscall(ctypes.c_long(number), os.fsencode(new), os.fsencode(old))
     _check(result, new)
     os.chdir("/")

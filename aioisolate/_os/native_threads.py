@@ -77,7 +77,7 @@ def describe(numbers: Iterable[int]) -> list[NativeThread]:
     Raises OSError if the descriptors of threads can't be found.
     """
     if not _description_of(get_native_id()):
-        raise OSError(errno.ENOSYS, "the C library says only later where threads are described")
+        raise OSError(errno.ENOSYS, "the C library has not registered the thread's descriptor yet")
     # Threads in Python code. (Only the keys are kept: the frames would include this one.)
     idents = set(sys._current_frames())
     # Without the main thread and foreign threads ("Dummy-"), which `threading` did not start.
@@ -113,7 +113,7 @@ def _description_of(number: int) -> int:
     """
     kind = machine()
     if kind is None:
-        raise OSError(errno.ENOSYS, "the number of a system call is not known here")
+        raise OSError(errno.ENOSYS, "no system call numbers are known for this machine")
     head, size = ctypes.c_size_t(0), ctypes.c_size_t(0)
     call = NUMBERS[kind]["get_robust_list"]
     syscall(call, number, ctypes.byref(head), ctypes.byref(size))

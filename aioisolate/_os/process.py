@@ -349,7 +349,7 @@ class Process:
             pass
         except PermissionError:
             if number == signal.SIGKILL and not kill_through_descriptor(self.pid, self.ended):
-                _log.error("process %d may not be killed by this one", self.pid)
+                _log.error("no permission to kill process %d, which may still be running", self.pid)
 
     def signal_group(self, number: int) -> None:
         """Send a signal to the process group that the child leads, if it leads one."""

@@ -29,7 +29,7 @@ def _is_refused() -> bool:
     """Return whether RLIMIT_NPROC forbids another process."""
     number = _CLONE.get(syscalls.machine() or "")
     if number is None:
-        raise OSError(errno.ENOSYS, "system calls of this machine are not known")
+        raise OSError(errno.ENOSYS, "no system call numbers are known for this machine")
     try:
         syscall(number, CLONE_FLAGS, 0, NOWHERE, 0, 0)
     except OSError as exc:
@@ -38,7 +38,9 @@ def _is_refused() -> bool:
         if exc.errno == errno.EFAULT:
             return False
         raise
-    raise OSError(errno.EINVAL, "a process was made where none can be")  # never, see NOWHERE
+    raise OSError(
+        errno.EINVAL, "clone created a process despite an invalid address"
+    )  # never, see NOWHERE
 
 
 def count_tasks() -> int:

@@ -48,15 +48,15 @@ def why_unavailable() -> str:
     """Return why no filter can be installed, or "" if one can be."""
     machine = syscalls.machine()
     if machine is None:
-        return f"no system call numbers are known of {os.uname().machine} on {sys.platform}"
+        return f"no system call numbers are known for {os.uname().machine} on {sys.platform}"
     try:
         syscall(_NUMBER[machine], _GET_ACTION_AVAIL, 0, _KILL_PROCESS)
     except OSError as exc:
         if exc.errno == errno.ENOSYS and not is_filtered():
-            return "this kernel has no seccomp filters: it takes Linux 4.14"
+            return "this kernel has no seccomp filters: Linux 4.14 or newer is needed"
         return (
-            "the filter of system calls that this process is under, its container's perhaps, "
-            "forbids the call seccomp: let the seccomp profile pass it, as Docker's own does"
+            "a seccomp filter of this process, perhaps its container's, forbids the call seccomp: "
+            "allow it in the seccomp profile, as Docker's default profile does"
         )
     return ""
 
@@ -136,7 +136,7 @@ def _places(program: bytes) -> list[int]:
     numbers = range(_OFFSET, len(program), INSTRUCTION.size)
     places = [at for at in numbers if program.startswith(_OWN_PID, at)]
     if not places:
-        raise ValueError("this filter has no place for a pid, or is bound already")
+        raise ValueError("this filter has no place for a pid, or is already bound to one")
     return places
 
 
