@@ -285,7 +285,7 @@ def test_a_process_that_is_not_dumpable_is_tried_out_in_a_program():
 @pytest.mark.parametrize("program", ["/nothing/here", "here", "", None])
 def test_a_program_that_can_not_be_started_proves_nothing(monkeypatch, program):
     monkeypatch.setattr(sys, "executable", program)
-    assert "could not be tried" in module._attempt_in_program()["why_no_namespaces"]
+    assert "could not be tested" in module._attempt_in_program()["why_no_namespaces"]
 
 
 def test_a_frozen_application_is_not_started(monkeypatch):
@@ -388,7 +388,7 @@ def test_a_broken_program_proves_nothing(monkeypatch):
         return subprocess.CompletedProcess([], 0, b"")
 
     monkeypatch.setattr(subprocess, "run", broken)
-    assert "could not be tried" in module._attempt_in_program()["why_no_namespaces"]
+    assert "could not be tested" in module._attempt_in_program()["why_no_namespaces"]
 
 
 # Counting

@@ -39,7 +39,7 @@ def is_needed(pid: int) -> bool:
 
 
 def open_pipe(owner: Descriptors) -> tuple[int, ...]:
-    """Make a pipe for one child; return its ends. Raises OSError if no descriptor is left.
+    """Make a pipe for one child; return its ends. Raises OSError if no descriptor is free.
 
     Returns () where the kernel or a seccomp filter does not support F_SETSIG or O_ASYNC.
     """

@@ -30,7 +30,7 @@ if sys.platform == "linux":
 
 else:
 
-    def _compare(one: int, other: int, fd: int, other_fd: int) -> int:  # noqa: ARG001 - as above
+    def _compare(one: int, other: int, fd: int, other_fd: int) -> int:  # noqa: ARG001 - the signature on Linux
         return -1
 
 
