@@ -22,9 +22,9 @@ __all__ = ["SharedArray", "make"]
 class SharedArray(np.ndarray[Any, Any]):
     """A numpy array in memory that this process and its isolated children share.
 
-    Made by `aioisolate.shared_array`. Views of it (slices, reshaped, transposed) share as well;
-    what is computed from it is an array like any other. One that is read-only here arrives so in
-    another process, where it can't be made writable.
+    `aioisolate.shared_array` creates it. Its views (slices, reshaped, transposed) share the memory,
+    too; results of computations are ordinary arrays. An array that is read-only in this process is
+    also read-only in the process that receives it, and can't be made writable there.
     """
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
@@ -50,7 +50,7 @@ class SharedArray(np.ndarray[Any, Any]):
 
 
 def make(shape: SupportsIndex | Sequence[SupportsIndex], dtype: Any) -> SharedArray:
-    """Make one full of zeros; see `shared_array`."""
+    """Create a shared array filled with zeros; see `shared_array`."""
     kind = np.dtype(dtype)
     if kind.hasobject:
         raise TypeError(f"an array of Python objects ({kind}) can't be shared")
@@ -69,15 +69,15 @@ def make(shape: SupportsIndex | Sequence[SupportsIndex], dtype: Any) -> SharedAr
 
 
 def _sizes(shape: Any) -> tuple[int, ...]:
-    """Take a number, numpy's own included, or several. Raises TypeError."""
+    """Return a shape, given as an integer (numpy's included) or several. Raises TypeError."""
     try:
         return (operator.index(shape),)
-    except TypeError:  # an array has __index__, too, and refuses unless it is a number
+    except TypeError:  # an array has __index__, too, and raises unless it is a single integer
         return tuple(operator.index(size) for size in shape)
 
 
 def _bounds(array: SharedArray) -> tuple[int, int]:
-    """Return the address of an array's first byte, and the one after its last."""
+    """Return the address of an array's first byte, and the address after its last byte."""
     low = high = array.__array_interface__["data"][0]
     for size, stride in zip(array.shape, array.strides, strict=True):
         if stride < 0:
@@ -96,13 +96,13 @@ def _on(
     *,
     read_only: bool = False,
 ) -> SharedArray:
-    # np.ndarray(buffer=) does not hold on to what it is given, unless that is an array.
+    # np.ndarray(buffer=) keeps a reference to its buffer only if that is an array.
     view = View(root, shared=True, access=Access.READ if read_only else FREE)
     memory = np.frombuffer(memoryview(view), np.uint8)
     return np.ndarray(shape, dtype, memory, offset, strides).view(SharedArray)
 
 
-def _reopen(  # noqa: PLR0917 - as pickle calls it
+def _reopen(  # noqa: PLR0917 - pickle calls it with positional arguments
     index: int,
     length: int,
     offset: int,

@@ -1,4 +1,4 @@
-"""The file in memory that a snapshot consists of."""
+"""The file in memory that backs a snapshot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._wire.frames import ProtocolError
 
 __all__ = ["BackingFile"]
 
-_AT_ONCE = 1 << 30  # Linux writes at most 2 GB with one call
+_AT_ONCE = 1 << 30  # Linux writes at most 2 GiB with one call
 
 
 class Writer(Protocol):
@@ -21,19 +21,20 @@ class Writer(Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether it has been closed."""
+        """Whether the view is closed."""
         ...
 
 
 class BackingFile:
-    """A file in memory, of fixed size; closed when the last snapshot or view of it is gone.
+    """A file in memory, of fixed size; closed when its last snapshot or view is collected.
 
     Attributes:
-        fd: the file.
-        length: how many bytes of it count.
-        frozen: nobody may change it any more, which this process sees to where there are no seals.
-        writer: the view that writes through, a weak reference.
-        pid: who made it, or opened it.
+        fd: the file's descriptor.
+        length: the number of bytes in use.
+        frozen: the file must not change any more; enforced by this process where there are no
+            seals.
+        writer: a weak reference to the view that writes to the file.
+        pid: the process that created or opened it.
     """
 
     __slots__ = ("__weakref__", "_reader", "fd", "frozen", "length", "pid", "writer")
@@ -49,7 +50,7 @@ class BackingFile:
 
     @classmethod
     def create(cls, length: int) -> Self:
-        """Make one full of zeros. Raises OSError, naming the size, if it does not fit."""
+        """Create a file filled with zeros. Raises OSError with the size if it does not fit."""
         own = Descriptors()
         try:
             fd = memfd.create(own)
@@ -62,17 +63,17 @@ class BackingFile:
 
     @classmethod
     def adopt(cls, fd: int, length: int, *, fixed_only: bool = False) -> Self:
-        """Take one that has come from another process; *fd* itself stays open.
+        """Use a file that another process has sent; *fd* itself stays open.
 
-        It must be sealed, or, *fixed_only*, at least of fixed size: otherwise whoever else has it
-        could change it under our hands, or end this process by shortening it (SIGBUS). Raises
-        ProtocolError if it is not, or is too short.
+        The file must be sealed or, if *fixed_only* is true, have a fixed size: otherwise another
+        process could change its content during use, or kill this process by truncating it (SIGBUS).
+        Raises ProtocolError if it is not, or is too short.
         """
         vetted = memfd.has_fixed_size(fd) if fixed_only else memfd.is_sealed(fd)
         if not vetted:
             raise ProtocolError(
-                "what came as a snapshot or shared array is no file in memory that "
-                f"{'has a fixed size' if fixed_only else 'nobody can change any more'}"
+                "the descriptor received for a snapshot or shared array is no file in memory that "
+                f"{'has a fixed size' if fixed_only else 'is sealed'}"
             )
         size = os.fstat(fd).st_size
         if not 0 <= length <= size:
@@ -80,7 +81,7 @@ class BackingFile:
         return cls(fds.duplicate(fd), length)
 
     def seal(self) -> None:
-        """Let nobody change it any more. Raises BufferError while somebody writes to it."""
+        """Forbid all later changes of the file. Raises BufferError while a view writes to it."""
         if self.writing() is not None:
             raise BufferError(
                 f"a snapshot of {self.length} bytes can't be sealed while a view is open that "
@@ -92,9 +93,9 @@ class BackingFile:
             memfd.seal(self.fd)
 
     def reader(self) -> BackingFile:
-        """Return the same file, opened for reading only: the kernel lets nobody write through it.
+        """Return the same file, opened read-only: the kernel refuses writes and writable mappings.
 
-        Without /proc, where a descriptor can't be opened again, it is this one.
+        Without /proc, a descriptor can't be reopened, and this object is returned.
         """
         found = None if self._reader is None else self._reader()
         if found is None:
@@ -103,7 +104,7 @@ class BackingFile:
             own = Descriptors()
             try:
                 fd = own.own(fds.reopen(self.fd, os.O_RDONLY))
-                # /proc may be that of another process namespace.
+                # /proc may belong to another pid namespace.
                 if not os.path.samestat(os.fstat(fd), os.fstat(self.fd)):
                     return self
                 found = BackingFile(own.release(fds.lift(fd, own)), self.length)
@@ -119,9 +120,10 @@ class BackingFile:
         os.close(self.fd)
 
     def fill(self, content: memoryview, start: int = 0) -> None:
-        """Write contiguous bytes from *start*. Raises OSError, naming sizes, if they do not fit.
+        """Write contiguous bytes from *start*. Raises OSError with the sizes if they do not fit.
 
-        Written by a system call, not through a mapping: what does not fit is an error, no SIGBUS.
+        Uses pwrite instead of a mapping: if memory is short, pwrite fails, but a mapping causes
+        SIGBUS.
         """
         done = 0
         try:
@@ -135,6 +137,6 @@ class BackingFile:
             ) from exc
 
     def writing(self) -> Writer | None:
-        """Return the view that writes through, if there is one."""
+        """Return the view that writes to the file, or None."""
         writer = None if self.writer is None else self.writer()
         return None if writer is None or writer.closed else writer

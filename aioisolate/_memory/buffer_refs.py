@@ -1,4 +1,4 @@
-"""Buffers that have come as handles: mapped again on this side."""
+"""Map the buffers that another process has sent as buffer references."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ __all__ = ["borrow"]
 def borrow(fd: int, offset: int, length: int, *, shared: bool) -> memoryview:
     """Map *length* bytes of the file *fd*, which stays open, from *offset*.
 
-    What is *shared* may be written if *fd* may; what is not, in any case: writes stay here.
-    Raises ProtocolError if the file is not what it should be, MemoryError if there is no room.
+    A *shared* mapping is writable if *fd* is. Other mappings are always writable, and writes change
+    only this process's copy. Raises ProtocolError if the file is not sealed (or, if *shared*, not
+    of fixed size) or too short, MemoryError if memory is short.
     """
     root = BackingFile.adopt(fd, offset + length, fixed_only=shared)
     start = offset // mappings.PAGE * mappings.PAGE

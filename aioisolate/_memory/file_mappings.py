@@ -1,6 +1,6 @@
-"""What memory of this process lies in a file, so that it can travel as a handle.
+"""The file mappings of this process, whose memory can be sent as a descriptor.
 
-Kept by mapping, not by view: an array may outlive the view that it was made on.
+They are recorded by mapping, not by view: an array may outlive the view that it was made from.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class FileMapping(NamedTuple):
     """A mapping of a file.
 
     Attributes:
-        address, length: where it is here, in bytes.
+        address, length: its address in this process, and its length in bytes.
         root: the file.
-        offset: where in the file it begins.
-        use: how it is mapped.
+        offset: the offset of its first byte in the file.
+        use: how the file is mapped.
     """
 
     address: int
@@ -47,12 +47,12 @@ _places: weakref.WeakKeyDictionary[mmap.mmap, FileMapping] = weakref.WeakKeyDict
 
 
 def note(area: mmap.mmap, root: BackingFile, *, offset: int, length: int, use: Use) -> None:
-    """Remember a mapping for as long as it lives."""
+    """Record a mapping for as long as *area* exists."""
     _places[area] = FileMapping(mappings.address_of(area), length, root, offset, use)
 
 
 def at(address: int, size: int) -> FileMapping | None:
-    """Find the mapping that *size* bytes of memory lie in."""
+    """Return the mapping that contains *size* bytes at *address*, or None."""
     for place in list(_places.values()):
         if place.address <= address and address + size <= place.address + place.length:
             return place
@@ -60,19 +60,19 @@ def at(address: int, size: int) -> FileMapping | None:
 
 
 def _find(buffer: memoryview, bundle: fd_passing.FdBundle) -> fd_passing.BufferRef | None:
-    """Lend a buffer, if it is what its file holds."""
+    """Return a reference to a buffer, if its content is that of its file, or None."""
     size = buffer.nbytes
     address = mappings.address_of(buffer) if size and _places else 0
     place = at(address, size) if address else None
     if place is None or place.use is Use.WRITER:
         return None
     if place.use is Use.PRIVATE:
-        # A small one costs less inside the pickle than as a mapping.
+        # A small buffer costs less inside the pickle than as a mapping.
         if size < OUT_OF_BAND_MIN or mappings.is_private_copy(address, size):
             return None
         try:
             place.root.seal()
-        except BufferError:  # somebody is writing to it
+        except BufferError:  # a view writes to it
             return None
     offset = place.offset + address - place.address
     shared = place.use is Use.SHARED

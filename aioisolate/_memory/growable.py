@@ -1,4 +1,4 @@
-"""Memory that grows without being copied, and is seen as numbers of one type."""
+"""Memory that grows without being copied and holds numbers of one type."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .closing import Closing
 
 __all__ = ["GrowableBuffer"]
 
-_FIRST = 16  # pages; none is used before it is written to
+_FIRST = 16  # pages; the kernel allocates each when it is first written to
 
 
 @exports_buffer
 class GrowableBuffer(Closing):
-    """The memory of a `PagedArray`, its base."""
+    """The memory of a `PagedArray`; its base class."""
 
     def __init__(self, typecode: str) -> None:
         self._typecode = typecode
@@ -26,30 +26,30 @@ class GrowableBuffer(Closing):
         self._length = 0
         self._area: mmap.mmap | None = None
         self._closed = False
-        # Whether some memoryview of it has been given away, and may be in use.
+        # Whether a memoryview has been exported and may be in use.
         self._lent = False
-        # Counts what an iterator that has read ahead must know of.
+        # Counts the changes that invalidate what an iterator has read ahead.
         self._changes = 0
         self._map(0)
 
     @property
     def typecode(self) -> str:
-        """The character for the type of its items."""
+        """The typecode character of the items."""
         return self._typecode
 
     @property
     def itemsize(self) -> int:
-        """How many bytes an item has."""
+        """The size of an item in bytes."""
         return self._itemsize
 
     @property
     def capacity(self) -> int:
-        """How many items it can have before it must get more memory."""
+        """The number of items for which the array has memory."""
         return self._capacity
 
     @property
     def closed(self) -> bool:
-        """Whether it has been closed."""
+        """Whether the array is closed."""
         return self._closed
 
     def __len__(self) -> int:
@@ -63,24 +63,24 @@ class GrowableBuffer(Closing):
         return super().__sizeof__() + (0 if self._area is None else len(self._area))
 
     def _map(self, capacity: int) -> None:
-        """Look at the memory as items; none yet: an empty view."""
+        """Set the view of the memory as items; it is empty if there is no memory yet."""
         self._capacity = capacity
         self._items = self._cast(b"" if self._area is None else self._area)
 
     def _cast(self, content: Any) -> memoryview[Any]:
-        """Look at bytes as items."""
+        """Return a view of bytes as items."""
         if not len(content):
             return memoryview(array.array(self._typecode))
         found: memoryview[Any] = memoryview(content).cast(self._typecode)  # type: ignore[call-overload]
         return found
 
     def _may_resize(self) -> None:
-        """Raise BufferError if something uses the memory, ValueError if it is closed."""
+        """Raise BufferError if an object uses the memory, ValueError if the array is closed."""
         self._check_open()
         if not self._lent:
             return
         if self._area is None:
-            self._lent = False  # nothing to use
+            self._lent = False  # there is no memory to use
             return
         self._items.release()
         try:
@@ -95,7 +95,7 @@ class GrowableBuffer(Closing):
         self._lent = False
 
     def _grow(self, count: int) -> None:
-        """Get room for *count* items, which is more than there is."""
+        """Get memory for *count* items, which is more than the capacity."""
         exact = mappings.round_up(count * self._itemsize)
         size = max(exact, 2 * self._capacity * self._itemsize, _FIRST * mappings.PAGE)
         try:
@@ -117,7 +117,7 @@ class GrowableBuffer(Closing):
         self._map(size // self._itemsize)
 
     def _room(self, count: int) -> None:
-        """Make sure that the length may become *count*; it always may stay what it is."""
+        """Make sure that the length may become *count*; an unchanged length is always allowed."""
         if count == self._length:
             self._check_open()
             return
@@ -126,10 +126,10 @@ class GrowableBuffer(Closing):
             self._grow(count)
 
     def reserve(self, count: int, /) -> None:
-        """Get memory for *count* items in all, so that it need not grow before.
+        """Get memory for *count* items in total, so that the array need not grow before.
 
-        Raises ValueError if *count* is negative, BufferError if something uses its memory,
-        MemoryError if there is no room.
+        Raises ValueError if *count* is negative, BufferError if an object uses the array's memory,
+        MemoryError if memory is short.
         """
         self._check_open()
         if operator.index(count) < 0:
@@ -138,15 +138,15 @@ class GrowableBuffer(Closing):
             self._room(count)
 
     def clear(self) -> None:
-        """Remove all items; the memory is kept. Raises BufferError if something uses it."""
+        """Remove all items and keep the memory. Raises BufferError if an object uses it."""
         self._may_resize()
         self._length = 0
         self._changes += 1
 
     def clear_decommit(self) -> None:
-        """Remove all items and give the memory back to the kernel; the capacity stays.
+        """Remove all items and return the memory to the kernel; the capacity stays.
 
-        Raises BufferError if something uses its memory.
+        Raises BufferError if an object uses the memory.
         """
         self.clear()
         if self._area is not None:
@@ -154,9 +154,9 @@ class GrowableBuffer(Closing):
             mappings.decommit(self._area, 0, len(self._area), rights)
 
     def close(self) -> None:
-        """Give the memory back; it can't be used any more. Does nothing the second time.
+        """Close the array and free its memory. A second call does nothing.
 
-        Raises BufferError if something still uses it: a memoryview, a numpy array.
+        Raises BufferError if an object such as a memoryview or a numpy array still uses the memory.
         """
         if self._closed:
             return

@@ -1,4 +1,4 @@
-"""What views and pages have in common: a stretch of memory that is indexed, exported, protected."""
+"""The common base of views and pages: memory that is indexed, exported and protected."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .closing import Closing
 __all__ = ["FREE", "MemoryRegion", "check_items", "runs"]
 
 FREE = Access.READ | Access.WRITE
-# The names of fields in what a buffer says of its items, as in "T{d:Offset:O:object:}".
+# The field names in a buffer's format, as in "T{d:Offset:O:object:}".
 _NAMES = re.compile(":[^:]*:")
-# Which values of a page's byte of rights allow what.
+# For each right, the values of a page's rights byte that include it.
 _ALLOW = {
     need: bytes(value for value in range(8) if value & need.value)
     for need in (Access.READ, Access.WRITE)
@@ -27,22 +27,22 @@ _ALLOW = {
 
 @exports_buffer
 class MemoryRegion(Closing):
-    """A stretch of memory of fixed address; the base of `View` and `Pages`.
+    """A region of memory with a fixed address; the base of `View` and `Pages`.
 
-    It is known what each page may be used for, so that what would crash is refused before.
+    It records the rights of each page, so that its methods raise an exception instead of crashing.
     """
 
     _kind: ClassVar[str] = "memory"
 
     def __init__(self, area: mmap.mmap | None, length: int, start: int = 0) -> None:
-        """Use *length* bytes of *area* from *start*, a page's first byte; no area: it is empty."""
+        """Use *length* bytes of *area* from *start*, the start of a page; None: an empty region."""
         self._area = area
         self._length = length
         self._start = start
         self._closed = False
-        # A byte for each page, once they are not all readable and writable.
+        # A byte for each page; None while all are readable and writable.
         self._rights: bytearray | None = None
-        # Counts what makes pointers into it worthless.
+        # Counts the changes that invalidate pointers into the memory.
         self._changes = 0
 
     def __len__(self) -> int:
@@ -54,18 +54,18 @@ class MemoryRegion(Closing):
 
     @property
     def size(self) -> int:
-        """Its length in bytes, rounded up to whole pages."""
+        """The length in bytes, rounded up to whole pages."""
         return mappings.round_up(self._length)
 
     @property
     def closed(self) -> bool:
-        """Whether it has been closed."""
+        """Whether it is closed."""
         return self._closed
 
     def close(self) -> None:
-        """Give the memory back. Does nothing the second time.
+        """Close it and free the memory. A second call does nothing.
 
-        Raises BufferError if something still uses it: a memoryview, a numpy array.
+        Raises BufferError if an object such as a memoryview or a numpy array still uses the memory.
         """
         if self._area is not None:
             try:
@@ -85,7 +85,7 @@ class MemoryRegion(Closing):
         if self._area is None:
             return memoryview(bytearray())
         self._check(0, self._length, Access.READ)
-        # The mapping itself counts who uses it.
+        # The mmap object counts its exports.
         view = memoryview(self._area)[self._start : self._start + self._length]
         if self._allows(0, self._length, Access.WRITE):
             return view
@@ -153,16 +153,16 @@ class MemoryRegion(Closing):
     # Rights
 
     def protect(self, where: slice | Access, access: Access | None = None) -> None:
-        """Set what may be done with pages of it from now on.
+        """Set the access rights of the memory, or of a slice of whole pages.
 
-        Whatever breaks this from C (a memoryview, numpy, an extension) crashes the process: in an
-        isolated child that is an error like any other. What goes through this object's own methods
-        is refused.
+        C code (a memoryview, numpy, an extension) that violates them crashes the process; in an
+        isolated child a crash is an ordinary error. This object's own methods raise PermissionError
+        instead.
 
         Args:
-            where: the slice, in bytes, beginning and ending at a page or at the end of all; left
-                out: everything.
-            access: what may be done.
+            where: a slice, in bytes, that begins and ends at a page boundary or at the end of the
+                memory; everything by default.
+            access: the access rights.
 
         Raises:
             ValueError: the slice is not made of whole pages, or WRITE and EXEC are combined.
@@ -188,7 +188,7 @@ class MemoryRegion(Closing):
         self._changes += 1
 
     def _whole_pages(self, where: slice) -> tuple[int, int]:
-        """Return beginning and size of a slice of whole pages."""
+        """Return the start and the size of a slice of whole pages."""
         self._check_open()
         page, size = mappings.PAGE, self.size
         start = 0 if where.start is None else operator.index(where.start)
@@ -227,13 +227,13 @@ class MemoryRegion(Closing):
 
 
 def check_items(given: memoryview, what: str) -> None:
-    """Raise TypeError if the items of a buffer are Python objects: addresses, good for nothing."""
+    """Raise TypeError if a buffer holds Python objects: their addresses mean nothing elsewhere."""
     if "O" in _NAMES.sub("", given.format):
         raise TypeError(f"an array of Python objects ({given.format!r}) can't be {what}")
 
 
 def runs(rights: bytearray | None, start: int, size: int) -> list[tuple[int, int, int]]:
-    """Split whole pages into those of the same rights: beginning, size and rights of each."""
+    """Split whole pages into runs with the same rights: start, size and rights of each."""
     page = mappings.PAGE
     if rights is None:
         return [(start, size, FREE.value)] if size else []
@@ -248,7 +248,7 @@ def runs(rights: bytearray | None, start: int, size: int) -> list[tuple[int, int
 
 
 def _check_exclusive(access: Access) -> None:
-    """Raise ValueError if *access* is to write and to run."""
+    """Raise ValueError if *access* has both WRITE and EXEC."""
     if Access.WRITE in access and Access.EXEC in access:
         raise ValueError(
             "memory is either writable or executable: write first, then protect(Access.READ | "
@@ -257,7 +257,7 @@ def _check_exclusive(access: Access) -> None:
 
 
 def _span(start: int, stop: int, step: int) -> tuple[int, int]:
-    """Return the first byte that a slice touches, and the one after the last."""
+    """Return the index of the first byte of a slice, and the index after its last byte."""
     touched = range(start, stop, step)
     if not touched:
         return 0, 0

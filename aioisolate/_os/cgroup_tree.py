@@ -1,8 +1,8 @@
 """The control groups of this process, and where it may make others for its children (Linux).
 
-Version 1 has a hierarchy for each controller, version 2 one for all; on a hybrid system some
-controllers are with the one and some with the other. What a path in /proc/self/cgroup means is
-told by the mounts alone: a container may see no more than a part of a hierarchy.
+Version 1 has one hierarchy for each controller, version 2 a single one for all. A hybrid system has
+some controllers in each version. Only the mounts tell which directory a path in /proc/self/cgroup
+stands for: a container may see only a part of a hierarchy.
 
 Where groups for children can be made:
 
@@ -46,7 +46,7 @@ __all__ = [
     "read",
 ]
 
-UNIFIED = ""  # stands for version 2, where others have the name of a controller
+UNIFIED = ""  # the key of version 2; the keys of version 1 are names of controllers
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 # What a group beside ours would escape. (A value that sets no limit starts with "max".)
@@ -54,12 +54,12 @@ _LIMITS = ("memory.max", "memory.high", "memory.swap.max", "pids.max", "cpu.max"
 
 
 class CgroupPosition(NamedTuple):
-    """The group of a process in one hierarchy.
+    """The cgroup of a process in one hierarchy.
 
     Attributes:
         version: 1 or 2.
-        top: the directory of the highest group that can be seen from here.
-        group: that of the process's own.
+        top: the directory of the highest visible cgroup.
+        group: the directory of the process's own cgroup.
     """
 
     version: int
@@ -68,18 +68,19 @@ class CgroupPosition(NamedTuple):
 
 
 def places() -> Mapping[str, CgroupPosition]:
-    """Return this process's groups by controller, `UNIFIED` for version 2; {} elsewhere."""
+    """Return this process's cgroups by controller (`UNIFIED` for version 2); {} if it has none."""
     return _places(os.getpid(), read("/proc/self", "cgroup") or "")
 
 
 @functools.lru_cache(4)
 def _places(_: int, groups: str) -> Mapping[str, CgroupPosition]:
-    # A process may be moved at any time; that its mounts change is too rare to look each time.
+    # A process may be moved at any time, so its cgroups are read each time; its mounts change too
+    # rarely for that.
     return places_in(groups, read("/proc/self", "mountinfo") or "")
 
 
 def places_in(groups: str, mounts: str) -> dict[str, CgroupPosition]:
-    """Work out the groups from the text of /proc/self/cgroup and of /proc/self/mountinfo."""
+    """Return the cgroups that /proc/self/cgroup and /proc/self/mountinfo describe."""
     mounted = dict(_mounted(mounts))
     found = {}
     for line in groups.splitlines():
@@ -87,7 +88,7 @@ def places_in(groups: str, mounts: str) -> dict[str, CgroupPosition]:
         version = 1 if controllers else 2
         for controller in controllers.split(","):
             for root, top in mounted.get((version, controller), ()):
-                # A group that is not below what is mounted can't be seen (and reads "/..").
+                # A cgroup outside the mounted part is not visible (its path starts with "/..").
                 inside = path.removeprefix(root) if root != "/" else path
                 if (inside == path and root != "/") or inside[:1] not in ("", "/"):
                     continue
@@ -99,7 +100,7 @@ def places_in(groups: str, mounts: str) -> dict[str, CgroupPosition]:
 
 
 def _mounted(mounts: str) -> Iterator[tuple[tuple[int, str], list[tuple[str, str]]]]:
-    """Yield what is mounted where, as pairs of (root of the mount, mount point)."""
+    """Yield the mounts of each hierarchy, as pairs of (root of the mount, mount point)."""
     found: dict[tuple[int, str], list[tuple[str, str]]] = {}
     for line in mounts.splitlines():
         before, _, after = line.partition(" - ")
@@ -118,12 +119,12 @@ def _unescaped(field: str) -> str:
 
 
 def place_of(controller: str, within: Mapping[str, CgroupPosition]) -> CgroupPosition | None:
-    """Return the place where the *controller* works: its own hierarchy, or the unified one."""
+    """Return the cgroup in which *controller* works: in its own hierarchy, or the unified one."""
     return within.get(controller) or within.get(UNIFIED)
 
 
 def above(place: CgroupPosition) -> Iterator[str]:
-    """Yield the process's own group, the one above it, and so on up to the highest."""
+    """Yield the process's own cgroup and its ancestors, up to the highest visible one."""
     group = place.group
     while True:
         yield group
@@ -133,9 +134,9 @@ def above(place: CgroupPosition) -> Iterator[str]:
 
 
 def read(directory: str, name: str) -> str | None:
-    """Return what a control file says, or None if there is none, or none for us."""
+    """Return the text of a control file, or None if it does not exist or is not readable."""
     try:
-        # Without Python's file objects, which cost several times the reading.
+        # Python's file objects would cost several times as much as the reads.
         fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
@@ -144,7 +145,7 @@ def read(directory: str, name: str) -> str | None:
         while part := os.read(fd, 1 << 16):
             parts.append(part)
     except OSError:
-        return None  # the group has just been removed
+        return None  # the cgroup has just been removed
     finally:
         os.close(fd)
     return os.fsdecode(b"".join(parts))
@@ -165,15 +166,15 @@ class Home(NamedTuple):
 
 
 class Delegation(NamedTuple):
-    """Where groups with a controller can be made; None: nowhere. In version 2 it is one place."""
+    """Where cgroups with each controller can be created, or None. Version 2 has one place."""
 
     memory: Home | None
     pids: Home | None
 
 
 def delegated() -> Delegation:
-    """Tell where this process may make groups; looked up once in each process."""
-    # A forked child may be in another group than its parent.
+    """Return where this process may create cgroups; the result is cached for each process."""
+    # A forked child may be in another cgroup than its parent.
     return _delegated(os.getpid())
 
 
@@ -183,7 +184,7 @@ def _delegated(_: int) -> Delegation:
 
 
 def delegated_at(within: Mapping[str, CgroupPosition]) -> Delegation:
-    """Tell where a process may make groups whose places are these."""
+    """Return where a process with these cgroups may create others."""
     found: dict[str, Home | None] = {"memory": None, "pids": None}
     for controller in found:
         if controller in within:
@@ -197,13 +198,13 @@ def _home_v1(place: CgroupPosition, controller: str) -> Home | None:
     if not _writable(place.group):
         return None
     if controller == "memory" and (read(place.group, "memory.use_hierarchy") or "0")[0] != "1":
-        return None  # our own limit would not hold for a group below; before Linux 5.11
+        return None  # before Linux 5.11: a child cgroup would escape this cgroup's limit
     return Home(1, place.group)
 
 
 def _home_v2(place: CgroupPosition, controller: str) -> Home | None:
     if read(place.group, "cgroup.type") is None:
-        directory = place.group  # the root of all: the only one without a type
+        directory = place.group  # the root, the only cgroup without a type
     elif place.group == place.top:
         return None
     else:
@@ -222,7 +223,7 @@ def _home_v2(place: CgroupPosition, controller: str) -> Home | None:
 
 
 def _may_stand_beside(group: str, directory: str) -> bool:
-    """Tell whether it is all right and possible to make another group beside our own."""
+    """Return whether a sibling of *group* may and can be created in *directory*."""
     if directory.endswith(".slice"):
         return False
     kind = read(directory, "cgroup.type")
@@ -232,5 +233,5 @@ def _may_stand_beside(group: str, directory: str) -> bool:
 
 
 def _writable(directory: str, name: str = "cgroup.procs") -> bool:
-    """Tell whether groups can be made there and processes be moved between those below it."""
+    """Return whether cgroups can be created there and processes moved between them."""
     return os.access(directory, os.W_OK | os.X_OK) and os.access(f"{directory}/{name}", os.W_OK)

@@ -1,4 +1,4 @@
-"""A view of the files of one's own (Linux): a root directory in which only some paths exist."""
+"""Give a process its own view of the file system: a root in which only some paths exist (Linux)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from . import namespaces
 
 __all__ = ["make_view"]
 
-# Directories that the new root may be mounted at; it is covered in this mount namespace only.
+# Directories at which the new root may be mounted; they are hidden in this mount namespace only.
 _STAGES = ("/tmp", "/mnt", "/media", "/srv", "/opt", "/home", "/var", "/run")  # noqa: S108
 _SPARE = ".old"
 _os: Any = os
 
 
 def make_view(paths: Iterable[str], directories: Iterable[str] = ()) -> None:
-    """Let nothing exist but *paths*, and empty *directories*, in this mount namespace.
+    """Make *paths* and empty *directories* all that exists in this mount namespace.
 
-    A file system in memory becomes the root, and what may be reached is mounted into it. To be
-    called in a mount namespace of one's own. Raises OSError, with the path that it is about.
+    A tmpfs becomes the root, and *paths* are mounted into it. The caller must be in a mount
+    namespace of its own. Raises OSError with the path that caused it.
     """
-    # Before anything is mounted: outside nobody is to see it.
+    # Before the first mount, so that no mount propagates to other namespaces.
     namespaces.seclude_mounts()
-    # A path is there as it was given, and where its links lead to.
+    # Each path is shown as given, and under its resolved name.
     resolve = _Resolver()
     sources = {path: resolve(path) for path in paths}
     sources.update({source: source for source in list(sources.values())})
@@ -46,23 +46,23 @@ def make_view(paths: Iterable[str], directories: Iterable[str] = ()) -> None:
 
 
 def _choose_stage(sources: Iterable[str]) -> str:
-    """Choose a directory to mount the new root at.
+    """Return a directory at which to mount the new root.
 
-    It is none of *sources* and in none of them: what is mounted there would be shown with them.
+    It is neither one of *sources* nor inside one: the new root would appear in its own view.
     """
     tops = [source.rstrip("/") + "/" for source in sources]
     for directory in _STAGES:
         stage = os.path.realpath(directory)
         if os.path.isdir(stage) and not any(f"{stage}/".startswith(top) for top in tops):
             return stage
-    raise OSError(errno.EBUSY, "no directory is left for another root to be mounted at", "/")
+    raise OSError(errno.EBUSY, "no directory is free to mount the new root at", "/")
 
 
 def _mount(stage: str, sources: Mapping[str, str], whole: Container[str]) -> None:
-    """Put the new root together: have each path show its source; the *whole* are directories."""
-    # A link instead of a mount, which costs much more: there are many libraries.
+    """Build the new root, in which each path shows its source; those in *whole* are directories."""
+    # Symbolic links where possible: there are many libraries, and a mount costs much more.
     links = {path for path, source in sources.items() if path != source and path not in whole}
-    # What is below the place where the new root is put together has to be opened before that.
+    # Sources below the stage must be opened before the new root covers them.
     held = {
         path: _open_source(source)
         for path, source in sources.items()
@@ -94,7 +94,7 @@ def _mount(stage: str, sources: Mapping[str, str], whole: Container[str]) -> Non
 
 
 def _open_source(path: str) -> tuple[int, str]:
-    """Open a directory, or the directory of a file; return the descriptor and the name in it."""
+    """Open a directory, or the directory of a file; return its descriptor and the name in it."""
     flags = _os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY
     try:
         return os.open(path, flags), "."
@@ -104,7 +104,7 @@ def _open_source(path: str) -> tuple[int, str]:
 
 
 class _Resolver:
-    """Follows links as `os.path.realpath` does, which looks at each directory again each time."""
+    """Resolves links like `os.path.realpath`, but caches directories."""
 
     def __init__(self) -> None:
         self._directories: dict[str, str] = {}

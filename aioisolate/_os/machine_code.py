@@ -1,4 +1,4 @@
-"""Calling machine code that lies in memory of ours."""
+"""Call machine code in this process's memory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["function_at", "publish_code"]
 
 
 def function_at(address: int, restype: Any, argtypes: Sequence[Any]) -> Callable[..., Any]:
-    """Return what calls the C function at *address*; the types are those of `ctypes`.
+    """Return a callable for the C function at *address*; the types are `ctypes` types.
 
-    Raises TypeError if they are none.
+    Raises TypeError if they are not.
     """
     return ctypes.CFUNCTYPE(restype, *argtypes)(address)
 
 
 def _find_flush() -> Any:
-    """Find what makes newly written code visible to the processor, where that is needed.
+    """Return the function that makes newly written code visible to the processor, or None.
 
-    x86 sees to it by itself; on others a C compiler's or the system's library has it.
+    x86 needs none; on other machines it is in the compiler's or the system's library.
     """
     if os.uname().machine.lower() in ("x86_64", "amd64", "i386", "i686"):
         return None
@@ -34,7 +34,7 @@ def _find_flush() -> Any:
     try:
         flush = getattr(ctypes.CDLL(library), name)
     except (OSError, AttributeError):
-        return None  # the kernel does it when pages become executable for the first time
+        return None  # the kernel does this when pages first become executable
     flush.restype = None
     flush.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     return flush
@@ -44,7 +44,7 @@ _flush = _find_flush()
 
 
 def publish_code(address: int, size: int) -> None:
-    """Let the processor forget what it knows of code that was at *address* before."""
+    """Flush the processor's instruction cache for the memory at *address*."""
     if _flush is not None:
-        # One wants the size, the other the end.
+        # sys_icache_invalidate takes the size, __clear_cache the end.
         _flush(address, size if sys.platform == "darwin" else address + size)

@@ -1,10 +1,10 @@
-"""The threads of this process that Python did not start, and whose code they run (Linux).
+"""Find the threads that Python did not start, and the libraries that started them (Linux).
 
-Most of them have no name of their own but the program's. What tells them apart is the library that
-they were started in. Each thread's description (``struct pthread``) lies at the end of its stack
-and holds the address of its first function; the kernel tells where it is, since the list of robust
-locks begins there (get_robust_list). Behind it, on the stack, are the addresses that its first
-functions return to. /proc/self/maps tells which file an address is from.
+Most of these threads have the program's name, so the library that started a thread identifies it.
+A thread's descriptor (``struct pthread``) lies at the end of its stack and holds the address of its
+first function. The kernel knows the descriptor's place, because the list of robust locks begins
+there (get_robust_list). The return addresses of the first functions are on the stack next to it.
+/proc/self/maps maps an address to a file.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from .syscalls import machine, syscall
 __all__ = ["PYTHON", "NativeThread", "count", "describe", "strangers"]
 
 _TASKS = "/proc/self/task"
-# What starts threads for others, or is on everybody's stack.
+# Libraries that start threads for others, or are on the stack of every thread.
 _RUNTIME = ("libc.so", "libc-", "ld-", "ld.", "libpthread", "libstdc++", "libgcc_s", "libc++", "[")
-# In place of the name of a thread's library: the interpreter itself.
+# The library name that stands for the interpreter itself.
 PYTHON = "python"
-# The first function's address comes so many bytes behind the list of robust locks; the addresses
-# on the stack come before it. (Measured with glibc 2.36: 0x360, and some hundreds.)
+# The first function's address is within this many bytes after the list of robust locks; the return
+# addresses on the stack are before it. (Measured with glibc 2.36: 0x360, and some hundreds.)
 _BEHIND = 0x800
 _WORD = struct.calcsize("P")
-# From which library each first function is that was met: saves looking at /proc/self/maps, which
-# takes a millisecond where there are many.
+# The library of each known first function: a cache, since reading a long /proc/self/maps takes a
+# millisecond.
 _starts: dict[int, str] = {}
 
 
@@ -43,9 +43,9 @@ class NativeThread(NamedTuple):
     """A thread.
 
     Attributes:
-        name: as the kernel has it, 15 characters at most; "" if it is that of the program.
-        library: the path of the file whose code it was started in, `PYTHON`, or "" if unknown.
-        runs_python: it has called Python code, or was started to.
+        name: the kernel's name for it, at most 15 characters; "" if it is the program's.
+        library: the path of the file whose code started it, `PYTHON`, or "" if unknown.
+        runs_python: the thread runs Python code, or was started by the interpreter.
     """
 
     name: str
@@ -54,7 +54,7 @@ class NativeThread(NamedTuple):
 
 
 def count() -> int:
-    """Count the threads of this process, those of Python included; 0 if nothing tells."""
+    """Return the number of this process's threads, Python's included; 0 if it is unknown."""
     try:
         return max(0, os.stat(_TASKS).st_nlink - 2)
     except OSError:
@@ -62,9 +62,9 @@ def count() -> int:
 
 
 def strangers() -> list[int]:
-    """List the threads, by the kernel's numbers, that `threading` does not know of.
+    """Return the native ids of the threads that `threading` does not know.
 
-    Raises OSError if nothing tells.
+    Raises OSError if /proc is not readable.
     """
     known = {thread.native_id for thread in threading.enumerate()}
     known.add(get_native_id())
@@ -72,17 +72,17 @@ def strangers() -> list[int]:
 
 
 def describe(numbers: Iterable[int]) -> list[NativeThread]:
-    """Describe threads, but for those that have ended or not begun, and the kernel's own.
+    """Describe threads, except those that have ended or not begun, and kernel threads.
 
-    Raises OSError if nothing tells.
+    Raises OSError if the descriptors of threads can't be found.
     """
     if not _description_of(get_native_id()):
-        raise OSError(errno.ENOSYS, "the C library says only later where threads are described")
-    # Of threads that are in Python code. (A copy: the frames would include this one.)
+        raise OSError(errno.ENOSYS, "the C library has not registered the thread's descriptor yet")
+    # Threads in Python code. (Only the keys are kept: the frames would include this one.)
     idents = set(sys._current_frames())
-    # Not counted, since started by others: the main thread, and such as have asked for a name.
+    # Without the main thread and foreign threads ("Dummy-"), which `threading` did not start.
     started = [t for t in threading.enumerate() if not t.name.startswith(("Dummy-", "MainThread"))]
-    unknown = _count() > len(started)  # there are some that `threading` did not start
+    unknown = _count() > len(started)  # `_thread` has started some without `threading`
     program = _name_of(os.getpid())
     found = []
     with _Memory() as memory:
@@ -94,7 +94,7 @@ def describe(numbers: Iterable[int]) -> list[NativeThread]:
                 continue
             if at:
                 library = memory.library_of(at)
-                # A thread's identifier is the address of its description.
+                # A thread's identifier is the address of its descriptor.
                 runs = any(abs(ident - at) < _BEHIND for ident in idents)
                 runs |= unknown and library == PYTHON
                 found.append(NativeThread("" if name == program else name, library, runs))
@@ -107,13 +107,13 @@ def _name_of(number: int) -> str:
 
 
 def _description_of(number: int) -> int:
-    """Return an address in the description of a thread; 0 if it has none (yet).
+    """Return an address in a thread's descriptor; 0 if the thread has none (yet).
 
-    Raises OSError if nothing tells, ProcessLookupError if the thread has ended.
+    Raises OSError if it can't be found, ProcessLookupError if the thread has ended.
     """
     kind = machine()
     if kind is None:
-        raise OSError(errno.ENOSYS, "the number of a system call is not known here")
+        raise OSError(errno.ENOSYS, "no system call numbers are known for this machine")
     head, size = ctypes.c_size_t(0), ctypes.c_size_t(0)
     call = NUMBERS[kind]["get_robust_list"]
     syscall(call, number, ctypes.byref(head), ctypes.byref(size))
@@ -121,14 +121,14 @@ def _description_of(number: int) -> int:
 
 
 class _Memory:
-    """The address space of this process: what is where, and what it holds."""
+    """The address space of this process: its mapped files and its content."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._code: list[tuple[int, int, str]] = []
 
     def __enter__(self) -> Self:
-        # Read through the file: a stack may be gone, which costs an error and not the process.
+        # Through the file, since a stack may be unmapped: then the read fails instead of crashing.
         self._file = open("/proc/self/mem", "rb", buffering=0)
         return self
 
@@ -136,7 +136,7 @@ class _Memory:
         self._file.close()
 
     def library_of(self, at: int) -> str:
-        """Name the library in which the thread was started whose description is at *at*."""
+        """Return the library that started the thread whose descriptor is at *at*."""
         words = self._words(at, _BEHIND)
         for word in _starts.keys() & words:
             return _starts[word]
@@ -144,8 +144,8 @@ class _Memory:
         if library and not _is_runtime(library):
             _starts[start] = library
             return library
-        # It was started by a library for another one, whose function was called next.
-        for size in (0x4000, 0x1000, at & 0xFF8):  # there may be less that can be read
+        # A runtime library started the thread for another library, whose function it called next.
+        for size in (0x4000, 0x1000, at & 0xFF8):  # less may be readable
             if words := self._words(at - size, size):
                 break
         called = (library for _, library in self._code_among(words[::-1]))
@@ -160,7 +160,7 @@ class _Memory:
         return struct.unpack_from(f"{count}P", data)
 
     def _code_among(self, words: Iterable[int]) -> Iterator[tuple[int, str]]:
-        """Find those words that point to code, and the files that it is from."""
+        """Yield the words that point to code, with the files of that code."""
         for word in words:
             if word > 0xFFFF and (path := self._file_of(word)):
                 yield word, path
@@ -180,7 +180,7 @@ def _is_runtime(path: str) -> bool:
 
 
 def _mapped_code() -> list[tuple[int, int, str]]:
-    """List what is mapped to be executed: start, end, path."""
+    """Return the executable mappings: start, end, path."""
     found = []
     python = ctypes.cast(ctypes.pythonapi.Py_GetVersion, ctypes.c_void_p).value or 0
     with open("/proc/self/maps", "rb") as file:

@@ -1,4 +1,4 @@
-"""What this platform offers, found out once by trying; for sandboxes it is in `containment`."""
+"""The features of this platform, found by one attempt; `containment` has those for sandboxes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["Containment", "Features", "containment", "current"]
 
 
 class Features(NamedTuple):
-    """What a call can count on here.
+    """The features of this platform that calls use.
 
     Attributes:
         platform: `sys.platform`.
-        waitid: os.waitid exists; without it no reaper is safe.
-        memfd: large results can travel through sealed anonymous memory.
-        parent_death_signal: the kernel kills children whose parent died.
+        waitid: os.waitid exists; without it children can't be reaped safely.
+        memfd: large results can be passed in sealed anonymous memory.
+        parent_death_signal: the kernel kills children whose parent has ended.
     """
 
     platform: str
@@ -31,7 +31,7 @@ class Features(NamedTuple):
 
 @functools.cache
 def current() -> Features:
-    """Return what this platform offers."""
+    """Return the features of this platform."""
     return Features(
         platform=sys.platform,
         waitid=hasattr(os, "waitid"),

@@ -1,8 +1,8 @@
-"""How many processes and threads this process's user has, as the kernel counts them (Linux).
+"""Count the processes and threads of this process's user, as the kernel does (Linux).
 
-No call tells that. But a process that is about to be made is counted, and refused by RLIMIT_NPROC
-(EAGAIN), before the kernel finds out that it can't write down that process's descriptor (EFAULT).
-So nothing is ever made here, and each question costs a few microseconds.
+No system call returns this number. But clone checks RLIMIT_NPROC (EAGAIN) before the address to
+which it writes the new process's pidfd (EFAULT). With an invalid address it never creates a
+process, and each attempt costs a few microseconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .syscalls import syscall
 __all__ = ["CLONE_FLAGS", "NOWHERE", "count_tasks", "is_counted"]
 
 _CLONE = {"x86_64": 56, "aarch64": 220}
-# CLONE_PIDFD, CLONE_VM, CLONE_FS, CLONE_FILES, CLONE_SIGHAND, and SIGCHLD: nothing is copied.
+# CLONE_PIDFD, CLONE_VM, CLONE_FS, CLONE_FILES, CLONE_SIGHAND, and SIGCHLD: clone copies nothing.
 CLONE_FLAGS = 0x1000 | 0x100 | 0x200 | 0x400 | 0x800 | 17
 # An address that no process can write to.
 NOWHERE = -8
@@ -26,10 +26,10 @@ _resource: Any = resource
 
 
 def _is_refused() -> bool:
-    """Tell whether one process more would be one too many."""
+    """Return whether RLIMIT_NPROC forbids another process."""
     number = _CLONE.get(syscalls.machine() or "")
     if number is None:
-        raise OSError(errno.ENOSYS, "system calls of this machine are not known")
+        raise OSError(errno.ENOSYS, "no system call numbers are known for this machine")
     try:
         syscall(number, CLONE_FLAGS, 0, NOWHERE, 0, 0)
     except OSError as exc:
@@ -38,14 +38,16 @@ def _is_refused() -> bool:
         if exc.errno == errno.EFAULT:
             return False
         raise
-    raise OSError(errno.EINVAL, "a process was made where none can be")  # never, see NOWHERE
+    raise OSError(
+        errno.EINVAL, "clone created a process despite an invalid address"
+    )  # never, see NOWHERE
 
 
 def count_tasks() -> int:
-    """Count the processes and threads that count for RLIMIT_NPROC.
+    """Return the number of processes and threads that count towards RLIMIT_NPROC.
 
-    The soft limit is changed meanwhile, and put back. Raises OSError if the limit does not hold
-    for this process, or if the kernel can't be asked.
+    Changes the soft limit temporarily. Raises OSError if the limit does not apply to this process,
+    or if the number can't be found.
     """
     which = _resource.RLIMIT_NPROC
     soft, hard = resource.getrlimit(which)
@@ -76,7 +78,7 @@ def count_tasks() -> int:
 
 
 def is_counted() -> bool:
-    """Tell whether RLIMIT_NPROC holds for this process at all."""
+    """Return whether RLIMIT_NPROC applies to this process."""
     try:
         count_tasks()
     except OSError:

@@ -1,8 +1,8 @@
-"""Processes that remove what others have left in /dev/shm: multiprocessing's resource trackers.
+"""The resource trackers of multiprocessing and loky, which clean up /dev/shm.
 
-A tracker has the read end of a pipe. Once nobody has the other end any more, it unlinks what is
-registered and ends: semaphores, shared memory, joblib's folders. It belongs to the process group of
-the child that has started it; killed with that group, it would leave all of it behind.
+A tracker has the read end of a pipe. When all write ends are closed, it unlinks what is registered
+(semaphores, shared memory, joblib's folders) and ends. It belongs to the process group of the child
+that started it; a tracker that is killed with that group leaves all of this behind.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from collections.abc import Iterator
 
 __all__ = ["PATIENCE", "SparedTracker", "end_all_others", "find"]
 
-# On the command line of multiprocessing's and of loky's, which is joblib's.
+# In the command lines of multiprocessing's tracker and of loky's, which joblib uses.
 _MARK = b"resource_tracker import main"
 _LINUX = sys.platform == "linux"
 _SIGKILL, _SIGSTOP, _SIGCONT = map(int, (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT))
-# So many are not asked one by one: an event loop waits for this.
+# The most members of a group that are examined one by one: an event loop waits meanwhile.
 _OTHERS_MAX = 200
-# So many seconds a tracker that was spared may sleep, and so many it may take in all: on a machine
-# with much else to do, the start of its interpreter alone takes longer than the first.
+# How long, in seconds, a spared tracker may sleep, and how long it may take in all: on a busy
+# machine, the start of its interpreter alone takes longer than the former.
 PATIENCE = 2.0
 _PATIENCE_MAX = 15.0
-# So long, in seconds, one look waits for processes in the middle of execve().
+# How long, in seconds, one search waits for processes in the middle of execve().
 _EXEC_PATIENCE = 0.002
 
 
 def find(leader: int, *, all_numbers: bool = False) -> tuple[list[int], list[int]]:
-    """List the trackers of a process group and its other members, its leader excepted.
+    """Return the trackers of a process group and its other members, except the leader.
 
-    The leader has not been collected: so its number is that of this group. *all_numbers*: look for
-    those, too, that were given out before its own: all have been, since.
+    The leader must not have been reaped, so that its pid is the id of this group. If *all_numbers*
+    is true, also examine pids that are not between the leader's and the last one: pids may have
+    wrapped around completely.
     """
     trackers: list[int] = []
     others: list[int] = []
@@ -46,11 +47,12 @@ def find(leader: int, *, all_numbers: bool = False) -> tuple[list[int], list[int
 
 
 def end_all_others(leader: int, *, alive: bool = False) -> list[int]:
-    """Kill a group without its trackers and its leader, if it has any; return those.
+    """If a group has trackers, kill its other members except the leader; return the trackers.
 
-    Nothing: it has none, or too many others. Then the group is to be killed.
+    Return [] if the group has no trackers or too many other members; then the caller must kill the
+    whole group.
 
-    *alive*: its leader is, so one look tells whether there can be any.
+    *alive*: the leader is alive, so a look at its children tells whether it can have trackers.
     """
     if not _LINUX or (alive and not _has_children(leader)):
         return []
@@ -58,7 +60,7 @@ def end_all_others(leader: int, *, alive: bool = False) -> list[int]:
     if not trackers or len(others) > _OTHERS_MAX:
         return []
     try:
-        # Or there might be such as fork and end all the time, faster than they can be looked for.
+        # Otherwise members could fork and exit faster than they can be listed.
         os.killpg(leader, _SIGSTOP)
         trackers, others = find(leader, all_numbers=True)
         if len(others) > _OTHERS_MAX:
@@ -66,7 +68,7 @@ def end_all_others(leader: int, *, alive: bool = False) -> list[int]:
         for pid in others:
             _send(pid, _SIGKILL)
     except OSError:
-        return []  # somebody else's, or a filter forbids it: then the whole group is to be killed
+        return []  # another user's, or a filter forbids it: the caller must kill the whole group
     finally:
         for pid in trackers:
             _send(pid, _SIGCONT)
@@ -74,7 +76,7 @@ def end_all_others(leader: int, *, alive: bool = False) -> list[int]:
 
 
 class SparedTracker:
-    """The time that a tracker may take that was spared."""
+    """The time limit of a spared tracker."""
 
     __slots__ = ("_begun", "_pid", "since")
 
@@ -85,10 +87,10 @@ class SparedTracker:
         self.since = self._begun
 
     def is_late(self) -> bool:
-        """Return whether the tracker has had its time.
+        """Return whether the tracker has exceeded its time.
 
-        A tracker sleeps only while another process has the other end of its pipe; and those have
-        been killed.
+        A tracker sleeps only while another process has the write end of its pipe; those processes
+        have been killed.
         """
         now = time.monotonic()
         if now - self._begun > _PATIENCE_MAX:
@@ -113,7 +115,7 @@ def _send(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
     except (ProcessLookupError, PermissionError):
-        pass  # it has ended; or it has another user
+        pass  # it has ended, or has another user
 
 
 def _has_children(pid: int) -> bool:
@@ -123,7 +125,7 @@ def _has_children(pid: int) -> bool:
                 if file.read(1):
                     return True
     except OSError:
-        pass  # it has ended; or there is no such file here
+        pass  # it has ended, or this system has no such file
     return False
 
 
@@ -132,8 +134,8 @@ def _members(leader: int, *, all_numbers: bool) -> Iterator[int]:
         names = os.listdir("/proc")
     except OSError:
         return
-    # Numbers are given out in turn: what the leader has started has one of those since its own.
-    # On a host with thousands of processes it would take long to ask all of them.
+    # The kernel assigns pids in sequence: processes that the leader started have pids after its
+    # own. Examining all of them takes long on a host with thousands of processes.
     last = _last_pid()
     for name in names:
         if not name.isdecimal() or int(name) == leader:
@@ -150,12 +152,12 @@ def _members(leader: int, *, all_numbers: bool) -> Iterator[int]:
 
 
 def _is_between(pid: int, first: int, last: int) -> bool:
-    """Tell whether a number was given out after *first*, and no later than *last*."""
+    """Return whether a pid was assigned after *first*, and not after *last*."""
     return first < pid <= last if first <= last else pid > first or pid <= last
 
 
 def _last_pid() -> int:
-    """Return the process id that was given out last; a number above all if that is not known."""
+    """Return the pid that was assigned last, or a number above all pids if it is unknown."""
     try:
         with open("/proc/loadavg", "rb") as file:
             return int(file.read().rsplit(maxsplit=1)[-1])
@@ -167,8 +169,8 @@ def _is_tracker(pid: int, until: float = 0.0) -> bool:
     """Return whether a process is a tracker, or may be about to become one.
 
     In the middle of execve(), when vfork() has already returned in its parent, a process has no
-    command line. One that still has none at the time *until* is taken for a tracker: those that are
-    spared are killed a little later if they have not ended.
+    command line. A process that still has none at the time *until* counts as a tracker: spared
+    processes are killed a little later if they have not ended.
     """
     while not (line := _command_line(pid)):
         if line is None or time.monotonic() >= until:

@@ -1,4 +1,4 @@
-"""Shared mappings of this process: memory that is somebody else's as well."""
+"""The shared mappings of this process: memory that other processes may share."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class SharedMapping(NamedTuple):
     """A part of the address space.
 
     Attributes:
-        address, size: where it is, in bytes.
-        name: the path of the file, or what the kernel calls it.
+        address, size: its address, and its size in bytes.
+        name: the path of the file, or the kernel's name for it.
     """
 
     address: int
@@ -22,14 +22,15 @@ class SharedMapping(NamedTuple):
 
 
 def shared(proc: int | None = None) -> list[SharedMapping]:
-    """List the shared mappings that are writable, or that anybody here can make so.
+    """Return the shared mappings that are writable, or that this process can make writable.
 
-    A mapping that is read-only by its rights alone counts: its file was opened for writing, and a
-    call of mprotect makes it writable. Where the file was opened for reading, or is sealed, the
-    kernel refuses that call. Only an attempt tells the two apart everywhere (/proc/self/smaps does,
-    too, but not every kernel has that); the rights are put back.
+    A read-only mapping is included if its file was opened for writing: mprotect can make it
+    writable. If the file was opened for reading, or is sealed, the kernel refuses mprotect. Only an
+    attempt tells the two apart everywhere (/proc/self/smaps does, too, but not every kernel has
+    it); the protection is restored.
 
-    *proc*: a descriptor of /proc, where that is not in its place. Nothing is found without /proc.
+    *proc* is a descriptor of procfs, needed where it is not mounted at /proc. Without procfs the
+    result is empty.
     """
     return [
         mapping
@@ -39,10 +40,10 @@ def shared(proc: int | None = None) -> list[SharedMapping]:
 
 
 def leave_rings(proc: int | None = None) -> None:
-    """Lose the rings of io_uring, in a copy of the process whose event loop has them.
+    """Unmap the io_uring rings of the parent's event loop, in a forked copy of the parent.
 
-    Whoever writes to a ring gives orders to the kernel in the name of that process. Zeros take
-    their place, since the copy of the loop still knows the addresses. Raises OSError.
+    A process that writes to a ring submits operations to the kernel on behalf of the parent. Zeros
+    replace the rings, since the copy of the loop still has their addresses. Raises OSError.
     """
     for mapping, _ in _all_shared(proc):
         if mapping.name == "anon_inode:[io_uring]":

@@ -1,4 +1,4 @@
-"""What the filters of `warnings` say, which there is no public way to ask."""
+"""Query the filters of `warnings`, for which there is no public API."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["action_for", "filters"]
 
 
 def filters() -> Sequence[Any]:
-    """Return the filters that are in force, first things first."""
+    """Return the active filters, in the order in which they are tried."""
     # With `-X context_aware_warnings` (Python 3.14, the default without a GIL) each context has its
-    # own.
+    # own filters.
     current = getattr(warnings, "_get_filters", None)
     found: Sequence[Any] = warnings.filters if current is None else current()
     return found
@@ -25,9 +25,9 @@ def action_for(
     line: int,
     among: Iterable[Any] | None = None,
 ) -> str:
-    """Return what is done with a warning: "default", "error", "ignore", ...
+    """Return the action for a warning: "default", "error", "ignore", ...
 
-    *among*: the filters to ask, if not those in force.
+    *among* are the filters to try instead of the active ones.
     """
     for action, message, kind, name, number in filters() if among is None else among:
         if (
@@ -41,5 +41,5 @@ def action_for(
 
 
 def _matches(pattern: Any, text: str) -> bool:
-    # Filters that are there from the beginning are plain text.
+    # The patterns of Python's initial filters are plain strings.
     return text == pattern if isinstance(pattern, str) else pattern.match(text) is not None

@@ -115,7 +115,7 @@ def test_making_one(kind):
 
 @pytest.mark.parametrize("code", ["u", "w", "", "?"])
 def test_it_is_for_numbers(code):
-    with pytest.raises(ValueError, match="no typecode of numbers"):
+    with pytest.raises(ValueError, match="not a numeric typecode"):
         PagedArray(code)
 
 

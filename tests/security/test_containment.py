@@ -257,7 +257,7 @@ def test_what_is_short_for_a_moment_is_no_verdict(place, name, monkeypatch):
 
     monkeypatch.setattr(place, name, refuse)
     module._containment.cache_clear()
-    with pytest.raises(OSError, match="tried out") as caught:
+    with pytest.raises(OSError, match="while testing") as caught:
         containment()
     assert caught.value.errno == errno.EMFILE
     monkeypatch.undo()
@@ -271,14 +271,14 @@ def test_an_attempt_that_is_killed_is_none_that_holds(monkeypatch):
     monkeypatch.setattr(namespaces, "unshare", die)
     found = module._attempt_all()
     assert not found.get("namespaces")
-    assert "was ended" in found["why_no_namespaces"]
+    assert "was killed" in found["why_no_namespaces"]
     monkeypatch.undo()
     if not HERE.view:
         return
     monkeypatch.setattr(namespaces, "seclude_mounts", die)
     found = module._attempt_all()
     assert found["namespaces"] == HERE.namespaces
-    assert "was ended" in found["why_no_view"]
+    assert "was killed" in found["why_no_view"]
 
 
 def test_a_process_that_is_not_dumpable_is_tried_out_in_a_program():
@@ -288,7 +288,7 @@ def test_a_process_that_is_not_dumpable_is_tried_out_in_a_program():
 @pytest.mark.parametrize("program", ["/nothing/here", "here", "", None])
 def test_a_program_that_can_not_be_started_proves_nothing(monkeypatch, program):
     monkeypatch.setattr(sys, "executable", program)
-    assert "could not be tried" in module._attempt_in_program()["why_no_namespaces"]
+    assert "could not be tested" in module._attempt_in_program()["why_no_namespaces"]
 
 
 def test_a_frozen_application_is_not_started(monkeypatch):
@@ -391,7 +391,7 @@ def test_a_broken_program_proves_nothing(monkeypatch):
         return subprocess.CompletedProcess([], 0, b"")
 
     monkeypatch.setattr(subprocess, "run", broken)
-    assert "could not be tried" in module._attempt_in_program()["why_no_namespaces"]
+    assert "could not be tested" in module._attempt_in_program()["why_no_namespaces"]
 
 
 # Counting
