@@ -1,13 +1,13 @@
 """Run any function in a throw-away copy of your process, from asyncio."""
 
-# First: whatever fails below, as in a package that is just being upgraded, the version is known.
+# First, so the version is known even if an import below fails, as in a package being upgraded.
 __version__ = "0.1.0"
 
-# What is named here is imported when it is first used: a fork server, which imports parts of this
+# Public names are imported when they are first used: a fork server, which imports parts of this
 # package and is forked again and again, must stay small.
 from typing import TYPE_CHECKING
 
-__import__(f"{__name__}._os")  # refuses to be imported where this can't work, even if that is lazy
+__import__(f"{__name__}._os")  # raises where this can't work, even if imports are lazy
 
 if TYPE_CHECKING:
     from ._child.progress import report_progress
@@ -112,7 +112,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    from importlib import import_module  # noqa: PLC0415 - as said above
+    from importlib import import_module  # noqa: PLC0415 - lazy, see above
 
     for home, names in _HOMES.items():
         if name in names:

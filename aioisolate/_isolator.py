@@ -62,68 +62,69 @@ _STARTS = ("fork", "zygote", "template")
 
 
 class Isolator:
-    """Isolated calls as a service: one fork server, warm children, a queue with bounds.
+    """Isolated calls as a service: one fork server, warm children, a bounded queue.
 
-    To be entered in an application's lifespan, and used by all its tasks::
+    Enter it in an application's lifespan, and use it in all its tasks::
 
         async with Isolator(preload=["myapp.parsers"], warm=2) as iso:
             result = await iso.run(parse, upload, timeout=5)
 
     Args:
-        start: where children come from. ``"zygote"``: a fresh, single-threaded interpreter that
-            has imported *preload*; functions and arguments are pickled, what ``__main__``
-            defines, lambdas and closures by cloudpickle. ``"template"``: a copy of this process
-            taken when the Isolator is entered; functions that existed then are as they were
-            then. ``"fork"``: this process, at each call, as with `run_isolated`.
-        preload: names of modules that are imported when the Isolator is entered, not in each child;
+        start: how children are created. ``"zygote"``: forked from a fresh, single-threaded
+            interpreter that has imported *preload*; functions and arguments are pickled, by
+            cloudpickle if they are defined in ``__main__``, lambdas or closures. ``"template"``:
+            forked from a copy of this process made when the Isolator is entered; functions that
+            existed then are as they were then. ``"fork"``: forked from this process, at each call,
+            as with `run_isolated`.
+        preload: names of modules to import when the Isolator is entered, and not in each child;
             lazy imports, too. The fork server imports them, a template after it was copied. With
-            ``start="fork"`` it is this process, in the event loop's thread, since it is that one
-            which is copied; each import holds up the loop (nothing, if the module is there). Where
-            a sandbox has a data-only codec, children find an empty file in the place of what these
-            modules have open, and shared memory that can be written is refused.
-        warm: how many children to keep forked ahead of need. Each serves one call. With
+            ``start="fork"`` this process imports them, in the event loop's thread, since that is
+            the thread that forks; each import blocks the loop (unless the module is already
+            imported). Under a data-only codec, children find an empty file in place of the files
+            that these modules have open, and writable shared memory is refused.
+        warm: how many children to fork ahead of need. Each serves one call. With
             ``start="fork"`` there are none, and this is ignored.
         max_concurrency: how many calls may run at once; a number, or an
             `anyio.CapacityLimiter` that may be shared. None: as many as there are CPUs, by
             affinity and cgroup quota. Further calls wait, first come, first served.
-        max_queue: how many calls may wait; one more is refused, which is safe to retry. None:
+        max_queue: how many calls may wait; further calls are refused, which is safe to retry. None:
             any number.
         queue_timeout: how many seconds a call may wait for its turn; then it is refused, which is
-            safe to retry (``Reason.QUEUE_TIMEOUT``). None: any number. From its turn on
-            *timeout* and *start_timeout* count, which the time that pickling the arguments takes is
-            part of.
+            safe to retry (``Reason.QUEUE_TIMEOUT``). None: no limit. *timeout* and
+            *start_timeout* count from the call's turn on, the time for pickling the arguments
+            included.
         python: the program of the zygote's interpreter, an absolute path; of the same version and
-            build as this process's. None: `sys.executable`. For where that is no interpreter: a
-            frozen application, an embedded Python. Other starts need none, and ignore it.
-        env: the children's whole environment. None: this process's, as it is when entered, or with
-            ``start="fork"`` at each call. A zygote is started with it, a template sets it before
-            *preload*. With ``start="fork"`` each child sets it before fn is called, for
-            `os.environ` and C code; what a library has read when it was loaded stays as it is.
-        limits: what each call may consume; a call's own go first, one by one.
-        sandbox: what the children may reach; applied once in the fork server, as far as children
-            share it. *env* is the sandbox's unless it is given.
+            build as this process's. None: `sys.executable`. Needed where that is not an
+            interpreter: in a frozen application, an embedded Python. Other starts ignore it.
+        env: the children's whole environment. None: this process's, as it is when the Isolator is
+            entered, or with ``start="fork"`` at each call. A zygote is started with it, a template
+            sets it before *preload*. With ``start="fork"`` each child sets it before fn is called,
+            for `os.environ` and C code; values that a library read when it was loaded do not
+            change.
+        limits: the resources that each call may use; a call's own limits take precedence.
+        sandbox: the resources that children may access; applied once in the fork server, as far as
+            children share it. *env* is the sandbox's unless it is given.
         drain: how many seconds leaving ``async with`` and `aclose` wait for calls that run or wait;
-            then these are ended. None: as long as they take, which may be for ever. The default
-            leaves a server some of the 30 seconds for the rest of its end that it usually has
-            between SIGTERM and SIGKILL.
+            then these are ended. None: no limit. The default leaves a server time for the rest of
+            its shutdown, of the 30 seconds that are usual between SIGTERM and SIGKILL.
         codec, timeout, grace, stdin, output, start_timeout, exit_timeout: defaults for each call;
             see `run_isolated`.
 
     Raises:
         TypeError, ValueError: an argument makes no sense.
 
-    It belongs to the process and the event loop that enter it. When it has been closed it can be
-    entered again, in another event loop, too; its figures begin anew, and an executor of before
-    stays closed. (A limiter given as *max_concurrency* stays the same one.) To enter it while it is
-    entered is a RuntimeError. In a forked copy of that process (a child of `multiprocessing`'s,
-    say) it owns nothing: leaving its context or dropping it there does nothing, and using it there,
-    `aclose` included, is a RuntimeError.
+    An Isolator belongs to the process and the event loop that enter it. When it has been closed, it
+    can be entered again, in another event loop, too; its figures begin anew, and an earlier
+    executor stays closed. (A limiter given as *max_concurrency* stays the same one.) Entering it
+    while it is entered raises RuntimeError. In a forked copy of that process (a child of
+    `multiprocessing`, for example) it owns nothing: leaving its context or dropping it there does
+    nothing, and using it there, `aclose` included, raises RuntimeError.
 
-    Calls may be made as soon as it is being entered; they wait for that.
+    Calls may be made as soon as the Isolator is being entered; they wait until it is open.
 
     Entering it raises `CallableDidNotExecuteError` if the fork server can't be started or can't
-    import what it should (the error's text has the traceback), or if the Isolator is closed
-    meanwhile (``Reason.CLOSED``). Calls that wait by then raise the same; if entering is cancelled,
+    import *preload* (the message has the traceback), or if the Isolator is closed meanwhile
+    (``Reason.CLOSED``). Calls that are waiting then raise the same; if entering is cancelled,
     ``Reason.CLOSED``.
     """
 
@@ -178,7 +179,7 @@ class Isolator:
         def make_source(backend: AsyncBackend) -> Source:
             policy = None
             if sandbox is not None:
-                from ._call.confinement import make_policy  # noqa: PLC0415 - only then
+                from ._call.confinement import make_policy  # noqa: PLC0415 - only with a sandbox
 
                 policy = make_policy(sandbox, look_around(), start)
             if start == "fork":
@@ -204,7 +205,7 @@ class Isolator:
 
         caller = sys._getframe(1)
         made_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
-        defaults = self._default_options  # without which these would refer to this
+        defaults = self._default_options  # so that these functions do not refer to this
 
         def make_core() -> Service:
             return Service(
@@ -229,11 +230,11 @@ class Isolator:
             what += [f"{now.running} running", f"{now.queued} queued", f"{now.idle} idle"]
         return f"<Isolator start={self._start!r}: {', '.join(what)}>"
 
-    # Its life
+    # Life cycle
 
     async def __aenter__(self) -> Self:
         service = self._service
-        if service.is_owned() and service.is_stranded():  # nobody can close it any more
+        if service.is_owned() and service.is_stranded():  # it can't be closed any more
             self._give_up()
         if service.state == "closed":
             service = self._service = self._make_core()
@@ -246,32 +247,33 @@ class Isolator:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # After an exception, Ctrl-C and cancellation included, nobody waits for results.
-        if self._service.is_owned():  # else it is a copy that unwinds its stack
+        # After an exception, Ctrl-C and cancellation included, the results are not needed.
+        if self._service.is_owned():  # a forked copy only unwinds its stack
             await self.aclose(cancel=kind is not None)
 
     async def aclose(
         self, *, cancel: bool = False, timeout: float | EllipsisType | None = ...
     ) -> None:
-        """Refuse further calls, wait for those that are there, and end every process.
+        """Refuse further calls, wait for the present ones, and end every process.
 
         Args:
-            cancel: do not wait: the same as ``timeout=0``. If this itself is cancelled while it
-                waits, it does the same.
-            timeout: how many seconds to wait; then the calls that have not ended are, as by
+            cancel: do not wait: the same as ``timeout=0``. Cancelling this method while it waits
+                has the same effect.
+            timeout: how many seconds to wait; then the remaining calls are ended, as by
                 `Job.cancel`, but raise `IsolationError` with ``Reason.CLOSED``. A record of the
-                logger ``aioisolate.service`` names them. None: as long as they take. Default: the
+                logger ``aioisolate.service`` names them. None: no limit. Default: the
                 Isolator's *drain*.
 
-        While another task is closing it, this waits for the end of that, and the shorter of the two
-        times counts. While another task is entering it, that raises `CallableDidNotExecuteError`
-        with ``Reason.CLOSED``, and so do the calls that wait. Closing one that is closed or has not
-        been entered does nothing.
+        While another task is closing the Isolator, this waits for that task, and the shorter of the
+        two times counts. If another task is entering it, that task gets
+        `CallableDidNotExecuteError` with ``Reason.CLOSED``, and so do the calls that wait. Closing
+        an Isolator that is closed or has not been entered does nothing.
 
         Raises:
             TypeError, ValueError: *timeout* makes no sense.
-            RuntimeError: this is another event loop than the one that it was entered in, which has
-                not ended (if it has, every process is killed), or a forked copy of the process.
+            RuntimeError: this is another event loop than the one that entered the Isolator, and
+                that one has not ended (if it has, every process is killed), or a forked copy of the
+                process.
         """
         if timeout is not ... and timeout is not None:
             check_seconds("timeout", timeout, optional=True)
@@ -310,18 +312,18 @@ class Isolator:
     async def run(
         self, fn: Callable[[Unpack[Ts]], Any], /, *args: *Ts, **options: Unpack[JobArgs]
     ) -> Any:
-        """Run ``fn(*args)`` in a child of its own and return what it returns.
+        """Run ``fn(*args)`` in a child of its own and return its result.
 
-        As `run_isolated`, with its options but ``start`` and ``sandbox``; it may have to wait for
-        its turn, at most *queue_timeout* seconds.
+        Takes the options of `run_isolated`, except ``start`` and ``sandbox``. The call may have to
+        wait for its turn, at most *queue_timeout* seconds.
 
         Raises:
-            what `run_isolated` raises, and `CallableDidNotExecuteError` also if the queue is full
-            (``Reason.QUEUE_FULL``), the call's turn does not come within *queue_timeout*
+            the exceptions of `run_isolated`, and `CallableDidNotExecuteError` also if the queue is
+            full (``Reason.QUEUE_FULL``), the call's turn does not come within *queue_timeout*
             (``Reason.QUEUE_TIMEOUT``, also a TimeoutError), the Isolator is closed or not entered
             (``Reason.CLOSED``), or fn or its arguments can't be pickled
             (``Reason.ARGUMENT_ENCODING``). RuntimeError in another event loop or process than
-            the one that it was entered in.
+            the one that entered the Isolator.
 
         Example::
 
@@ -349,7 +351,7 @@ class Isolator:
     async def capture(
         self, fn: Callable[[Unpack[Ts]], Any], /, *args: *Ts, **options: Unpack[JobArgs]
     ) -> Outcome[Any]:
-        """Run ``fn(*args)`` like `run`, and return what became of it, as `capture_isolated`."""
+        """Run ``fn(*args)`` like `run`, and return its `Outcome`, as `capture_isolated` does."""
         job = self._submit(fn, args, options, whole=True)
         try:
             await job._run()
@@ -389,17 +391,17 @@ class Isolator:
     ) -> Stream[T]:
         """Run a generator function, sync or async, in a child, and get its items one by one.
 
-        Takes the options of `run`; ``timeout`` is for the whole of it. The child is held up while
-        its items are not taken. What it raises comes after the items before it. Several tasks may
-        take items, each of which goes to one of them; the end, or the error, comes to each.
+        Takes the options of `run`; ``timeout`` is for the whole stream. The child is paused while
+        its items are not taken. Its exception comes after the items before it. Several tasks may
+        take items; each item goes to one of them; the end, or the error, comes to each.
 
         Leaving the context early kills the child. With ``grace`` the generator is closed first: it
-        has so many seconds for its ``finally``. What it raises there is logged, and is the error of
-        the stream's job.
+        has so many seconds for its ``finally``. An exception that it raises there is logged, and is
+        the error of the stream's job.
 
         Raises:
-            what `run` raises, in the loop; and `CallableStatusUnknownError` if an item can't be
-            pickled (``Reason.RESULT_ENCODING``), sent, or loaded here. The generator is closed.
+            the exceptions of `run`, in the loop; and `CallableStatusUnknownError` if an item can't
+            be pickled (``Reason.RESULT_ENCODING``), sent, or loaded here. The generator is closed.
 
         Example::
 
@@ -455,17 +457,17 @@ class Isolator:
         capture: bool = False,
         **options: Unpack[JobArgs],
     ) -> Results[Any]:
-        """Call fn with each of *items*, each call in a child of its own, some at a time.
+        """Call fn with each of *items*, each call in a child of its own, several at a time.
 
         Args:
             fn: takes one item.
             items: an iterable or an async iterable; read only as far ahead as there is room for.
-                What it raises, of whatever class, comes after the results before it;
+                The source's exception, of whatever class, comes after the results before it;
                 KeyboardInterrupt and SystemExit come at once.
-            ordered: give the results in the order of the items, or else as they come.
+            ordered: return the results in the order of the items; otherwise as they arrive.
             concurrency: how many at once; None: as many as the Isolator runs at once.
-            capture: give an `Outcome` for each item. Otherwise give what fn returns; the first
-                failure is raised, and ends all the others.
+            capture: return an `Outcome` for each item. Otherwise return fn's results; the first
+                failure is raised, and ends all other calls.
             options: the options of `run`, for each call.
 
         Returns:
@@ -474,10 +476,10 @@ class Isolator:
             all items are read, that is a `CallableDidNotExecuteError` (``Reason.CLOSED``) after
             the results.
 
-        A loop may be left early: what runs is killed, nothing more begins, and a generator that
-        yields the items is closed, as soon as nothing refers to the iterator any more, which is at
-        once with ``async for ... in iso.map(...)``. If it is held by a variable, or if all has to
-        have ended before the next statement, use ``async with``.
+        A loop may be left early: running calls are killed, no more begin, and a generator that
+        yields the items is closed, as soon as there is no reference to the iterator any more, which
+        is at once with ``async for ... in iso.map(...)``. If a variable refers to it, or if
+        everything must have ended before the next statement, use ``async with``.
 
         Examples::
 
@@ -488,13 +490,13 @@ class Isolator:
                 async for found in results:
                     if found:
                         break
-            # here no probe runs any more
+            # no probe runs any more
         """
         if not isinstance(items, (Iterable, AsyncIterable)):
             raise TypeError(f"items must be iterable, not {items!r}")
         service = (
             self._service
-        )  # this one: the map ends with it, should the Isolator be entered again
+        )  # the present one: the map ends with it, even if the Isolator is entered again
         service.check_open()
         if concurrency is None:
             concurrency = max(1, int(min(service.limiter.total_tokens, 10_000)))
@@ -522,7 +524,7 @@ class Isolator:
     def open_job(
         self, fn: Callable[..., Any], /, *args: Any, **options: Unpack[JobArgs]
     ) -> AbstractAsyncContextManager[Job[Any]]:
-        """Begin ``fn(*args)`` and get a `Job` to watch it, to cancel it, to await its result.
+        """Start ``fn(*args)`` and return a `Job` to watch it, to cancel it, to await its result.
 
         Takes the options of `run`. Leaving the context ends a job that is not done.
 
@@ -558,9 +560,9 @@ class Isolator:
     def executor(self) -> Executor:
         """Return a `concurrent.futures.Executor` whose every call runs in a child of its own.
 
-        This may be called and it may be used in any thread. Cancelling one of its futures kills the
-        child. In the event loop's own thread its futures can't be waited for by blocking
-        (``future.result()``, ``list(executor.map(...))``): that is a RuntimeError.
+        This method and the executor may be used in any thread. Cancelling one of its futures kills
+        the child. In the event loop's own thread, blocking on its futures (``future.result()``,
+        ``list(executor.map(...))``) raises RuntimeError.
 
         Raises:
             CallableDidNotExecuteError: the Isolator is closed or not entered (``Reason.CLOSED``).
@@ -573,12 +575,12 @@ class Isolator:
         self._service.check_taking()
         return Executor(self._service, keep=self)
 
-    # What is going on
+    # Monitoring
 
     def jobs(self) -> list[Job[Any]]:
         """List the calls that wait or run, oldest first."""
         return self._service.jobs()
 
     def statistics(self) -> Statistics:
-        """Return the figures of now."""
+        """Return the present figures."""
         return self._service.statistics()

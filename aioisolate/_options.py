@@ -1,4 +1,4 @@
-"""The options of a call: their meaning, their defaults, and the refusal of bad ones."""
+"""The options of a call: their meaning, their defaults, and their checks."""
 
 from __future__ import annotations
 
@@ -103,12 +103,12 @@ _NO_FDS: frozenset[int] = frozenset()
 
 
 class CallOptions:
-    """Checked options of one call; see `run_isolated` for what each one means.
+    """Checked options of one call; see `run_isolated` for their meaning.
 
-    Raises TypeError or ValueError, naming the option, for what cannot be meant.
+    Raises TypeError or ValueError, naming the option, for invalid values.
     """
 
-    # Not a dataclass, like everything else that is made for each call: those take long to import.
+    # Not a dataclass, like all classes used for each call: those take long to import.
     __slots__ = (
         "_confinement",
         "codec",
@@ -211,7 +211,7 @@ def _check_choices(start: object, stdin: object, output: object) -> None:
         _check_callback("output", output)
 
 
-# What belongs to something else than a call, and to what.
+# Keyword arguments that belong elsewhere, and where.
 _ELSEWHERE = dict.fromkeys(
     ("preload", "warm", "max_concurrency", "max_queue", "queue_timeout", "env"),
     "is an option of an Isolator",
@@ -219,7 +219,7 @@ _ELSEWHERE = dict.fromkeys(
 
 
 def _why_unknown(name: str) -> str:
-    """Say what is wrong with a keyword argument that is none of ours."""
+    """Return what is wrong with an unknown keyword argument."""
     if name in _ELSEWHERE:
         return f"{name!r} is no option of this call: it {_ELSEWHERE[name]}"
     import difflib  # noqa: PLC0415 - rarely needed, and not small
@@ -238,14 +238,14 @@ def code_flags(fn: object) -> int:
         fn = fn.func
     code = getattr(fn, "__code__", None)  # a bound method has its function's
     if code is None:
-        call = getattr(type(fn), "__call__", None)  # noqa: B004 - not whether there is one
+        call = getattr(type(fn), "__call__", None)  # noqa: B004 - the value is needed
         code = getattr(call, "__code__", None)
     flags = getattr(code, "co_flags", 0)
     return flags if isinstance(flags, int) else 0
 
 
 def _check_callback(name: str, given: object) -> None:
-    """Raise TypeError if something can't be called, or if calling it would not run it."""
+    """Raise TypeError if *given* can't be called, or if calling it would not run it."""
     if not callable(given):
         raise TypeError(f"{name} must be callable, not {given!r}")
     flags = code_flags(given)
@@ -275,13 +275,13 @@ def _check_stdin(stdin: Stdin, sandbox: Sandbox | None) -> None:
 def _contained(
     sandbox: Sandbox | None, limits: Limits | None, codec: Codec | None, output: Output
 ) -> tuple[Codec, Limits | None, Output]:
-    """Work out what a sandbox means for the other options."""
+    """Return the options that follow from a sandbox."""
     chosen: Codec = "pickle"
     if sandbox is not None or codec is not None:
         chosen = _chosen_codec(sandbox, codec)
     theirs = None if sandbox is None else sandbox.limits
     limits = theirs if limits is None else _checked_limits(limits, theirs)
-    # What a stranger writes is not for this process's terminal or log.
+    # Output of untrusted code must not reach this process's terminal or log.
     if sandbox is not None and sandbox.codec != "pickle" and output == "inherit":
         output = "null"
     if limits is not None and limits.output_size is not None and output == "inherit":
@@ -321,7 +321,7 @@ def check_seconds(
     finite: bool = False,
     above_zero: bool = False,
 ) -> None:
-    """Raise TypeError or ValueError if an option is no number of seconds."""
+    """Raise TypeError or ValueError if an option is not a number of seconds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         what = "a number of seconds" + (" or None" if optional else "")
         raise TypeError(f"{name} must be {what}, not {value!r}")
@@ -395,7 +395,7 @@ def checked_environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
     if not isinstance(env, Mapping):
         raise TypeError(f"env must be a mapping of names to values or None, not {env!r}")
     checked = dict(env)
-    things: Any = checked  # whatever they are
+    things: Any = checked  # of any type
     for name, value in things.items():
         if not (isinstance(name, str) and isinstance(value, str)):
             raise TypeError(f"env must be a mapping of strings to strings, not {name!r}: {value!r}")
@@ -405,7 +405,7 @@ def checked_environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
 
 
 def check_count(name: str, value: object, least: int) -> None:
-    """Raise TypeError or ValueError if an option is no whole number of at least *least*."""
+    """Raise TypeError or ValueError if an option is not a whole number of at least *least*."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, not {value!r}")
     if value < least:

@@ -1,4 +1,4 @@
-"""Each layer of the sandbox, tried for real: it must do what it says, and forbid what it should."""
+"""Probes of each layer of the sandbox: a layer must work, and forbid what it should."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ._os.prctl import set_no_new_privs, set_parent_death_signal
 
 __all__ = ["findings"]
 
-_os: Any = os  # not every platform has all of it
+_os: Any = os  # not every platform has all its functions
 
 
 def findings() -> Iterator[tuple[str, bool, str, str]]:
-    """Make each attempt; yield its name, whether it held, what was seen, what hangs on it."""
+    """Run each probe; yield its name, whether it passed, what was seen, and what depends on it."""
     for name, promises, attempt in _ATTEMPTS:
         holds, detail = _try(attempt)
         yield name, holds, detail, promises
 
 
 def _try(attempt: Callable[[], str]) -> tuple[bool, str]:
-    """Make an attempt in a child of its own; return whether it held, and what was seen."""
+    """Run a probe in a child of its own; return whether it passed, and what was seen."""
     read, write = os.pipe()
     pid = unpatched.fork()
     if pid == 0:
@@ -43,7 +43,7 @@ def _try(attempt: Callable[[], str]) -> tuple[bool, str]:
             word = f"-{exc}"
         except OSError as exc:
             word = f"-{exc.strerror} ({errno.errorcode.get(exc.errno or 0, exc.errno)})"
-        except BaseException as exc:  # noqa: BLE001 - it is told
+        except BaseException as exc:  # noqa: BLE001 - reported as the result
             word = f"-{type(exc).__name__}: {exc}"
         finally:
             os.write(write, word.encode(errors="replace")[:1000])
@@ -56,7 +56,7 @@ def _try(attempt: Callable[[], str]) -> tuple[bool, str]:
 
 
 class _UnfulfilledError(Exception):
-    """Something was allowed that should not have been."""
+    """A forbidden action was possible."""
 
 
 def _must_fail(what: str, act: Callable[[], object], *errors: int) -> None:
@@ -109,7 +109,7 @@ def _file_size() -> str:
 
 
 def _children(most: int) -> int:
-    """Count how many children can be forked, *most* at most."""
+    """Return how many children can be forked, *most* at most."""
     pids: list[int] = []
     try:
         while len(pids) < most:

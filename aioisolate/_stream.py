@@ -27,15 +27,15 @@ class _Direct:
         self._forks = ForkSource(self.backend)
 
     def enter_nowait(self, job: Job[Any]) -> bool:
-        """Let it begin."""
+        """Let the job begin."""
         del job
         return True
 
     async def enter(self, job: Job[Any]) -> None:
-        """Let it begin."""
+        """Let the job begin."""
 
     def leave(self, job: Job[Any]) -> None:
-        """Do nothing: nobody else waits."""
+        """Do nothing: no other job waits."""
 
     def provide_nowait(self, job: Job[Any]) -> Child | None:
         """Fork."""
@@ -46,14 +46,14 @@ class _Direct:
         return await self._forks.provide(job._plan, job._deadlines, quiet=job._quiet)
 
     def note_imports(self, job: Job[Any]) -> None:
-        """Do nothing: a copy has all that there is."""
+        """Do nothing: a copy has all modules of this process."""
 
     def hindrance(self) -> str:
-        """Say what keeps a call from getting a child."""
+        """Return why the job has not got a child yet."""
         return self._forks.hindrance()
 
     def finished(self, job: Job[Any]) -> None:
-        """Do nothing: nobody asks."""
+        """Do nothing: there are no figures."""
 
 
 def stream_isolated(
@@ -64,17 +64,17 @@ def stream_isolated(
 ) -> Stream[T]:
     """Run a generator function, sync or async, in a forked child; get its items one by one.
 
-    Takes the options of `run_isolated`; ``timeout`` is for the whole of it. The child is held up
-    while its items are not taken, so memory stays bounded on both sides. What it raises comes
-    after the items before it. Several tasks may take items, each of which goes to one of them.
+    Takes the options of `run_isolated`; ``timeout`` is for the whole stream. The child is paused
+    while its items are not taken, so memory stays bounded in both processes. Its exception comes
+    after the items before it. Several tasks may take items; each item goes to one of them.
 
     Leaving the context early kills the child. With ``grace`` the generator is closed first: it has
     so many seconds for its ``finally``.
 
     Raises:
         TypeError, ValueError: fn can't be called, or an option makes no sense.
-        what `run_isolated` raises, in the loop; and `CallableStatusUnknownError` if an item can't
-            be pickled (``Reason.RESULT_ENCODING``), sent, or loaded here.
+        the exceptions of `run_isolated`, in the loop; and `CallableStatusUnknownError` if an item
+            can't be pickled (``Reason.RESULT_ENCODING``), sent, or loaded here.
 
     Example::
 

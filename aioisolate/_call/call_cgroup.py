@@ -1,4 +1,4 @@
-"""The control groups of calls: made before the child, gone after everything that was in it."""
+"""The control groups of calls: created before the child, removed after the last process in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .._os.cgroups import Cgroup
 
 __all__ = ["CallCgroup", "make"]
 
-# Somebody was still dying in these.
+# Control groups in which processes were still dying.
 _left: list[CallCgroup] = []
 
 
@@ -18,9 +18,9 @@ class CallCgroup(Cgroup):
     __slots__ = ()
 
     def dissolve(self) -> bool:
-        """Kill whoever is in it and remove it; False if somebody is still dying: try again later.
+        """Kill the group's processes and remove it; False if some are still dying: call it again.
 
-        If nobody does, it is tried when the next group is made.
+        Otherwise the next call of `make` tries again.
         """
         gone = self.kill(0) and self.remove()
         if self in _left:
@@ -31,7 +31,7 @@ class CallCgroup(Cgroup):
 
 
 def make(wanted: Wanted) -> CallCgroup:
-    """Make a call's control group. Raises CallableDidNotExecuteError."""
+    """Create the control group of a call. Raises CallableDidNotExecuteError."""
     for group in _left.copy():
         group.dissolve()
     try:

@@ -1,4 +1,4 @@
-"""Warnings that point to the line that called this package, whatever lies between."""
+"""Warnings that point to the user's line that called this package, however deep the stack."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .._os.warning_filters import action_for
 __all__ = ["warn", "warn_of"]
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
-# What has been warned of: where, and about what.
+# Warnings that were given: the place, and the subject.
 _given: set[tuple[type[Warning], object]] = set()
 
 
@@ -25,10 +25,10 @@ class _Place(NamedTuple):
 
 
 def warn(text: str, category: type[Warning], about: Iterable[str] = ()) -> None:
-    """Warn, by default once for each line outside that calls this package.
+    """Warn, by default once for each line of the user's that calls this package.
 
-    *about*: what is warned of, if the text has more that varies. In a notebook, where each cell is
-    another place, it is once for the process.
+    *about*: the subject, if the text also contains details that vary. In a notebook, where each
+    cell is another place, the warning is given once for the process.
     """
     frame = sys._getframe()
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
@@ -41,17 +41,17 @@ def warn(text: str, category: type[Warning], about: Iterable[str] = ()) -> None:
 def warn_of(
     code: CodeType, module: str, text: str, category: type[Warning], about: Iterable[str]
 ) -> None:
-    """Warn, by default once, of a function; the warning points to where it is defined.
+    """Warn, by default once, about a function; the warning points to its definition.
 
-    *about*: as with `warn`.
+    *about*: as in `warn`.
     """
     place = _Place(code.co_filename, code.co_firstlineno, module)
     _give(text, category, place, (place, frozenset(about)))
 
 
 def _give(text: str, category: type[Warning], place: _Place, key: object) -> None:
-    # Python's own record of what was shown is forgotten whenever filters change, as they do at the
-    # end of each `warnings.catch_warnings`.
+    # Python's own record of given warnings is cleared whenever the filters change, as at the end of
+    # each `warnings.catch_warnings`.
     if action_for(text, category, place.module, place.line) in ("default", "module", "once"):
         if (category, key) in _given:
             return

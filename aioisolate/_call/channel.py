@@ -19,9 +19,9 @@ from .verdict import KilledFor
 
 __all__ = ["READ_SIZE", "Channel", "FaultError", "WakeupRateLimiter"]
 
-# More than this would be memory that malloc maps and unmaps for each read.
+# For larger reads malloc maps and unmaps memory each time.
 READ_SIZE = 64 * 1024
-# What nobody has asked for, by whether there are items and reports of progress to be had, and
+# The kinds of frames that are a fault, by whether items and reports of progress are wanted, and
 # whether the child is trusted.
 _UNASKED = {
     (items, reports, trusted): frozenset(
@@ -50,10 +50,10 @@ _EARLY = 1e-3
 
 
 class FaultError(Exception):
-    """Something is wrong with what a child says, or with hearing it.
+    """A child's frames are wrong, or reading them failed.
 
     Attributes:
-        cause: what to kill it for.
+        cause: the reason to kill the child.
     """
 
     def __init__(self, cause: KilledFor, detail: str) -> None:
@@ -62,17 +62,17 @@ class FaultError(Exception):
 
 
 class Channel:
-    """This side of a child's channel.
+    """The parent's end of a child's channel.
 
     Attributes:
-        conversation: what has been said so far.
-        received: the descriptors that came.
+        conversation: the frames so far.
+        received: the descriptors that arrived.
     """
 
     __slots__ = ("_child", "conversation", "received")
 
     def __init__(self, child: Child, options: CallOptions, *, items: bool) -> None:
-        """*items*: fn is a generator, whose items are wanted."""
+        """Read *child*'s channel; *items*: fn is a generator whose items are wanted."""
         self._child = child
         limits = options.limits
         self.received = Descriptors()
@@ -85,16 +85,16 @@ class Channel:
         )
 
     def read(self) -> tuple[int, Sequence[Message]]:
-        """Read once what is there: how many bytes, and what is said between beginning and answer.
+        """Read once; return the number of bytes, and the messages between STARTED and the answer.
 
-        0 bytes: the other side is closed. Raises BlockingIOError if nothing is there, FaultError.
+        0 bytes: the other end is closed. Raises BlockingIOError if there is no data, or FaultError.
         """
         try:
             data, fds, cut = messages.receive_on(self._child.channel, READ_SIZE)
         except BlockingIOError:
             raise
         except ConnectionResetError:
-            return 0, ()  # it ended without having read what it was sent
+            return 0, ()  # the child ended without reading its request
         except OSError as exc:
             text = f"reading its channel failed: {exc.strerror}"
             raise FaultError(KilledFor.CHANNEL_READ, text) from exc
@@ -112,7 +112,7 @@ class Channel:
             raise _fault(exc) from exc
 
     def fault(self) -> FaultError:
-        """Return what is wrong behind what `read` has returned last; something is."""
+        """Return the fault behind the messages that `read` returned last; there is one."""
         assert self.conversation.fault is not None
         return _fault(self.conversation.fault)
 

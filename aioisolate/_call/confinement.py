@@ -1,6 +1,6 @@
-"""From a sandbox and limits to what the kernel will be asked for, or a refusal; pure.
+"""From a sandbox and limits to the layers to engage, or a refusal; pure.
 
-What this machine lacks is refused here, by name, before anything is forked.
+Layers that this machine lacks are refused here, by name, before any fork.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["make_policy", "survey"]
 def make_policy(sandbox: Sandbox, here: Containment, start: Start) -> ConfinementSpec:
     """Decide which layers a sandbox's children engage.
 
-    Raises CallableDidNotExecuteError, naming each layer that can't be had here and what to change;
+    Raises CallableDidNotExecuteError, naming each layer that is missing here and what to change;
     with ``missing="warn"`` it warns instead.
     """
     policy, lacks = survey(sandbox, here, start)
@@ -36,10 +36,10 @@ def make_policy(sandbox: Sandbox, here: Containment, start: Start) -> Confinemen
 def _add_required(
     sandbox: Sandbox, policy: ConfinementSpec, here: Containment, lacks: list[MissingFeature]
 ) -> None:
-    """Add what is required and neither engaged nor known to be lacking."""
+    """Add the required layers that are neither engaged nor known to be missing."""
     known = {lack.name for lack in lacks} | {*policy.server_layers, *policy.child_layers}
     if policy.uid >= 0 or policy.as_user or not here.capable:
-        known.add(Layer.CAPABILITIES)  # they go with the user id, or there are none
+        known.add(Layer.CAPABILITIES)  # dropped with the user id, or there are none
     lacks += [
         MissingFeature(name, f"{name!r} is required, and this sandbox does without")
         for name in sandbox.require
@@ -51,7 +51,7 @@ def _add_required(
 def survey(
     sandbox: Sandbox, here: Containment, start: Start
 ) -> tuple[ConfinementSpec, tuple[MissingFeature, ...]]:
-    """Return the policy, and what it lacks here. Raises CallableDidNotExecuteError."""
+    """Return the policy, and its missing features. Raises CallableDidNotExecuteError."""
     if sandbox.fresh and start != "zygote":
         raise refusal(
             f"this sandbox is for children of a fresh interpreter, Isolator(start='zygote'): with "
@@ -137,7 +137,7 @@ def _restrictions(
 def _namespaces(
     sandbox: Sandbox, here: Containment, lacks: list[MissingFeature]
 ) -> tuple[int, bool, bool]:
-    """Return the namespaces to leave, whether to have an init, and whether to have a view."""
+    """Return the namespaces to enter, whether to have an init, and whether to have a view."""
     if sandbox.namespaces == "off":
         return 0, False, False
     why = here.why_no_namespaces or f"there are none on {here.platform}"
@@ -168,7 +168,7 @@ def _namespaces(
 
 
 def _view(sandbox: Sandbox, here: Containment, lacks: list[MissingFeature]) -> bool:
-    """Tell whether to have another root directory, in a mount namespace."""
+    """Return whether to have another root directory, in a mount namespace."""
     if not sandbox.confines_files:
         return False
     if "/" in (*(sandbox.read or ()), *(sandbox.write or ())):
@@ -190,7 +190,7 @@ def _view(sandbox: Sandbox, here: Containment, lacks: list[MissingFeature]) -> b
 def _user(
     sandbox: Sandbox, here: Containment, lacks: list[MissingFeature], *, as_user: bool
 ) -> int:
-    """Return whose user id to take, as `ConfinementSpec.uid` has it."""
+    """Return the user id for the children, as in `ConfinementSpec.uid`."""
     wanted = sandbox.user
     if wanted in ("keep", "unprivileged"):
         return -1
@@ -211,7 +211,7 @@ def _user(
 def _with_filters(policy: ConfinementSpec, sandbox: Sandbox, *, counting: bool) -> ConfinementSpec:
     kind: Literal["default", "strict"] = "strict" if sandbox.syscalls == "strict" else "default"
     subprocesses, network = sandbox.subprocesses, policy.network
-    # As far as Landlock confines files, but does not see that.
+    # Landlock before this version confines files, but not truncate().
     truncate = not 0 < policy.landlock < TRUNCATE_ABI
     writes = sandbox.write != () or bool(policy.scratch)
 

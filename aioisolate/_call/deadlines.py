@@ -1,4 +1,4 @@
-"""From its turn on a call has so much time to begin, and so much to end."""
+"""The deadlines of a call for its start and its end, from its turn on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Deadlines:
     """The moment from which a call's deadlines count: the call no longer waits in a queue.
 
     Attributes:
-        end: when the call must have ended, on the clock of time.monotonic, or infinity.
-        start: when fn must have begun, *end* included, or infinity.
-        held_up: what keeps this call, and not any other, from beginning, or "".
+        end: the time by which the call must end, on the clock of time.monotonic, or infinity.
+        start: the time at which fn must have begun, at most *end*, or infinity.
+        held_up: what delays this call in particular, or "".
     """
 
     __slots__ = ("_options", "end", "held_up", "start")
@@ -32,11 +32,11 @@ class Deadlines:
             self.start = min(self.end, now + options.start_timeout)
 
     def left(self) -> float:
-        """Return how many seconds are left for fn to begin."""
+        """Return the seconds that are left for fn to begin."""
         return max(0.0, self.start - time.monotonic())
 
     def late(self, why: str) -> StartTimeoutError:
-        """Make the error for a call that had to wait too long: for what held it up, or *why*."""
+        """Return the error of a call that waited too long: for *held_up*, or else for *why*."""
         limits = (self._options.timeout, self._options.start_timeout)
         seconds = min(limit for limit in limits if limit is not None)
         why = self.held_up or why

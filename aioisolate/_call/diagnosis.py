@@ -1,4 +1,4 @@
-"""Finding out what was wrong with a child: which layer is missing, who ran out of memory."""
+"""Diagnosis of a failed child: which layer is missing, which memory limit killed it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 __all__ = ["group_killer", "memory_killer", "note_memory", "why_unconfined"]
 
-# The last count, and when that was; counting before every call would cost too much.
+# The last count, and its time; counting before every call would cost too much.
 _latest: Kills | None = None
 _noted_at = -math.inf
 _NOTED_FOR = 1.0
 
 
 def why_unconfined(wanted: Sequence[str], engaged: bytes) -> str:
-    """Compare the layers that a child has engaged with the plan; "" if they are the same."""
+    """Compare the layers that a child has engaged with the plan; return "" if they are the same."""
     told = engaged.decode(errors="replace").split(",") if engaged else []
     if sorted(told) == sorted(wanted):
         return ""
@@ -29,8 +29,8 @@ def why_unconfined(wanted: Sequence[str], engaged: bytes) -> str:
 
 
 def note_memory() -> Kills:
-    """Tell how many processes had been killed for want of memory a second ago at most."""
-    from .._os import oom  # noqa: PLC0415 - for calls with limits only
+    """Return the number of processes killed for lack of memory, at most a second old."""
+    from .._os import oom  # noqa: PLC0415 - only with limits
 
     global _latest, _noted_at
     now = time.monotonic()
@@ -41,17 +41,17 @@ def note_memory() -> Kills:
 
 
 def memory_killer(group: Cgroup | None, before: Kills | None) -> str:
-    """Say who killed a process for want of memory, if somebody seems to have.
+    """Return which memory limit seems to have killed a process, or "".
 
-    *before* is what `note_memory` told when the process was started.
+    *before* is the result of `note_memory` when the process was started.
     """
-    from .._os import oom  # noqa: PLC0415 - for calls with limits only
+    from .._os import oom  # noqa: PLC0415 - only with limits
 
     return group_killer(group) or ("" if before is None else oom.since(before))
 
 
 def group_killer(group: Cgroup | None) -> str:
-    """Say that a process was killed by the limit of its own control group, if it was."""
+    """Return which limit of its own control group killed a process, or ""."""
     if group is not None and group.events().oom_kills:
         return "the limit of all its processes together, a control group's"
     return ""

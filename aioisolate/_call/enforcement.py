@@ -1,4 +1,4 @@
-"""How the limits of a call will be held, or that they can't be; pure."""
+"""How the limits of a call are enforced, or that they can't be; pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["CONTROL_GROUP", "count_by", "plan_limits", "survey_limits"]
 
 CONTROL_GROUP = "control group"
 _TO_COUNT = f"{TO_BECOME}, or let it make user namespaces, or give it a pids control group"
-# The init of a process namespace, and who follows it from outside, unless they are of another
-# user's than the call.
+# The init of a process namespace, and the process that follows it from outside, unless they
+# belong to another user than the call.
 _KEEPERS = 2
 
 
@@ -27,10 +27,10 @@ def plan_limits(
     here: Containment,
     start: Start = "fork",
 ) -> Enforcement:
-    """Decide how limits are held.
+    """Return how limits are enforced.
 
-    Raises CallableDidNotExecuteError, naming each limit that can't be and what to change; with
-    the sandbox's ``missing="warn"`` it warns instead.
+    Raises CallableDidNotExecuteError, naming each limit that can't be enforced and what to change;
+    with the sandbox's ``missing="warn"`` it warns instead.
     """
     enforcement, lacks = survey_limits(limits, sandbox, policy, here, start)
     object_to(sandbox, lacks)
@@ -44,7 +44,7 @@ def survey_limits(
     here: Containment,
     start: Start = "fork",
 ) -> tuple[Enforcement, list[MissingFeature]]:
-    """Decide how limits are held; return that, and which ones can't be."""
+    """Return how limits are enforced, and which ones can't be."""
     lacks = [] if sandbox is None else _missing_limits(limits, sandbox)
     if limits is None:
         return Enforcement(), lacks
@@ -84,7 +84,7 @@ def survey_limits(
 
 
 def _missing_limits(limits: Limits | None, sandbox: Sandbox) -> list[MissingFeature]:
-    """List the limits that are required and that a call has not."""
+    """List the limits that are required and that a call does not have."""
     return [
         MissingFeature(name, f"{name} is required, and this call has none")
         for name in sandbox.require
@@ -96,7 +96,7 @@ def _missing_limits(limits: Limits | None, sandbox: Sandbox) -> list[MissingFeat
 def _memory_of_group(
     memory: int | None, sandbox: Sandbox | None, here: Containment, lacks: list[MissingFeature]
 ) -> int | None:
-    """Return the memory that all processes of a call may have together, if that is limited."""
+    """Return the limit of the memory of all processes of a call together, or None."""
     setting = "off" if sandbox is None else sandbox.cgroup
     if setting == "require" and not here.groups:
         text = "this process may not make control groups (sandbox.cgroup='require')"
@@ -123,14 +123,14 @@ def _processes(  # noqa: PLR0917 - it is one step of `survey_limits`
     start: Start,
     lacks: list[MissingFeature],
 ) -> tuple[int | None, int | None, bool]:
-    """Decide who counts processes: the control group's number, RLIMIT_NPROC's, how that counts."""
+    """Return the control group's limit, RLIMIT_NPROC's, and whether that adds to others."""
     processes = limits.processes
     if processes is None:
         return None, None, False
     if policy is not None and not policy.threads:
         return None, None, False  # there is one, and can be no other
     way = count_by(sandbox, policy, here)
-    # A fork server's child enters a group when it is given its call, and they don't.
+    # A fork server's child enters a group when it is given its call; these processes do not.
     keepers = policy is not None and policy.init and policy.uid < 0
     if keepers and (way == "alone" or start == "fork"):
         processes += _KEEPERS
@@ -155,15 +155,15 @@ def _processes(  # noqa: PLR0917 - it is one step of `survey_limits`
 def count_by(
     sandbox: Sandbox | None, policy: ConfinementSpec | None, here: Containment
 ) -> Literal["alone", "group", "user", ""]:
-    """Tell by what the processes and threads of a call can be counted."""
+    """Return how the processes and threads of a call can be counted; "" if they can't be."""
     if policy is not None:
         by_namespace = policy.as_user and policy.uid < 0 and here.processes_by_namespace
         if policy.uid == 0 or by_namespace:
             return "alone"
     if "pids" in here.groups and (sandbox is None or sandbox.cgroup != "off"):
         return "group"
-    # Together with all others of this user, whose number is known when the call begins: so it is
-    # good enough for threads, which end with the call, and not for processes, which may not.
+    # All processes of this user are counted, from their number when the call begins: that suffices
+    # for threads, which end with the call, and not for processes, which may not.
     threads_only = policy is not None and policy.child_filter and not policy.execute
     if policy is not None and threads_only and (policy.uid > 0 or here.processes_by_user):
         return "user"

@@ -41,18 +41,18 @@ _alive: set[Any] = set()
 
 
 class Waiter(Protocol):
-    """Waits for one descriptor, again and again, each time no longer than until a given time."""
+    """Waits for one descriptor, repeatedly, each time until a given time at most."""
 
     @property
     def cancelled(self) -> type[BaseException]:
-        """What is raised where a task is cancelled."""
+        """The exception that is raised in a cancelled task."""
         ...
 
     def arm(self, until: float) -> None:
         """Prepare to wait until *until*, on the clock of time.monotonic."""
 
     def wait(self) -> Awaitable[None]:
-        """Return when the descriptor is readable, or the time has come, or a little earlier."""
+        """Return when the descriptor is readable, or at the given time, or a little earlier."""
         ...
 
     def ring(self) -> None:
@@ -63,7 +63,7 @@ class Waiter(Protocol):
 
 
 class AsyncioWaiter:
-    """Waits by a reader and a timer of an asyncio loop.
+    """Waits with a reader and a timer of an asyncio loop.
 
     *on_loss* is called if the loop drops the reader by itself, as `loop.close` does.
     """
@@ -76,7 +76,7 @@ class AsyncioWaiter:
         self._future: Any = loop.create_future()
         self._timer: Any = None
         self._timer_at = -1.0
-        # Only the loop may hold the doorbell: see there.
+        # Only the loop may keep a reference to the doorbell: see its class.
         doorbell = _Doorbell(self, on_loss)
         self._lose = doorbell.lose
         loop.add_reader(fd, doorbell)
@@ -104,7 +104,7 @@ class AsyncioWaiter:
             self._timer_at = until
 
     def wait(self) -> Awaitable[None]:
-        """Return when the descriptor is readable, or the time has come, or a little earlier."""
+        """Return when the descriptor is readable, or at the given time, or a little earlier."""
         future: Awaitable[None] = self._future
         return future
 
@@ -113,16 +113,16 @@ class AsyncioWaiter:
         self._lose.clear()
         if self._timer is not None:
             self._timer.cancel()
-        # A forked copy of the loop has the same epoll: the reader would be the original's.
+        # A forked copy of the loop has the same epoll: removing would affect the original's reader.
         if not self._loop.is_closed() and self._owner_pid == os.getpid():
             self._loop.remove_reader(self._fd)
 
 
 class _Doorbell:
-    """What the loop calls when the descriptor is readable.
+    """The callback of the loop for a readable descriptor.
 
-    The loop is the only one who holds it. So if it is collected while it is still connected, the
-    loop has been closed under a running call, and nobody will ever wait for that child again.
+    Only the loop refers to it. So if it is collected while it is still connected, the loop has
+    been closed under a running call, and no task will ever wait for that child again.
     """
 
     __slots__ = ("_waiter", "lose")
@@ -140,7 +140,7 @@ class _Doorbell:
 
 
 class AnyioWaiter:
-    """Waits by anyio, on whatever loop it supports."""
+    """Waits with anyio, on every loop that anyio supports."""
 
     def __init__(self, fd: int) -> None:
         self.cancelled: type[BaseException] = anyio.get_cancelled_exc_class()
@@ -160,7 +160,7 @@ class AnyioWaiter:
         self._until = until
 
     async def wait(self) -> None:
-        """Return when the descriptor is readable, or the time has come, or a little earlier."""
+        """Return when the descriptor is readable, or at the given time, or a little earlier."""
         with anyio.move_on_after(max(0.0, self._until - time.monotonic())) as self._scope:
             if self._rung:
                 self._scope.cancel()
@@ -173,7 +173,7 @@ class AnyioWaiter:
 
 
 def running_backend() -> AsyncBackend:
-    """Find out which event loop runs this task. Raises RuntimeError if none does."""
+    """Return the event loop that runs this task. Raises RuntimeError if none does."""
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None:
         loop = asyncio._get_running_loop()

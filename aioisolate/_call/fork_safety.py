@@ -1,8 +1,8 @@
-"""The other threads of a process that is about to be forked: which of them matter, and what to say.
+"""The other threads of a process that is about to be forked: which of them matter, and warnings.
 
-Those of Python may hold any lock. Of native ones, most belong to a pool whose owner waits for them
-for ever in a child that does not have them; but some libraries are prepared for a fork. These
-are in a table, each with its reason, so that not everybody who has imported numpy is warned.
+Python threads may hold any lock. Most native threads belong to a pool whose owner waits for them
+for ever in a child that does not have them; but some libraries are prepared for a fork. A table
+lists these, each with its reason, so that not every program that imports numpy is warned.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _HELP = (
 
 
 class Safe(NamedTuple):
-    """Native threads that a fork does not mind.
+    """Native threads that are safe in a fork.
 
     Attributes:
-        reason: why, and from where that is known.
-        library: matches the path of the library that they were started in; "" matches any.
-        name: matches their name; "" matches any.
+        reason: why, and the source of that knowledge.
+        library: matches the path of the library that started the threads; "" matches any.
+        name: matches the names of the threads; "" matches any.
     """
 
     reason: str
@@ -92,11 +92,11 @@ SAFE = (
 
 
 class OtherThreads:
-    """The threads that the process has besides the one that forks it.
+    """The threads of the process other than the one that forks.
 
     Attributes:
-        python: the names of those of Python.
-        natives: of the others, those that may do harm, in words.
+        python: the names of the Python threads.
+        natives: descriptions of the native threads that may do harm.
     """
 
     __slots__ = ("natives", "python")
@@ -109,7 +109,7 @@ class OtherThreads:
         return bool(self.python or self.natives)
 
     def warn(self) -> None:
-        """Warn, once for each line that calls this package, if there are any."""
+        """Warn, once for each line that calls this package, if there are other threads."""
         if not self:
             return
         names = [*self.python, *self.natives]
@@ -127,7 +127,7 @@ class OtherThreads:
         warn(text, ForkSafetyWarning, about={re.sub(r"\d+", "", name) for name in names})
 
     def suspicion(self) -> str:
-        """Say what may have kept fn from its end; "" if nothing may."""
+        """Return what may have blocked fn, or ""."""
         if not self.natives:
             return ""
         return (
@@ -142,25 +142,25 @@ def _listed(names: Sequence[str]) -> str:
 
 
 _NOBODY = OtherThreads((), ())
-# The last native threads that were looked at, and what came of it.
+# The native threads of the last look, and its result.
 _last: tuple[list[int], list[str]] = [], []
 
 
 def look(python: Sequence[str]) -> OtherThreads:
-    """Find out who is there, before a fork; *python*: the names of Python's threads.
+    """Return the other threads, before a fork; *python*: the names of the Python threads.
 
-    Python's own warning is held back, but where nothing else tells of native threads.
+    Python's own warning is suppressed, except where no other source knows of native threads.
     """
     harmful: list[str] | None = []
     number = native_threads.count()
-    if number != 1:  # or there is only this one: the common case
+    if number != 1:  # the common case is one thread
         harmful = _harmful() if number else None
     hush_fork_warning(judged=bool(python) or harmful is not None)
     return OtherThreads(python, harmful or ()) if python or harmful else _NOBODY
 
 
 def _harmful() -> list[str] | None:
-    """Name the native threads that may do harm; None if nothing tells."""
+    """Describe the native threads that may do harm; None if there is no source for them."""
     global _last
     try:
         numbers = native_threads.strangers()
@@ -170,15 +170,15 @@ def _harmful() -> list[str] | None:
             return _last[1]
         threads = native_threads.describe(numbers)
     except OSError:
-        return None  # there is no /proc, say, or it is not for this process
+        return None  # no /proc, for example, or it is of another process
     harmful = [_named(thread) for thread in threads if not why_safe(thread)]
-    if len(threads) == len(numbers):  # or one may be about to begin
+    if len(threads) == len(numbers):  # otherwise a thread may be starting
         _last = numbers, harmful
     return harmful
 
 
 def why_safe(thread: NativeThread) -> str:
-    """Say why a native thread does no harm; "" if nothing is known of that."""
+    """Return why a native thread does no harm; "" if that is not known."""
     if thread.runs_python:
         return ""
     for safe in SAFE:
@@ -193,7 +193,7 @@ def _named(thread: NativeThread) -> str:
         return thread.name or "of an unknown library"
     if thread.library == native_threads.PYTHON:
         return thread.name or "one of _thread.start_new_thread"
-    # What lies in site-packages is named with its package.
+    # A file in site-packages is named with its package.
     package = re.split(r"/(?:site|dist)-packages/", thread.library)[-1]
     library = package if package != thread.library else os.path.basename(thread.library)
     return f"{thread.name} of {library}" if thread.name else library

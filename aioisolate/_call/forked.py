@@ -1,4 +1,4 @@
-"""Forking a child: everything is prepared before, so that almost nothing is left for after."""
+"""Forking a child: everything is prepared before, so that little work is left after the fork."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ if TYPE_CHECKING:
 __all__ = ["ForkedChild", "draft_order", "hint", "let_imports_finish", "open_empty"]
 
 _STREAMS = ((1, "__stdout__"), (2, "__stderr__"))
-# With more descriptors than this the child looks through them itself: that takes longer there
-# (each page it touches is copied), but it does not hold up the event loop.
+# With more descriptors than this the child searches them itself: that takes longer there
+# (each page it touches is copied), but it does not block the event loop.
 _LOOK_HERE_MAX = 128
 
 
 async def let_imports_finish(deadlines: Deadlines) -> None:
     """Wait while other threads are in the middle of an import.
 
-    A child forked meanwhile would wait for ever as soon as it imports the same module. Raises
-    StartTimeoutError if they don't finish in time.
+    A child forked meanwhile would wait for ever if it imports the same module. Raises
+    StartTimeoutError if the imports do not finish in time.
     """
     while names := imports.in_progress():
         if not deadlines.left():
@@ -70,7 +70,7 @@ async def let_imports_finish(deadlines: Deadlines) -> None:
 
 
 class ForkedChild:
-    """A `Child` that is a copy of this process as it is when launched.
+    """A `Child` that is a copy of this process at the time of its launch.
 
     Attributes:
         process: the child process.
@@ -106,7 +106,7 @@ class ForkedChild:
     streams: tuple[OutputStream, ...]
     _spec: ChildSpec
 
-    # A short call is woken up for once, by its end.
+    # A short call wakes this process up only once, at its end.
     talks = False
     lost = ""
 
@@ -117,15 +117,15 @@ class ForkedChild:
         other_threads: Sequence[str],
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Prepare everything that a child needs, so that almost nothing is left after the fork.
+        """Prepare everything that a child needs, so that little work is left after the fork.
 
         *environment*: the child's; None: this process's.
         Raises CallableDidNotExecuteError if a descriptor can't be had.
         """
         others = fork_safety.look(other_threads)
         others.warn()
-        # A helper may be importing a module, or open a file between a look at what is open and the
-        # fork, as any other thread. But the locks that it holds are not worth a warning.
+        # A helper thread may import a module, or open a file between the listing of open
+        # descriptors and the fork, like any other thread. But its locks are not worth a warning.
         self._threaded = bool(others) or threads.helpers()
         self.suspicion = others.suspicion()
         self.fds = fds = Descriptors()
@@ -140,7 +140,7 @@ class ForkedChild:
         try:
             self._prepare(plan, backend, fds)
             if environment is not None:
-                from .._child.environment import difference  # noqa: PLC0415 - for few
+                from .._child.environment import difference  # noqa: PLC0415 - rarely needed
 
                 self._spec.environment = difference(environment)
         except BaseException as exc:
@@ -200,32 +200,32 @@ class ForkedChild:
         if plan.options.limits is not None:
             spec.result_size = plan.options.limits.result_size
             if plan.enforcement.group is not None:
-                from . import call_cgroup  # noqa: PLC0415 - for few
+                from . import call_cgroup  # noqa: PLC0415 - only with limits
 
                 self.group = call_cgroup.make(plan.enforcement.group)
                 spec.entrances = self.group.entrances
         if policy is not None:
             self.layers = policy.child_layers
         if policy is not None or spec.bounds is not None:
-            from .._child import confine  # noqa: PLC0415 - ahead, for the child
+            from .._child import confine  # noqa: PLC0415 - before the fork, for the child
 
             if policy is not None:
                 confine.get_ready(policy)
 
     def go(self) -> None:
-        """Let it call fn: its layers are what they should be."""
+        """Let the child call fn: its layers are as planned."""
         os.write(self.channel, GO)
 
     def launch(self) -> None:
-        """Fork this process and let the child carry out its order.
+        """Fork this process and let the child carry out its `ChildSpec`.
 
         Raises CallableDidNotExecuteError if that fails; then nothing is left behind.
         """
         process = self.process
         registry.register(process)
         try:
-            # Until the child has shed the parent's handlers, a signal would run them there, too;
-            # and until it is adopted here, a KeyboardInterrupt would leave an orphan.
+            # Until the child has removed the parent's handlers, a signal would run them there,
+            # too; and until the child is adopted here, a KeyboardInterrupt would leave an orphan.
             mask = signals.block_all()
             try:
                 self.forked_at = start = time.monotonic()
@@ -254,11 +254,11 @@ class ForkedChild:
             raise
 
     def _disown(self, pid: int, exc: OSError) -> NoReturn:
-        """Kill a child that can't be watched. Until waitpid its pid is its own."""
+        """Kill a child that can't be watched. Its pid is not reused before waitpid."""
         try:
             os.killpg(pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
-            pass  # it has not got as far as having a group of its own; or it has another user
+            pass  # the child has no group of its own yet; or it has another user
         try:
             os.kill(pid, signal.SIGKILL)
         except PermissionError:
@@ -268,7 +268,7 @@ class ForkedChild:
         try:
             conversation.receive(os.read(self.channel, 65536))
         except BlockingIOError:
-            pass  # it has not said anything
+            pass  # the child has sent nothing
         if conversation.started:
             raise CallableStatusUnknownError(
                 f"the child was killed while fn was running: it could not be watched ({exc})",
@@ -281,46 +281,46 @@ class ForkedChild:
         registry.abandon(self.process, self.fds)
 
     def signal(self, number: int) -> None:
-        """Send it a signal, if it has not ended."""
+        """Send the child a signal, if it has not ended."""
         self.process.signal(number)
 
     def signal_group(self, number: int) -> None:
-        """Send a signal to its process group."""
+        """Send a signal to the child's process group."""
         self.process.signal_group(number)
 
     def has_ended(self) -> bool:
-        """Leave it to `end_fd`."""
+        """Return False: `end_fd` shows the end."""
         return False
 
     def reap(self, *, spare: bool = False) -> Status:
-        """Collect its status; it has ended. *spare*: let its trackers do their work."""
+        """Collect the status of the ended child. *spare*: let its trackers finish their work."""
         status = self.process.reap(spare=spare)
         registry.discard(self.process)
         return status
 
     def reap_adopted(self) -> bool:
-        """Collect orphans of it that have become this process's; tell if there may be more."""
+        """Collect the child's orphans that this process adopted; return whether more may remain."""
         if not self.process.trackers_are_gone():
             return True
         more = self.process.reap_adopted()
-        # An init that was killed takes all others with it, and is the last of its group to go.
+        # A killed init ends all other processes of its namespace, and is the last of its group.
         more |= self.has_init and not self.process.group_is_gone()
         return more or not (self.group is None or self.group.dissolve())
 
     def waits_for_trackers(self) -> bool:
-        """Return whether trackers that were spared have something to do yet."""
+        """Return whether spared trackers still have work to do."""
         return not self.process.trackers_are_gone()
 
     def leave(self) -> bool:
-        """Stay: nobody but the caller collects it."""
+        """Return False: only the caller can collect the child."""
         return False
 
     def kill_now(self) -> None:
-        """Kill it, and wait for its end, blocking."""
+        """Kill the child, and wait for its end, blocking."""
         registry.kill_now(self.process)
 
     def give_up(self) -> None:
-        """Go on watching it in a thread."""
+        """Keep watching the child in a thread."""
         registry.discard(self.process)
         registry.watch_on(self.process)
 
@@ -332,8 +332,8 @@ class ForkedChild:
 
     def close(self) -> None:
         """Close everything but the process."""
-        # What is watched goes before what it watches: a loop that still polls a closed
-        # descriptor of which a sibling has a copy would spin.
+        # Close the wait set before the descriptors in it: a loop that polls a closed descriptor of
+        # which a sibling has a copy would spin.
         if hasattr(self, "waiter"):
             self.waiter.close()
         if hasattr(self, "waitset"):
@@ -344,9 +344,9 @@ class ForkedChild:
 
 
 def open_empty(policy: ConfinementSpec | None, owner: Descriptors) -> tuple[int, bool]:
-    """Return what a copy confined by *policy* gets for its descriptors, and whether for files, too.
+    """Return what replaces the descriptors of a copy, and whether that is also so for files.
 
-    For reading only: who writes to a pipe or an eventfd that the child has lost is to hear of it.
+    It is open for reading only: a write to a lost pipe or eventfd must fail in the child.
     """
     empty = owner.own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     if policy is None:
@@ -362,19 +362,19 @@ def draft_order(
     *,
     confined: bool = False,
 ) -> ChildSpec:
-    """Draft the order for a copy of this process: what it must shed, whatever it will do.
+    """Draft the `ChildSpec` of a copy of this process: what it must close and forget.
 
-    Raises CallableDidNotExecuteError where a copy could not live.
+    Raises CallableDidNotExecuteError where a copy could not run.
 
-    *ends* are those of the `alive_pipe` that ties it to this process, if there is one. If
-    *confined*, it sheds open files, too.
+    *ends* are the ends of the `alive_pipe` that ties it to this process, if there is one. If
+    *confined*, it closes open files, too.
     """
     if obstacle := coroutines.not_to_forget():
         raise CallableDidNotExecuteError(
             f"{obstacle}: use an Isolator with start='zygote'", reason=Reason.FEATURE_UNAVAILABLE
         )
     if confined:
-        from .._child import descriptors  # noqa: F401, PLC0415 - ahead, for the child
+        from .._child import descriptors  # noqa: F401, PLC0415 - before the fork, for the child
     keep |= {fd for fd, name in _STREAMS if getattr(sys, name) is not None}
     keep = keep.union(ends) if ends else keep
     # One by one: passing twenty names touches twenty strings.
@@ -408,7 +408,7 @@ def draft_order(
 def _severable(
     keep: frozenset[int], threaded: bool, confined: bool
 ) -> tuple[list[int] | None, dict[int, int] | None]:
-    # A function that runs after each fork may open something, which matters where files do.
+    # A function that runs after each fork may open a file, which matters to a confined child.
     if confined:
         return None, None
     listed = os_fds.listed()
@@ -416,12 +416,12 @@ def _severable(
         return None, None
     foreign: dict[int, int] = {}
     sever = os_fds.severable(listed, keep, foreign=foreign)
-    # Another thread may open something between the look and the fork.
+    # Another thread may open a file between the listing and the fork.
     return None if threaded else sever, foreign
 
 
 def hint(exc: OSError) -> str:
-    """Say in brackets what to do about an error of a fork or before one; "" if unknown."""
+    """Return advice on an error of a fork, in brackets; "" if there is none."""
     return {
         errno.EMFILE: " (this process may not open more descriptors: raise RLIMIT_NOFILE, or run "
         "fewer calls at once)",

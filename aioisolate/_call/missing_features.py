@@ -1,4 +1,4 @@
-"""What a machine lacks of what a sandbox or limits promise: told by name, with what to change."""
+"""Features of a sandbox or limits that a machine lacks: their names, and what to change."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TO_UNSHARE = "let the container make user namespaces, or give it the capability 
 
 
 class MissingFeature(NamedTuple):
-    """Something that a sandbox promises, or would have, and that can't be had here.
+    """A feature of a sandbox or of limits that this machine lacks.
 
     Attributes:
-        name: the layer's or the limit's, as in `Sandbox.require`.
+        name: the name of the layer or limit, as in `Sandbox.require`.
         text: what is missing, and why.
-        remedy: what to change.
-        hard: without it the sandbox is refused.
+        remedy: what to change, for the user.
+        hard: whether the sandbox is refused without it.
     """
 
     name: str
@@ -35,12 +35,12 @@ class MissingFeature(NamedTuple):
 
 
 def refusal(text: str) -> CallableDidNotExecuteError:
-    """Make the error of what can't be had here."""
+    """Return the error about missing features."""
     return CallableDidNotExecuteError(text, reason=Reason.FEATURE_UNAVAILABLE)
 
 
 def object_to(sandbox: Sandbox | None, lacks: Sequence[MissingFeature]) -> None:
-    """Refuse what lacks something, or warn."""
+    """Refuse the call if features are missing, or warn."""
     if not lacks:
         return
     what = "the limits of the call" if sandbox is None else "what the sandbox promises"

@@ -37,7 +37,7 @@ from .verdict import Answer, Evidence, KilledFor, Verdict, judge
 
 __all__ = ["INLINE_MAX", "Decoding", "loss_of_item", "outcome_of", "settle"]
 
-# What a stranger has to say of how it ended is no longer than what it says in a RemoteError.
+# Stack text of an untrusted child is no longer than the traceback in a RemoteError.
 _STACK_MAX = 44 * 1024
 _MESSAGE_MAX = 16 * 1024
 # Decoding less than this takes well under a millisecond, or some if somebody has made it so.
@@ -45,11 +45,11 @@ INLINE_MAX = 128 * 1024
 
 
 async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
-    """Turn what is known about a child that is gone into what fn returned, or an error."""
+    """Return the value and the error of a call, from the evidence about its ended child."""
     answer = supervision.conversation.answer
-    # The verdict on a value is that it is one; no evidence has to be put together for that.
+    # For a value the verdict is known, so no evidence is collected.
     is_value = answer is not None and answer[0] is Kind.VALUE
-    if supervision.killed_for is not None:  # else not even the enumeration is touched
+    if supervision.killed_for is not None:  # otherwise not even the enumeration is touched
         is_value &= supervision.killed_for is not KilledFor.OUTPUT_LIMIT
     verdict = Answer.VALUE if is_value else judge(_evidence(supervision))
     if isinstance(verdict, Verdict) or answer is None:
@@ -99,8 +99,8 @@ async def _unpickle(
 async def _as_data(
     supervision: Supervision, verdict: Answer, body: Sequence[bytes]
 ) -> tuple[Any, BaseException | None]:
-    """Read an answer that is data and nothing else. It may raise ValueError, ProtocolError."""
-    from .._wire import plain_data  # noqa: PLC0415 - only for those who ask for it
+    """Decode an answer in a data codec. May raise ValueError or ProtocolError."""
+    from .._wire import plain_data  # noqa: PLC0415 - only with a data codec
 
     options = supervision.options
     pieces = Payload.decode(body, plain=True).stream
@@ -113,7 +113,7 @@ async def _as_data(
 
 
 def _check_size(limits: Limits, payload: Payload) -> None:
-    """Raise TooLarge if an answer's buffers are more than they may be."""
+    """Raise TooLarge if an answer's buffers exceed the limit."""
     if limits.result_size is not None and payload.regions:
         size = sum(region.length for region in payload.regions) + sum(map(len, payload.stream))
         if size > limits.result_size:
@@ -121,7 +121,7 @@ def _check_size(limits: Limits, payload: Payload) -> None:
 
 
 def outcome_of(supervision: Supervision, value: Any, error: BaseException | None) -> Outcome[Any]:
-    """Put together all that is known about a settled call."""
+    """Return the `Outcome` of a call that has ended."""
     child = supervision.child
     return Outcome(
         value=value,
@@ -135,7 +135,7 @@ def outcome_of(supervision: Supervision, value: Any, error: BaseException | None
 
 
 def _evidence(supervision: Supervision) -> Evidence:
-    """Put together what the verdict is to be based on."""
+    """Return the evidence for the verdict."""
     answer = supervision.conversation.answer
     detail = supervision.detail
     if answer is not None and answer[0] in (Kind.LOST, Kind.FAILED):
@@ -157,7 +157,7 @@ def _evidence(supervision: Supervision) -> Evidence:
 
 
 def _usage(supervision: Supervision) -> Usage:
-    """Put together what the child has used."""
+    """Return the resources that the child has used."""
     status = supervision.status
     return Usage(
         wall=supervision.ended_at - supervision.child.forked_at,
@@ -171,7 +171,7 @@ def _usage(supervision: Supervision) -> Usage:
 def _collect(
     payload: Payload, scratch: int, fds: Sequence[int]
 ) -> tuple[Sequence[Any], list[memoryview]]:
-    """Put a payload's stream and buffers together. Raises ProtocolError if they can't be."""
+    """Join the stream and the buffers of a payload. Raises ProtocolError if that fails."""
     if not payload.regions:
         return payload.stream, []
     views = [
@@ -184,7 +184,7 @@ def _collect(
 
 
 def _borrow(fds: Sequence[int], region: Region) -> memoryview:
-    from .._memory import buffer_refs  # noqa: PLC0415 - only for those who use such memory
+    from .._memory import buffer_refs  # noqa: PLC0415 - only with such memory
 
     if region.source > len(fds):
         raise ProtocolError("a result names a descriptor that did not come with it")
@@ -195,7 +195,7 @@ def _borrow(fds: Sequence[int], region: Region) -> memoryview:
 
 def _view(scratch: int, region: Region) -> memoryview:
     if not memfd.is_sealed(scratch):
-        raise ProtocolError("the scratch file is not sealed, so it could change under our hands")
+        raise ProtocolError("the scratch file is not sealed, so its content could still change")
     size = os.fstat(scratch).st_size
     start, length = region.offset, region.length
     if not length or start % os.sysconf("SC_PAGE_SIZE") or start + length > size:
@@ -204,10 +204,10 @@ def _view(scratch: int, region: Region) -> memoryview:
 
 
 def loss_of_item(supervision: Supervision, exc: BaseException) -> IsolationError:
-    """Make the error for an item that could not be decoded. The child is gone."""
+    """Return the error for an item that could not be decoded. The child is gone."""
     verdict = _as_loss(exc, "an item that fn yielded")
     if supervision.conversation.answer is None:
-        verdict = verdict._replace(error=CallableStatusUnknownError)  # it was not at its end
+        verdict = verdict._replace(error=CallableStatusUnknownError)  # fn was not at its end
     return _error(supervision, verdict, cause=exc)
 
 
@@ -217,14 +217,14 @@ def _as_loss(exc: BaseException, what: str) -> Verdict:
     if isinstance(exc, ProtocolError):
         return Verdict(CallableStatusUnknownError, Reason.PROTOCOL, str(exc))
     message = f"{what} could not be decoded here: {type(exc).__name__}: {exc}"
-    transient = isinstance(exc, NoThreadError) or None  # of the machine's, not of the result's
+    transient = isinstance(exc, NoThreadError) or None  # the machine's problem, not the result's
     return Verdict(CallableExecutedError, Reason.RESULT_DECODING, message, transient)
 
 
 def _own_exception(supervision: Supervision, raised: Any) -> BaseException:
     if not issubclass(type(raised), BaseException):
         kind = safe_text.full_name(type(raised))
-        text = f"the child says that fn raised what is no exception: {kind}"
+        text = f"the child reports that fn raised an object that is not an exception: {kind}"
         return _error(supervision, Verdict(CallableStatusUnknownError, Reason.PROTOCOL, text))
     if isinstance(raised, CallableDidNotExecuteError):
         # A nested call did not begin; but fn did, and a retry of this call may not be safe.
@@ -235,17 +235,17 @@ def _own_exception(supervision: Supervision, raised: Any) -> BaseException:
     size = None if limits is None else limits.memory or limits.address_space
     if size is not None and _ran_out_of_memory(raised):
         text = f"fn was refused memory by the allocator; its limit is {size} bytes"
-        if words := str(raised):  # Python's own says nothing
+        if words := str(raised):  # Python's own MemoryError has no text
             text += f": {words}"
         verdict = Verdict(MemoryLimitError, Reason.MEMORY_LIMIT, text)
         return _error(supervision, verdict, cause=raised)
     name = raised.type_name if isinstance(raised, RemoteError) else type(raised).__name__
     if isinstance(raised, Exception) and name not in _TEARING:
         return raised
-    # SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError... mean something to whoever
-    # runs the caller; fn's are not allowed to say it.
+    # SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError... have an effect on the
+    # caller's event loop or program; those of fn must not.
     reason = Reason.EXIT if name == "SystemExit" else Reason.BASE_EXCEPTION
-    # In a RemoteError there is the traceback, too.
+    # A RemoteError also contains the traceback.
     said = [raised.message] if isinstance(raised, RemoteError) else safe_text.part(raised, "args")
     text = f"fn raised {name}({', '.join(map(repr, said))})"
     verdict = Verdict(CallableStatusUnknownError, reason, text)
@@ -265,7 +265,7 @@ def _ran_out_of_memory(raised: BaseException) -> bool:
 
 
 def _os_error(supervision: Supervision, answer: Message | None) -> OSError | None:
-    """Return what the kernel said to a child that failed before fn, if it did."""
+    """Return the OSError of a child that failed before fn, if there was one."""
     if answer is None or answer[0] is not Kind.FAILED:
         return None
     _, _, rest = b"".join(answer[1]).decode(errors="replace").partition("\n")
@@ -291,11 +291,11 @@ def _error(
     written = child.streams[1].tail() if child.streams else ""
     if supervision.options.codec == "pickle":
         if stack:
-            # The first line is a sentence that tells what there is to tell: logs and trackers of
-            # errors show only that.
+            # The first line is a sentence that summarizes the error: logs and error trackers show
+            # only that.
             place = innermost(stack)
             message += f"; it was in {place}\n{stack}" if place else f"\n{stack}"
-    else:  # all of it may be a stranger's words
+    else:  # the stack may be untrusted text
         message = safe_text.tame(message, _MESSAGE_MAX)
         stack = safe_text.quote(stack, _STACK_MAX)
         written = safe_text.quote(written, TAIL_MAX)

@@ -1,4 +1,4 @@
-"""The one loop that waits for a child, and the one place where a cancelled call ends it."""
+"""The loop that waits for a child, and the place where a cancelled call ends it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from .supervision import Supervision
 
 __all__ = ["supervise"]
 
-# How often to look, a millisecond apart, for others who were killed together with the child, but
-# are not necessarily dead by now; the kernel gives no event.
+# Number of checks, a millisecond apart, for other processes that were killed with the child but
+# may not be dead yet; the kernel reports no event.
 _LOOKS = 500
 
 
 async def supervise(supervision: Supervision, grace: float) -> None:
     """Start the child and wait until it is gone.
 
-    If cancelled, kill it, see it gone, and pass that on.
+    If cancelled, kill the child, wait until it is gone, and raise the cancellation.
     """
     child = supervision.child
     waiter = child.waiter
-    # Armed before the fork: afterwards each page of the loop's that it touches is a copy.
+    # Armed before the fork: afterwards the loop's memory is shared with the child, and each page
+    # that arming touches would be copied.
     waiter.arm(supervision.next_time())
     child.launch()
     try:
@@ -36,8 +37,8 @@ async def supervise(supervision: Supervision, grace: float) -> None:
         await _see_off(supervision, grace)
         raise
     except BaseException:
-        # A callable of the caller's raised, or Ctrl-C, or this coroutine is being closed and may
-        # not wait for anything any more.
+        # A callable of the caller's raised, or Ctrl-C was pressed, or this coroutine is being
+        # closed and may not await any more.
         if not supervision.gone:
             supervision.gone = True
             child.kill_now()
@@ -49,7 +50,7 @@ async def supervise(supervision: Supervision, grace: float) -> None:
 
 
 async def _see_off(supervision: Supervision, grace: float) -> None:
-    """End a child whose call was cancelled; further cancellations don't hurry or stop that."""
+    """End a child whose call was cancelled; further cancellations do not change that."""
     waiter = supervision.child.waiter
     with anyio.CancelScope(shield=True):
         supervision.terminate(grace)

@@ -1,7 +1,7 @@
 r"""Watching a child from its fork to its end.
 
-`Supervision` is told that something is readable or that it is time, and does what is due: it
-reads, it kills, it collects; none of its methods waits. The loop that does is in `drive`.
+`Supervision` is told that a descriptor is readable or that a time has come, and then reads, kills
+or collects; none of its methods waits. The loop that waits is in `run`.
 
     RUNNING --deadline--> DUMPING --> TERMINATING --> KILLING --> (gone)
        |                  (stack)     (only if grace)    ^  \
@@ -40,24 +40,24 @@ from .verdict import KilledFor
 
 __all__ = ["FIRST_LOOK", "OnItem", "Supervision"]
 
-# Is given the pickle, in pieces, of an item that a generator has yielded, and the descriptors that
-# came with it, which are its own from then on.
+# Called with the pickle, in pieces, of an item that a generator has yielded, and the descriptors
+# that arrived with the pickle, which the callable must close.
 OnItem: TypeAlias = Callable[[Sequence[bytes], Sequence[int]], object]
 
 _log = logging.getLogger("aioisolate.call")
 
-# A short call is woken up for once: when its child has ended. Only a child that takes longer
+# A short call wakes this process up once: when its child has ended. Only a child that takes longer
 # than this has its channel read while it runs (one that writes more than a pipe holds waits).
 FIRST_LOOK = 0.005
-# How long a child may take to write down its stack, to end after its answer, to die when killed.
+# Seconds for a child to write its stack, to end after its answer, to die when killed.
 _DUMP_PATIENCE = 0.25
 _DUMP_POLL = 0.002
 _LINGER_PATIENCE = 1.0
 _KILL_PATIENCE = 10.0
-# Between looks whether a signal has stopped it: rarely, and ever more so.
+# The first pause, in seconds, between checks for a stopped child; each one is longer.
 _STOP_PAUSE = 1.0
 _STOP_PAUSE_MAX = 60.0
-# A pipe holds no more than this, so what is left in one when its child has ended is no more.
+# A pipe holds no more than this, so no more is left in it when its child has ended.
 _DRAIN_MAX = 1 << 20
 
 
@@ -69,24 +69,24 @@ class _Phase(enum.Enum):
 
 
 class Supervision:
-    """What is known about a running child, and what to do next.
+    """The state of a running child, and the next action.
 
     Attributes:
-        listens: somebody wants to know about the stages of the call.
+        listens: whether a callable wants the stages of the call.
         child: the child.
-        gone: the child has been collected, or given up; nothing is left to do.
-        conversation: what it has said on its channel.
-        status: how it ended, once it has.
-        ended_at: when that was seen, on the clock of time.monotonic.
-        left: its end was left to somebody else.
-        answered_at: when its answer was there, or None if it has given none.
-        stack: what faulthandler wrote in the child.
-        killed_for: why it was killed, or None; the first cause counts.
-        detail: what was wrong, if it was killed for nonsense on its channel.
+        gone: whether the child has been collected, or given up; nothing is left to do.
+        conversation: the frames so far.
+        status: how the child ended, once it has.
+        ended_at: when the end was seen, on the clock of time.monotonic.
+        left: whether the end was left to the fork server.
+        answered_at: when the answer arrived, or None if there is none.
+        stack: the stack text of faulthandler in the child.
+        killed_for: why the child was killed, or None; the first cause counts.
+        detail: the fault, if the child was killed for invalid data on its channel.
         seconds: the deadline that passed, if one did.
-        out_of_memory: who killed it for want of memory, if that is known.
-        others_memory: it was memory that the machine or container lacked, not a limit of its own.
-        stopped_by: the signal that had stopped it when that was last looked at, or "".
+        out_of_memory: which memory limit killed the child, if that is known.
+        others_memory: whether the machine or container lacked memory, and not the call's limit.
+        stopped_by: the signal that had stopped the child at the last check, or "".
     """
 
     def __init__(
@@ -136,22 +136,22 @@ class Supervision:
         self.answered_at: float | None = None
         self.left = False
         self.stack = StackText(child.scratch, trusted=options.codec == "pickle")
-        # What fn has left, once the child tells of it: few leave anything.
+        # The unfinished work of fn, once the child reports it: rarely needed.
         self._left: UnfinishedWork | None = None
-        # A stranger's processes all die at once, whatever they claim to be.
+        # All processes of an untrusted child die at once, whatever they seem to be.
         self._spares = options.codec == "pickle" and not child.has_init
-        # Without waiting for its end, nothing is known of that end.
+        # A call that needs no evidence of the child's end does not wait for it.
         self._leaves_early = not (whole or self.listens or child.streams or child.has_init)
         waits = child.layers is not None  # to be told to go on
         if self._look_due and (self.listens or on_item or options.on_progress or waits):
             self._watch_channel()
 
     def announce(self) -> None:
-        """Tell that there is a child. Raises what on_event raises."""
+        """Report the "spawn" event. Raises the exceptions of on_event."""
         self._tell("spawn")
 
     def next_time(self) -> float:
-        """Return when `step` must be called even if nothing is readable."""
+        """Return the time at which `step` must be called even if nothing is readable."""
         return min(self._due(), self._rate_limiter.until)
 
     def _due(self) -> float:
@@ -163,7 +163,7 @@ class Supervision:
         return min(due, self._first_look) if self._look_due else due
 
     def step(self) -> None:
-        """Do whatever is due. Raises what on_event or the output callable raises."""
+        """Do what is due. Raises the exceptions of on_event and of the output callable."""
         ended = self.child.has_ended()
         self._rate_limiter.go_on()
         heard, size = False, 0
@@ -178,7 +178,7 @@ class Supervision:
                 for stream in self.child.streams:
                     if stream.fd == fd:
                         size += self._read_output(stream)
-        if heard:  # also if there was nothing to be read: some things only seem to come
+        if heard:  # also without data: a wake-up may be spurious
             self._rate_limiter.heard(size)
         if ended and not self.gone:
             self._collect()
@@ -206,7 +206,7 @@ class Supervision:
         if self._look_due:
             self._watch_channel()
         if not self._paused:
-            self._read_channel()  # the mark may be waiting there
+            self._read_channel()  # the STARTED frame may be waiting there
         if self._heard_result or self._phase is not _Phase.RUNNING:
             return
         if now >= self._deadline:
@@ -217,7 +217,7 @@ class Supervision:
             self._look_whether_stopped()
 
     def _look_whether_stopped(self) -> None:
-        """Find out whether a signal has stopped it: no event tells, and it would never end."""
+        """Check whether a signal has stopped the child: no event reports that, and it can't end."""
         self._stop_pause = min(2 * self._stop_pause, _STOP_PAUSE_MAX)
         self._stop_look = time.monotonic() + self._stop_pause
         before, self.stopped_by = self.stopped_by, stopped_by(self.child.pid)
@@ -251,7 +251,7 @@ class Supervision:
             self.child.signal_group(signal.SIGTERM)
             self._phase = _Phase.TERMINATING
             self._phase_ends = time.monotonic() + grace
-            # It can't end while it waits to be read.
+            # The child can't end while it waits for its channel to be read.
             self.resume()
 
     def kill(self, cause: KilledFor | None = None, detail: str = "") -> None:
@@ -269,9 +269,9 @@ class Supervision:
         self._phase_ends = time.monotonic() + _KILL_PATIENCE
 
     def end(self, cause: KilledFor, grace: float = 0.0) -> None:
-        """End the call from outside, for a reason of the caller's."""
+        """End the call from outside, for *cause*."""
         if self.gone or self._heard_result:
-            # What fn has left is not waited for any longer.
+            # Unfinished work of fn is not waited for any longer.
             if not self.gone and self.conversation.state is State.ENDING:
                 self.kill(KilledFor.LINGERING)
                 self.child.waiter.ring()
@@ -284,21 +284,21 @@ class Supervision:
     # The channel
 
     def pause(self) -> None:
-        """Let what the child says wait in the channel, and the child with it once that is full."""
+        """Stop reading the channel; the child blocks once it is full."""
         ends = self._phase in (_Phase.TERMINATING, _Phase.KILLING)
         if not self._paused and not self._heard_result and not self.gone and not ends:
             self._paused = True
             self._rate_limiter.remove(self.child.channel)
 
     def resume(self) -> None:
-        """Read on."""
+        """Continue reading the channel."""
         if self._paused:
             self._paused = False
             if not self.gone and not self._heard_result:
                 self._rate_limiter.add(self.child.channel)
 
     def has_started(self) -> bool:
-        """Tell whether fn was about to be called, looking for the mark of a quiet start."""
+        """Return whether fn was about to be called; also read the mark of a quiet start."""
         if not (self.conversation.started or self._marked) and self.child.talks:
             self._marked = memfd.is_marked(self.child.scratch, MARK_AT)
         return self.conversation.started or self._marked
@@ -311,8 +311,8 @@ class Supervision:
         self._look_due = False
         self._rate_limiter.remove(self.child.channel)
 
-    def _read_channel(self) -> int:  # noqa: C901, PLR0912 - one `if` per thing that may have come
-        """Read once what is there; return how many bytes that was."""
+    def _read_channel(self) -> int:  # noqa: C901, PLR0912 - one `if` per kind of frame
+        """Read the channel once; return the number of bytes."""
         conversation = self.conversation
         started = conversation.started
         try:
@@ -342,7 +342,7 @@ class Supervision:
             self._hear_no_more(self._channel.fault())
             return size
         if self._heard_result and conversation.state is State.DONE:
-            # Nothing that comes from here on counts, so it must not keep this process busy either.
+            # Further data is ignored, so it must not keep this process busy either.
             self._leave_channel()
             if self._phase is _Phase.RUNNING:
                 ends = time.monotonic() + _LINGER_PATIENCE
@@ -351,7 +351,7 @@ class Supervision:
             self._heard_result = True
             self.answered_at = now = time.monotonic()
             ends = now + _LINGER_PATIENCE
-            # As long as fn has left something, that may have something to say.
+            # While fn has unfinished work, that may send reports.
             leaving = conversation.state is not State.DONE
             if leaving:
                 ends = min(ends + self.options.exit_timeout, self._deadline)
@@ -360,7 +360,7 @@ class Supervision:
             if self._phase is _Phase.RUNNING:
                 self._phase_ends = ends
             self._tell("result")
-            # All else than a value is told with how the child ended.
+            # Any answer but a value is reported together with the child's end.
             is_value = conversation.answer[0] is Kind.VALUE
             if is_value and self._leaves_early and not leaving and self.child.leave():
                 self.ended_at = time.monotonic()
@@ -372,7 +372,7 @@ class Supervision:
         self.kill(fault.cause, str(fault))
 
     def _check_layers(self, body: Sequence[bytes]) -> None:
-        """Let the child call fn if it is confined as it should be."""
+        """Let the child call fn if its layers are as planned."""
         wrong = why_unconfined(self.child.layers or (), b"".join(body))
         if wrong:
             self.kill(KilledFor.UNCONFINED, wrong)
@@ -398,7 +398,7 @@ class Supervision:
         if self._output_left < 0:
             data = data[: int(self._output_left)]
             self.kill(KilledFor.OUTPUT_LIMIT)
-            # It may have ended by itself meanwhile; that is chance, and the limit is not.
+            # The child may have ended by itself meanwhile; that is chance, and the limit is not.
             if self.killed_for in (None, KilledFor.LINGERING):
                 self.killed_for = KilledFor.OUTPUT_LIMIT
         stream.feed(data)
@@ -408,12 +408,12 @@ class Supervision:
         return len(data)
 
     def _collect(self) -> None:
-        """The child has ended: read what it left behind, and reap it."""
+        """Read the rest of an ended child's data, and reap it."""
         self.ended_at = time.monotonic()
-        # Who has given its answer has seen to its trackers itself.
+        # A child that has given its answer has waited for its trackers itself.
         well = self._heard_result and self.killed_for is None
         self.status = self.child.reap(spare=self._spares and not well)
-        # Only with limits is there something to compare with.
+        # Only with limits there is a count to compare with.
         limited = self._kills_before is not None
         lost = self.child.lost
         if limited and self.killed_for is None and (lost or self.status.exit == -signal.SIGKILL):
@@ -425,8 +425,8 @@ class Supervision:
             self.killed_for = KilledFor.SERVER_DIED
             self.detail = lost
         self.gone = True
-        # Its pipes may be held open by processes that it left behind, so their end is nothing to
-        # wait for; what it wrote itself is in them by now.
+        # Processes that the child left behind may hold its pipes open, so do not wait for their
+        # end of file; the child's own output is in them by now.
         left = _DRAIN_MAX
         over = State.DONE
         while self.conversation.state is not over and left > 0 and (size := self._read_channel()):
@@ -458,7 +458,7 @@ class Supervision:
             self.options.on_event(event)
 
     def hand_over(self, fds: Sequence[int]) -> Descriptors:
-        """Give descriptors that have come to whoever is to close them."""
+        """Hand over received descriptors to an owner that closes them."""
         given = Descriptors()
         for fd in fds:
             given.own(self._channel.received.release(fd))

@@ -35,12 +35,12 @@ class KilledFor(enum.Enum):
 
     TIMEOUT = "the call's deadline passed"
     START_TIMEOUT = "the start deadline passed"
-    PROTOCOL = "the channel carried something else than frames"
+    PROTOCOL = "the channel carried data that are not frames"
     CHANNEL_READ = "the channel could not be read"
     LINGERING = "it ran on after its answer"
     RESULT_TOO_LARGE = "what it sent is larger than allowed"
-    ITEM_TOO_LARGE = "an item of its is larger than allowed"
-    RESULT_DECODING = "an item of its could not be decoded"
+    ITEM_TOO_LARGE = "one of its items is larger than allowed"
+    RESULT_DECODING = "one of its items could not be decoded"
     OUTPUT_LIMIT = "it wrote more output than it may"
     UNCONFINED = "its confinement is not what it should be"
     UNKILLABLE = "it did not end when it was killed"
@@ -50,28 +50,28 @@ class KilledFor(enum.Enum):
 
 
 class Answer(enum.Enum):
-    """What a verdict lets through instead of an error of ours."""
+    """What the caller gets instead of an error of this package."""
 
     VALUE = "what fn returned"
     RAISED = "what fn raised"
 
 
 class Evidence(NamedTuple):
-    """All that is known about a call when its child is gone.
+    """The evidence about a call whose child is gone.
 
     Attributes:
-        started: the STARTED mark arrived.
+        started: whether the STARTED mark arrived.
         answer: the kind of the frame that ended the conversation, or None.
-        detail: the body of a LOST or FAILED frame, or what made no sense on the channel.
+        detail: the body of a LOST or FAILED frame, or the fault on the channel.
         killed_for: why the parent killed the child, or None if it did not.
         exit: how the child ended, or None if that could not be learned.
         seconds: the deadline that passed, if one did.
         limits: what the call may consume, or None.
-        spent: the CPU seconds that the child has used.
-        out_of_memory: who killed it for want of memory, if that is known.
-        others_memory: it was memory that the machine or container lacked, not a limit of its own.
-        confined: it was in a sandbox.
-        stopped_by: the signal that had stopped it when its deadline passed, or "".
+        spent: the CPU seconds that the child used.
+        out_of_memory: which memory limit killed the child, if that is known.
+        others_memory: whether the machine or container lacked memory, and not the call's limit.
+        confined: whether the child was in a sandbox.
+        stopped_by: the signal that had stopped the child when its deadline passed, or "".
     """
 
     started: bool
@@ -89,10 +89,10 @@ class Evidence(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The class, reason and wording of the error to raise.
+    """The class, reason and message of the error to raise.
 
     Attributes:
-        transient: whether its cause may pass by itself; None: as the reason says.
+        transient: whether the cause may pass by itself; None: as for the reason.
     """
 
     error: type[IsolationError]
@@ -102,7 +102,7 @@ class Verdict(NamedTuple):
 
 
 def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: C901, PLR0911 - one for each verdict
-    """Decide what a call comes to: an answer to let through, or an error to raise."""
+    """Decide the outcome of a call: an answer to return or raise, or an error."""
     if evidence.killed_for is KilledFor.OUTPUT_LIMIT and evidence.answer is not Kind.FAILED:
         return _killed(evidence, evidence.killed_for)
     match evidence.answer:
@@ -114,13 +114,13 @@ def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: C901, PLR0911 - one 
             name, _, text = evidence.detail.partition("\n")
             if name == Reason.MEMORY_LIMIT.name:
                 return Verdict(MemoryLostError, Reason.MEMORY_LIMIT, text)
-            if name in _LOSSES_OF_ITEMS:  # it has not come to its end
+            if name in _LOSSES_OF_ITEMS:  # fn has not come to its end
                 loss, reason = _LOSSES_OF_ITEMS[name]
                 return Verdict(loss, reason, text)
             reason = Reason[name] if name in _LOSSES else Reason.RESULT_WRITE
             return Verdict(CallableExecutedError, reason, text)
         case Kind.FAILED if evidence.started:
-            message = "the child says that it has not called fn, and it has"
+            message = "the child reports that it did not call fn, but it did"
             return Verdict(CallableStatusUnknownError, Reason.PROTOCOL, message)
         case Kind.FAILED:
             step, _, rest = evidence.detail.partition("\n")
@@ -155,7 +155,7 @@ _LOSSES_OF_ITEMS: dict[str, tuple[type[IsolationError], Reason]] = {
 }
 
 
-def _killed(  # noqa: C901, PLR0911 - likewise
+def _killed(  # noqa: C901, PLR0911 - one for each cause
     evidence: Evidence, cause: KilledFor
 ) -> Verdict:
     started = evidence.started
@@ -174,11 +174,11 @@ def _killed(  # noqa: C901, PLR0911 - likewise
             message += _stopped(evidence) or (
                 " (perhaps another thread of this process held a lock when it was forked)"
             )
-            # It may have reached fn in the moment in which it was killed.
+            # The child may have reached fn in the moment in which it was killed.
             reason = Reason.TIMEOUT if started else Reason.START_TIMEOUT
             return Verdict(error, reason, message)
         case KilledFor.PROTOCOL | KilledFor.CHANNEL_READ:
-            # Whoever wrote those bytes may be fn, so nothing is proved by a missing mark.
+            # fn may have written those bytes, so a missing mark proves nothing.
             message = f"the child was killed: {evidence.detail}"
             return Verdict(CallableStatusUnknownError, Reason[cause.name], message)
         case KilledFor.RESULT_TOO_LARGE:
@@ -231,7 +231,7 @@ def _died(evidence: Evidence) -> Verdict:
         limits = evidence.limits
         own = None if limits is None else limits.memory or limits.address_space
         if evidence.others_memory and own is not None:
-            # It has not had more than it may have, so that is not what is told.
+            # The child has not exceeded its own limit, so that limit is not reported.
             error = CallableStatusUnknownError if evidence.started else CallableDidNotExecuteError
             when = "" if evidence.started else " before it called fn"
             message = (
@@ -275,7 +275,7 @@ def _died(evidence: Evidence) -> Verdict:
     return Verdict(CallableStatusUnknownError, reason, message)
 
 
-# What a process gets for what it does itself, so will get again.
+# Signals that a process causes by itself, and would cause again.
 _CRASHES = frozenset(
     {
         *(signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),
@@ -285,10 +285,10 @@ _CRASHES = frozenset(
 
 
 def _is_out_of_time(evidence: Evidence) -> bool:
-    """Tell whether the kernel ended the child for the CPU time that it had used."""
+    """Return whether the kernel ended the child for the CPU time that it had used."""
     limits, exit_ = evidence.limits, evidence.exit
     if limits is None or limits.cpu_time is None or exit_ is None:
         return False
-    # The kernel counts a little more than it tells of afterwards.
+    # The kernel counts a little more than it reports afterwards.
     spent = evidence.spent >= limits.cpu_time - 0.1
     return exit_ == -signal.SIGXCPU or (exit_ == -signal.SIGKILL and spent)

@@ -1,4 +1,4 @@
-"""One fork server, seen from the process that it works for: starting, talking to, and ending it."""
+"""One fork server, seen from the user's process: starting it, talking to it, ending it."""
 
 from __future__ import annotations
 
@@ -40,23 +40,24 @@ if TYPE_CHECKING:
 
 __all__ = ["ForkServer"]
 
-# So many of the last groups that the server has killed may not be gone yet, for so many seconds.
+# The groups of the last 64 killed children may still exist for up to 2 seconds.
 _RECENT = 64
 _GROUP_PATIENCE = 2.0
-# So many seconds children may take to end, all together, whose server is dead.
+# Seconds that all children together have to end after their server died.
 _ORPHAN_PATIENCE = 0.5
-# So often it is looked, in the time that a server has to answer, whether it has.
+# Number of checks, within the time that a server has to answer, whether it has answered.
 _LOOKS = 4
-# An import keeps it from that, and may take its time.
+# A server that imports a module cannot answer meanwhile, so it has more checks.
 _LOOKS_AT_IMPORT = 100
-# Between looks at the children of a server that does not answer.
+# Seconds between checks for ended children of a server that does not answer.
 _SILENT_PAUSE = 0.05
-# If nobody can wait any more: so many seconds, blocking.
+# Seconds to block when the event loop cannot wait any more.
 _MOMENT = 0.1
-# So many seconds a server that was killed may take to end before it is watched in a thread.
+# Seconds that a killed server has to end before a thread waits for it instead.
 _KILL_PATIENCE = 5.0
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-# What the server hears when it is at its limit of descriptors, or was put below what it has.
+# errnos that mean the server is out of file descriptors, or its limit was lowered below their
+# number.
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.EBADF, errno.EINVAL})
 
 
@@ -64,13 +65,14 @@ class ForkServer:
     """A running fork server.
 
     Attributes:
-        wards: its children that have not ended, by pid.
-        problem: why it is not of any use (any more), or "".
-        modules: what it had imported when it was ready.
-        repeating: the random generators that each of its children has a copy of.
-        encodings: those of its children's standard output and error.
-        silent: it does not answer.
-        outdated: it is of another version than this process, and so will the next one be.
+        workers: the children of the server that have not ended, by pid.
+        problem: why the server cannot be used (any more), or "".
+        modules: the modules that the server had imported when it was ready.
+        repeating: the random generators that each child has a copy of.
+        encodings: the encodings of the children's standard output and error.
+        silent: whether the server does not answer.
+        outdated: whether the server, and any that would replace it, is of another version than
+            this process.
     """
 
     def __init__(
@@ -84,9 +86,9 @@ class ForkServer:
         on_held: Callable[[Sequence[tuple[int, str, str | None]]], object],
         patience: float,
     ) -> None:
-        """*on_silent* is called when it has not answered for *patience* seconds.
+        """Prepare a server; *on_silent* is called when it has not answered for *patience* seconds.
 
-        *on_held*, with what its modules have open and its children will not have.
+        *on_held* is called with what the server's modules have open and its children will not have.
         """
         self._backend = backend
         self._on_ward = on_ward
@@ -96,10 +98,10 @@ class ForkServer:
         self._on_held = on_held
         self._patience = patience
         self.silent = False
-        # It has said nothing at all, as a program would that is something else.
+        # The process has sent nothing at all: it may be another program.
         self._is_strange = True
         self._named = ""
-        # Whether it has said anything since that was last asked; the calls that run.
+        # Whether the server has sent anything since the last check; the number of running calls.
         self._heard = False
         self._importing = 0
         self._kills_before: Kills | None = None
@@ -108,7 +110,7 @@ class ForkServer:
         self._watchdog: eventloop.Background | None = None
         # Gets no more work; called when it has gone.
         self._on_gone: Callable[[], object] | None = None
-        # There once somebody closes it; set when it has gone.
+        # Created when the server is being closed; set when the server has gone.
         self._gone: anyio.Event | None = None
         self._process = Process()
         self._fds = Descriptors()
@@ -116,7 +118,7 @@ class ForkServer:
         self._parcels = protocol.ReceivedFds()
         self._pidfds: list[int] = []
         self._send_queue = SendQueue(backend)
-        # Asked for and not yet there, by the numbers of the requests.
+        # Workers that were requested and do not exist yet, by the number of the request.
         self._coming: dict[int, Worker] = {}
         self._numbers = itertools.count(1)
         self._reader: eventloop.Background | None = None
@@ -127,13 +129,13 @@ class ForkServer:
         self._layers: Sequence[str] | None = None
         self._socket: _socket.socket
         self.workers: dict[int, Worker] = {}
-        # Ended, as far as can be seen, and not collected by the server, which does not answer.
+        # Children that seem to have ended, and were not collected by the server, which is silent.
         self._missed: set[int] = set()
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
         self.problem = ""
         self.outdated = False
         self._problem_number = 0
-        # It has told so itself: what it should import raised something, say.
+        # The server has reported the problem itself: a preloaded module raised, for example.
         self._failed = False
         self.modules: frozenset[str] = frozenset()
         self.repeating: Sequence[Found] = ()
@@ -141,7 +143,7 @@ class ForkServer:
 
     @property
     def pid(self) -> int:
-        """The server's process id."""
+        """The process id of the server."""
         return self._process.pid
 
     async def start(
@@ -153,7 +155,7 @@ class ForkServer:
     ) -> None:
         """Start the server and wait until it is ready, and confined by *layers* if there are any.
 
-        Raises CallableDidNotExecuteError, with what the server says, if it is not after
+        Raises CallableDidNotExecuteError, with the server's report, if it is not ready after
         *patience* seconds.
         """
         self._layers, self._named = layers, launch.python
@@ -179,7 +181,7 @@ class ForkServer:
             raise self.error()
 
     def error(self) -> CallableDidNotExecuteError:
-        """Make the error that says what is wrong with this server."""
+        """Return the error that describes the problem of this server."""
         what = _sentence(self.problem)
         error = CallableDidNotExecuteError(
             what if self.outdated else f"the fork server can't be used: {what}",
@@ -205,14 +207,14 @@ class ForkServer:
         own.close(theirs)
         if setup is not None:
             told = setup._replace(tied=bool(ends))
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the server has ended
                 self._socket.sendall(protocol.encode(("setup", *told)))
         self._socket.setblocking(False)
         self._send_queue.open(self._socket)
         self._reader = eventloop.watch(self._backend, ours, self._listen)
 
     def is_owned(self) -> bool:
-        """Tell whether this process started the server, and is not a forked copy of that one."""
+        """Return whether this process, and not the one it was forked from, started the server."""
         return self._process.owner_pid == os.getpid()
 
     def _say(self, *record: Any) -> None:
@@ -220,12 +222,12 @@ class ForkServer:
             self._send_queue.put(protocol.encode(record))
 
     def request(self, count: int, *, ahead: bool) -> None:
-        """Ask for so many children; each comes to *on_ward*, or a refusal to *on_refusal*.
+        """Request *count* children; each is passed to *on_ward*, or a refusal to *on_refusal*.
 
-        *ahead* of need: they have time to rehearse.
+        *ahead*: no call waits for them yet, so they have time to rehearse.
         """
         if self._down or not self.is_owned():
-            return  # whoever asks is about to hear of it
+            return  # the caller is about to be told
         if count:
             self._watch()
         for _ in range(count):
@@ -263,21 +265,21 @@ class ForkServer:
             self._on_refusal(error)
 
     def learn(self, module: str) -> None:
-        """Have the server import a module, for the children to come."""
+        """Make the server import a module, for the children to come."""
         self._importing += 1
         self._say("import", module)
 
-    # Whether it answers
+    # Whether the server answers
 
     def begin(self) -> None:
-        """Note that a call has begun in one of its wards."""
+        """Note that a call has begun in one of the workers."""
         self._busy += 1
         self._kills_before = note_memory()
         if not self._watching:
             self._watch()
 
     def finish(self) -> None:
-        """Note that such a call is over."""
+        """Note that a call has ended in one of the workers."""
         self._busy -= 1
 
     def _watch(self) -> None:
@@ -286,19 +288,19 @@ class ForkServer:
             self._watchdog = eventloop.spawn(self._backend, self._look_for_answers)
 
     async def _look_for_answers(self) -> None:
-        """Find out, while anything is expected of the server, whether it still answers."""
+        """Check, while anything is expected of the server, whether the server still answers."""
         try:
             await self._look_until_idle()
         finally:
-            # Here and not at the end of the task, which is a little later.
+            # Reset here and not when the task is done, which is a little later.
             self._watching = False
 
     async def _look_until_idle(self) -> None:
         quiet = 0
         while self._busy or self._coming or (self.silent and self.workers):
-            # Looks are counted, and no clock is asked: a loop that was held up proves nothing.
+            # Count checks instead of seconds: a blocked event loop proves nothing about the server.
             await anyio.sleep(_SILENT_PAUSE if self.silent else self._patience / _LOOKS)
-            self._listen()  # what has come meanwhile
+            self._listen()  # what has arrived meanwhile
             if self._down:
                 return
             if self.silent:
@@ -315,7 +317,7 @@ class ForkServer:
                 self._on_silent(self)
 
     def _look_for_ends(self) -> None:
-        """Find out which wards have ended: the server does not tell any more."""
+        """Find the workers that have ended, since the silent server does not report them."""
         for worker in [worker for worker in self.workers.values() if worker.seems_ended()]:
             del self.workers[worker.pid]
             self._missed.add(worker.pid)
@@ -325,7 +327,7 @@ class ForkServer:
         self._look_if_empty()
 
     def retire(self, on_gone: Callable[[], object]) -> None:
-        """Give it no more work, kill it when its last child has ended, and call *on_gone*."""
+        """Give the server no more work; kill it after its last child's end, and call *on_gone*."""
         self._on_gone = on_gone
         self._send_queue.forget_fds()
         for number in list(self._coming):
@@ -337,22 +339,22 @@ class ForkServer:
         if self._on_gone is not None:
             self._on_gone()
 
-    # Keeper of its wards
+    # The methods of WorkerOwner
 
     def kill(self, pid: int, number: int, *, group: bool) -> None:
-        """Have the server send a signal to one of its children."""
+        """Make the server send a signal to one of its children."""
         self._say("kill", pid, int(number), group)
 
     def drain(self, worker: Worker) -> None:
-        """Watch a ward that has given its answer until it is gone."""
+        """Watch a worker that has returned its result until it has ended."""
         self._draining.drain(worker)
 
     def discard(self, worker: Worker) -> None:
-        """Kill a ward that nobody wants."""
+        """Kill a worker that is not needed."""
         worker.signal(signal.SIGKILL, group=True)
         worker.signal(signal.SIGKILL)
 
-    # What the server says
+    # Records from the server
 
     def _listen(self) -> None:
         try:
@@ -384,7 +386,7 @@ class ForkServer:
             case ("child", number, pid, index):
                 if index == 0:
                     self._pidfds = self._parcels.next()
-                # One that was lost for want of room is as one that never was: the server signals.
+                # A pidfd that did not arrive is treated as none: the server sends the signals.
                 pidfd = self._pidfds.pop(0) if index >= 0 and self._pidfds else -1
                 self._receive(number, pid, pidfd)
             case ("refused", number, code, text):
@@ -423,7 +425,7 @@ class ForkServer:
 
     def _receive(self, number: int, pid: int, pidfd: int) -> None:
         worker = self._coming.pop(number, None)
-        if worker is None:  # nobody has asked for it
+        if worker is None:  # no request has this number
             if pidfd >= 0:
                 os.close(pidfd)
             self.kill(pid, signal.SIGKILL, group=True)
@@ -431,7 +433,7 @@ class ForkServer:
             return
         worker.adopt(pid, pidfd)
         self.workers[pid] = worker
-        if self._on_gone is not None:  # too late
+        if self._on_gone is not None:  # the server is retired: too late
             self.discard(worker)
             return
         self._on_ward(worker)
@@ -445,10 +447,10 @@ class ForkServer:
             eventloop.spawn(self._backend, self._go)
 
     def _lose(self) -> None:
-        """The server has gone: so have its children, or will in a moment."""
+        """Handle the end of the server: its children have ended too, or are about to."""
         if self._down:
             return
-        # Closing the socket is the last that a server does by itself: let it.
+        # A server that ends by itself closes its socket last: give it time to end.
         self._process.ended(0.05)
         coming = self._hang_up()
         status = self._bury()
@@ -459,7 +461,7 @@ class ForkServer:
         self._collect_orphans(coming)
         workers, self.workers = self.workers, {}
         for worker in workers.values():
-            # The kernel kills them with their parent, but not what they have started.
+            # The kernel kills the children with their parent, but not the processes they started.
             self.discard(worker)
             worker.end(Status(None), lost=self.problem)
         self._look_if_empty()
@@ -473,10 +475,10 @@ class ForkServer:
         killer = memory_killer(None, self._kills_before) if status.exit == -signal.SIGKILL else ""
         return f"it was killed by {killer}" if killer else f"it ended with {status.exit}"
 
-    # The end
+    # The end of the server
 
     async def aclose(self) -> None:
-        """End the server; whatever children it has are killed."""
+        """End the server; its children are killed."""
         if not self.is_owned():
             return
         if self._gone is not None:
@@ -506,14 +508,14 @@ class ForkServer:
                 self._gone.set()
 
     async def _until_ended(self, seconds: float) -> None:
-        if self._process.is_owned():  # it has not died just now
+        if self._process.is_owned():  # the server may have been lost since
             await _within(seconds, lambda: anyio.wait_readable(self._process.fileno()))
 
     def kill_now(self) -> None:
-        """Kill the server, and with it its children; blocking, but not for long."""
+        """Kill the server and its children; block for a short time."""
         if self._down or not self.is_owned():
             return
-        self._send_queue.close()  # from here on there may be no loop to try anything again
+        self._send_queue.close()  # there may be no event loop from here on to retry in
         for worker in self.workers.values():
             self.discard(worker)
         coming = self._hang_up()
@@ -525,9 +527,9 @@ class ForkServer:
         self._look_if_empty()
 
     def _hang_up(self) -> list[Worker]:
-        """Say no more and hear no more: the server ends when it sees that.
+        """Close the socket; the server ends when it sees that.
 
-        Return the children that have been asked for and are not known yet, still open.
+        Return the workers that were requested and have no known process yet, still open.
         """
         if self._down:
             return []
@@ -547,26 +549,26 @@ class ForkServer:
         return list(coming.values())
 
     def _collect_orphans(self, coming: Iterable[Worker]) -> None:
-        """Collect the children of the server, which is dead, if they are this process's now.
+        """Collect the children of the dead server, if they are this process's children now.
 
-        That is so where this process is a subreaper or pid 1, as servers in containers are.
-        *coming* are those of which the server may not have told; they are closed.
+        They are if this process is a subreaper or pid 1, as servers in containers are.
+        *coming* are workers that the server may not have reported; they are closed.
         """
         now = time.monotonic()
         if is_subreaper():
             until = now + _ORPHAN_PATIENCE
             orphans = set(self.workers) | {worker.noted_pid(until) for worker in coming} - {0}
-            # The group of one that has just ended may not be gone yet; a moment later its number
-            # may be somebody else's.
+            # The group of a child that has just ended may still exist; soon its number may
+            # belong to another group.
             ended = {pid for pid, ended_at in self._recent if now - ended_at < _GROUP_PATIENCE}
             registry.end_adopted(orphans | self._missed, ended, session=self.pid)
         for worker in coming:
             worker.close()
 
     def _bury(self, seconds: float = _KILL_PATIENCE) -> Status:
-        """Collect the server's process, which is killed if it has not ended.
+        """Collect the process of the server, after killing it if it has not ended.
 
-        If it takes more than *seconds*, blocking, it is left to a thread.
+        Block for at most *seconds*; after that, a thread waits for the process.
         """
         status = Status(None)
         registry.discard(self._process)
@@ -578,18 +580,18 @@ class ForkServer:
             else:
                 registry.watch_on(self._process)
         else:
-            self._process.close()  # it never was
+            self._process.close()  # the process was never started
         return status
 
 
 async def _within(seconds: float, wait: Callable[[], Awaitable[object]]) -> None:
-    """Wait for something, at most so long; that can't be cancelled."""
+    """Wait for *wait*, for at most *seconds*, shielded from cancellation."""
     with anyio.CancelScope(shield=True), anyio.move_on_after(seconds):
         await wait()
 
 
 def _sentence(problem: str) -> str:
-    """Put in front of a traceback what it says at its end: logs may show only the first line."""
+    """Put the last line of a traceback in front of it: logs may show only the first line."""
     if not problem.startswith("Traceback"):
         return problem
     lines = problem.splitlines()

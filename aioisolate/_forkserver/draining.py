@@ -1,4 +1,4 @@
-"""The children that have given their answers, until nothing of them is left."""
+"""Reap workers that have already returned their result, and empty their control groups."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from .worker import Worker
 
 __all__ = ["PATIENCE", "DrainingWorkers"]
 
-# So many seconds a child may run on after its answer.
+# Seconds that a child may run after it has returned its result.
 PATIENCE = 1.0
 _FIRST_PAUSE = 0.001
 _log = logging.getLogger("aioisolate.zygote")
 
 
 class DrainingWorkers:
-    """Sees off the children of one server whose calls are over."""
+    """Drains the workers of one server whose calls have ended."""
 
     def __init__(self, backend: AsyncBackend, on_over: Callable[[], object]) -> None:
-        """Call *on_over* when nobody is dying any more whose end has been reported."""
+        """Call *on_over* when the control groups of all workers reported as ended are empty."""
         self._backend = backend
         self._on_over = on_over
         self._leaving: dict[Worker, float] = {}
-        # Ended, with somebody still dying in their control groups.
+        # Workers that have ended, while processes in their control groups are still dying.
         self._dying: list[Worker] = []
         self._tasks: dict[str, eventloop.Background] = {}
 
     def drain(self, worker: Worker) -> None:
-        """Watch a ward until it has ended, and end it if that takes too long."""
+        """Watch a worker until it has ended, and kill it if that takes too long."""
         if not worker.ended and not worker.lost:
             self._leaving[worker] = time.monotonic() + PATIENCE
-            # Its pidfd is closed when the call is over; from here on the server signals it.
+            # The pidfd of the worker is closed after the call; from then on the server signals it.
             if "sweep" not in self._tasks:
                 self._tasks["sweep"] = eventloop.spawn(self._backend, self._sweep)
 
     def ended(self, worker: Worker) -> None:
-        """Note that a ward has ended, of this server's any."""
+        """Note that any worker of this server has ended."""
         self._leaving.pop(worker, None)
         if worker.group is not None:
             self._dying.append(worker)
@@ -50,11 +50,11 @@ class DrainingWorkers:
                 self._tasks["tidy"] = eventloop.spawn(self._backend, self._tidy)
 
     def is_over(self) -> bool:
-        """Tell whether nobody is dying any more of those whose end has been reported."""
+        """Return whether the control groups of all workers reported as ended are empty."""
         return not self._dying
 
     def cancel(self) -> None:
-        """Watch no more: the server has gone, and its children with it."""
+        """Stop watching: the server has ended, and its children with it."""
         self._leaving.clear()
         self._dying.clear()
         for task in self._tasks.values():
@@ -73,7 +73,7 @@ class DrainingWorkers:
         del self._tasks["sweep"]
 
     async def _tidy(self) -> None:
-        # The kernel gives no event for it.
+        # The kernel reports no event when a control group becomes empty, so poll.
         pause = _FIRST_PAUSE
         while self._dying:
             await anyio.sleep(pause)

@@ -1,4 +1,4 @@
-"""The files in memory that a large call travels in."""
+"""The files in memory that carry a large call."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .._wire.large_call import LargeCall, Part, TooMuch, UnwritableError, copied
 
 __all__ = ["HEAD_MAX", "LargeCallFiles"]
 
-# So much of a pickle travels in the request itself.
+# Bytes of a pickle that are sent in the request itself.
 HEAD_MAX = 64 * 1024
-# So much is written at once, a millisecond or two in which nobody can make this thread give up.
+# Bytes written at once: a millisecond or two in which the thread cannot be stopped.
 _STEP = 4 << 20
-# So many characters are encoded at once with the GIL held.
+# Characters encoded at once, with the GIL held.
 _TEXT_STEP = 1 << 20
 
 
 class LargeCallFiles(LargeCall):
-    """A `LargeCall` of files in memory."""
+    """A `LargeCall` whose data are in files in memory."""
 
     def __init__(self) -> None:
         self._fds = Descriptors()
@@ -29,12 +29,12 @@ class LargeCallFiles(LargeCall):
         self.stream = self.beside = -1
         self.size = self._end = 0
         self._unwanted = self._finished = False
-        # Whoever of the two threads takes it out is the one that closes.
+        # The thread that takes the item out of the list closes the files.
         self._to_be_closed = [True]
 
     @classmethod
     def of(cls, stream: bytes) -> Self:
-        """Make one of a pickle that is there. Raises UnwritableError."""
+        """Make an instance from a finished pickle. Raises UnwritableError."""
         large_call = cls()
         try:
             large_call.write(stream)
@@ -47,20 +47,20 @@ class LargeCallFiles(LargeCall):
 
     @property
     def head(self) -> bytes:
-        """The pickle, if it is short."""
+        """The pickle, if it is short enough for the request."""
         return b"".join(self._head)
 
     @property
     def total(self) -> int:
-        """How many bytes it has."""
+        """Number of bytes in both files."""
         return self.size + self._end
 
-    # For the thread that fills it
+    # For the thread that writes the files
 
     def write(self, data: Any) -> None:
-        """Add to the pickle, as its file: bytes, a bytearray, or a PickleBuffer.
+        """Append *data*, a bytes, bytearray or PickleBuffer object, to the file of the pickle.
 
-        Raises UnwritableError, ChangedError; and TooMuch if it is unwanted.
+        Raises UnwritableError or ChangedError; or TooMuch if the call is no longer needed.
         """
         if isinstance(data, bytes):
             self._add(memoryview(data))
@@ -84,13 +84,13 @@ class LargeCallFiles(LargeCall):
         self.size = self._put(self.stream, view, self.size)
 
     def add_buffer(self, view: memoryview) -> int:
-        """Add a buffer to the second file, and return its offset there. Raises like `write`."""
+        """Append a buffer to the second file, and return its offset there. Raises like `write`."""
         start = self._begin()
         self._end = self._put(self.beside, view, start)
         return start
 
     def add_text(self, text: str) -> Part:
-        """Add text to the second file, encoded part by part. Raises like `write`."""
+        """Append text to the second file, encoded part by part. Raises like `write`."""
         start = self._begin()
         for at in range(0, len(text), _TEXT_STEP):
             piece = text[at : at + _TEXT_STEP].encode("utf-8", "surrogatepass")
@@ -120,7 +120,7 @@ class LargeCallFiles(LargeCall):
         return at
 
     def rewind(self) -> None:
-        """Forget what was added so far."""
+        """Discard the data written so far."""
         for file in (self.stream, self.beside):
             if file >= 0:
                 self._fds.close(file)
@@ -129,20 +129,20 @@ class LargeCallFiles(LargeCall):
         self.size = self._end = 0
 
     def check(self) -> None:
-        """Raise TooMuch if nobody wants it any more."""
+        """Raise TooMuch if the call is no longer needed."""
         if self._unwanted:
             raise TooMuch
 
     def finish(self) -> None:
-        """Do nothing with it any more, in this thread."""
+        """Note that the writing thread will not use the files any more."""
         self._finished = True
         if self._unwanted:
             self._close()
 
-    # For the one that waits
+    # For the thread that waits
 
     def release(self) -> list[int]:
-        """Hand its files over, sealed: nobody can change them any more."""
+        """Hand over the files, sealed: their content cannot change any more."""
         files = [file for file in (self.stream, self.beside) if file >= 0]
         for file in files:
             if memfd.sealable():
@@ -150,7 +150,7 @@ class LargeCallFiles(LargeCall):
         return [self._fds.release(file) for file in files]
 
     def drop(self) -> None:
-        """Want it no more: the other thread gives up as soon as it can."""
+        """Give the call up: the writing thread stops as soon as it can."""
         self._unwanted = True
         if self._finished:
             self._close()

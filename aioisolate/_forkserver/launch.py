@@ -1,4 +1,4 @@
-"""Starting the process of a fork server that is a fresh interpreter."""
+"""Starting a fork server that is a fresh interpreter."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 
 
 class Launch(NamedTuple):
-    """How a server's process is started.
+    """How the process of a fork server is started.
 
     Attributes:
-        start: starts it with one end of a socket pair, ties it to the ends of an `alive_pipe`, if
-            there are any, and returns its pid. Raises OSError.
-        python: the program, if somebody has named one; or "".
-        hint: asks what may be wrong with a process that says nothing; None: it is a copy.
+        start: starts the process with one end of a socket pair, ties it to the ends of an
+            `alive_pipe`, if there are any, and returns its pid. Raises OSError.
+        python: the program, if the user named one; or "".
+        hint: returns what may be wrong with a process that sends nothing; None for a copy.
     """
 
     start: Callable[[int, Sequence[int]], int]
@@ -38,19 +38,19 @@ _UNKNOWN = "of unknown version"
 _REMEDY = (
     "Name the interpreter, Isolator(python='/path/to/python'), or use start='template' or 'fork'"
 )
-# What is wrong with the program, and not with the system.
+# errnos that mean the program is wrong, and not the system.
 _OF_A_PROGRAM = frozenset(
     {errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 )
 
-# What the fresh interpreter runs first. This text belongs to this process's version, whatever
-# version the files on disk have by then; so it can compare the two, and tell what it has found,
-# before anything is said that depends on the version.
+# The first code that the fresh interpreter runs. This text belongs to the version of this
+# process, whatever version the files on disk have by then. So it can compare the two versions and
+# report them before anything is sent that depends on the version.
 #
-# The fork server is not confined, so it must import nothing that somebody else may have put in its
-# way. The current directory is not on its path (-P), and the path begins with the standard library.
-# The package is loaded from where this process has it; the folder around it, which may be
-# site-packages with an old backport of typing or enum in it, is not put on the path for that.
+# The fork server is not confined, so it must import nothing that another user may have put in
+# the way. The current directory is not on its path (-P), and the path begins with the standard
+# library. The package is loaded from where this process has it; the folder around it is not
+# put on the path for that: it may be site-packages with an old backport of typing or enum in it.
 _SOURCE = f"""\
 def start():
     import sys
@@ -110,17 +110,17 @@ main(fd)
 
 
 def _identity() -> list[str]:
-    """Say what runs here: the kind of bytecode, the version of this package, the protocol."""
+    """Return the bytecode tag, the version of this package, and the protocol version."""
     package: Any = sys.modules[__name__.partition(".")[0]]
     build = str(sys.implementation.cache_tag) + getattr(sys, "abiflags", "")
     return [build, package.__version__, str(protocol.PROTOCOL)]
 
 
 def explain(found: Sequence[str], trouble: str, named: str) -> tuple[str, bool]:
-    """Say why a fresh interpreter does not serve, and whether the next one would not either.
+    """Return why a fresh interpreter cannot serve, and whether its successors could not either.
 
-    *found*: its `_identity`, as far as it is known; *trouble*: a traceback, or ""; *named*: the
-    program, if somebody has named one, or "".
+    *found*: the `_identity` of the interpreter, as far as known; *trouble*: a traceback, or "";
+    *named*: the program, if the user named one, or "".
     """
     what, (python, version, protocol) = "aioisolate", _identity()
     there, here = found[1] if len(found) > 1 else _UNKNOWN, version
@@ -133,7 +133,7 @@ def explain(found: Sequence[str], trouble: str, named: str) -> tuple[str, bool]:
         what, there, here = "Python", found[0], python
     elif there in (_UNKNOWN, version):
         if len(found) < 3 or trouble:
-            # Perhaps it is just being upgraded.
+            # The package may be in the middle of an upgrade.
             return (
                 f"it can't import aioisolate {there} from {_ROOT}; this process runs {version}. If "
                 f"the package was upgraded under a running process, restart it\n{trouble}".rstrip()
@@ -146,7 +146,7 @@ def explain(found: Sequence[str], trouble: str, named: str) -> tuple[str, bool]:
 
 
 def launch_interpreter(environment: Mapping[str, str] | None, python: str) -> Launch:
-    """Make a launcher of fresh interpreters like this one, or of the program *python*."""
+    """Return a launcher of fresh interpreters like this one, or of the program *python*."""
 
     def start(fd: int, ends: Sequence[int]) -> int:
         flags: Any = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
@@ -155,12 +155,12 @@ def launch_interpreter(environment: Mapping[str, str] | None, python: str) -> La
         pid = _spawn(
             program,
             [program, *flags, "-P", "-c", _SOURCE, *arguments],
-            # What the dynamic linker resolves only when it is called first, each child would have
-            # to resolve anew.
+            # Bind symbols at start: every child would have to resolve again each symbol that the
+            # dynamic linker resolves only at its first use.
             {"LD_BIND_NOW": "1", **(os.environ if environment is None else environment)},
-            # Under its own number it would be closed on exec.
+            # A descriptor duplicated to its own number would be closed on exec.
             file_actions=[
-                # What is typed is not for it.
+                # The terminal's input is not for the server.
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 *(
                     [(os.POSIX_SPAWN_DUP2, fd, 3), (os.POSIX_SPAWN_DUP2, 3, fd)]
@@ -172,9 +172,9 @@ def launch_interpreter(environment: Mapping[str, str] | None, python: str) -> La
             setsigmask=(),
             setsigdef=set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP},
         )
-        # If this process has ended before that, there is nobody who says what the server must know
-        # to begin.
-        with contextlib.suppress(ProcessLookupError):  # where nobody has to collect it
+        # If this process ends before that, the server never gets the setup that it needs to
+        # begin.
+        with contextlib.suppress(ProcessLookupError):  # if SIGCHLD is ignored
             alive_pipe.tie(ends, pid)
         return pid
 
@@ -197,11 +197,11 @@ def _ask(python: str) -> str:
 
 
 def _find_program() -> str:
-    """Return this interpreter's program. Raises OSError if that is not known."""
-    program: Any = sys.executable  # somebody may have set it
+    """Return the program of this interpreter. Raises OSError if it is not known."""
+    program: Any = sys.executable  # the user may have set it
     if isinstance(program, os.PathLike):
         program = os.fspath(program)
-    # A relative path would be looked for in the current directory.
+    # A relative path would be searched in the current directory.
     if not program or not isinstance(program, str) or not os.path.isabs(program):
         raise OSError(
             errno.ENOENT,

@@ -1,4 +1,4 @@
-"""What modules of a fork server hold: descriptors and shared memory, which a stranger would use."""
+"""Descriptors and shared memory of a fork server's modules that untrusted code could use."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _KINDS = {
 
 
 class Watch:
-    """Finds out which module opens what.
+    """Finds out which module opened which descriptor.
 
     Attributes:
-        opened: by which module each descriptor was opened.
+        opened: the module that opened each descriptor.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Watch:
         self._before = _targets()
 
     def note(self, module: str) -> None:
-        """Look at what there is now that *module* has been imported."""
+        """Compare the open descriptors with those before *module* was imported."""
         now = _targets()
         for fd, target in now.items():
             if self._before.get(fd) != target:
@@ -43,41 +43,41 @@ class Watch:
 
 
 def _targets() -> dict[int, str]:
-    """Tell what each descriptor of this process stands for, as far as /proc says so."""
+    """Return the target of each descriptor of this process, as far as /proc shows it."""
     found = {}
     for fd in fds.listed():
         try:
             found[fd] = os.readlink(f"/proc/self/fd/{fd}")
         except OSError:
-            if fds.is_open(fd):  # or it was the listing's own
+            if fds.is_open(fd):  # otherwise the descriptor of the listing itself
                 found[fd] = ""
     return found
 
 
 def is_null(fd: int, null: int) -> bool:
-    """Tell whether a descriptor stands for /dev/null, as *null* does: then nothing is lost."""
+    """Return whether a descriptor stands for /dev/null, as *null* does: then nothing is lost."""
     found = os.fstat(fd)
     return stat.S_ISCHR(found.st_mode) and found.st_rdev == os.fstat(null).st_rdev
 
 
 def seal(files: Iterable[int]) -> None:
-    """Let nobody change the files of snapshots any more, as when one is handed to a child."""
+    """Seal the files of snapshots against changes, as when a snapshot is passed to a child."""
     for fd in files:
         try:
             if memfd.sealable() and not memfd.is_sealed(fd):
                 memfd.seal(fd)
         except OSError:
-            pass  # it is mapped to be written, which is refused
+            pass  # the file is mapped for writing, so the kernel refuses
 
 
 def describe(fd: int, target: str) -> str:
-    """Say what a descriptor is: *target*, which is its path, or both ends of a socket."""
+    """Describe a descriptor: *target*, which is its path, or both ends of a socket."""
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         return target or "no name"
     copy = os.dup(fd)
     try:
         sock = _socket.socket(fileno=copy)
-    except OSError:  # a path (O_PATH), and no socket to talk through
+    except OSError:  # a descriptor of a path (O_PATH) cannot be used as a socket
         os.close(copy)
         return target
     try:
@@ -91,7 +91,7 @@ def describe(fd: int, target: str) -> str:
 def _name(ask: Callable[[], object]) -> str:
     try:
         address = ask()
-    except OSError:  # it is not connected
+    except OSError:  # the socket is not connected
         return ""
     if isinstance(address, tuple):
         host, port = address[:2]
@@ -100,9 +100,9 @@ def _name(ask: Callable[[], object]) -> str:
 
 
 def why_shared(found: Iterable[shared_mappings.SharedMapping], *, copied: bool) -> str:
-    """Say why this process can't serve strangers with such memory; "" if there is none.
+    """Return why this process cannot serve untrusted code with such memory; "" if there is none.
 
-    *copied*: it is a copy of the process that it serves.
+    *copied*: this process is a copy of the user's process.
     """
     sizes: dict[str, int] = {}
     for mapping in found:

@@ -1,9 +1,9 @@
-"""A fork server's children, ahead of need: how many wait, who gets one, what if the server dies.
+"""The idle workers of a fork server: how many there are, who gets one, and restarts.
 
-acquire --> idle child? --> take it, and ask for another once the call is over
+acquire --> idle worker? --> take it, and request another once the call is over
                  | no
                  v
-           ask for one, wait in line --> its end, a refusal, or a dead server wake the line
+           request one, wait in line --> its end, a refusal, or a dead server wake the line
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ __all__ = ["Pool"]
 
 _log = logging.getLogger("aioisolate.zygote")
 
-# A fresh server may have a lot to import.
+# Seconds for a fresh server to become ready, since it may have much to import.
 _READY_PATIENCE = 120.0
-# A server that has not answered for so many seconds, while something is asked of it, gets no more
-# work. (It answers in a millisecond; a fork of a very large template may take a second.)
+# Seconds after which a server that does not answer a request gets no more work. (A server
+# answers in a millisecond; a fork of a very large template may take a second.)
 _ANSWER_PATIENCE = 5.0
 _ANSWER_LEAST = 1.0
-# After so many deaths in a row, each without a child in between, whoever waits is told.
+# Number of deaths in a row, without a child in between, after which waiting calls fail.
 _FAILURES_MAX = 3
 _BACKOFF_FIRST = 0.05
 _IDLE_DEATHS_MAX = 20
 _BACKOFF_MAX = 5.0
-# More at once would hold up the event loop.
+# Number of requests at once; more would hold up the event loop.
 _ASK_MAX = 16
-# Children beyond the wanted number, forked in a rush, are let go after this many idle seconds.
+# Seconds after which idle workers beyond the wanted number, forked in a rush, are killed.
 _IDLE_PATIENCE = 5.0
 
 
 class _Waiter:
-    """Somebody who waits for a child."""
+    """A call that waits for a worker."""
 
     __slots__ = ("answer", "event")
 
@@ -58,10 +58,10 @@ class _Waiter:
 
 
 class Pool:
-    """A fork server and its idle children.
+    """A fork server and its idle workers.
 
     Attributes:
-        restarts: how often the server had to be started again.
+        restarts: how often the server was started again.
     """
 
     def __init__(
@@ -74,15 +74,15 @@ class Pool:
         layers: Sequence[str] | None = None,
         patience: float | None = None,
     ) -> None:
-        """*setup* None: the server is a copy of this process, and can't be started again.
+        """Prepare the pool. *setup* is None if the server is a copy, which can't be started again.
 
-        *layers*: what is to confine the server. *patience*: how many seconds fn may take to begin.
+        *layers*: the layers of the server's sandbox. *patience*: seconds in which fn must begin.
         """
-        # So that another server can take its place in time.
+        # Shorter than *patience*, so that another server can replace this one in time.
         self._answer_patience = _ANSWER_PATIENCE
         if patience is not None:
             self._answer_patience = max(_ANSWER_LEAST, min(_ANSWER_PATIENCE, patience / 2))
-        # Those that don't answer, until their last child has ended.
+        # Servers that do not answer, until their last child has ended.
         self._retired: set[ForkServer] = set()
         self._layers = layers
         self._backend = backend
@@ -93,13 +93,13 @@ class Pool:
         self._line: deque[_Waiter] = deque()
         self._coming = 0
         self._refill_due = False
-        # Since the last call that got a child.
+        # Deaths of idle workers since the last call that got a worker.
         self._idle_deaths = 0
         self._forkserver: ForkServer | None = None
-        # One that is not ready yet.
+        # A server that is not ready yet.
         self._begun: ForkServer | None = None
         self._learned: set[str] = set()
-        # Of what descriptors, by number and module, has been told.
+        # Descriptors, by number and module, that a warning has already named.
         self._told: set[tuple[int, str | None]] = set()
         self._failures = 0
         self._starting: eventloop.Background | None = None
@@ -110,12 +110,12 @@ class Pool:
 
     @property
     def idle(self) -> int:
-        """How many children are waiting for a call."""
+        """The number of workers that wait for a call."""
         return len(self._idle)
 
     @property
     def pid(self) -> int | None:
-        """The server's process id, while there is one."""
+        """The process id of the server, while there is one."""
         return None if self._forkserver is None else self._forkserver.pid
 
     @property
@@ -124,10 +124,10 @@ class Pool:
         return () if self._forkserver is None else self._forkserver.repeating
 
     async def start(self) -> None:
-        """Start the server. Raises CallableDidNotExecuteError, with what it says, if it can't."""
+        """Start the server. Raises CallableDidNotExecuteError, with its report, on failure."""
         await self._start()
         self._refill()
-        if self._warm:  # the first call should find one
+        if self._warm:  # the first call should find an idle worker
             with anyio.move_on_after(_READY_PATIENCE):
                 self.give_back(await self.acquire())
                 return
@@ -162,8 +162,8 @@ class Pool:
             forkserver.learn(module)
 
     def _tell_of(self, held: Sequence[tuple[int, str, str | None]]) -> None:
-        """Log, once for all servers, what modules have open and children get an empty file for."""
-        from .._wire.safe_text import escape  # noqa: PLC0415 - only then
+        """Log, once for all servers, which descriptors are an empty file in children."""
+        from .._wire.safe_text import escape  # noqa: PLC0415 - only for this warning
 
         for fd, what, module in held:
             if (fd, module) not in self._told:
@@ -178,7 +178,7 @@ class Pool:
                 )
 
     def hindrance(self) -> str:
-        """Say what keeps a call from getting a child."""
+        """Return why a call has not got a worker yet."""
         forkserver = self._forkserver
         if forkserver is None:
             return "the fork server is being started"
@@ -189,10 +189,10 @@ class Pool:
             f"the fork server (process {forkserver.pid}) has not forked a child for it yet{before}"
         )
 
-    # Who gets a child
+    # Assigning workers to calls
 
     def acquire_nowait(self) -> Worker | None:
-        """Return a child that has not ended, for one call, if there is one."""
+        """Return a worker that has not ended, for one call, or None."""
         while self._idle:
             worker = self._idle.popleft()
             worker.on_end = None
@@ -204,7 +204,7 @@ class Pool:
         return None
 
     async def acquire(self) -> Worker:
-        """Return a child that has not ended, for one call; it may have to be forked first.
+        """Return a worker that has not ended, for one call; the server may have to fork it first.
 
         Raises CallableDidNotExecuteError if there can't be one.
         """
@@ -230,22 +230,22 @@ class Pool:
         raise waiter.answer
 
     def give_back(self, worker: Worker) -> None:
-        """Take back a child that has not been given its call."""
+        """Take back a worker that has not been given its call."""
         self._hand_out(worker)
 
     def after_call(self) -> None:
-        """Ask for a child in place of one that was used; off the critical path of its call."""
+        """Request a worker in place of the used one; off the critical path of the call."""
         self._refill_soon()
 
     def learn(self, module: str) -> None:
-        """Have the server import a module of this package that its children turned out to need."""
+        """Make the server import a module of this package that its children turned out to need."""
         if module not in self._learned:
             self._learned.add(module)
             if self._forkserver is not None:
                 self._forkserver.learn(module)
 
     def has_imported(self, module: str) -> bool:
-        """Tell whether the server has a module, as far as is known."""
+        """Return whether the server has imported a module, as far as known."""
         return self._forkserver is None or module in self._forkserver.modules
 
     def _refill_soon(self) -> None:
@@ -254,7 +254,7 @@ class Pool:
             eventloop.soon(self._backend, self._refill)
 
     def _refill(self) -> None:
-        """Ask for as many children as are missing, some in each turn of the loop."""
+        """Request the missing workers, some in each iteration of the event loop."""
         self._refill_due = False
         forkserver = self._forkserver
         if self._closed or forkserver is None:
@@ -295,7 +295,7 @@ class Pool:
     def _refuse(self, error: CallableDidNotExecuteError) -> None:
         if self._coming:
             self._coming -= 1
-        if len(self._line) > self._coming:  # or it was one ahead of need, and theirs are coming
+        if len(self._line) > self._coming:  # else it was ahead of need, or more are coming
             waiter = self._line.popleft()
             waiter.answer = error
             waiter.event.set()
@@ -303,10 +303,10 @@ class Pool:
             _log.warning("no child can be forked ahead: %s", error)
 
     def _idle_ended(self) -> None:
-        """An idle child has died, by whose hand ever: it is never handed out.
+        """Handle the death of an idle worker, whatever killed it: it is never assigned to a call.
 
-        If they die one after the other, forking more ahead would be a fork bomb: then there are no
-        more until a call needs one.
+        If idle workers die one after another, forking more ahead would be a fork bomb: then none is
+        forked until a call needs one.
         """
         for worker in [worker for worker in self._idle if worker.ended]:
             self._idle.remove(worker)
@@ -325,7 +325,7 @@ class Pool:
             _log.error("children die while they wait; none is forked ahead until the next call")
 
     async def _trim(self) -> None:
-        """Let go of children that nobody has needed for a while."""
+        """Kill workers that no call has needed for a while."""
         try:
             while len(self._idle) > self._warm:
                 await anyio.sleep(_IDLE_PATIENCE / 5)
@@ -336,7 +336,7 @@ class Pool:
             self._trimming = None
 
     def let_go(self, worker: Worker) -> None:
-        """End a child that nobody wants."""
+        """Kill a worker that no call needs."""
         worker.on_end = None
         worker.owner.discard(worker)
         worker.close()
@@ -344,14 +344,14 @@ class Pool:
     # When the server does not answer, or dies
 
     def _retire(self, forkserver: ForkServer) -> None:
-        """Give a server that does not answer no more work, and have another one take its place.
+        """Replace a server that does not answer, and give it no more work.
 
-        Calls that run in its children go on; it is killed when the last of these has ended.
+        Calls that run in its children continue; it is killed when the last of them has ended.
         """
         if forkserver is not self._forkserver:
-            return  # it has not even been ready; whoever started it knows
+            return  # the server was not even ready; the task that started it knows
         if self._setup is None:
-            # Another one would be another snapshot. It may go on one day.
+            # A second copy would be another snapshot. This server may answer again one day.
             _log.warning("the fork server %d does not answer", forkserver.pid)
             return
         _log.warning("the fork server %d does not answer; starting another", forkserver.pid)
@@ -367,7 +367,7 @@ class Pool:
 
     def _recover(self, forkserver: ForkServer) -> None:
         if forkserver is not self._forkserver:
-            return  # it has not even been ready: whoever started it knows; or it was retired
+            return  # not ready yet: the task that started it knows; or retired
         self._forkserver = None
         self._coming = 0
         while self._idle:
@@ -397,7 +397,7 @@ class Pool:
                 _log.warning("the fork server could not be started: %s", exc)
                 if self._dead is not None:
                     self._fail_line(exc)
-                    return  # the next one would be as outdated
+                    return  # every other server would be outdated, too
                 if self._failures >= _FAILURES_MAX:
                     self._fail_line(exc)
                 continue
@@ -411,25 +411,25 @@ class Pool:
                 waiter.answer = copy.copy(error)
                 waiter.event.set()
 
-    # The end
+    # The end of the pool
 
     async def aclose(self) -> None:
-        """End the server and every child of it."""
+        """End the server and all its children."""
         forkservers = self._shut()
         try:
             for forkserver in forkservers:
                 await forkserver.aclose()
         finally:
-            for forkserver in forkservers:  # if that was cancelled; nothing if they are down
+            for forkserver in forkservers:  # for cancellation; no effect on servers that have ended
                 forkserver.kill_now()
 
     def kill_now(self) -> None:
-        """Do the same at once, blocking: nobody can await anything any more."""
+        """Do the same as `aclose` at once, blocking, when nothing can be awaited any more."""
         for forkserver in self._shut():
             forkserver.kill_now()
 
     def _shut(self) -> list[ForkServer]:
-        """Let go of everything but the servers; return those."""
+        """Release everything but the servers; return the servers."""
         self._closed = True
         for task in (self._starting, self._trimming):
             if task is not None:

@@ -1,4 +1,4 @@
-"""What a fork server and its parent say to each other: records of plain data, by marshal.
+"""The records that a fork server and its parent exchange: plain data, encoded by marshal.
 
     to the server     setup, fork(number, ahead of need, note its pid), kill(pid, signal, group),
                       import(module), ping
@@ -24,23 +24,23 @@ from typing import Any, NamedTuple
 
 __all__ = ["PROTOCOL", "Inbox", "ReceivedFds", "Setup", "encode"]
 
-# To be raised with every change to what the two processes, or the parent and a child, say to each
-# other: a fresh fork server runs the files on disk, which may have been changed under the parent.
+# Raise this with every change to the messages between parent and fork server, or parent and
+# child: a fresh fork server runs the files on disk, which may have changed since its parent began.
 PROTOCOL = 3
 
 _LENGTH = struct.Struct("<I")
 
 
 class Setup(NamedTuple):
-    """What a fresh fork server must know before it can begin.
+    """The data that a fresh fork server needs before it can begin.
 
     Attributes:
-        parent_pid: whose server it is.
-        path: its `sys.path`.
-        preload: what to import.
-        bound_early: LD_BIND_NOW was set for it alone, not for what it starts.
-        policy: the fields of a `Policy`, or None.
-        tied: an `alive_pipe` kills it with its parent, and no parent-death signal.
+        parent_pid: the process that started the server.
+        path: the `sys.path` of that process.
+        preload: the names of the modules to import.
+        bound_early: LD_BIND_NOW was set for the server alone, not for its children's programs.
+        policy: the fields of a `ConfinementSpec`, or None.
+        tied: an `alive_pipe` kills the server with its parent, not a parent-death signal.
     """
 
     parent_pid: int
@@ -52,19 +52,19 @@ class Setup(NamedTuple):
 
 
 def encode(*records: tuple[Any, ...]) -> bytes:
-    """Make the bytes of records."""
+    """Encode records as bytes."""
     body = marshal.dumps(list(records))
     return _LENGTH.pack(len(body)) + body
 
 
 class Inbox:
-    """Turns bytes, in whatever pieces they come, into records."""
+    """Decodes records from bytes that arrive in pieces of any size."""
 
     def __init__(self) -> None:
         self._data = b""
 
     def feed(self, data: bytes) -> Iterator[tuple[Any, ...]]:
-        """Take more bytes; yield the records that they complete."""
+        """Add bytes; yield the records that they complete."""
         self._data += data
         while len(self._data) >= _LENGTH.size:
             end = _LENGTH.size + _LENGTH.unpack_from(self._data)[0]
@@ -75,24 +75,24 @@ class Inbox:
 
 
 class ReceivedFds:
-    """The descriptors that have come, as they came: those of each message for itself.
+    """The descriptors that arrived, kept apart by message.
 
-    A process that may have no more descriptors gets the first ones of a message, or none. What is
-    missing must not be made good for by the next message's.
+    A process at its limit of descriptors gets only the first ones of a message, or none. The next
+    message's descriptors must not take the place of the missing ones.
     """
 
     def __init__(self) -> None:
         self._waiting: list[list[int]] = []
 
     def put(self, fds: list[int], cut: bool) -> None:
-        """Take a message's, of which some may be missing."""
+        """Add the descriptors of a message, of which some may be missing."""
         if fds or cut:
             self._waiting.append(fds)
 
     def next(self) -> list[int]:
-        """Hand out the oldest message's."""
+        """Return the descriptors of the oldest message, and remove them."""
         return self._waiting.pop(0)
 
     def all(self) -> list[int]:
-        """List what has not been handed out."""
+        """Return the descriptors that `next` has not returned."""
         return [fd for fds in self._waiting for fd in fds]

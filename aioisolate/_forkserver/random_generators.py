@@ -1,6 +1,6 @@
-"""Random generators that a fork server's modules hold: each child would draw the same numbers.
+"""Random generators in a fork server's modules, from which each child would draw the same numbers.
 
-Those that `random`, `numpy.random` and torch keep for themselves are seeded anew in each child.
+The generators of `random`, `numpy.random` and torch itself are seeded again in each child.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["Found", "find"]
 
-# A module, the name of a global, and its type.
+# A module, the name of a global variable, and its type.
 Found = tuple[str, str, str]
 
 _KINDS = (
@@ -20,12 +20,12 @@ _KINDS = (
     ("numpy.random", ("Generator", "BitGenerator", "RandomState")),
     ("torch", ("Generator",)),
 )
-# trio's puts tasks into an order that nobody is to rely on.
+# trio's generator shuffles tasks: no program relies on that order.
 _OF_NO_CONCERN = frozenset({"aioisolate", "numpy", "random", "secrets", "torch", "trio"})
 
 
 def find(preloaded: Iterable[str] = ()) -> list[Found]:
-    """List generators among the globals of modules: *preloaded* packages', and any of the user's.
+    """List generators among the global variables of *preloaded* packages and the user's modules.
 
     Another module is the user's if it is in neither the standard library nor site-packages.
     """
@@ -38,7 +38,7 @@ def find(preloaded: Iterable[str] = ()) -> list[Found]:
     }
     if not kinds:
         return []
-    own = getattr(modules.get("random"), "SystemRandom", None)  # has no state
+    own = getattr(modules.get("random"), "SystemRandom", None)  # its generators have no state
     seeded = _seeded_in_each_child()
     wanted = {name.partition(".")[0] for name in preloaded}
     found = []
@@ -49,10 +49,10 @@ def find(preloaded: Iterable[str] = ()) -> list[Found]:
         if top not in wanted and not _is_users(module):
             continue
         for attribute, value in list(vars(module).items()):
-            bases = type(value).__mro__  # a value may pretend to be of another class
+            bases = type(value).__mro__  # an object may pretend to be of another class
             if kinds.isdisjoint(bases) or own in bases or id(value) in seeded:
                 continue
-            seeded.add(id(value))  # told of once, where it was first imported
+            seeded.add(id(value))  # reported once, for the module imported first
             found.append((name, attribute, type(value).__name__))
     return found
 

@@ -1,16 +1,16 @@
-"""The children of a fork server, and their orphans: waiting for their ends, and collecting them.
+"""Waiting for the children of a fork server and their orphans, and collecting them.
 
-The server is the subreaper of its children: what fn has started and left behind becomes a child of
-the server, not of the user's process, where it would stay a zombie. So SIGCHLD, and not a pidfd for
-each child, tells that a process has ended. A child is collected only after its process group has
-been killed, while its number is still taken.
+The server is the subreaper of its children: processes that fn started and left behind become
+children of the server, not of the user's process, where they would stay zombies. So SIGCHLD, and
+not a pidfd for each child, reports that a process has ended. A child is collected only after its
+process group has been killed, while its number is still taken.
 """
 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # the C part of signal; it has no stubs
 import os
-import resource  # noqa: F401 - os.wait4 imports it: from where, that is decided before
+import resource  # noqa: F401 - os.wait4 imports it: import it while the search path is known
 import time
 from collections import deque
 from typing import Any
@@ -22,16 +22,16 @@ from .._os.unpatched import select
 __all__ = ["End", "Reaper"]
 
 _raw: Any = _signal
-_os: Any = os  # not every platform has all of it
+_os: Any = os  # not every platform has all its functions
 _SIGKILL = int(_raw.SIGKILL)
-# At the end of the server: how long those who were killed may take to be gone.
+# Seconds that killed processes have to end when the server ends.
 _PATIENCE = 0.5
 _PAUSE = 10  # in milliseconds
-# How often, in seconds, to look for trackers that take longer than usual.
+# Seconds between checks for trackers that take longer than usual.
 _TRACKERS_PAUSE = 0.1
-# So many are collected before it is looked what the parent wants.
+# Number of processes collected before the parent's requests are read.
 _AT_ONCE = 128
-# So many of the last groups that were killed may not be gone yet.
+# Number of killed groups that may still exist.
 _RECENT = 64
 
 # pid, wait status, user seconds, system seconds, peak resident size in the platform's unit
@@ -39,17 +39,17 @@ End = tuple[int, int, float, float, int]
 
 
 class Reaper:
-    """Waits for children, kills them, and collects whatever becomes a child of this process."""
+    """Waits for children, kills them, and collects all children of this process."""
 
     def __init__(self, *, spares: bool = False) -> None:
-        """Become a subreaper, and take over SIGCHLD. Raises OSError.
+        """Become a subreaper, and install a handler for SIGCHLD. Raises OSError.
 
-        *spares*: the trackers of children are left to do their work.
+        *spares*: let the resource trackers of children finish their work.
         """
         try:
             set_subreaper()
         except OSError:
-            pass  # refused by an older kernel or a filter: orphans go where they always went
+            pass  # an older kernel or a filter refuses: orphans go to init, as before
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
         os.set_blocking(self._write, False)
@@ -60,11 +60,11 @@ class Reaper:
         self._pids: set[int] = set()
         self._groups: deque[int] = deque(maxlen=_RECENT)
         self._spares = spares
-        # Trackers of children that have ended, and the group of each.
+        # Trackers of children that have ended, each with its group.
         self._spared: dict[int, tuple[resource_trackers.SparedTracker, int]] = {}
 
     def fds(self) -> tuple[int, ...]:
-        """Return the descriptors that a child must lose."""
+        """Return the descriptors that a child must close."""
         return self._read, self._write
 
     def watch(self, fd: int) -> None:
@@ -72,12 +72,12 @@ class Reaper:
         self._poll.register(fd, select.POLLIN)
 
     def wait(self, fd: int) -> tuple[bool, list[End]]:
-        """Wait; tell whether *fd* is readable, and collect the children that have ended."""
+        """Wait; return whether *fd* is readable, and the children that have ended."""
         ready = [ready for ready, _ in self._poll.poll(self._patience())]
         return fd in ready, self._collect_all() if self._read in ready else []
 
     def adopt(self, pid: int) -> int:
-        """Wait for a child from now on; return a pidfd for the parent, or -1."""
+        """Add a child to wait for; return a pidfd for the parent, or -1."""
         self._pids.add(pid)
         try:
             pidfd: int = _os.pidfd_open(pid)
@@ -91,7 +91,7 @@ class Reaper:
             _kill(pid, number, group)
 
     def _patience(self) -> int | None:
-        """Kill the trackers that are late; tell how long the next one has, in milliseconds."""
+        """Kill the late trackers; return the time left for the next one, in milliseconds."""
         if not self._spared:
             return None
         now = time.monotonic()
@@ -102,11 +102,11 @@ class Reaper:
         return int(max(first + resource_trackers.PATIENCE - now, _TRACKERS_PAUSE) * 1000) + 1
 
     def _see_to_group(self, pid: int) -> None:
-        """Kill what is left of the group of a child that has failed, without its trackers."""
+        """Kill the rest of the group of a child that has failed, except its trackers."""
         found = resource_trackers.end_all_others(pid)
         try:
             for tracker in found:
-                # Not its child where it is no subreaper; then it can't see to its end.
+                # Without a subreaper the tracker is not this process's child: do not spare it.
                 _os.waitid(os.P_PID, tracker, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             found = []
@@ -116,14 +116,14 @@ class Reaper:
             _kill(pid, _SIGKILL, True)
 
     def _end_spared(self, pid: int) -> None:
-        """Kill a tracker, which has not been collected, and, with the last one, its group.
+        """Kill a tracker that has not been collected, and its group if it was the last there.
 
-        A tracker forks nobody. What only looks like one may have.
+        A tracker forks no processes. A process that only looks like a tracker may have.
         """
         _, group = self._spared.pop(pid)
         _kill(pid, _SIGKILL, False)
         last = all(other != group for _, other in self._spared.values())
-        # As long as it is there and in the group, nobody else has that number.
+        # As long as the tracker exists and is in the group, no other group has that number.
         if last and _group_of(pid) == group:
             _kill(group, _SIGKILL, True)
 
@@ -131,7 +131,7 @@ class Reaper:
         return all(tracker.is_late() for tracker, _ in self._spared.values())
 
     def end_all(self) -> None:
-        """Kill every child and its group, and collect what becomes of that within a moment."""
+        """Kill every child and its group, and collect the processes that end within a moment."""
         for pid in self._pids:
             _kill(pid, _SIGKILL, True)
             _kill(pid, _SIGKILL, False)
@@ -150,11 +150,11 @@ class Reaper:
             while os.read(self._read, 4096):
                 pass
         except BlockingIOError:
-            pass  # it is empty; whoever ends from here on writes to it again
+            pass  # the pipe is empty; processes that end from here on write to it again
         ended: list[End] = []
         for _ in range(_AT_ONCE):
             try:
-                # Looked at first, since a child's group is killed before it is collected.
+                # Look first, since a child's group must be killed before the child is collected.
                 found = _os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return ended
@@ -173,14 +173,14 @@ class Reaper:
                 if pid in self._spared:
                     self._end_spared(pid)
                 unpatched.waitpid(pid, 0)  # an orphan of some child
-        # There may be more: a child that leaves orphans faster than they can be collected must not
+        # More may have ended: a child that leaves orphans faster than this loop collects must not
         # keep the server from its work.
         os.write(self._write, b"\0")
         return ended
 
 
 def _wake(number: int, frame: object) -> None:
-    """Handle a signal that is only there to wake up the loop."""
+    """Do nothing: the signal only has to wake up the loop."""
 
 
 def _kill(pid: int, number: int, group: bool) -> None:
@@ -190,7 +190,7 @@ def _kill(pid: int, number: int, group: bool) -> None:
         else:
             os.kill(pid, number)
     except (ProcessLookupError, PermissionError):
-        pass  # it has not got as far as having a group; or what is left has changed its user
+        pass  # the child has no group yet; or the remaining processes have changed their user
 
 
 def _group_of(pid: int) -> int:

@@ -1,4 +1,4 @@
-"""What a fork server knows of itself: its threads, its descriptors."""
+"""Checks of a fork server on itself: its threads and its descriptors."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["SelfCheck"]
 
 
 class SelfCheck:
-    """Looks at this process through /proc.
+    """Reads the state of this process from /proc.
 
-    *held*: through descriptors that are opened now, for when /proc is out of reach.
+    *held*: through descriptors that are opened now, for the time when /proc cannot be reached.
     """
 
     def __init__(self, *, held: bool = False) -> None:
@@ -27,27 +27,27 @@ class SelfCheck:
                 self._fds = os.open("/proc/self/fd", flags)
                 self._held.append(self._fds)
             except FileNotFoundError:
-                pass  # there is no /proc: nothing counts threads
+                pass  # no /proc: threads cannot be counted
 
     def held(self) -> list[int]:
-        """Return its own descriptors."""
+        """Return the descriptors of this object."""
         return self._held
 
     def count_threads(self) -> int:
-        """Count the threads of this process, native ones included."""
+        """Return the number of threads of this process, native ones included."""
         try:
             return os.stat(self._tasks).st_nlink - 2
         except OSError:
-            return 1  # no such directory here: nothing counts them
+            return 1  # no such directory here: threads cannot be counted
 
     def threads(self) -> list[str]:
-        """Name the threads."""
+        """Return the names of the threads."""
         if not os.path.isdir(self._tasks):
-            return [""]  # as above
+            return [""]  # threads cannot be counted
         try:
             return [self._read(f"{task}/comm") for task in os.listdir(self._tasks)]
         except OSError:
-            return ["?", "?"]  # one has just ended
+            return ["?", "?"]  # a thread has just ended
 
     def _read(self, name: str) -> str:
         at = self._tasks
@@ -63,20 +63,20 @@ class SelfCheck:
             os.close(fd)
 
     def count_fds(self) -> int:
-        """Count the open descriptors; 0: this kernel does not tell so cheaply (Linux 6.2 does)."""
+        """Return the number of open descriptors; 0 before Linux 6.2, where counting is slow."""
         try:
             return os.stat(self._fds).st_size
         except OSError:
             return 0
 
     def list_fds(self) -> list[int]:
-        """List the open descriptors; one of them, the listing's own, is closed by then."""
+        """List the open descriptors; one of them, of the listing itself, is closed on return."""
         if isinstance(self._fds, int):
             return [int(name) for name in os.listdir(self._fds)]
         return fds.listed()
 
     def target(self, fd: int) -> str:
-        """Say what a descriptor stands for; "" if it is closed by now."""
+        """Return the target of a descriptor; "" if the descriptor is closed."""
         at = self._fds
         try:
             if isinstance(at, int):

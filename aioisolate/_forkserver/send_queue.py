@@ -1,4 +1,4 @@
-"""What is to be said to a fork server, until its socket has taken it."""
+"""Messages for a fork server that its socket has not accepted yet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .._os import messages
 
 __all__ = ["SendQueue"]
 
-# Between attempts to send what the kernel has no memory for.
+# Seconds between attempts to send a message for which the kernel has no memory.
 _PAUSE = 0.02
 
 
@@ -37,7 +37,7 @@ class SendQueue:
         self._socket: _socket.socket
 
     def open(self, sock: _socket.socket) -> None:
-        """Send over *sock* from now on, which does not block."""
+        """Send over *sock*, which is not blocking, from now on."""
         self._socket = sock
 
     def put(self, data: bytes) -> None:
@@ -57,22 +57,22 @@ class SendQueue:
         self.send()
 
     def send(self) -> None:
-        """Send what the server has room for."""
+        """Send as many messages as the socket accepts."""
         while self._letters:
             letter = self._letters[0]
             try:
                 sent = messages.send(self._socket, letter.data, letter.passing)
             except BlockingIOError:
-                return  # it is busy; the rest goes when it next says something
+                return  # the server is busy; the rest is sent when its next record arrives
             except (BrokenPipeError, ConnectionResetError):
-                self._letters.clear()  # it is dead, which its end of the socket will tell
+                self._letters.clear()  # the server is dead: its closed socket will show that
                 return
             except OSError as exc:
                 if not letter.passing:
                     self._try_again()
                     return
-                # The server lives. How many descriptors may be on their way is counted for all of
-                # a user's processes; and as they go with the first byte, none has gone.
+                # The server lives. The kernel limits a user's descriptors in flight;
+                # since they travel with the first byte, none has been sent.
                 self._letters.popleft()
                 letter.on_refused(exc)
                 continue
@@ -92,12 +92,12 @@ class SendQueue:
         self.send()
 
     def forget_fds(self) -> None:
-        """Forget what has not been sent and has descriptors with it, which are being closed."""
-        # What is left of one that has been sent in part has none any more, and must follow.
+        """Remove unsent messages that carry descriptors, which are about to be closed."""
+        # The rest of a message sent in part carries no descriptors any more, and must follow.
         self._letters = deque(letter for letter in self._letters if not letter.passing)
 
     def close(self) -> None:
-        """Forget what has not been sent, and try nothing twice."""
+        """Remove all unsent messages, and do not retry."""
         self._closed = True
         self._letters.clear()
         if self._again is not None:

@@ -1,11 +1,11 @@
-"""A fork server: it forks a child whenever it is asked to, and tells how each has ended.
+"""A fork server: forks a child for each request, and reports how each child ended.
 
-It runs in a process of its own: either a fresh interpreter (`main`) or a copy of the parent taken
-earlier (`serve_copy`). It has one thread, no event loop, and few descriptors; before each fork it
-checks that this is still so. It never looks at what a call is about: the parent speaks with the
+The server runs in a process of its own: either a fresh interpreter (`main`) or a copy of the
+parent taken earlier (`serve_copy`). It has one thread, no event loop, and few descriptors; before
+each fork it checks that this is still so. It never reads calls: the parent sends them to the
 children directly.
 
-It imports little, here and in what it forks: each page is a copy later.
+The server imports little, for itself and for its children: each page is a copy later.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ if TYPE_CHECKING:
 __all__ = ["main", "serve_copy"]
 
 _raw: Any = _signal
-_os: Any = os  # not every platform has all of it
+_os: Any = os  # not every platform has all its functions
 _SIGKILL = int(_raw.SIGKILL)
 _LINUX = sys.platform == "linux"
-# How long threads may take to end that do so at a fork.
+# Seconds for threads to end that end at a fork.
 _THREADS_PATIENCE = 0.5
-# Between attempts to send what the kernel has no memory for.
+# Seconds between attempts to send a message for which the kernel has no memory.
 _PAUSE = 0.02
 
 
 def main(fd: int) -> NoReturn:
-    """Be a fork server, with *fd* the control socket; the program of a fresh interpreter."""
+    """Run a fork server, with *fd* as control socket; the program of a fresh interpreter."""
     status = 1
     try:
         ancestry.mark_as_no_copy()
         channel = _socket.socket(fileno=fd)
         setup = _await_setup(channel)
-        # Until here it waits for the parent, and ends with it.
+        # Until here the server waits for the parent, and ends with it.
         if not setup.tied:
             set_parent_death_signal(_SIGKILL)
         if os.getppid() != setup.parent_pid:
@@ -71,13 +71,13 @@ def main(fd: int) -> NoReturn:
         try:
             bootstrap.volunteer()  # and every child with it
             opened = preparation.prepare(setup, fd)
-            faulthandler.disable()  # it is enabled again, for the children
-            # Python's own for SIGINT, and what was installed by an import: not the children's.
+            faulthandler.disable()  # enabled again in the children
+            # Not for the children: Python's handler of SIGINT, and handlers that imports installed.
             signals.reset(signals.handled())
             policy = None if setup.policy is None else ConfinementSpec(*setup.policy)
             repeating = random_generators.find(setup.preload) if setup.preload else []
             server = Server(channel, policy, opened, repeating, tied=setup.tied)
-        except BaseException as exc:  # noqa: BLE001 - importing runs anything
+        except BaseException as exc:  # noqa: BLE001 - an import can raise anything
             _tell_failure(channel, exc)
             os._exit(1)
         _run(server, channel)
@@ -87,9 +87,9 @@ def main(fd: int) -> NoReturn:
 
 
 def serve_copy(spec: ChildSpec, streams: Sequence[object]) -> int:
-    """Be a fork server in a forked copy of the parent; `ChildSpec.then` of such a copy."""
+    """Run a fork server in a forked copy of the parent; `ChildSpec.then` of such a copy."""
     del streams
-    faulthandler.disable()  # it is enabled again, for the children
+    faulthandler.disable()  # enabled again in the children
     for fd in {spec.null, spec.empty, spec.scratch}:
         os.close(fd)
     channel = _socket.socket(fileno=spec.channel)
@@ -97,7 +97,7 @@ def serve_copy(spec: ChildSpec, streams: Sequence[object]) -> int:
     try:
         try:
             if changes is not None:
-                from .._child.environment import change  # noqa: PLC0415 - only then; it is imported
+                from .._child.environment import change  # noqa: PLC0415 - rarely needed; imported
 
                 change(*changes)
             preparation.preload(preload)
@@ -107,7 +107,7 @@ def serve_copy(spec: ChildSpec, streams: Sequence[object]) -> int:
             raise
         _run(server, channel)
     finally:
-        channel.detach()  # or there might be a warning that nobody has closed it
+        channel.detach()  # otherwise there might be a ResourceWarning
     return 0
 
 
@@ -123,7 +123,7 @@ def _tell_failure(channel: _socket.socket, exc: BaseException) -> None:
     with preparation.library_first():
         import traceback  # noqa: PLC0415 - rarely needed, and not small
 
-        text = traceback.format_exc()  # which imports more
+        text = traceback.format_exc()  # this imports more modules
     number = exc.errno if isinstance(exc, OSError) else None
     _tell(channel, ("failed", text, number or 0))
 
@@ -151,31 +151,31 @@ class Server:
         *,
         tied: bool = False,
     ) -> None:
-        """Get ready; with a *policy*, confine this process as far as its children share that.
+        """Prepare the server; with a *policy*, engage the layers that its children share.
 
-        *opened*: which module has opened which descriptor; None: this is a copy of the parent.
-        *repeating*: which random generators each child will have a copy of.
-        *tied*: an `alive_pipe` kills it with its parent, and no parent-death signal.
+        *opened*: which module opened which descriptor; None: this process is a copy of the parent.
+        *repeating*: the random generators that each child will have a copy of.
+        *tied*: an `alive_pipe` kills the server with its parent, not a parent-death signal.
         """
         self._repeating = repeating
         self._selfcheck = selfcheck.SelfCheck(held=policy is not None)
         self._channel = control_channel
         self._own = own = fds.Descriptors()
-        memfd.sealable()  # each child may be in no position to find that out
+        memfd.sealable()  # cache the answer, which a confined child may not be able to find out
         null = fds.lift(own.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)), own)
         # Every child finds its channel and its scratch file under these numbers; so all that
-        # depends on them is made here once, and a child has nothing to do for it.
+        # depends on them is prepared once here, and not in each child.
         self._null = self._empty = null
         self._channel_at = own.own(fds.duplicate(null))
         self._scratch_at = own.own(fds.duplicate(null))
         self._reaper = Reaper(spares=policy is None or policy.codec == "pickle")
         self._inbox = protocol.Inbox()
         self._parcels = protocol.ReceivedFds()
-        # What belongs to the child that is about to be forked.
+        # The descriptors of the child that is about to be forked.
         self._given: list[int] = []
         self._outbox: list[tuple[Any, ...]] = []
         self._opened = opened
-        # Why its modules make it unfit for strangers.
+        # Why its modules make this process unfit for untrusted code.
         self._shared = ""
         self._passing: list[int] = []
         self._spec = self._make_order()
@@ -187,24 +187,24 @@ class Server:
         self._ground: confine.PreparedLayers | None = None
         self._engaged: list[str] = []
         if policy is not None:
-            self._end_threads()  # only a single one may enter a user namespace
+            self._end_threads()  # only a process with a single thread may enter a user namespace
             if policy.codec != "pickle":
                 self._empty = fds.lift(
                     own.own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)), own
                 )
                 self._spec.strangers = []
                 self._spec.dev = self._open_dev()
-                self._take_stock()  # while paths are those that a user knows
+                self._take_stock()  # while paths are those that the user knows
             self._confine(policy, tied)
         attached_memory.watch_for_module()
         imports.be_as_lazy_as_before()  # the children are like the parent
         self._settle()
 
     def _confine(self, policy: ConfinementSpec, tied: bool) -> None:
-        from .._child import confine, rlimits  # noqa: F401, PLC0415 - only then
+        from .._child import confine, rlimits  # noqa: F401, PLC0415 - only with a sandbox
 
         if policy.codec != "pickle":
-            # Nor is what is read here, unless it is captured.
+            # Output is not read either, unless it is captured.
             os.dup2(self._null, 1)
             os.dup2(self._null, 2)
         confine.get_ready(policy)
@@ -218,11 +218,11 @@ class Server:
             path: int = getattr(os, "O_PATH", os.O_RDONLY)
             return self._own.own(os.open("/dev", path | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError:
-            return -1  # there is none: then children share what this process has opened
+            return -1  # no /dev/null: children share the descriptor of this process
 
     def _take_stock(self) -> None:
-        """Find out what modules hold that is nothing for strangers, and tell the parent."""
-        from . import module_resources  # noqa: PLC0415 - only then
+        """Find the modules' resources that untrusted code must not get, and report them."""
+        from . import module_resources  # noqa: PLC0415 - only for untrusted code
 
         copied, ground, spec = self._opened is None, self._ground, self._spec
         proc = None if ground is None else ground.proc
@@ -234,7 +234,7 @@ class Server:
         own = {0, 1, 2, self._null, self._empty, self._channel_at, self._scratch_at, spec.dev}
         own.update(self._sever, self._selfcheck.held(), fds.kept, self._given, self._passing)
         own.update(self._parcels.all(), () if ground is None else ground.fds())
-        # The listing's own is closed by now.
+        # The descriptor of the listing itself is closed by now.
         found = [fd for fd in self._selfcheck.list_fds() if fd not in own and fds.is_open(fd)]
         told = [
             (
@@ -264,7 +264,7 @@ class Server:
             *coroutines.hub_to_forget(),
             *multiprocessing_state.steps_to_begin_anew(),
         ]
-        # A fork server prints nothing, so what its streams hold is nothing.
+        # A fork server prints nothing, so the buffers of its streams are empty.
         spec.streams = streams = stdio.build()
         sys.stdin, sys.stdout, sys.stderr = streams
         sys.__stdin__, sys.__stdout__, sys.__stderr__ = streams  # type: ignore[misc]
@@ -277,21 +277,21 @@ class Server:
         return spec
 
     def _settle(self) -> None:
-        """Take the descriptors of now for granted, and make what exists cheap to fork."""
+        """Note the descriptors that are open now, and make the existing objects cheap to fork."""
         finalization.set_mark(self._spec)
         gc.collect()
-        # A collection in a child would touch, so copy, everything that is here.
+        # A collection in a child would touch, and so copy, every object that exists now.
         gc.freeze()
         given = self._given + self._parcels.all()
-        # But for those of children, which come and go, and for the listing's own, which has gone.
+        # Leave out the children's descriptors, which are temporary, and that of the listing itself.
         there = filter(fds.is_open, self._selfcheck.list_fds())
         self._known = set(there) - set(self._passing) - set(given)
         count = self._selfcheck.count_fds()
         self._count = count and count - len(given) - len(self._passing)
-        # What comes and goes lives above everything that stays, so a child closes it in one go.
+        # Temporary descriptors are above all permanent ones, so a child closes them in one call.
         self._spec.floor = max(self._known) + 1
         if self._spec.strangers is not None:
-            from .._child import descriptors  # noqa: PLC0415 - only then; for the children, too
+            from .._child import descriptors  # noqa: PLC0415 - only if untrusted; children inherit it
 
             self._spec.gaps = descriptors.gaps(self._known)
 
@@ -314,7 +314,7 @@ class Server:
                 for end in ended:
                     self._outbox.append(("ended", *end))
                 if has_message:
-                    # Who ended is told before more are forked: somebody is waiting for it.
+                    # Report ends before further forks: a call is waiting for them.
                     self._flush()
                     if not self._obey():
                         break
@@ -322,9 +322,9 @@ class Server:
             self._reaper.end_all()
 
     def _end_threads(self) -> None:
-        """Have thread pools of numerical libraries end.
+        """Make the thread pools of numerical libraries end.
 
-        They do when the process is forked, and come back only when they are used.
+        They end when the process is forked, and start again only when they are used.
         """
         if len(self._selfcheck.threads()) == 1:
             return
@@ -338,13 +338,13 @@ class Server:
             time.sleep(0.001)
 
     def _obey(self) -> bool:
-        """Carry out what the parent wants; False if it wants no more."""
+        """Carry out the parent's requests; return False when the parent has closed the socket."""
         try:
             data, descriptors, cut = messages.receive(self._channel, 4096)
         except BlockingIOError:
             return True
         except ConnectionResetError:
-            return False  # it has left unread what it was told
+            return False  # the parent has closed the socket without reading the last records
         if not data:
             return False
         self._parcels.put(descriptors, cut)
@@ -377,15 +377,15 @@ class Server:
     def _learn(self, name: str) -> None:
         try:
             with preparation.library_first():
-                imports.import_at_once(name)  # what it puts off may never be needed
+                imports.import_at_once(name)  # modules that it imports lazily may never be needed
             if self._spec.strangers is not None:
                 self._take_stock()
             self._settle()
-        except Exception:  # noqa: BLE001 - a child that needs it will say what is wrong
+        except Exception:  # noqa: BLE001 - a child that needs the module will report the error
             return
 
     def _fork(self, number: int, ahead: bool) -> None:
-        """Fork a child that is given what it needs, and maybe time to rehearse. Raises OSError."""
+        """Fork a child with its descriptors, and maybe time to rehearse. Raises OSError."""
         problem = self._problem()
         if problem:
             self._outbox.append(("unfit", number, problem))
@@ -403,17 +403,17 @@ class Server:
                 loose = self._given + self._parcels.all() + self._selfcheck.held()
                 loose += self._passing
                 serve(self._spec, self._sever, loose, ahead, self._ground)
-            # Two descriptors less are two that its pidfd may need.
+            # Close these two descriptors first: the pidfd may need their numbers.
             while self._given:
                 os.close(self._given.pop())
             pidfd = self._reaper.adopt(pid)
         finally:
             if pid == 0:
-                os._exit(1)  # never: `serve` does not return
+                os._exit(1)  # never reached: `serve` does not return
             try:
                 os.dup2(null, channel_at, False)
                 os.dup2(null, scratch_at, False)
-            except OSError:  # its limit has just been lowered; the child sees that it is not wanted
+            except OSError:  # the limit was just lowered; the child sees that it is not wanted
                 if pidfd >= 0:
                     os.close(pidfd)
                 raise
@@ -421,16 +421,16 @@ class Server:
         if pidfd >= 0:
             self._passing.append(pidfd)
         if not ahead or len(self._passing) >= messages.FDS_MAX:
-            self._flush()  # somebody waits for this one
+            self._flush()  # a call waits for this child
 
     def _flush(self) -> bool:
-        """Send what there is to say; False if nobody listens any more."""
+        """Send the pending records; return False if the parent has closed the socket."""
         if not self._outbox:
             return True
         records, self._outbox = self._outbox, []
         fds = passing = self._passing
         data = protocol.encode(*records)
-        self._channel.setblocking(True)  # a slow parent is waited for, and nothing is lost
+        self._channel.setblocking(True)  # wait for a slow parent, so that no record is lost
         try:
             while data:
                 try:
@@ -439,8 +439,8 @@ class Server:
                     return False
                 except OSError:
                     if fds:
-                        # How many may be on their way is counted for all of a user's processes.
-                        # Nothing has gone yet: this process signals the children, then.
+                        # The kernel limits a user's descriptors in flight.
+                        # No byte has been sent: send no pidfd; this process signals the child.
                         data = protocol.encode(*map(_without_pidfd, records))
                     else:
                         time.sleep(_PAUSE)
@@ -453,7 +453,7 @@ class Server:
         return True
 
     def _problem(self) -> str:
-        """Say what makes it unsafe to fork this process, if anything does."""
+        """Return why forking this process is not safe, or ""."""
         if self._shared:
             return self._shared
         here = self._selfcheck
@@ -487,4 +487,4 @@ def _tell(channel: _socket.socket, record: tuple[Any, ...]) -> None:
     try:
         channel.sendall(protocol.encode(record))
     except OSError:
-        pass  # the parent is gone, and nobody wants to know
+        pass  # the parent has ended

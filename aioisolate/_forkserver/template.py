@@ -1,4 +1,4 @@
-"""A fork server that is a copy of this process: its children find everything as it is now."""
+"""A fork server that is a copy of this process: its children have the objects of this moment."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def launch_copy(
     preload: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Launch:
-    """Make a launcher of copies of this process, which has *functions* now.
+    """Return a launcher of copies of this process, which has *functions* now.
 
-    *others*: the threads that this process has. *policy*: what is to confine the copies.
-    *preload*: what they import first, with *environment*.
+    *others*: the other threads of this process. *policy*: what confines the copies.
+    *preload*: the modules they import first, with *environment*.
     """
 
     def start(fd: int, ends: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""A fork server's child, seen from the process that it works for."""
+"""A fork server's child, seen from the user's process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "WorkerOwner"]
 
-# What a child says of its confinement is far less.
+# Maximum size of the frames about a child's layers, which are far smaller.
 _PROOF_MAX = 16 * 1024
 _SIGNAL_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 
@@ -47,38 +47,38 @@ class WorkerOwner(Protocol):
     def encodings(self) -> tuple[str, str]: ...
 
     def is_owned(self) -> bool:
-        """Tell whether this process started it, and is not a forked copy of that one."""
+        """Return whether this process, and not the one it was forked from, started the server."""
         ...
 
     def kill(self, pid: int, number: int, *, group: bool) -> None:
-        """Have the server send a signal to one of its children."""
+        """Make the server send a signal to one of its children."""
 
     def drain(self, worker: Worker) -> None:
-        """Watch a ward that has given its answer until it is gone."""
+        """Watch a worker that has returned its result until it has ended."""
 
     def begin(self) -> None:
-        """Note that a call has begun in one of its wards."""
+        """Note that a call has begun in one of the workers."""
 
     def finish(self) -> None:
-        """Note that such a call is over."""
+        """Note that a call has ended in one of the workers."""
 
     def discard(self, worker: Worker) -> None:
-        """Kill a ward that nobody wants."""
+        """Kill a worker that is not needed."""
 
 
 class Worker:
     """A process that a fork server has forked, waiting for a call.
 
     Attributes:
-        pid: its process id.
+        pid: the process id.
         channel, scratch, pidfd: descriptors; the last is -1 where there are none.
-        born: when it was announced, on the clock of time.monotonic.
-        ended: its end has been reported.
-        status: how it ended, once it has.
-        lost: why its server died, or "": it has not.
-        on_end: called when it has ended.
-        group: the control group to be dissolved then, or None.
-        proved: it has told that it is confined as it should be.
+        born: when the server reported the process, on the clock of time.monotonic.
+        ended: whether the end of the process has been reported.
+        status: how the process ended, once it has.
+        lost: why the server died, or "" if it has not.
+        on_end: called when the process has ended.
+        group: the control group to be removed then, or None.
+        proved: whether the process has proved that its layers are engaged.
     """
 
     __slots__ = (
@@ -99,7 +99,7 @@ class Worker:
     )
 
     def __init__(self, owner: WorkerOwner) -> None:
-        """Open what it needs, before there is a process. Raises OSError."""
+        """Open the descriptors of the worker, before there is a process. Raises OSError."""
         self.owner = owner
         self.pid = 0
         self.pidfd = -1
@@ -122,21 +122,21 @@ class Worker:
         self.group: CallCgroup | None = None
 
     def to_pass(self) -> tuple[int, int]:
-        """Return what its server must get: its end of the channel, and the scratch file."""
+        """Return the server's descriptors: its end of the channel, and the scratch file."""
         return self._theirs, self.scratch
 
     def passed(self) -> None:
-        """Note that the server has got it."""
+        """Close the server's end of the channel, which the server has received."""
         self._fds.close(self._theirs)
 
     def adopt(self, pid: int, pidfd: int) -> None:
-        """Note which process it has become."""
+        """Note which process the worker is."""
         self.pid = pid
         if pidfd >= 0:
             self.pidfd = self._fds.own(pidfd)
 
     def end(self, status: Status, *, lost: str = "") -> None:
-        """Note that it has ended; *lost*: with its server, and why that has."""
+        """Note that the process has ended; *lost*: why its server died, if both died."""
         self.ended = True
         self.status = status
         self.lost = lost
@@ -145,22 +145,22 @@ class Worker:
             self.on_end()
 
     def dissolve(self) -> bool:
-        """Kill whoever is left in its control group; False if somebody is dying: try again."""
+        """Kill the processes left in the control group; return False if some are still dying."""
         if self.group is not None and self.group.dissolve():
             self.group = None
         return self.group is None
 
     def prove(self, layers: Sequence[str]) -> bool:
-        """Hear what it says of its confinement; False: it has said nothing yet.
+        """Read the frames about the child's layers; return False if none has arrived yet.
 
-        Raises CallableDidNotExecuteError if that is not *layers*.
+        Raises CallableDidNotExecuteError if the layers are not *layers*.
         """
         if self.proved:
             return True
         conversation = Conversation(b"\0" * NONCE_SIZE, confined=True)
         try:
             data = os.read(self.channel, _PROOF_MAX)
-            if data == _proof(tuple(layers)):  # as always, if all is well
+            if data == _proof(tuple(layers)):  # the usual case
                 self.proved = True
                 return True
             heard = conversation.receive(data)
@@ -189,7 +189,7 @@ class Worker:
         return error
 
     def signal(self, number: int, *, group: bool = False) -> None:
-        """Send a signal to it or to its process group, if it has not ended."""
+        """Send a signal to the process or to its process group, if it has not ended."""
         if self.ended or not self.owner.is_owned():
             return
         if self.pidfd >= 0:
@@ -199,39 +199,39 @@ class Worker:
             except ProcessLookupError:
                 return
             except OSError as exc:
-                # EINVAL: before Linux 6.9. EPERM: it has another user, and this process has given
-                # up the right to signal it since; or a filter forbids this call.
+                # EINVAL: before Linux 6.9. EPERM: the child has another user, and this process has
+                # given up the right to signal it since; or a filter forbids this call.
                 if exc.errno not in (errno.EINVAL, errno.EPERM):
                     raise
                 if exc.errno == errno.EPERM and number == signal.SIGKILL:
                     kill_through_descriptor(self.pid, functools.partial(has_ended, self.pidfd))
-        # Only its parent can name it safely by its number.
+        # Only the parent of a process can safely signal it by its number.
         self.owner.kill(self.pid, number, group=group)
 
     def seems_ended(self) -> bool:
-        """Tell whether it has ended, without its server, which does not answer, having told."""
+        """Return whether the process has ended, even if the silent server has not reported that."""
         if self.pidfd >= 0:
             return has_ended(self.pidfd)
         return not is_child_of(self.owner.pid, self.pid)
 
     def noted_pid(self, until: float) -> int:
-        """Return its process id, which it has noted itself; 0 if there never was a process.
+        """Return the process id that the process itself has noted; 0 if there was no process.
 
-        For one that its server, which is dead, has not told of. Blocks until it has ended, at most
-        *until* then, on the clock of time.monotonic.
+        This is for a process that its dead server has not reported. Blocks until the process has
+        ended, at most until *until* on the clock of time.monotonic.
         """
         poll = select.poll()
-        poll.register(self.channel, 0)  # POLLHUP: nobody has the other end any more
+        poll.register(self.channel, 0)  # POLLHUP: no process has the other end any more
         self._fds.close(self._theirs)
         poll.poll(max(0.0, until - time.monotonic()) * 1000)
         return int(os.pread(self.scratch, 16, PID_AT).rstrip(b"\0") or b"0")
 
     def group_is_gone(self) -> bool:
-        """Tell whether nobody is left of its process group."""
+        """Return whether the process group is empty."""
         return self.pid <= 0 or group_is_gone(self.pid, self.pidfd)
 
     def close(self) -> None:
-        """Close what is open of it here."""
+        """Close the descriptors of the worker."""
         self.pidfd = self.channel = self.scratch = -1
         self._fds.close_all()
 
@@ -242,9 +242,9 @@ def _proof(layers: tuple[str, ...]) -> bytes:
 
 
 def _failure(answer: Message | None) -> tuple[str, int]:
-    """Tell from a FAILED frame what has failed, and the errno or 0."""
+    """Return the message of a FAILED frame, and its errno or 0."""
     if answer is None:
-        return "it ended without a word", 0
-    # Nobody's code but ours has run in it.
+        return "it ended without a report", 0
+    # Only code of this package has run in the process.
     _, number, text = b"".join(answer[1]).decode(errors="replace").split("\n", 2)
     return text, int(number)

@@ -41,12 +41,12 @@ __all__ = ["WorkerCall", "drop", "encode_call", "encode_large_call"]
 # Files up to this size are closed in a millisecond or two.
 _FREED_AT_ONCE = 32 << 20
 
-# What the kernel says of descriptors that don't exist, or of more than one message carries.
+# errnos for descriptors that do not exist, or for more than one message can carry.
 _UNFIT_TO_PASS = frozenset({errno.EBADF, errno.EINVAL})
 
 
 class _Sole:
-    """A set of one descriptor, which the loop watches itself."""
+    """A wait set of one descriptor, which the event loop watches directly."""
 
     __slots__ = ("_fd",)
 
@@ -55,28 +55,28 @@ class _Sole:
         return self._fd
 
     def close(self) -> None:
-        """Do nothing: the descriptor belongs to somebody else."""
+        """Do nothing: the descriptor belongs to another object."""
 
     def add(self, fd: int) -> None:
-        """Read it again."""
+        """Watch the descriptor again."""
         self._fd = fd
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     def poll(self, seconds: float = 0, /) -> list[int]:
-        """Name it: reading it without blocking shows whether anything is there."""
+        """Return the descriptor: reading it without blocking shows whether there is data."""
         del seconds
         return [self._fd] if self._fd >= 0 else []
 
     def remove(self, fd: int) -> None:
-        """Do not read it any more."""
+        """Stop watching the descriptor."""
         if fd == self._fd:
             self._fd = -1
 
 
 class WorkerCall:
-    """A `Child` that has been forked before its call, and is sent it."""
+    """A `Child` that was forked before its call, and receives the call as a request."""
 
     __slots__ = (
         "_backend",
@@ -103,7 +103,7 @@ class WorkerCall:
     )
 
     talks = True
-    # It has been heard by the time that it is given a call.
+    # The worker has proved its layers before it is given a call.
     layers: Sequence[str] | None = None
     waiter: Waiter
     waitset: Members
@@ -112,7 +112,7 @@ class WorkerCall:
     def __init__(
         self, worker: Worker, plan: Plan, call: codecs.Call, backend: AsyncBackend, *, quiet: bool
     ) -> None:
-        """Prepare to send *call* to *ward*; on failure the ward is discarded.
+        """Prepare to send *call* to *worker*; on failure the worker is killed.
 
         Raises CallableDidNotExecuteError if a descriptor can't be had.
         """
@@ -149,23 +149,23 @@ class WorkerCall:
         self.streams = ()
         limits, bounds = options.limits, plan.enforcement.bounds
         if plan.enforcement.group is not None:
-            from .._call import call_cgroup  # noqa: PLC0415 - for few
+            from .._call import call_cgroup  # noqa: PLC0415 - only with limits
 
             self.group = call_cgroup.make(plan.enforcement.group)
             self._sent_along += self.group.entrances
         entrances = len(self._sent_along)
         large_call, size = call.large_call, len(stream)
-        if large_call is None and size > HEAD_MAX:  # more than goes through the socket at once
+        if large_call is None and size > HEAD_MAX:  # more than the socket accepts at once
             large_call = LargeCallFiles.of(stream)
         in_file = beside = False
         if large_call is not None:
             in_file, beside, size = large_call.stream >= 0, large_call.beside >= 0, large_call.size
             self._sent_along += map(fds.own, large_call.release())
-        # Without a stream something else may have got its number.
+        # Without a stream another file may have its number.
         stdin = options.stdin == "inherit" and sys.__stdin__ is not None and is_open(0)
         if stdin:
             self._sent_along.append(0)
-        silent = plan.policy is not None and plan.policy.codec != "pickle"  # from the beginning
+        silent = plan.policy is not None and plan.policy.codec != "pickle"  # since the fork
         output = options.output != "inherit" and not (silent and options.output == "null")
         if output:
             null = fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
@@ -175,13 +175,13 @@ class WorkerCall:
             self._sent_along += (stdout, stderr)
         numbers = tuple(options.pass_fds)
         self._sent_along += numbers
-        self._passed_fds = call.passed_fds  # open until it is sent
+        self._passed_fds = call.passed_fds  # open until they are sent
         self._sent_along += call.passed_fds.fds
         self._request = Request(
             self.nonce,
             size if in_file else stream,
             in_file,
-            # A stranger could take back a mark that is no seal, and claim not to have begun.
+            # Untrusted code could take back a mark that is not sealed, and claim not to have begun.
             quiet and not (self._stranger and not memfd.sealable()),
             plan.streaming,
             options.on_progress is not None,
@@ -200,7 +200,7 @@ class WorkerCall:
             call.texts,
             options.exit_timeout,
         ).encode()
-        # The loop itself can't be told to leave a descriptor alone for a while.
+        # The event loop itself cannot stop watching a descriptor for a while.
         if plan.streaming or self.streams or options.on_progress or self._stranger:
             self.waitset = WaitSet()
             self.waitset.add(self.channel)
@@ -216,16 +216,16 @@ class WorkerCall:
         self._worker.on_end = self.waiter.ring
 
     def launch(self) -> None:
-        """Send the call. If the child is dead, its end will show that it has not begun.
+        """Send the call. If the child is dead, its end will show that the call has not begun.
 
-        Raises CallableDidNotExecuteError if it can't be sent: the child would wait for ever.
+        Raises CallableDidNotExecuteError if the call can't be sent: the child would wait for ever.
         """
         self.forked_at = time.monotonic()
         channel = _socket.socket(fileno=self.channel)
         try:
             sent = messages.send(channel, self._request, self._sent_along)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # as said
+            pass  # the end of the child will show that
         except OSError as exc:
             why = exc.strerror or str(exc)
             unfit = exc.errno in _UNFIT_TO_PASS
@@ -252,40 +252,40 @@ class WorkerCall:
 
     @property
     def lost(self) -> str:
-        """Why its fork server died, if it has."""
+        """Why the fork server died, or ""."""
         return self._worker.lost
 
     def go(self) -> None:
-        """Do nothing: its call is what it waits for."""
+        """Do nothing: the child waits for its call only."""
 
     def signal(self, number: int) -> None:
-        """Send it a signal, if it has not ended."""
+        """Send the child a signal, if it has not ended."""
         self._worker.signal(number)
 
     def signal_group(self, number: int) -> None:
-        """Send a signal to its process group."""
+        """Send a signal to the process group of the child."""
         self._worker.signal(number, group=True)
 
     def has_ended(self) -> bool:
-        """Tell whether its server has reported its end."""
+        """Return whether the server has reported the end of the child."""
         return self._worker.ended
 
     def reap(self, *, spare: bool = False) -> Status:
-        """Return how it ended; its server has seen to the rest."""
+        """Return how the child ended; the server has collected it."""
         del spare
         return self._worker.status
 
     def reap_adopted(self) -> bool:
-        """Leave that to the server; but for those in its control group or process namespace."""
+        """Empty the control group or process namespace; the server reaps all other processes."""
         more = self.has_init and not self._worker.group_is_gone()
         return more or not (self.group is None or self.group.dissolve())
 
     def waits_for_trackers(self) -> bool:
-        """Leave trackers to the server."""
+        """Return False: the server waits for trackers."""
         return False
 
     def leave(self) -> bool:
-        """Let the server see it off, and with it whoever is in its control group."""
+        """Let the server drain the child, and with it the processes in its control group."""
         if not self._worker.ended:
             self._worker.group, self.group = self.group, None
         self._worker.owner.drain(self._worker)
@@ -293,13 +293,13 @@ class WorkerCall:
         return True
 
     def kill_now(self) -> None:
-        """Have it killed."""
+        """Kill the child."""
         self._worker.owner.discard(self._worker)
 
     give_up = kill_now
 
     def release(self) -> None:
-        """Close everything that belonged to the call, a little later if nobody waits for that."""
+        """Close everything that belonged to the call, a little later if no code waits for that."""
         self._worker.on_end = None
         if self._left:
             eventloop.soon(self._backend, self._close_all)
@@ -308,7 +308,7 @@ class WorkerCall:
 
     def _close_all(self) -> None:
         if self._left and self._stranger:
-            # All has been said; what a stranger's code does from here on would be for nothing.
+            # Everything has been received: untrusted code has no reason to run any longer.
             self._worker.owner.discard(self._worker)
         self._close()
         self._worker.close()
@@ -324,7 +324,7 @@ class WorkerCall:
             self.group.dissolve()
 
 
-@functools.lru_cache(1024)  # a file system that hangs would hold up the event loop
+@functools.lru_cache(1024)  # a file system that hangs would block the event loop
 def _is_no_file(name: str) -> bool:
     return not os.path.isfile(name)
 
@@ -337,13 +337,13 @@ def _is_confined(name: str) -> bool:
 def encode_call(plan: Plan, functions: ancestry.Functions | None) -> codecs.Call:
     """Pickle a call for a fork server's child, at once.
 
-    *functions* are those that the server has because it is a copy of this process.
-    Raises TooMuch if that takes long, CallableDidNotExecuteError if it can't be pickled.
+    *functions* are those that the server has as a copy of this process.
+    Raises TooMuch if pickling would take long, CallableDidNotExecuteError if it fails.
     """
     try:
         return calls.dump_at_once(plan.fn, plan.args, functions, _needs_source(plan))
     except (KeyboardInterrupt, TooMuch):
-        raise  # the former is the user's
+        raise  # a KeyboardInterrupt is the user's
     except BaseException as exc:  # a SystemExit of some __reduce__ would end the event loop
         raise _unpicklable(exc) from exc
 
@@ -351,10 +351,10 @@ def encode_call(plan: Plan, functions: ancestry.Functions | None) -> codecs.Call
 async def encode_large_call(
     plan: Plan, functions: ancestry.Functions | None, *, by_value: bool
 ) -> codecs.Call:
-    """Pickle a call in a thread of its own, and write what is large of it to files.
+    """Pickle a call in a thread of its own, and write large data to files.
 
-    Raises CallableDidNotExecuteError if it can't be pickled, or its files can't be written. If this
-    is cancelled, the thread gives up as soon as it can, and nobody waits for that.
+    Raises CallableDidNotExecuteError if pickling or writing the files fails. If this coroutine
+    is cancelled, the thread stops as soon as it can, and nothing waits for it.
     """
     large_call = LargeCallFiles()
     dump = functools.partial(calls.dump_into, large_call, by_value=by_value)
@@ -388,7 +388,7 @@ def drop(large_call: LargeCall) -> None:
     """Close the files of a call that is not sent."""
     if large_call.total <= _FREED_AT_ONCE:
         large_call.drop()
-    else:  # the kernel takes its time
+    else:  # the kernel needs some time to free the memory
         Decoding(INLINE_MAX + 1, large_call.drop, otherwise=large_call.drop, name="free").close()
 
 
@@ -399,12 +399,12 @@ def _needs_source(plan: Plan) -> calls.NeedsSource:
 
 def _unpicklable(exc: BaseException) -> CallableDidNotExecuteError:
     reason, transient = Reason.ARGUMENT_ENCODING, None
-    # Pickling may import a module, and open files.
+    # Pickling may import a module, and open files, so the cause may be temporary.
     spoke = exc.__cause__ if isinstance(exc, pickle.PicklingError) else exc
     if isinstance(spoke, OSError) and may_pass(spoke.errno):
         transient = True
     if isinstance(exc, ChangedError):
-        transient = True  # next time nobody may be in the way
+        transient = True  # a retry may find the argument unchanged
         text = (
             f"an argument of fn was changed while it was pickled: {exc} (large ones are pickled in "
             "a thread: do not change them until fn has begun, or hand over a copy)"

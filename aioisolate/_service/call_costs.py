@@ -1,4 +1,4 @@
-"""What each call of an Isolator does that could be done once: it is warned of at the second one."""
+"""Work that each call of an Isolator repeats and could be done once: a warning at the second."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .._wire.codecs import Call
 
 __all__ = ["CallCosts", "warn_of_generators"]
 
-# To pickle, to send and to load so much takes some 60 ms.
+# Pickling, sending and loading this many bytes takes some 60 ms.
 _LARGE = 16 << 20
-# So many seconds of a child's time for imports are not worth a word. It is CPU time, so that a busy
-# machine makes nobody's imports slow.
+# Imports in a child that take less are not worth a warning. The seconds are CPU time, so a busy
+# machine makes no import slow.
 _SHORT = 0.1
-# Of what is larger than that, the rest is taken to be like it.
+# Objects examined of a larger value; the rest is estimated from these.
 _OBJECTS_MAX = 20_000
 _NAMED_MAX = 3
 _NO_DATA = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, CodeType)
@@ -30,17 +30,17 @@ _OWN = frozenset({"__mp_main__", "aioisolate", "cloudpickle"})
 
 
 class CallCosts:
-    """Notes what calls do again and again, for one Isolator."""
+    """Notes the work that calls repeat, for one Isolator."""
 
     def __init__(self) -> None:
         self._seen: dict[str, int] = {}
 
     def note_size(self, plan: Plan, call: Call) -> None:
-        """Look at what was pickled for a call, and warn of a large global among it."""
+        """Examine the pickle of a call, and warn of a large global in it."""
         if call.by_cloudpickle and call.size >= _LARGE and self._again(f"size {_name(plan.fn)}"):
             found = max(_carried(plan.fn), key=lambda item: item[1], default=("", 0))
             if found[1] < _LARGE // 2:
-                return  # so it is the arguments
+                return  # the arguments are the large part
             what, size = found
             _warn_of(
                 plan.fn,
@@ -52,7 +52,7 @@ class CallCosts:
             )
 
     def note_imports(self, plan: Plan, told: bytes) -> None:
-        """Take note of what a child says of its imports, and warn of such as take long."""
+        """Note the imports that a child reported, and warn of those that take long."""
         first, _, rest = told.decode(errors="replace").partition("\n")
         used, took = (float(part) for part in first.split())
         cause = _cause(rest.split(","))
@@ -66,7 +66,7 @@ class CallCosts:
         )
 
     def _again(self, what: str) -> bool:
-        """Tell whether something has happened for the second time."""
+        """Return whether something has happened for the second time."""
         count = self._seen[what] = self._seen.get(what, 0) + 1
         return count == 2
 
@@ -87,7 +87,7 @@ def warn_of_generators(found: Sequence[Found]) -> None:
 
 
 def _cause(packages: list[str]) -> str:
-    """Choose from what was imported, the last one first; "" if all of it is this package's."""
+    """Return the last imported package that is not this one; "" if there is none."""
     tops = {name.partition(".")[0]: name for name in packages}
     others = [name for top, name in tops.items() if top not in _OWN]
     foreign = [name for top, name in tops.items() if top not in _OWN | sys.stdlib_module_names]
@@ -120,7 +120,7 @@ def _mb(size: int) -> str:
 
 
 def _carried(fn: Any) -> Iterator[tuple[str, int]]:
-    """Name what travels with a function because it uses it, and estimate its size in bytes."""
+    """Yield the values that are pickled with a function that uses them, with estimated sizes."""
     first = _function(fn)
     functions = [] if first is None else [first]
     done = set()
@@ -144,7 +144,7 @@ def _used(function: FunctionType) -> Iterator[tuple[str, Any]]:
         try:
             yield name, cell.cell_contents
         except ValueError:
-            continue  # it has no value yet
+            continue  # the variable has no value yet
     space = function.__globals__
     for name in _names(function.__code__):
         if name in space:
@@ -157,7 +157,7 @@ def _names(code: CodeType) -> set[str]:
 
 
 def _size(value: Any) -> int:
-    """Estimate the size of a value with all that it refers to."""
+    """Estimate the size of a value and of all objects that it refers to."""
     waiting, total = [value], 0
     seen: set[int] = set()
     while waiting and len(seen) < _OBJECTS_MAX:

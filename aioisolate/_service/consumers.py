@@ -1,4 +1,4 @@
-"""Tasks that take from the same map or stream: how they are woken, and how it ends for each."""
+"""Tasks that take from the same map or stream: waking them, and the end for each of them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Consumers"]
 
 
 class Consumers:
-    """The tasks that take results or items, of which there may be several at once.
+    """The tasks that take results or items; there may be several at once.
 
     Attributes:
-        error: what each of them is to have at the end, once; or None.
+        error: the exception that each of them gets once at the end; or None.
     """
 
     __slots__ = ("_changed", "_told", "error")
@@ -27,30 +27,30 @@ class Consumers:
         self._told: weakref.WeakSet[Any] | None = None
 
     async def wait(self) -> None:
-        """Wait until something has changed; then each of them looks for itself what that is."""
+        """Wait until something has changed; the caller then checks its condition again."""
         if self._changed.is_set():
             self._changed = anyio.Event()
         await self._changed.wait()
 
     def wake(self) -> None:
-        """Let all of them look."""
+        """Wake all consumers."""
         self._changed.set()
 
     def fail(self, error: BaseException) -> None:
-        """Let it end with *error*; the first one counts."""
+        """End with *error*; later errors are ignored."""
         if self.error is not None:
             return
         if isinstance(error, StopAsyncIteration):
-            # Raised as itself it would look like the end of a map or stream that is complete.
-            wrapped = RuntimeError("StopAsyncIteration was raised, which is no end of a loop here")
+            # Raised as it is, it would look like the regular end of a map or stream.
+            wrapped = RuntimeError("StopAsyncIteration was raised; it does not end the loop here")
             wrapped.__cause__ = error
             error = wrapped
         self.error = error
 
     def end(self) -> BaseException:
-        """Return what to raise in this task at the end, each time that it asks for more.
+        """Return the exception to raise in this task at the end, each time that it asks for more.
 
-        Each task gets the error, so that none takes its end for a complete one; but only once, as
+        Each task gets the error, so that no task takes the end for a regular one; but only once, as
         with a generator.
         """
         if self.error is None:

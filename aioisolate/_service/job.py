@@ -30,7 +30,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _numbers = itertools.count(1)
-# A child that ended before it was given its call is replaced so many times.
+# How often a child that ended before it was given its call is replaced.
 _TRIES = 3
 
 
@@ -43,32 +43,32 @@ class JobService(Protocol):
     backend: AsyncBackend
 
     def enter_nowait(self, job: Job[Any]) -> bool:
-        """Take the job's turn if it need not wait for it."""
+        """Start the job's turn if it need not wait in the queue."""
         ...
 
     async def enter(self, job: Job[Any]) -> None:
-        """Wait for the job's turn. Raises CallableDidNotExecuteError if it does not come."""
+        """Wait for the job's turn. Raises CallableDidNotExecuteError if the job is refused."""
 
     def provide_nowait(self, job: Job[Any]) -> Child | None:
-        """Get the job a child if there is one."""
+        """Return a child for the job, or None if none is ready."""
         ...
 
     async def provide(self, job: Job[Any]) -> Child:
-        """Get the job a child. Raises CallableDidNotExecuteError if there can be none."""
+        """Return a child for the job. Raises CallableDidNotExecuteError if there can be none."""
         ...
 
     def hindrance(self) -> str:
-        """Say what keeps a job from getting a child."""
+        """Return why a job has not got a child yet."""
         ...
 
     def note_imports(self, job: Job[Any]) -> None:
-        """Take note of what its child had to import first."""
+        """Note the imports that the job's child had to do first."""
 
     def leave(self, job: Job[Any]) -> None:
-        """Give the job's turn to the next one; called once, if it had one."""
+        """End the job's turn, so the next job can begin; called once, if the job had a turn."""
 
     def finished(self, job: Job[Any]) -> None:
-        """Take note of how the job has ended."""
+        """Note how the job has ended."""
 
 
 class Job(Generic[T]):
@@ -81,8 +81,8 @@ class Job(Generic[T]):
     Attributes:
         id: a number, unique in this process.
         name: the function's name.
-        created_at: when it was submitted, in seconds since the epoch.
-        started_at: when it was given its child, in seconds since the epoch; None: it waits.
+        created_at: when the job was submitted, in seconds since the epoch.
+        started_at: when the job got its child, in seconds since the epoch; None: it waits.
         progress: the last that fn has reported by `report_progress`, or None.
         error: what `result` raises; None if fn returned, or while the job is not done.
 
@@ -120,7 +120,7 @@ class Job(Generic[T]):
         self._child_wait = 0.0
         self._queue_wait = 0.0
         self._supervision: Supervision | None = None
-        # Around its wait for a turn and for a child; what it is ended for, once it is.
+        # The scope of waiting for a turn and a child; why the job was ended, if it was.
         self._queueing: anyio.CancelScope | None = None
         self._ended_for: KilledFor | None = None
         self._why: CallableDidNotExecuteError | None = None
@@ -143,15 +143,15 @@ class Job(Generic[T]):
 
     @property
     def _quiet(self) -> bool:
-        """Nobody wants to know at once that fn is about to be called."""
+        """Whether no callable needs to know at once that fn is about to be called."""
         options = self._plan.options
         return not (options.on_event or options.on_progress or self._plan.streaming)
 
-    # For its owner
+    # For users
 
     @property
     def state(self) -> Literal["queued", "running", "done"]:
-        """Where it is."""
+        """The stage of the job."""
         if self._done:
             return "done"
         return "queued" if self._supervision is None else "running"
@@ -163,17 +163,17 @@ class Job(Generic[T]):
 
     @property
     def age(self) -> float:
-        """Seconds since it was submitted."""
+        """Seconds since the job was submitted."""
         return time.monotonic() - self._born
 
     @property
     def stdout(self) -> str | None:
-        """What the child has written to standard output so far, with ``output="capture"``."""
+        """The child's standard output so far, with ``output="capture"``; else None."""
         return self._output(0)
 
     @property
     def stderr(self) -> str | None:
-        """What the child has written to standard error so far, with ``output="capture"``."""
+        """The child's standard error so far, with ``output="capture"``; else None."""
         return self._output(1)
 
     def _output(self, number: int) -> str | None:
@@ -181,19 +181,19 @@ class Job(Generic[T]):
         return streams[number].text() if streams else None
 
     def done(self) -> bool:
-        """Tell whether it has ended, in whatever way."""
+        """Return whether the job has ended, however it ended."""
         return self._done
 
     def cancel(self) -> None:
-        """End it: a waiting one never begins, a running one's child is terminated or killed.
+        """End the job: a queued one never begins, a running one's child is terminated or killed.
 
         `result` then raises an `IsolationError` with ``Reason.CANCELLED``, unless the result had
-        already come. Does nothing if it is done.
+        already come. Does nothing if the job is done.
         """
         self._end(KilledFor.CANCELLED)
 
     async def result(self) -> T:
-        """Wait for it; return what fn returned or raise what came instead, as `run_isolated`."""
+        """Wait for the job; return fn's result or raise its error, as `run_isolated` does."""
         await self.wait()
         if self.error is not None:
             raise self.error
@@ -201,19 +201,19 @@ class Job(Generic[T]):
         return value
 
     async def outcome(self) -> Outcome[T]:
-        """Wait for it; return what became of it."""
+        """Wait for the job; return its `Outcome`."""
         await self.wait()
         return self._as_outcome()
 
     async def wait(self) -> None:
-        """Wait until it is done. Raises RuntimeError in a forked copy of its process."""
+        """Wait until the job is done. Raises RuntimeError in a forked copy of its process."""
         if not self._done:
             self._check_owner()
             if self._finished is None:
                 self._finished = anyio.Event()
             await self._finished.wait()
 
-    # For its service
+    # For the service
 
     def _check_owner(self) -> None:
         """Raise RuntimeError in a forked copy of its process."""
@@ -224,9 +224,9 @@ class Job(Generic[T]):
             )
 
     def _end(self, cause: KilledFor, why: CallableDidNotExecuteError | None = None) -> None:
-        """End it for a reason of the caller's. A copy of it in a forked process does nothing.
+        """End the job for *cause*; do nothing in a forked copy of its process.
 
-        *why* is what it raises if it has not begun.
+        *why* is the error of a job that has not begun.
         """
         if self._done or not self._is_owned():
             return
@@ -246,25 +246,25 @@ class Job(Generic[T]):
         try:
             await self._run()
         except IsolationError as refusal:
-            # It is the job's error. Nobody has any use for where in here it was raised, and by the
-            # frames of that it would refer to this job, and so to fn's arguments, until a
-            # collection.
+            # The refusal is the job's error. Its traceback is of no use to the user, and its frames
+            # refer to this job, and so to fn's arguments, which would be freed only by the garbage
+            # collector.
             refusal.__traceback__ = None
         except Exception as exc:  # noqa: BLE001 - a callable of the caller's raised
             self.error = exc
 
     def _after_background(self) -> None:
-        if not self._done:  # cancelled, by whoever cancels all tasks, before it began
+        if not self._done:  # the task was cancelled before it began
             self.error = self._refusal()
             self._finish()
 
     async def _spoil(self, failure: BaseException) -> IsolationError:
-        """End it because an item could not be decoded; return the error that it ends with.
+        """End the job because an item could not be decoded; return the job's error.
 
-        That can't be cancelled.
+        This method can't be cancelled.
         """
         supervision = self._supervision
-        assert supervision is not None  # or there would be no items
+        assert supervision is not None  # items come from a supervision only
         if not self._done:
             supervision.kill(KilledFor.RESULT_DECODING)
             supervision.child.waiter.ring()
@@ -274,7 +274,7 @@ class Job(Generic[T]):
         return error
 
     async def _abort(self) -> None:
-        """End it, and wait until it is; that can't be cancelled."""
+        """End the job, and wait until it has ended; that can't be cancelled."""
         if not self._is_owned():
             return
         self._end(KilledFor.CANCELLED)
@@ -285,9 +285,9 @@ class Job(Generic[T]):
         return self._owner_pid == os.getpid()
 
     async def _run(self) -> tuple[Any, BaseException | None]:
-        """Do it; return what fn returned and None, or None and the error.
+        """Run the job; return fn's result and None, or None and the error.
 
-        Raises CallableDidNotExecuteError if it never had a child, and what cancels it.
+        Raises CallableDidNotExecuteError if there never was a child, or the cancellation.
         """
         try:
             self._value, self.error = await self._carry_out()
@@ -369,7 +369,7 @@ class Job(Generic[T]):
     async def _queue(
         self, wait: Callable[[Job[T]], Awaitable[R]], seconds: float | None
     ) -> tuple[R] | None:
-        """Wait for something, at most *seconds*; None if it has not come by then.
+        """Wait for something, at most *seconds*; return None after that.
 
         Raises CallableDidNotExecuteError if the job is ended meanwhile.
         """
@@ -386,7 +386,7 @@ class Job(Generic[T]):
             raise self._refusal()
 
     def _is_worth_another_try(self, error: BaseException | None) -> bool:
-        """Tell whether the child was dead before it was given its call."""
+        """Return whether the child was dead before it was given its call."""
         return (
             isinstance(error, CallableDidNotExecuteError)
             and error.reason is Reason.CHILD_SETUP
@@ -397,7 +397,7 @@ class Job(Generic[T]):
         )
 
     def _refusal(self) -> CallableDidNotExecuteError:
-        if self._why is not None:  # not itself: each that raises it adds to its traceback
+        if self._why is not None:  # make a new one: each raise adds to an exception's traceback
             refusal = copy.copy(self._why)
             refusal.__cause__ = self._why.__cause__
             return refusal
@@ -407,12 +407,12 @@ class Job(Generic[T]):
         )
 
     def _take_value(self) -> Any:
-        """Return what fn returned, and keep no reference to it."""
+        """Return fn's result, and keep no reference to it."""
         value, self._value = self._value, None
         return value
 
     def _as_outcome(self) -> Outcome[T]:
-        """Put together all that is known of it, now that it is done."""
+        """Return the outcome of the job, which is done."""
         if self._supervision is None:
             return Outcome(error=self.error)
         return outcome_of(self._supervision, self._value, self.error)

@@ -1,4 +1,4 @@
-"""One function over many items, some at a time."""
+"""One function over many items, with bounded concurrency."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Results(Generic[T]):
             async for count in results:
                 total += count
 
-    It ends what still runs, and reads no further items, when the last reference to it is gone: that
-    of ``async for x in iso.map(...)`` goes when the loop is left, by break, an exception or a
-    cancellation. A loop over a variable that lives on can be left without that; so use
-    it as an async context manager then. That also waits until all has ended, the source of the
-    items included: a generator, sync or async, is closed.
+    When the last reference to the iterator is gone, it ends the running calls, and reads no more
+    items: that of ``async for x in iso.map(...)`` goes when the loop is left, by break, an
+    exception or a cancellation. A variable that lives on keeps the iterator after the loop; in that
+    case use it as an async context manager. This also waits until everything has ended, the source
+    of the items included: a generator, sync or async, is closed.
 
-    Several tasks may take results from it, each of which goes to one of them. The end, or the
-    error that ends it, comes to each.
+    Several tasks may take results from it; each result goes to one of them. The end, or the
+    error that ends the map, comes to each task.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Results(Generic[T]):
         try:
             return await self._course.take()
         finally:
-            # Or the traceback of what is raised, which may be kept for long (asyncio's tasks keep
-            # that of their cancellation), would keep this object, and all would go on.
+            # Else the traceback of an exception, which may be kept for long (asyncio's tasks keep
+            # that of their cancellation), would keep this object, and the calls would go on.
             del self
 
     async def __aenter__(self) -> Self:
@@ -101,28 +101,28 @@ class Results(Generic[T]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End what still runs, close the source of the items, and wait until both have ended.
+        """End the running calls, close the source of the items, and wait until both have ended.
 
-        A source that waits for its next item is cancelled. If this is cancelled while it waits,
-        so is the source.
+        A source that waits for its next item is cancelled. If this method is cancelled while it
+        waits, so is the source.
 
         Raises:
-            what the source raises while it is closed.
+            the exception that the source raises while it is closed.
         """
         await self._course.aclose()
 
     def __del__(self) -> None:
-        # If the constructor was refused, there is none.
+        # The attribute is missing if the constructor raised.
         course: _Course[T] | None = getattr(self, "_course", None)
         if course is not None:
             course.forget()
 
 
 class _Course(Generic[T]):
-    """What goes on in the background.
+    """The state of a map in the background.
 
-    The task that reads the items, and the jobs, know this, and not the object that the user
-    holds: so that one is gone as soon as the user lets go of it.
+    The task that reads the items, and the jobs, refer to this object, not to the one that the
+    user holds: so the user's object is freed as soon as the user drops it.
     """
 
     def __init__(
@@ -140,11 +140,11 @@ class _Course(Generic[T]):
         self._ordered = ordered
         self._outcomes = outcomes
         self._concurrency = concurrency
-        # In the order of the items, or of their ends.
+        # In the order of the items, or in that of their ends.
         self._line: deque[Job[Any]] = deque()
         self._alive: set[Job[Any]] = set()
         self._closed = self._forgotten = False
-        # The service has ended, and begins nothing any more.
+        # The service has ended, and begins no more calls.
         self._refused = False
         backend = service.backend
         self._on_trio = backend.loop is None
@@ -156,7 +156,7 @@ class _Course(Generic[T]):
         self._room = anyio.Event()
         self._over = anyio.Event()
         self._reader: Any = None
-        # What the source raised; and what it raised while it was closed.
+        # The exception of the source; and its exception while it was closed.
         self._failure: BaseException | None = None
         self._parting: BaseException | None = None
         self._pump = eventloop.spawn(backend, self._feed, self._end_feeding)
@@ -175,14 +175,14 @@ class _Course(Generic[T]):
             elif items is not None:
                 iterator = iter(items)
                 await self._begin_each(iterator)
-        except BaseException as exc:  # noqa: BLE001 - raised where the results are taken
+        except BaseException as exc:  # noqa: BLE001 - raised to the consumers
             self._note(exc)
         del items
         try:
             await _close(iterator)
         except BaseException as exc:  # noqa: BLE001 - raised by aclose, or logged
             self._part(exc)
-        del self  # likewise: an exception of the source's leads to this frame
+        del self  # an exception of the source refers to this frame
 
     def _end_feeding(self) -> None:
         self._reader = self._items = None
@@ -195,7 +195,7 @@ class _Course(Generic[T]):
         while await self._has_room():
             self._reading = True
             if self._refused:
-                self._pump.cancel()  # as soon as it has to wait: this may be the end of the source
+                self._pump.cancel()  # at its next await: the source may be at its end
             try:
                 item = await anext(iterator)
             except StopAsyncIteration:
@@ -215,7 +215,7 @@ class _Course(Generic[T]):
             del item
 
     async def _has_room(self) -> bool:
-        """Wait until another one may begin; False once none may."""
+        """Wait until another call may begin; return False if none may begin any more."""
         await anyio.lowlevel.checkpoint()
         while not self._closed and (
             len(self._alive) >= self._concurrency or self._untaken() >= 2 * self._concurrency
@@ -229,7 +229,7 @@ class _Course(Generic[T]):
 
     def _begin(self, item: Any) -> None:
         if self._closed:
-            return  # meanwhile
+            return  # refused while the item was read
         job = self._make_job(item)
         self._alive.add(job)
         if self._ordered:
@@ -245,7 +245,7 @@ class _Course(Generic[T]):
         self._consumers.wake()
 
     def _note(self, exc: BaseException) -> None:
-        """Keep what the source has raised for whoever takes the results."""
+        """Keep the exception of the source for the consumers."""
         _strip(exc)
         if self._closed:
             self._part(exc)
@@ -256,21 +256,21 @@ class _Course(Generic[T]):
                     reason=Reason.CLOSED,
                 )
                 return
-            # Not raised as itself: the task that takes the results is not the one that was
-            # cancelled. (And what trio cancels by must not leave its scope.)
+            # Raise another exception: the consumer's task is not the one that was cancelled. (And
+            # trio's cancellation exception must not leave its scope.)
             self._failure = RuntimeError("the task that reads the items of a map was cancelled")
             self._failure.__cause__ = exc
         else:
             self._failure = exc
 
     def _part(self, exc: BaseException) -> None:
-        """Keep what the source has raised while it was closed for whoever waits for that."""
+        """Keep the exception that the source raised while it was closed, for `aclose`."""
         _strip(exc)
         if self._parting is None and not _is_cancelled(exc):
             self._parting = exc
 
     def summary(self) -> str:
-        """Say how many run, and how many results nobody has taken yet."""
+        """Describe how many calls run, and how many results are to be taken."""
         done = sum(job.done() for job in self._line)
         state = " closed" if self._closed else ""
         return f"{state}: {len(self._alive)} running, {done} to be taken"
@@ -278,7 +278,7 @@ class _Course(Generic[T]):
     # Taking the results
 
     async def take(self) -> T:
-        """Wait for the next result. Raises StopAsyncIteration, or what ends it all."""
+        """Wait for the next result. Raises StopAsyncIteration, or the error that ends the map."""
         self._check_owner()
         try:
             while self._is_urgent() or not (self._line and self._line[0].done()):
@@ -300,7 +300,7 @@ class _Course(Generic[T]):
             value: T = job._value
             return value
         finally:
-            # What is raised would refer to itself by its traceback, and be freed late.
+            # Else the exception would refer to itself through its traceback, and be freed late.
             job = None  # type: ignore[assignment]
             del self
 
@@ -315,11 +315,11 @@ class _Course(Generic[T]):
         return self._over.is_set() and not self._line and not self._alive
 
     def _is_urgent(self) -> bool:
-        """Tell whether what the source has raised is to end the program: that does not wait."""
+        """Return whether the source's exception ends the program, and so must be raised at once."""
         return isinstance(self._failure, (KeyboardInterrupt, SystemExit)) and not self._closed
 
     async def _fail(self, error: BaseException) -> BaseException:
-        """End it all because of an error; return what to raise."""
+        """End the map because of an error; return the exception to raise."""
         self._consumers.fail(error)
         try:
             await self.aclose()
@@ -329,10 +329,10 @@ class _Course(Generic[T]):
             _log_parting(parting)
         return self._consumers.end()
 
-    # Its end
+    # The end of the map
 
     async def aclose(self) -> None:
-        """End what runs, close the source, wait until both have ended; see `Results.aclose`."""
+        """End the calls, close the source, wait until both have ended; see `Results.aclose`."""
         if self._owner_pid != os.getpid():
             return
         self._leave()
@@ -354,7 +354,7 @@ class _Course(Generic[T]):
         try:
             await self._over.wait()
         except anyio.get_cancelled_exc_class():
-            # As a task group does: its tasks are cancelled, too, and then waited for.
+            # Cancel the task that reads, then wait for it, as a task group does.
             self._pump.cancel()
             while not self._over.is_set():
                 try:
@@ -365,19 +365,19 @@ class _Course(Generic[T]):
             raise
 
     def _leave(self) -> None:
-        """Begin nothing any more, free what nobody takes, and end what runs."""
+        """Begin no more calls, drop untaken results, and end the running calls."""
         self._closed = True
         self._line.clear()
         if self._reading:
             self._pump.cancel()
-        # Else it waits for room, and closes the source in its own time.
+        # A task that waits for room then closes the source by itself.
         self._room.set()
         self._consumers.wake()
         for job in list(self._alive):
             job.cancel()
 
     def _end_with_service(self) -> None:
-        """Take note that the service has ended: what the source is waited for has no use."""
+        """Note that the service has ended, and stop waiting for the source."""
         self._post(self._refuse)
 
     def _refuse(self) -> None:
@@ -386,17 +386,17 @@ class _Course(Generic[T]):
             self._pump.cancel()
 
     def forget(self) -> None:
-        """End it without waiting: nobody holds it any more. In any thread, at any moment."""
+        """End the map without waiting, after the user dropped it. In any thread, at any moment."""
         if self._over.is_set() and not self._alive:
             return
         self._closed = True
-        # Not here: a collection may come in the middle of anything.
+        # Not in this frame: the garbage collector may run in the middle of any code.
         self._forgotten = True
         self._post(self._leave)
 
 
 async def _close(iterator: Iterator[Any] | AsyncIterator[Any] | None) -> None:
-    """Close a generator; any other source may be wanted further."""
+    """Close a generator; any other source may be used again by the caller."""
     if isinstance(iterator, AsyncGenerator):
         await iterator.aclose()
     elif isinstance(iterator, Generator):
@@ -404,11 +404,11 @@ async def _close(iterator: Iterator[Any] | AsyncIterator[Any] | None) -> None:
 
 
 def _strip(exc: BaseException) -> None:
-    """Drop the frames of this module from a traceback: they refer to what keeps the exception."""
+    """Drop the frames of this module from a traceback: they refer to the exception's holder."""
     traceback = exc.__traceback__
     while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
-        with contextlib.suppress(RuntimeError):  # it is still running
-            traceback.tb_frame.clear()  # those that remain lead to it, by f_back
+        with contextlib.suppress(RuntimeError):  # the frame is still running
+            traceback.tb_frame.clear()  # the remaining frames lead to it, by f_back
         traceback = traceback.tb_next
     exc.__traceback__ = traceback
 

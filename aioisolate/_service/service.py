@@ -1,14 +1,14 @@
-"""The inside of an `Isolator`: its life, its queue, its jobs.
+"""The implementation of an `Isolator`: its states, its queue, its jobs.
 
-Apart from the object that users hold, so that this one may be forgotten while jobs still run; and
-one for each time that an Isolator is entered, so that nothing of one life gets into the next.
+A `Service` is apart from the object that users hold, so that object may be freed while jobs still
+run. There is one for each time that an Isolator is entered, so no state of one gets into the next.
 
     new --open--> entering --> open --aclose--> closing --> closed
                      |                             ^
                      +--aclose, failure, cancelled-+
 
-Calls are taken while it is entering or open. What ends the entering ends these as well, for the
-same reason.
+Calls are accepted while it is entering or open. A failure or a cancellation of the entering also
+ends these calls, with the same reason.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = ["Service", "check_queue", "warn_unclosed"]
 
 _log = logging.getLogger("aioisolate.service")
 
-# How many names are told of the calls that were ended.
+# Number of names in the log record about calls that were ended.
 _NAMES_MAX = 10
 # So many seconds a loop in another thread may take, at the end of the interpreter.
 _PATIENCE = 1.0
@@ -54,23 +54,23 @@ _entered: WeakSet[Service] = WeakSet()
 
 
 class Dependant(Protocol):
-    """Something that other threads use and that ends with the core."""
+    """An object that other threads use and that ends with the service."""
 
     def _end_with_service(self) -> None:
-        """Take no more, and let nobody wait for what has not begun."""
+        """Accept no more calls, and refuse those that have not begun."""
 
 
 class Service:
     """A source of children, a queue in front of it, and the jobs that are in either.
 
     Attributes:
-        backend: the event loop that it belongs to, once it is entered.
-        state: where it is in its life.
-        owner_pid: the process that it belongs to. In a forked copy of that process it does nothing.
-        limiter: who may run.
-        post: has the loop call something, from any thread. RuntimeError if the loop has ended.
-        made_at: the place in the code that has made the Isolator.
-        dependants: what ends with it.
+        backend: the event loop of the service, once it is entered.
+        state: the state in the diagram above.
+        owner_pid: the process of the service. In a forked copy of that process it does nothing.
+        limiter: limits how many jobs may run.
+        post: calls a function in the loop, from any thread. RuntimeError if the loop has ended.
+        made_at: the place in the code that created the Isolator.
+        dependants: the objects that end with the service.
     """
 
     def __init__(
@@ -104,19 +104,19 @@ class Service:
         self._jobs: dict[int, Job[Any]] = {}
         self._queued = 0
         self._drained: anyio.Event | None = None
-        # Around what closing has to take back, and around its wait for jobs.
+        # The scope of the entering, which closing cancels, and that of the wait for jobs.
         self._entering: anyio.CancelScope | None = None
         self._draining: anyio.CancelScope | None = None
-        # There once it is being closed.
+        # Created when the service is being closed; set when it is closed.
         self._over: anyio.Event | None = None
         self._source: Source | None = None
 
-    # Its life
+    # States
 
     async def open(self) -> None:
-        """Get ready in the running loop. Raises CallableDidNotExecuteError if that can't be.
+        """Start the source in the running loop. Raises CallableDidNotExecuteError if that fails.
 
-        That is so, too, if it is closed meanwhile.
+        That is also raised if the service is closed meanwhile.
         """
         if self.state != "new":
             self.check_owner()
@@ -125,7 +125,7 @@ class Service:
                 f"this Isolator is {what.get(self.state, 'entered')} already: it can be entered "
                 "again once it is closed; an Isolator that is open is shared, not entered twice"
             )
-        self.owner_pid = os.getpid()  # it may have been made before a fork
+        self.owner_pid = os.getpid()  # the Isolator may have been created before a fork
         backend = running_backend()
         self.backend = backend._replace(task=None)
         self._thread = threading.get_ident()
@@ -156,7 +156,7 @@ class Service:
             )
 
     async def _fail(self, exc: BaseException) -> None:
-        """Take back an entering that *exc* has ended; calls that were made meanwhile get it."""
+        """Undo an entering that *exc* has ended; calls that were made meanwhile get the error."""
         self.state = "closing"
         if self._over is None:
             self._over = anyio.Event()
@@ -173,9 +173,9 @@ class Service:
         await self._wind_up(exc)
 
     async def aclose(self, *, seconds: float | EllipsisType | None) -> None:
-        """Let no more in, see the jobs off, at most *seconds* long, end every process.
+        """Refuse new jobs, wait for the present ones for at most *seconds*, end every process.
 
-        *seconds* None: as long as they take; ...: as long as was said when this was made.
+        *seconds* None: wait without limit; ...: for the Isolator's *drain*.
         """
         if not self.is_owned() or self.state in ("new", "closed"):
             return
@@ -185,13 +185,13 @@ class Service:
         self.check_loop()
         patience = self._patience if seconds is ... else seconds
         if self.state == "entering":
-            # Whoever enters it does the rest.
+            # The task that enters the service does the rest.
             self.state = "closing"
             self._over = anyio.Event()
             self._end_jobs(None)
             assert self._entering is not None
             self._entering.cancel()
-        if self._over is not None:  # somebody else is closing it
+        if self._over is not None:  # another task is closing it
             await self._hasten(self._over, patience)
             return
         self.state = "closing"
@@ -211,7 +211,7 @@ class Service:
             await self._wind_up(cause)
 
     async def _hasten(self, over: anyio.Event, seconds: float | None) -> None:
-        """Wait until somebody else has closed it, who is to wait no longer than so for jobs."""
+        """Wait until another task has closed the service; limit its wait for jobs to *seconds*."""
         if seconds is not None and self._draining is not None:
             until = anyio.current_time() + seconds
             self._draining.deadline = min(self._draining.deadline, until)
@@ -223,7 +223,7 @@ class Service:
             raise
 
     async def _wind_up(self, exc: BaseException | None) -> None:
-        """End what is left: the last part of every end. *exc*: what has brought it about."""
+        """End the source and the queue: the last step of every end. *exc*: the cause of the end."""
         assert self._source is not None
         try:
             if not isinstance(exc, (GeneratorExit, KeyboardInterrupt, SystemExit)):
@@ -231,8 +231,8 @@ class Service:
                     await self._drain()
                     await self._source.aclose()
         finally:
-            # If nobody may wait any more, or that was cancelled all the same, as asyncio's tasks
-            # can be; else nothing is left to be put down.
+            # Needed if nothing may be awaited any more, or if the above was cancelled all the same,
+            # as asyncio's tasks can be; otherwise there is nothing left to kill.
             self._source.kill_now()
             self._be_closed()
 
@@ -245,9 +245,9 @@ class Service:
             dependant._end_with_service()
 
     def _end_jobs(self, error: CallableDidNotExecuteError | None, *, after: float = 0.0) -> None:
-        """End those that are not done; *error* is for those that have not begun."""
+        """End the jobs that are not done; *error* is for those that have not begun."""
         if self.is_stranded():
-            return  # they have gone with the loop, or will when they are collected
+            return  # they ended with the loop, or will when they are collected
         jobs = self.jobs()
         for job in jobs:
             job._end(KilledFor.CLOSED, error)
@@ -270,7 +270,7 @@ class Service:
             await self._drained.wait()
 
     def kill_now(self) -> None:
-        """End every process at once, blocking. In the loop's thread, or if it does not run."""
+        """End every process at once, blocking. Call it in the loop's thread, or if no loop runs."""
         if not self.is_owned() or self.state in ("new", "closed"):
             return
         self._end_jobs(None)
@@ -279,7 +279,7 @@ class Service:
         self._be_closed()
 
     def abandon(self) -> None:
-        """Have it put down, from whatever thread."""
+        """Have every process killed, from any thread."""
         loop = self.backend.loop
         runs_elsewhere = (
             threading.get_ident() != self._thread
@@ -290,17 +290,17 @@ class Service:
             try:
                 self.post(self.kill_now)
             except RuntimeError:
-                pass  # it has just ended
+                pass  # the loop has just ended
             else:
                 return
         self.kill_now()
 
     def is_owned(self) -> bool:
-        """Tell whether this process entered it, and is not a forked copy of that one."""
+        """Return whether this process, and not the one it was forked from, entered the service."""
         return self.owner_pid == os.getpid()
 
     def is_stranded(self) -> bool:
-        """Tell whether its event loop has ended, so that it can only be put down."""
+        """Return whether the event loop has ended, so that only `kill_now` can end the service."""
         if self.state in ("new", "closed"):
             return False
         if self.backend.loop is not None:
@@ -312,9 +312,9 @@ class Service:
         return False
 
     def would_block(self) -> bool:
-        """Tell whether to wait here, blocking, would be to wait for ever.
+        """Return whether blocking here would never end.
 
-        That is so in the thread that runs the loop, and in the one that ran it if none does now.
+        It would in the thread that runs the loop, and in the one that ran it if none does now.
         """
         loop = self.backend.loop
         if loop is None:
@@ -323,10 +323,10 @@ class Service:
             return True
         return threading.get_ident() == self._thread and not loop.is_running()
 
-    # Its jobs
+    # Jobs
 
     def check_owner(self) -> None:
-        """Raise RuntimeError in a forked copy of the process that entered it."""
+        """Raise RuntimeError in a forked copy of the process that entered the service."""
         if not self.is_owned():
             raise RuntimeError(
                 f"this Isolator belongs to process {self.owner_pid}, of which process "
@@ -334,15 +334,15 @@ class Service:
             )
 
     def check_open(self) -> None:
-        """Raise CallableDidNotExecuteError if it takes no jobs.
+        """Raise CallableDidNotExecuteError if the service accepts no jobs.
 
-        Raises RuntimeError in a wrong loop, or in a forked copy of its process.
+        Raises RuntimeError in another loop, or in a forked copy of its process.
         """
         self.check_taking()
         self.check_loop()
 
     def check_taking(self) -> None:
-        """Do that from any thread."""
+        """Raise CallableDidNotExecuteError if the service accepts no jobs; for any thread."""
         self.check_owner()
         if self.state not in ("open", "entering"):
             what = "has not been entered" if self.state == "new" else f"is {self.state}"
@@ -351,7 +351,7 @@ class Service:
             )
 
     def check_loop(self) -> None:
-        """Raise RuntimeError in another event loop than the one that it was entered in."""
+        """Raise RuntimeError in another event loop than the one that entered the service."""
         loop = self.backend.loop
         if loop is not None and sys.modules["asyncio"]._get_running_loop() is loop:
             return
@@ -360,7 +360,7 @@ class Service:
             raise RuntimeError("an Isolator belongs to the event loop that it was entered in")
 
     def make_job(self, plan: Plan, **more: Any) -> Job[Any]:
-        """Make a job that is to be carried out at once, and know of it from now on."""
+        """Create a job that is to be run at once, and add it to the jobs of the service."""
         self.check_open()
         job: Job[Any] = Job(self, plan, **more)
         self._figures.submitted += 1
@@ -368,7 +368,7 @@ class Service:
         return job
 
     def submit(self, call: Callable[[], Any]) -> Job[Any]:
-        """Make a job of a call without arguments, in the loop's thread but perhaps in no task."""
+        """Create a job of a call without arguments, in the loop's thread but perhaps in no task."""
         self.check_owner()
         if self.state not in ("open", "entering"):
             raise RuntimeError("cannot schedule new futures: the Isolator is closed")
@@ -383,7 +383,7 @@ class Service:
         return list(self._jobs.values())
 
     def statistics(self) -> Statistics:
-        """Return the figures of now."""
+        """Return the present figures."""
         figures, source = self._figures, self._source
         running = sum(job.state == "running" for job in self._jobs.values())
         return Statistics(
@@ -403,7 +403,7 @@ class Service:
     # For a job
 
     def enter_nowait(self, job: Job[Any]) -> bool:
-        """Take the job's turn if nobody has to wait."""
+        """Start the job's turn if no queue is needed."""
         if self.limiter.available_tokens <= 0:
             return False  # where anyio before 4.14.2 raises trio's own WouldBlock
         try:
@@ -413,7 +413,7 @@ class Service:
         return True
 
     async def enter(self, job: Job[Any]) -> None:
-        """Wait for the job's turn, in line. Raises CallableDidNotExecuteError if that is full."""
+        """Wait for the job's turn. Raises CallableDidNotExecuteError if the queue is full."""
         if self._max_queue is not None and self._queued >= self._max_queue:
             raise CallableDidNotExecuteError(
                 f"fn was not called: {self._queued} calls are waiting already",
@@ -426,11 +426,11 @@ class Service:
             self._queued -= 1
 
     def leave(self, job: Job[Any]) -> None:
-        """Give the job's turn to the next one in line."""
+        """End the job's turn, so the next job in the queue can begin."""
         self.limiter.release_on_behalf_of(job)
 
     def provide_nowait(self, job: Job[Any]) -> Child | None:
-        """Return a child for the job, if there is one ready."""
+        """Return a child for the job, or None if none is ready."""
         assert self._source is not None
         return self._source.provide_nowait(job._plan, quiet=job._quiet)
 
@@ -440,16 +440,16 @@ class Service:
         return await self._source.provide(job._plan, job._deadlines, quiet=job._quiet)
 
     def note_imports(self, job: Job[Any]) -> None:
-        """Take note of what a job's child had to import first."""
+        """Note the imports that a job's child had to do first."""
         if self._source is not None and job._supervision is not None:
             self._source.note_imports(job._plan, job._supervision.conversation.imported)
 
     def hindrance(self) -> str:
-        """Say what keeps a job from getting a child."""
+        """Return why a job has not got a child yet."""
         return "" if self._source is None else self._source.hindrance()
 
     def finished(self, job: Job[Any]) -> None:
-        """Take note of how the job has ended."""
+        """Note how the job has ended."""
         del self._jobs[job.id]
         self._figures.note(job)
         if job._supervision is not None and self._source is not None:

@@ -1,4 +1,4 @@
-"""Where a service's children come from."""
+"""Sources of a service's children: forks of this process, or a fork server."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class Source(Protocol):
     def restarts(self) -> int: ...
 
     async def start(self) -> None:
-        """Get ready."""
+        """Prepare the source."""
 
     def provide_nowait(self, plan: Plan, *, quiet: bool) -> Child | None:
-        """Return a child for a call if there is one ready."""
+        """Return a child for a call, or None if none is ready."""
         ...
 
     async def provide(self, plan: Plan, deadlines: Deadlines, *, quiet: bool) -> Child:
@@ -57,26 +57,26 @@ class Source(Protocol):
         ...
 
     def hindrance(self) -> str:
-        """Say what keeps a call from getting a child."""
+        """Return why a call has not got a child yet."""
         ...
 
     def note_imports(self, plan: Plan, told: bytes) -> None:
-        """Take note of what a child had to import to load its call, as it tells."""
+        """Note the imports that a child reported, which it needed to load its call."""
 
     def after_call(self) -> None:
-        """Do what can wait until a call is over."""
+        """Do the work that can wait until a call is over."""
 
     async def aclose(self) -> None:
-        """End everything; the calls are over."""
+        """End all processes; no call runs any more."""
 
     def kill_now(self) -> None:
-        """End everything at once, blocking."""
+        """End all processes at once, blocking."""
 
 
 class ForkSource:
-    """Copies of this process as it is at each call.
+    """Copies of this process, forked at each call.
 
-    *preload* is imported when it starts; calls wait for that. *environment*: the children's.
+    *preload* is imported by `start`; calls wait for that. *environment*: the children's.
     """
 
     idle = 0
@@ -95,11 +95,11 @@ class ForkSource:
         self._ready = anyio.Event() if preload else None
 
     async def start(self) -> None:
-        """Import *preload* here. Raises CallableDidNotExecuteError if that fails."""
+        """Import *preload* in this process. Raises CallableDidNotExecuteError if that fails."""
         for name in self._preload:
-            # In this thread, which is the one that is forked, as a fork server's main thread is:
-            # there are modules that only a main thread can import, and thread-locals that an import
-            # sets are the child's only so. The loop has a turn between two of them.
+            # In this thread, which is the one that forks, as a fork server's main thread does: some
+            # modules can only be imported in a main thread, and thread-locals that an import sets
+            # reach the child only this way. The loop runs between two imports.
             await anyio.lowlevel.checkpoint()
             _import_here(name)
         if self._ready is not None:
@@ -107,14 +107,14 @@ class ForkSource:
             self._ready = None
 
     def provide_nowait(self, plan: Plan, *, quiet: bool) -> Child | None:
-        """Fork, if no other thread is in the way."""
+        """Fork, unless another thread is importing."""
         del quiet
         if self._ready is not None or threads.others() or threads.helpers():
             return None
         return self._make_child(plan, ())
 
     async def provide(self, plan: Plan, deadlines: Deadlines, *, quiet: bool) -> Child:
-        """Fork, once *preload* is here and no other thread is in the middle of an import."""
+        """Fork, once *preload* is imported and no other thread is in the middle of an import."""
         del quiet
         if self._ready is not None:
             await self._ready.wait()
@@ -133,24 +133,24 @@ class ForkSource:
         return ForkedChild(plan, self._of_task(), others, environment)
 
     def hindrance(self) -> str:
-        """Say what keeps a call from getting a child."""
+        """Return why a call has not got a child yet."""
         return "the event loop was held up"
 
     def _of_task(self) -> AsyncBackend:
         backend = self._backend
         if backend.loop is None:
             return backend
-        # What the child has to forget is the task that is running now.
+        # The child has to forget the task that is running now.
         return backend._replace(task=sys.modules["asyncio"].current_task())
 
     def note_imports(self, plan: Plan, told: bytes) -> None:
-        """Do nothing: a copy has all that there is."""
+        """Do nothing: a copy has all modules of this process."""
 
     def after_call(self) -> None:
         """Do nothing."""
 
     async def aclose(self) -> None:
-        """Do nothing: no call, no child."""
+        """Do nothing: without a call there is no child."""
 
     def kill_now(self) -> None:
         """Do nothing."""
@@ -168,7 +168,7 @@ class ServerSource:
         policy: ConfinementSpec | None = None,
         suspicion: str = "",
     ) -> None:
-        """*functions*: those that the server has because it is a copy of this process.
+        """Prepare the source; *functions*: those that the server has as a copy of this process.
 
         *policy*: what confines the children. *suspicion*: as in `Child`.
         """
@@ -179,18 +179,18 @@ class ServerSource:
         self._functions = functions
         self._told: set[str] = set()
         self._codecs = {"pickle"}
-        # What could not be pickled at once just now, and whether that is known to take cloudpickle.
+        # The plan that could not be pickled at once just now, and whether it needs cloudpickle.
         self._large: tuple[Plan | None, bool] = (None, False)
         self._call_costs = CallCosts()
 
     @property
     def idle(self) -> int:
-        """How many children are waiting for a call."""
+        """The number of workers that wait for a call."""
         return self._pool.idle
 
     @property
     def restarts(self) -> int:
-        """How often the fork server had to be started again."""
+        """How often the fork server was started again."""
         return self._pool.restarts
 
     async def start(self) -> None:
@@ -199,7 +199,7 @@ class ServerSource:
         warn_of_generators(self._pool.repeating)
 
     def provide_nowait(self, plan: Plan, *, quiet: bool) -> Child | None:
-        """Take an idle child."""
+        """Take an idle worker."""
         if not self._pool.idle:
             return None
         try:
@@ -216,7 +216,7 @@ class ServerSource:
         return self._given(worker, plan, call, quiet)
 
     async def provide(self, plan: Plan, deadlines: Deadlines, *, quiet: bool) -> Child:
-        """Wait for a child."""
+        """Wait for a worker."""
         call = await self._encode_any(plan, deadlines)
         try:
             worker = await self._pool.acquire()
@@ -230,7 +230,7 @@ class ServerSource:
 
     async def _encode_any(self, plan: Plan, deadlines: Deadlines) -> codecs.Call:
         (large, by_value), self._large = self._large, (None, False)
-        if large is not plan:  # else it has been tried just now
+        if large is not plan:  # otherwise it has just been tried
             try:
                 return self._encode(plan)
             except TooMuch as exc:
@@ -248,11 +248,11 @@ class ServerSource:
         return child
 
     def hindrance(self) -> str:
-        """Say what keeps a call from getting a child."""
+        """Return why a call has not got a child yet."""
         return self._pool.hindrance()
 
     def _is_proved(self, worker: Worker, layers: Sequence[str]) -> bool:
-        """Tell whether a child has told that it is confined. Raises if it is not as it should."""
+        """Return whether a worker has proved its layers. Raises if they are not as planned."""
         try:
             return worker.prove(layers)
         except BaseException:
@@ -260,7 +260,7 @@ class ServerSource:
             raise
 
     async def _prove(self, worker: Worker, layers: Sequence[str]) -> None:
-        """Wait until a child has told that it is confined."""
+        """Wait until a worker has proved its layers."""
         while not self._is_proved(worker, layers):
             try:
                 await anyio.wait_readable(worker.channel)
@@ -272,12 +272,12 @@ class ServerSource:
         return self._noted(plan, encode_call(plan, self._functions))
 
     def _noted(self, plan: Plan, call: codecs.Call) -> codecs.Call:
-        """Have the fork server import what the children need for such calls."""
+        """Make the fork server import the modules that the children need for such calls."""
         self._call_costs.note_size(plan, call)
-        # Once for each codec: to find a library takes long where there is none.
+        # Once for each codec: searching for a library that is not installed takes long.
         if plan.options.codec not in self._codecs:
             self._codecs.add(plan.options.codec)
-            from .._wire import plain_data  # noqa: PLC0415 - only for those who ask for it
+            from .._wire import plain_data  # noqa: PLC0415 - only with a data codec
 
             self._pool.learn("aioisolate._wire.plain_data")
             self._pool.learn(plain_data.module_name(plan.options.codec))
@@ -301,7 +301,7 @@ class ServerSource:
         self._call_costs.note_imports(plan, told)
 
     def after_call(self) -> None:
-        """Have another child forked in its place."""
+        """Request another worker in place of the used one."""
         self._pool.after_call()
 
     async def aclose(self) -> None:
@@ -309,7 +309,7 @@ class ServerSource:
         await self._pool.aclose()
 
     def kill_now(self) -> None:
-        """End them at once, blocking."""
+        """End the fork server and its children at once, blocking."""
         self._pool.kill_now()
 
 
@@ -323,16 +323,16 @@ def fresh_interpreter(
     policy: ConfinementSpec | None,
     patience: float | None,
 ) -> ServerSource:
-    """Make a source of children of a fresh interpreter.
+    """Return a source of children of a fresh interpreter.
 
-    *patience*: how many seconds a call may wait for its child. *python*: its program;
-    "": this process's.
+    *patience*: how many seconds a call may wait for its child. *python*: the program of the
+    interpreter; "": this process's.
     """
     if policy is not None:
-        if environment is not None:  # and not the sandbox's
+        if environment is not None:  # but not the sandbox's environment
             policy = _with_environment(policy, environment)
         own = os.environ if policy.env is None else policy.env
-        # Each further arena of malloc's takes 64 MiB of the addresses that a limit leaves.
+        # Each further arena of malloc takes 64 MiB of the address space that a limit leaves.
         environment = {"MALLOC_ARENA_MAX": "2", **own}
     told = None if policy is None else tuple(policy)
     wanted = None if policy is None else policy.server_layers
@@ -341,8 +341,8 @@ def fresh_interpreter(
         try:
             here = os.getcwd()
         except OSError:
-            here = ""  # it is gone, or out of reach; the server is there all the same
-        # Python passes over what is no string, and stops at what can't be a path.
+            here = ""  # deleted, or out of reach; the server needs no directory
+        # Python skips entries that are not strings, but fails at one that can't be a path.
         entries = [entry for entry in map(_as_text, sys.path) if entry is not None]
         path = [entry or here for entry in entries]
         early = "LD_BIND_NOW" not in (os.environ if environment is None else environment)
@@ -367,7 +367,7 @@ def template(
     policy: ConfinementSpec | None,
     patience: float | None,
 ) -> ServerSource:
-    """Make a source of children of a copy of this process as it is now."""
+    """Return a source of children of a copy of this process as it is now."""
     if policy is not None:
         if environment is not None:
             policy = _with_environment(policy, environment)
@@ -378,7 +378,7 @@ def template(
         backend, functions, others, policy, preload=preload, environment=environment
     )
     layers = None if policy is None else policy.server_layers
-    backend = backend._replace(task=None)  # which only the copy itself has to forget
+    backend = backend._replace(task=None)  # only the copy itself has to forget the task
     pool = Pool(backend, launch, None, warm=warm, layers=layers, patience=patience)
     return ServerSource(
         backend,
@@ -392,7 +392,7 @@ def template(
 def _with_environment(
     policy: ConfinementSpec, environment: Mapping[str, str], *, copied: bool = False
 ) -> ConfinementSpec:
-    """Give a policy another environment; *copied*: the child itself sets it, not its server."""
+    """Return a policy with another environment; *copied*: the child sets it, not its server."""
     policy = policy._replace(env=dict(environment))
     if copied:
         layers = tuple(sorted({*policy.child_layers, Layer.ENVIRONMENT}))
@@ -406,7 +406,7 @@ def _import_here(name: str) -> None:
         imports.import_whole(name)
     except (KeyboardInterrupt, GeneratorExit):
         raise
-    except BaseException as exc:  # importing runs anything
+    except BaseException as exc:  # importing runs any code
         text = "".join(traceback.format_exception(exc)).rstrip()
         what = f"{type(exc).__name__}: {exc}".partition("\n")[0]  # logs may show one line only
         number = exc.errno if isinstance(exc, OSError) else None

@@ -1,4 +1,4 @@
-"""The items of a generator that runs in a child, one by one, no faster than they are wanted."""
+"""The items of a generator that runs in a child, one by one, with back-pressure."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ T = TypeVar("T")
 
 _log = logging.getLogger("aioisolate.service")
 
-# The child is held up while so much is here that nobody has asked for.
+# The child is paused while this many items wait to be taken.
 _ITEMS_MAX = 64
 _BYTES_MAX = 256 * 1024
-# When it is told to end, its channel is read to the end all the same: that is less than so much.
+# A child that is ending has its channel read to the end all the same, up to this much.
 _FLOOD_ITEMS = 64 * 1024
 _FLOOD_BYTES = 4 << 20
-# So many seconds items are decoded in a row.
+# Seconds for which items are decoded before the event loop runs.
 _TURN = 0.005
 
 
@@ -51,7 +51,7 @@ class Stream(Generic[T]):
     the generator raises comes after the items before it. Leaving the context ends the child: it
     is killed, or with ``grace`` its generator is closed.
 
-    Several tasks may take items, each of which goes to one of them.
+    Several tasks may take items; each item goes to one of them.
 
     Attributes:
         job: the call behind it.
@@ -64,12 +64,12 @@ class Stream(Generic[T]):
         self._flooded = False
         self._consumers = Consumers()
         self._closed = False
-        # Why an item could not be decoded, once one could not.
+        # Why an item could not be decoded, or None.
         self._failure: BaseException | None = None
-        # When the event loop last had a turn.
+        # The time at which the event loop last ran.
         self._rested_at = -math.inf
-        # Items that are being decoded, by their order; and those of them that nobody waits for any
-        # more, because who did was cancelled: they are to be had next.
+        # Items that are being decoded, by their order; and those of them whose consumer was
+        # cancelled: they are returned next.
         self._number = 0
         self._decoding: dict[int, Decoding] = {}
         self._abandoned: list[int] = []
@@ -82,7 +82,7 @@ class Stream(Generic[T]):
 
     async def __aenter__(self) -> Self:
         if self._closed or hasattr(self, "job"):
-            raise RuntimeError("a stream is entered once")
+            raise RuntimeError("a stream can be entered once only")
         self.job = self._make_job(self._take)
         self.job._on_done = self._consumers.wake
         self.job._start()
@@ -115,17 +115,17 @@ class Stream(Generic[T]):
     def __aiter__(self) -> AsyncIterator[T]:
         return self
 
-    async def __anext__(self) -> T:  # noqa: C901 - the short way is not taken by a call more
+    async def __anext__(self) -> T:  # noqa: C901 - another call would cost the fast path
         if not hasattr(self, "job"):
-            raise RuntimeError("a stream is used inside `async with`")
-        # Several tasks may take items. So after each await all has to be looked at again.
+            raise RuntimeError("take items of a stream inside `async with`")
+        # Several tasks may take items, so after each await the state must be checked again.
         while not self._closed:
             if self._abandoned:
                 return await self._decoded(self._abandoned.pop(0))
             if not self._items:
                 await self._wait_for_one()
             elif time.monotonic() - self._rested_at > _TURN:
-                # All of them are here, and who takes them may never wait for anything else.
+                # A consumer that finds all items ready would never let the event loop run.
                 await anyio.lowlevel.checkpoint()
                 self._rested_at = time.monotonic()
             else:
@@ -135,12 +135,12 @@ class Stream(Generic[T]):
                 supervision = self.job._supervision
                 if not self._is_full() and supervision is not None:
                     supervision.resume()
-                # The short way: most are small, and there may be many.
+                # The fast path: most items are small, and there may be many.
                 if self._effort(pieces, size) <= INLINE_MAX:
                     try:
                         item: T = self._load(pieces, passed_fds, at_once=True)
                     except codecs.ImportNeeded:
-                        pass  # in a thread, then
+                        pass  # decode it in a thread
                     except BaseException as exc:  # noqa: BLE001 - a pickle may raise anything
                         self._failure = exc
                         self._close()
@@ -151,7 +151,7 @@ class Stream(Generic[T]):
         raise await self._end()
 
     async def _end(self) -> BaseException:
-        """Return what to raise where nothing more is to be had."""
+        """Return the exception to raise when there are no more items."""
         if self._failure is not None and self._consumers.error is None:
             self._consumers.fail(await self.job._spoil(self._failure))
             self.job.error = self._consumers.error
@@ -187,8 +187,8 @@ class Stream(Generic[T]):
         return value
 
     async def _wait_for_one(self) -> None:
-        """Wait until something has changed. Raises what is to be had at the end, if that is now."""
-        # While others still have theirs decoded, these may come back, or turn out to be bad.
+        """Wait until something has changed. Raises the final exception at the end of the stream."""
+        # While items of other consumers are decoded, these may come back, or turn out to be bad.
         if self.job.done() and not self._decoding:
             if self.job.error is not None:
                 self._consumers.fail(self.job.error)
@@ -202,21 +202,21 @@ class Stream(Generic[T]):
         options = self.job._plan.options
         if options.codec == "pickle":
             return size
-        from .._wire import plain_data  # noqa: PLC0415 - only for those who ask for it
+        from .._wire import plain_data  # noqa: PLC0415 - only with a data codec
 
         return plain_data.effort(options.codec, pieces, options.result_type)
 
     def _load(
         self, pieces: Sequence[bytes], passed_fds: Descriptors, *, at_once: bool = False
     ) -> Any:
-        # Closed here, not by whoever waits for it: who does no more must not pull them away.
+        # The decoding thread closes them: a cancelled consumer must not close them meanwhile.
         again = False
         try:
             options = self.job._plan.options
             if options.codec == "pickle":
                 load = codecs.load_at_once if at_once else codecs.load
                 return load(pieces, fds=passed_fds.listed())
-            from .._wire import plain_data  # noqa: PLC0415 - only for those who ask for it
+            from .._wire import plain_data  # noqa: PLC0415 - only with a data codec
 
             return plain_data.load(options.codec, pieces, options.result_type)
         except codecs.ImportNeeded:
@@ -243,9 +243,9 @@ class Stream(Generic[T]):
         return len(self._items) >= _ITEMS_MAX or self._bytes >= _BYTES_MAX
 
     def _is_flooded(self) -> bool:
-        """Tell whether so much is here that what comes is dropped.
+        """Return whether so many items wait that new ones are dropped.
 
-        Only a child that is being ended can't be held up, and one that does not end goes on.
+        Only a child that is being ended can't be paused, and that one may not end.
         """
         if self._bytes >= _FLOOD_BYTES or len(self._items) >= _FLOOD_ITEMS:
             self._flooded = True
