@@ -4,24 +4,24 @@ Version 1 has one hierarchy for each controller, version 2 a single one for all.
 some controllers in each version. Only the mounts tell which directory a path in /proc/self/cgroup
 stands for: a container may see only a part of a hierarchy.
 
-Where groups for children can be made:
+Where cgroups for children can be created:
 
-Version 1 is simple: below its own group, if it may write there; so mostly as root.
+Version 1: below the cgroup of this process, if it may write there, which mostly takes root.
 
-In version 2 a group that has processes can't hand controllers on to groups below it, and this
-process sits in its own. That leaves:
+In version 2, a cgroup with processes can't enable controllers for its children, and the cgroup of
+this process has a process. Two places remain:
 
 - *the root of the hierarchy*, which is exempt: a small machine without systemd, as root;
-- *beside its own group*, below the one above, if that one is ours to write, holds no processes,
-  and has the controllers: a systemd service with ``Delegate=yes`` and ``DelegateSubgroup=``, or a
-  container (as root, with a writable cgroupfs) whose processes were moved from its top group into
-  a group below it, as nested container engines do.
+- *a sibling of this process's cgroup*, if the parent cgroup is writable, holds no processes and has
+  the controllers: a systemd service with ``Delegate=yes`` and ``DelegateSubgroup=``, or a container
+  (as root, with a writable cgroupfs) whose processes were moved from its top cgroup into a child
+  cgroup, as nested container engines do.
 
-Not possible without moving this process, and whatever shares its group, into another one, which is
-for its owner to do: a service or ``systemd-run --user --scope`` with ``Delegate=yes`` alone, a
-container with all its processes in its top group. Not done, though the kernel would allow it: a
-group beside our own that escapes limits of our own, and one in a slice, which systemd alone
-manages. So a plain service or a login session has none, root's included.
+Some cases would need this process, and all others in its cgroup, to be moved, which only the
+administrator should do: a service or ``systemd-run --user --scope`` with ``Delegate=yes`` alone, a
+container with all its processes in its top cgroup. Two cases that the kernel allows are left out: a
+sibling that escapes limits of this process's cgroup, and a cgroup in a slice, which systemd alone
+manages. So a plain service or a login session has no place, not even as root.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = [
 UNIFIED = ""  # the key of version 2; the keys of version 1 are names of controllers
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
-# What a group beside ours would escape. (A value that sets no limit starts with "max".)
+# Limits of this process's cgroup that a sibling would escape. ("max" means no limit.)
 _LIMITS = ("memory.max", "memory.high", "memory.swap.max", "pids.max", "cpu.max")
 
 
@@ -152,12 +152,12 @@ def read(directory: str, name: str) -> str | None:
 
 
 class Home(NamedTuple):
-    """A group that others can be made in.
+    """A cgroup in which others can be created.
 
     Attributes:
         version: 1 or 2.
-        directory: the group.
-        missing: controllers that it has yet to hand on to the groups below it (version 2).
+        directory: the cgroup's directory.
+        missing: controllers that must still be enabled in cgroup.subtree_control (version 2).
     """
 
     version: int
