@@ -28,7 +28,7 @@ from .._os.process import Status, stopped_by
 from .._outcome import CallEvent, Progress
 from .._wire import safe_text
 from .._wire.conversation import State
-from .._wire.frames import Kind
+from .._wire.frames import Kind, parse_layers
 from .channel import READ_SIZE, Channel, FaultError, WakeupRateLimiter
 from .child import Child
 from .crash import StackText
@@ -374,7 +374,7 @@ class Supervision:
 
     def _check_layers(self, body: Sequence[bytes]) -> None:
         """Let the child call fn if it is confined as it should be."""
-        wrong = why_unconfined(self.child.layers or (), b"".join(body))
+        wrong = why_unconfined(self.child.layers or (), parse_layers(body))
         if wrong:
             self.kill(KilledFor.UNCONFINED, wrong)
         else:

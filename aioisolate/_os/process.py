@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 from .._outcome import Exit
 from . import alive_pipe, imports, resource_trackers, threads, unpatched
 from .fds import Descriptors
-from .killing import kill_through_descriptor
+from .killing import kill_through_descriptor, signal_group
 from .prctl import is_subreaper
 from .unpatched import select
 from .warning_filters import action_for, filters
@@ -47,7 +47,6 @@ _os: Any = os
 _signal: Any = signal
 
 _LINUX = sys.platform == "linux"
-_SIGNAL_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 _GET_INFO = 0xC040FF0B  # PIDFD_GET_INFO: _IOWR(0xFF, 11, struct pidfd_info of 64 bytes)
 _INFO_EXIT = 1 << 3  # PIDFD_INFO_EXIT, Linux 6.15
 _INFO = struct.Struct("=QQ11Ii")
@@ -112,31 +111,18 @@ def group_is_gone(pid: int, pidfd: int) -> bool:
     is none.
     """
     try:
-        _look_for_group(pid, pidfd)
+        # The signal 0 is sent to nobody. Where the number of the group has to do, that may be
+        # another group's by now; then this waits in vain for a while.
+        signal_group(pidfd, 0, pid)
         # So there is somebody, and the number is still that group's.
         while is_subreaper() and _os.waitid(os.P_PGID, pid, os.WEXITED | os.WNOHANG) is not None:
             pass
-        _look_for_group(pid, pidfd)
+        signal_group(pidfd, 0, pid)
     except (ChildProcessError, PermissionError):
         return False
     except OSError:
         return True
     return False
-
-
-def _look_for_group(pid: int, pidfd: int) -> None:
-    """Raise OSError if there is nobody in the group, or nobody whom this process may signal."""
-    if pidfd >= 0:
-        try:
-            _signal.pidfd_send_signal(pidfd, 0, None, _SIGNAL_GROUP)
-            return
-        except OSError as exc:
-            if exc.errno not in (errno.EINVAL, errno.EPERM):
-                raise
-    # Before Linux 6.9, or where a filter forbids that call. A number is taken as long as there is
-    # anybody in its group. Afterwards it may be another group's, which gets no signal by this, and
-    # is waited for in vain for a while.
-    os.killpg(pid, 0)
 
 
 def has_ended(pidfd: int, seconds: float = 0) -> bool:
@@ -355,19 +341,15 @@ class Process:
         """Send a signal to every process of the group that the child leads, if it leads one."""
         if not self.is_owned():
             return
+        # Its number is nobody else's until it has been reaped.
+        pid = 0 if self._reaped else self.pid
         try:
-            if self._is_pidfd:
-                try:
-                    _signal.pidfd_send_signal(self._wait_fd, number, None, _SIGNAL_GROUP)
-                    return
-                except OSError as exc:
-                    # EINVAL: before Linux 6.9. EPERM: a filter forbids this call, perhaps.
-                    if exc.errno not in (errno.EINVAL, errno.EPERM):
-                        raise
-            if not self._reaped:  # while it is not, nobody else can have its number
-                os.killpg(self.pid, number)
+            signal_group(self._wait_fd if self._is_pidfd else -1, number, pid)
         except (ProcessLookupError, PermissionError):
             pass  # what is left of the group has changed its user: not ours to kill any more
+        except OSError as exc:
+            if exc.errno != errno.EINVAL or pid:
+                raise
 
     def ended(self, seconds: float = 0) -> bool:
         """Tell whether the process has ended, blocking at most *seconds* for it."""
@@ -419,7 +401,7 @@ class Process:
             # A tracker forks nobody. What only looked like one may have. (Not by its number: if
             # nobody is left of the group, somebody else may have that.)
             try:
-                _signal.pidfd_send_signal(self._wait_fd, signal.SIGKILL, None, _SIGNAL_GROUP)
+                signal_group(self._wait_fd, signal.SIGKILL)
             except OSError:
                 pass  # nobody is left; or before Linux 6.9
         return not self._spared
