@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
 from .._child.layers import ConfinementSpec, Layer, Start
 from .._os import namespaces, seccomp
@@ -20,6 +20,26 @@ from .missing_features import TO_BECOME, TO_UNSHARE, MissingFeature, object_to, 
 from .python_paths import python_paths
 
 __all__ = ["make_policy", "survey"]
+
+_Layers: TypeAlias = tuple[tuple[str, Callable[[ConfinementSpec], object]], ...]
+
+# Each layer, and what it follows from. A fork server engages the first ones once, for all its
+# children; a direct child engages all.
+_OF_SERVER: _Layers = (
+    (Layer.PRIVILEGES, lambda _: True),
+    (Layer.NAMESPACES, lambda policy: policy.unshare),
+    (Layer.VIEW, lambda policy: policy.view),
+    (Layer.ENVIRONMENT, lambda policy: policy.env is not None),
+)
+_SERVER_FILTER = (Layer.SECCOMP, lambda policy: policy.server_filter)
+_OF_CHILD: _Layers = (
+    (Layer.SCRATCH, lambda policy: policy.scratch),
+    (Layer.PROCESSES, lambda policy: policy.init),
+    (Layer.USER, lambda policy: policy.uid >= 0 or policy.as_user),
+    (Layer.CAPABILITIES, lambda policy: policy.drop),  # with another user they are gone anyway
+    (Layer.LANDLOCK, lambda policy: policy.landlock),
+    (Layer.SECCOMP, lambda policy: policy.child_filter),
+)
 
 
 def make_policy(sandbox: Sandbox, here: Containment, start: Start) -> ConfinementSpec:
@@ -58,11 +78,37 @@ def survey(
             f"start={start!r} fn would run in a copy of this process, with every secret that it "
             "holds in memory"
         )
+    lacks: list[MissingFeature] = []
+    here = _as_started(here, start)
+    policy = _without_filters(sandbox, here, lacks)
+    if sandbox.syscalls != "off" and here.seccomp:
+        way = count_by(sandbox, policy._replace(child_filter=b"?"), here)
+        limits = sandbox.limits
+        if not way and not sandbox.subprocesses and limits is not None and limits.processes:
+            policy = policy._replace(threads=False)
+        policy = _with_filters(policy, sandbox, counting=way == "user")
+    in_child = (*_OF_SERVER, *_OF_CHILD) if start == "fork" else _OF_CHILD
+    policy = policy._replace(
+        server_layers=_engaged((*_OF_SERVER, _SERVER_FILTER), policy),
+        child_layers=_engaged(in_child, policy),
+    )
+    _add_required(sandbox, policy, here, lacks)
+    return policy, tuple(lacks)
+
+
+def _as_started(here: Containment, start: Start) -> Containment:
+    """Return what this machine offers to children that are started so."""
     if not here.dumpable and start != "zygote" and here.namespaces == "user":
         why = "this process is not dumpable, as after os.setuid(), so a copy of it may not map ids"
-        here = here._replace(namespaces="", why_no_namespaces=why, ids_in_namespace=False)
-    lacks: list[MissingFeature] = []
-    landlock, filtering = _restrictions(sandbox, here, lacks)
+        return here._replace(namespaces="", why_no_namespaces=why, ids_in_namespace=False)
+    return here
+
+
+def _without_filters(
+    sandbox: Sandbox, here: Containment, lacks: list[MissingFeature]
+) -> ConfinementSpec:
+    """Return the policy but for its filters of system calls and the names of its layers."""
+    landlock = _restrictions(sandbox, here, lacks)
     unshare, init, view = _namespaces(sandbox, here, lacks)
     as_user = bool(unshare) and here.namespaces == "user"
     uid = _user(sandbox, here, lacks, as_user=as_user)
@@ -70,7 +116,7 @@ def survey(
     write = _expand(sandbox.write, programs=False)
     if read is not None and write is not None:
         write = (*write, *(path for path in ("/dev/null",) if os.path.exists(path)))
-    policy = ConfinementSpec(
+    return ConfinementSpec(
         unshare=unshare,
         as_user=as_user,
         uid=uid,
@@ -92,23 +138,10 @@ def survey(
         env=None if sandbox.env is None else dict(sandbox.env),
         codec=sandbox.codec,
     )
-    if filtering:
-        way = count_by(sandbox, policy._replace(child_filter=b"?"), here)
-        limits = sandbox.limits
-        if not way and not sandbox.subprocesses and limits is not None and limits.processes:
-            policy = policy._replace(threads=False)
-        policy = _with_filters(policy, sandbox, counting=way == "user")
-    policy = policy._replace(
-        server_layers=_server_layers(policy), child_layers=_child_layers(policy, start)
-    )
-    _add_required(sandbox, policy, here, lacks)
-    return policy, tuple(lacks)
 
 
-def _restrictions(
-    sandbox: Sandbox, here: Containment, lacks: list[MissingFeature]
-) -> tuple[int, bool]:
-    """Return the version of Landlock to use, and whether to filter system calls."""
+def _restrictions(sandbox: Sandbox, here: Containment, lacks: list[MissingFeature]) -> int:
+    """Return the version of Landlock to use, or 0."""
     landlock = here.landlock if sandbox.confines_files else 0
     filtering = sandbox.syscalls != "off" and here.seccomp
     if here.platform != "linux":
@@ -131,7 +164,7 @@ def _restrictions(
         lacks.append(MissingFeature(Layer.SECCOMP, text, remedy))
     if sandbox.network == "none" and sandbox.syscalls == "off":
         raise ValueError("sandbox.network='none' needs a system call filter, and syscalls='off'")
-    return landlock, filtering
+    return landlock
 
 
 def _namespaces(
@@ -234,41 +267,8 @@ def _with_filters(policy: ConfinementSpec, sandbox: Sandbox, *, counting: bool) 
     )
 
 
-def _server_layers(policy: ConfinementSpec) -> tuple[str, ...]:
-    layers = [Layer.PRIVILEGES]
-    if policy.env is not None:
-        layers.append(Layer.ENVIRONMENT)
-    layers += _shared(policy)
-    if policy.server_filter:
-        layers.append(Layer.SECCOMP)
-    return tuple(sorted(layers))
-
-
-def _shared(policy: ConfinementSpec) -> list[str]:
-    layers = [Layer.NAMESPACES] if policy.unshare else []
-    return [*layers, Layer.VIEW] if policy.view else layers
-
-
-def _child_layers(policy: ConfinementSpec, start: Start) -> tuple[str, ...]:
-    layers = []
-    if start == "fork":
-        layers.append(Layer.PRIVILEGES)
-        layers += _shared(policy)
-        if policy.env is not None:
-            layers.append(Layer.ENVIRONMENT)
-    if policy.scratch:
-        layers.append(Layer.SCRATCH)
-    if policy.init:
-        layers.append(Layer.PROCESSES)
-    if policy.uid >= 0 or policy.as_user:
-        layers.append(Layer.USER)
-    elif policy.drop:
-        layers.append(Layer.CAPABILITIES)
-    if policy.landlock:
-        layers.append(Layer.LANDLOCK)
-    if policy.child_filter:
-        layers.append(Layer.SECCOMP)
-    return tuple(sorted(layers))
+def _engaged(layers: _Layers, policy: ConfinementSpec) -> tuple[str, ...]:
+    return tuple(sorted(layer for layer, is_engaged in layers if is_engaged(policy)))
 
 
 def _expand(paths: Sequence[str] | None, *, programs: bool) -> tuple[str, ...] | None:

@@ -19,13 +19,14 @@ _noted_at = -math.inf
 _NOTED_FOR = 1.0
 
 
-def why_unconfined(wanted: Sequence[str], engaged: bytes) -> str:
+def why_unconfined(wanted: Sequence[str], engaged: Sequence[str]) -> str:
     """Compare the layers that a child has engaged with the plan; return "" if they are the same."""
-    told = engaged.decode(errors="replace").split(",") if engaged else []
-    if sorted(told) == sorted(wanted):
+    if sorted(engaged) == sorted(wanted):
         return ""
-    missing = sorted(set(wanted) - set(told))
-    return f"layers missing: {', '.join(missing) or 'none'}; engaged: {', '.join(told) or 'none'}"
+    missing = sorted(set(wanted) - set(engaged))
+    return (
+        f"layers missing: {', '.join(missing) or 'none'}; engaged: {', '.join(engaged) or 'none'}"
+    )
 
 
 def note_memory() -> Kills:

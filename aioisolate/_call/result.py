@@ -29,7 +29,7 @@ from .._os.threads import NoThreadError
 from .._outcome import Outcome, Usage
 from .._wire import codecs, safe_text
 from .._wire.conversation import Message
-from .._wire.frames import Kind, Payload, ProtocolError, Region, TooLarge
+from .._wire.frames import Kind, Payload, ProtocolError, Region, TooLarge, parse_failure
 from .crash import innermost
 from .output import TAIL_MAX
 from .supervision import Supervision
@@ -268,13 +268,12 @@ def _os_error(supervision: Supervision, answer: Message | None) -> OSError | Non
     """Return the OSError of a child that failed before fn, if there was one."""
     if answer is None or answer[0] is not Kind.FAILED:
         return None
-    _, _, rest = b"".join(answer[1]).decode(errors="replace").partition("\n")
-    number, _, text = rest.partition("\n")
-    if not (number.isascii() and number.isdigit()) or len(number) > 4 or number == "0":
+    _, number, text = parse_failure(b"".join(answer[1]).decode(errors="replace"))
+    if not number:
         return None
     if supervision.options.codec != "pickle":
         text = safe_text.tame(text, _MESSAGE_MAX)
-    return OSError(int(number), text)
+    return OSError(number, text)
 
 
 def _error(

@@ -26,7 +26,7 @@ from .._os.process import Status, stopped_by
 from .._outcome import CallEvent, Progress
 from .._wire import safe_text
 from .._wire.conversation import State
-from .._wire.frames import Kind
+from .._wire.frames import Kind, parse_layers
 from .._wire.shared_constants import MARK_AT, STACK_SIGNAL
 from .channel import READ_SIZE, Channel, FaultError, WakeupRateLimiter
 from .child import Child
@@ -373,7 +373,7 @@ class Supervision:
 
     def _check_layers(self, body: Sequence[bytes]) -> None:
         """Let the child call fn if its layers are as planned."""
-        wrong = why_unconfined(self.child.layers or (), b"".join(body))
+        wrong = why_unconfined(self.child.layers or (), parse_layers(body))
         if wrong:
             self.kill(KilledFor.UNCONFINED, wrong)
         else:

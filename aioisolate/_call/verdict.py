@@ -25,7 +25,7 @@ from .._errors import (
 )
 from .._limits import Limits
 from .._outcome import Exit
-from .._wire.frames import Kind
+from .._wire.frames import Kind, parse_failure
 
 __all__ = ["Answer", "Evidence", "KilledFor", "Verdict", "judge"]
 
@@ -123,8 +123,7 @@ def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: C901, PLR0911 - one 
             message = "the child reports that it did not call fn, but it did"
             return Verdict(CallableStatusUnknownError, Reason.PROTOCOL, message)
         case Kind.FAILED:
-            step, _, rest = evidence.detail.partition("\n")
-            text = rest.partition("\n")[2]
+            step, _, text = parse_failure(evidence.detail)
             if step == "request":
                 message = f"fn or its arguments could not be loaded in the child: {text}"
                 if evidence.confined and text.startswith(_OUT_OF_REACH):

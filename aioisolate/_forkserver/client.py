@@ -412,7 +412,7 @@ class ForkServer:
                 self.repeating = repeating
                 self.encodings = encodings
                 if self._layers is not None:
-                    self.problem = why_unconfined(self._layers, ",".join(engaged).encode())
+                    self.problem = why_unconfined(self._layers, engaged)
                 self._ready.set()
 
     def _fail(self, how: str, what: Any, more: Any) -> None:

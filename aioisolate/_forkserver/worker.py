@@ -15,11 +15,11 @@ from .._call.diagnosis import why_unconfined
 from .._errors import CallableDidNotExecuteError, Reason, may_pass
 from .._os import memfd
 from .._os.fds import Descriptors
-from .._os.killing import kill_through_descriptor
+from .._os.killing import kill_through_descriptor, signal_group
 from .._os.process import Status, group_is_gone, has_ended, is_child_of
 from .._os.unpatched import select
 from .._wire.conversation import Conversation, Message
-from .._wire.frames import NONCE_SIZE, Kind, ProtocolError, encode
+from .._wire.frames import NONCE_SIZE, Kind, ProtocolError, encode, parse_failure, parse_layers
 from .._wire.shared_constants import PID_AT
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ __all__ = ["Worker", "WorkerOwner"]
 
 # Maximum size of the frames about a child's layers, which are far smaller.
 _PROOF_MAX = 16 * 1024
-_SIGNAL_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 
 _signal: Any = signal
 
@@ -172,7 +171,7 @@ class Worker:
             raise self._unconfined(str(exc)) from exc
         if not heard:
             raise self._unconfined(*_failure(conversation.answer))
-        wrong = why_unconfined(layers, b"".join(heard[0][1]))
+        wrong = why_unconfined(layers, parse_layers(heard[0][1]))
         if wrong:
             raise self._unconfined(wrong)
         self.proved = True
@@ -194,7 +193,10 @@ class Worker:
             return
         if self.pidfd >= 0:
             try:
-                _signal.pidfd_send_signal(self.pidfd, number, None, _SIGNAL_GROUP if group else 0)
+                if group:
+                    signal_group(self.pidfd, number)
+                else:
+                    _signal.pidfd_send_signal(self.pidfd, number)
                 return
             except ProcessLookupError:
                 return
@@ -246,5 +248,5 @@ def _failure(answer: Message | None) -> tuple[str, int]:
     if answer is None:
         return "it ended without a report", 0
     # Only code of this package has run in the process.
-    _, number, text = b"".join(answer[1]).decode(errors="replace").split("\n", 2)
-    return text, int(number)
+    _, number, text = parse_failure(b"".join(answer[1]).decode(errors="replace"))
+    return text, number

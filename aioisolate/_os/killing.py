@@ -1,4 +1,4 @@
-"""Kill a child that this process may not signal (Linux).
+"""Signal the process group of a child, and kill a child that this process may not signal (Linux).
 
 Signalling a child with another user id takes CAP_KILL. A process that has dropped this capability,
 or whose seccomp filter forbids the system calls for signals, has another way: the kernel signals a
@@ -8,6 +8,7 @@ any capability, may set a process of any user.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -15,10 +16,35 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["kill_through_descriptor"]
+__all__ = ["kill_through_descriptor", "signal_group"]
 
-_fcntl: Any = fcntl  # not every platform has all of it
+# Not every platform has all of these.
+_fcntl: Any = fcntl
+_signal: Any = signal
 _ASYNC: int = getattr(os, "O_ASYNC", 0o20000)
+_SIGNAL_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
+
+
+def signal_group(pidfd: int, number: int, pid: int = 0) -> None:
+    """Send a signal to the process group of the process that *pidfd* names, which leads it.
+
+    Where the kernel can't do that (EINVAL: before Linux 6.9; EPERM: perhaps a filter of system
+    calls forbids it), or if *pidfd* is -1, the group *pid* is signalled by its number. Pass *pid*
+    only while nobody else can have that number, or for the signal 0.
+
+    Raises OSError: ProcessLookupError if the group is empty, PermissionError if this process may
+    signal none of it, and without a *pid* what the kernel said.
+    """
+    if pidfd >= 0:
+        try:
+            _signal.pidfd_send_signal(pidfd, number, None, _SIGNAL_GROUP)
+            return
+        except OSError as exc:
+            if exc.errno not in (errno.EINVAL, errno.EPERM) or not pid:
+                raise
+    elif not pid:
+        raise ProcessLookupError
+    os.killpg(pid, number)
 
 
 def kill_through_descriptor(pid: int, has_ended: Callable[[], bool]) -> bool:

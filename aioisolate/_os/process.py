@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 from .._outcome import Exit
 from . import alive_pipe, imports, resource_trackers, threads, unpatched
 from .fds import Descriptors
-from .killing import kill_through_descriptor
+from .killing import kill_through_descriptor, signal_group
 from .prctl import is_subreaper
 from .unpatched import select
 from .warning_filters import action_for, filters
@@ -47,7 +47,6 @@ _os: Any = os
 _signal: Any = signal
 
 _LINUX = sys.platform == "linux"
-_SIGNAL_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 _GET_INFO = 0xC040FF0B  # PIDFD_GET_INFO: _IOWR(0xFF, 11, struct pidfd_info of 64 bytes)
 _INFO_EXIT = 1 << 3  # PIDFD_INFO_EXIT, Linux 6.15
 _INFO = struct.Struct("=QQ11Ii")
@@ -112,31 +111,18 @@ def group_is_gone(pid: int, pidfd: int) -> bool:
     none.
     """
     try:
-        _look_for_group(pid, pidfd)
+        # Signal 0 affects no process. Without a pidfd the id may be another group's by now, which
+        # costs only a vain wait.
+        signal_group(pidfd, 0, pid)
         # The group has members, so its id has not been reused.
         while is_subreaper() and _os.waitid(os.P_PGID, pid, os.WEXITED | os.WNOHANG) is not None:
             pass
-        _look_for_group(pid, pidfd)
+        signal_group(pidfd, 0, pid)
     except (ChildProcessError, PermissionError):
         return False
     except OSError:
         return True
     return False
-
-
-def _look_for_group(pid: int, pidfd: int) -> None:
-    """Raise OSError if the group is empty, or has no member that this process may signal."""
-    if pidfd >= 0:
-        try:
-            _signal.pidfd_send_signal(pidfd, 0, None, _SIGNAL_GROUP)
-            return
-        except OSError as exc:
-            if exc.errno not in (errno.EINVAL, errno.EPERM):
-                raise
-    # Before Linux 6.9, or where a filter forbids that call. A group's id is reserved as long as the
-    # group has members. Afterwards it may be another group's: signal 0 does not affect that group,
-    # which costs only a vain wait.
-    os.killpg(pid, 0)
 
 
 def has_ended(pidfd: int, seconds: float = 0) -> bool:
@@ -355,19 +341,15 @@ class Process:
         """Send a signal to the process group that the child leads, if it leads one."""
         if not self.is_owned():
             return
+        # Its number is nobody else's until it has been reaped.
+        pid = 0 if self._reaped else self.pid
         try:
-            if self._is_pidfd:
-                try:
-                    _signal.pidfd_send_signal(self._wait_fd, number, None, _SIGNAL_GROUP)
-                    return
-                except OSError as exc:
-                    # EINVAL: before Linux 6.9. EPERM: a filter may forbid this call.
-                    if exc.errno not in (errno.EINVAL, errno.EPERM):
-                        raise
-            if not self._reaped:  # until then no other process can have its pid
-                os.killpg(self.pid, number)
+            signal_group(self._wait_fd if self._is_pidfd else -1, number, pid)
         except (ProcessLookupError, PermissionError):
-            pass  # the remaining members have changed their user: this process may not kill them
+            pass  # what is left of the group has changed its user: not ours to kill any more
+        except OSError as exc:
+            if exc.errno != errno.EINVAL or pid:
+                raise
 
     def ended(self, seconds: float = 0) -> bool:
         """Return whether the process has ended; wait at most *seconds* for that."""
@@ -419,7 +401,7 @@ class Process:
             # A tracker does not fork, but a process that only looked like one may have forked.
             # (Without a pidfd the signal could reach another group that reuses the id.)
             try:
-                _signal.pidfd_send_signal(self._wait_fd, signal.SIGKILL, None, _SIGNAL_GROUP)
+                signal_group(self._wait_fd, signal.SIGKILL)
             except OSError:
                 pass  # the group is empty, or before Linux 6.9
         return not self._spared

@@ -25,6 +25,8 @@ __all__ = [
     "encode",
     "encode_failure",
     "encode_small_value",
+    "parse_failure",
+    "parse_layers",
 ]
 
 MAGIC = b"\x89iso"
@@ -38,6 +40,7 @@ _NO_TABLE = _TABLE.pack(False, 0)
 # not wait for anyone to read. A larger one goes to the scratch file, if there is one.
 INLINE_MAX = 32 * 1024
 _MAX_REGIONS = 4096
+_ERRNO_DIGITS = 4
 _MAX_LENGTH = 1 << 40
 # What is not a result is words; with a limit on results these have one of their own.
 _WORDS_MAX = 128 * 1024
@@ -97,6 +100,21 @@ def encode_failure(nonce: bytes, step: str, exc: BaseException) -> bytes:
     number = (exc.errno or 0) if isinstance(exc, OSError) else 0
     text = f"{step}\n{number}\n{type(exc).__name__}: {exc}"
     return encode(nonce, Kind.FAILED, text.encode(errors="replace"))
+
+
+def parse_failure(text: str) -> tuple[str, int, str]:
+    """Return what the text of a FAILED frame says: the step, the errno or 0, what happened."""
+    step, _, rest = text.partition("\n")
+    number, _, what = rest.partition("\n")
+    # The child may be untrusted: a longer number is no errno, and int() of it could take long.
+    is_errno = number.isascii() and number.isdigit() and len(number) <= _ERRNO_DIGITS
+    return step, int(number) if is_errno else 0, what
+
+
+def parse_layers(body: Sequence[bytes]) -> list[str]:
+    """Return the layers that the body of a READY frame names."""
+    text = b"".join(body).decode(errors="replace")
+    return text.split(",") if text else []
 
 
 def encode_small_value(nonce: bytes, stream: bytes) -> bytes:
