@@ -33,19 +33,19 @@ _UNASKED = {
     for reports in (False, True)
     for trusted in (False, True)
 }
-# To be woken up for a byte costs this process about as much as it costs the child to write it, so
-# one child could keep it busy. One that is not trusted may wake it up so often in a row, and so
-# often a second from then on; in between it is left alone, and what it writes adds up.
+# Token bucket: a wake-up for a byte costs this process about as much as writing it costs the child,
+# so one child could keep this process busy. An untrusted child may wake it 64 times in a row, then
+# 250 times a second; in between it is not watched, and its data accumulates.
 _BURST = 64
 _RATE = 250.0
-# A wake-up that brings so much is paid for by that: who has much to say is not held up.
+# A wake-up that brings this many bytes is free, so large data is not slowed down.
 _WORTH = 16 * 1024
-# What costs as much as a wake-up: so many reports of progress, so many bytes of them (each is
-# looked through, and escaped), so many lines that a callable is called with.
+# Each of these costs as much as a wake-up: reports of progress, bytes of reports (each is searched
+# and escaped), lines that a callable is called with.
 _REPORTS = 64
 _REPORT_BYTES = 2 * 1024
 _LINES = 1024
-# Timers of event loops may be early by so much; not to sleep once more for the rest of it.
+# Timers of event loops may be early by this; do not sleep again for the rest.
 _EARLY = 1e-3
 
 
@@ -126,10 +126,10 @@ def _fault(exc: ProtocolError) -> FaultError:
 
 
 class WakeupRateLimiter:
-    """A child's channel and its output, as far as they are waited for.
+    """Watches a child's channel and output, and limits how often they wake this process up.
 
     Attributes:
-        until: when they are listened to again, if they are left alone for a while; else infinity.
+        until: when they are watched again, after a pause; else infinity.
     """
 
     __slots__ = ("_bounded", "_fds", "_noted_at", "_tokens", "_waitset", "until")
@@ -151,20 +151,20 @@ class WakeupRateLimiter:
             self._waitset.add(fd)
 
     def remove(self, fd: int) -> None:
-        """Listen to it no more, if it was listened to; it must still be open."""
+        """Stop watching a descriptor, if it was watched; it must still be open."""
         self._fds.discard(fd)
         self._waitset.remove(fd)
 
     def heard(self, size: int) -> None:
-        """Take note that they have woken this process up, and brought so many bytes."""
+        """Count a wake-up that brought *size* bytes."""
         self._charge(1 - size / _WORTH)
 
     def took_reports(self, count: int, size: int) -> None:
-        """Take note of reports of progress, *size* bytes together."""
+        """Count reports of progress, of *size* bytes together."""
         self._charge(count / _REPORTS + size / _REPORT_BYTES)
 
     def took_lines(self, count: int) -> None:
-        """Take note of lines that a callable was called with."""
+        """Count lines that a callable was called with."""
         self._charge(count / _LINES)
 
     def _charge(self, cost: float) -> None:
@@ -179,7 +179,7 @@ class WakeupRateLimiter:
                 self._waitset.remove(fd)
 
     def go_on(self) -> None:
-        """Listen again if it is time."""
+        """Watch again if the pause is over."""
         if self.until != math.inf and time.monotonic() >= self.until - _EARLY:
             self.until = math.inf
             for fd in self._fds:

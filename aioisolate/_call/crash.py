@@ -12,8 +12,8 @@ from .._wire.shared_constants import SCRATCH_START
 __all__ = ["StackText", "innermost"]
 
 _END = SCRATCH_START
-# Far more than the stacks of a few threads are. It is looked through on the event loop, and a child
-# that is not trusted may have filled all the room that there is.
+# Far larger than the stacks of a few threads. The text is searched on the event loop, and an
+# untrusted child may have filled the whole file.
 _STRANGERS_MAX = 64 * 1024
 # Bytes read at a time while a stack is being written.
 _LOOK_SIZE = 16 * 1024

@@ -192,10 +192,10 @@ def running_backend() -> AsyncBackend:
 
 
 class Background(Protocol):
-    """Something that goes on beside its caller."""
+    """A callback or task that runs beside its caller."""
 
     def cancel(self) -> None:
-        """End it, now or at its next await; does nothing if it has ended."""
+        """Stop it, now or at its next await; do nothing if it has ended."""
 
 
 class _Task:
@@ -208,7 +208,7 @@ class _Task:
         self._task = loop.create_task(_logged(work))
         _alive.add(self._task)
         self._task.add_done_callback(_alive.discard)
-        # Not at the end of the coroutine: a task that is cancelled early never begins it.
+        # Not at the end of the coroutine: a task that is cancelled early never starts it.
         self._task.add_done_callback(lambda _: on_end())
 
     def cancel(self) -> None:
@@ -220,7 +220,7 @@ class _SystemTask:
     """A system task of trio's."""
 
     def __init__(self, work: Callable[[], Awaitable[object]], on_end: Callable[[], object]) -> None:
-        # Neither is kept here: they mostly refer to what keeps this.
+        # Neither argument is kept: they mostly refer to the object that keeps this one.
         self._scope = anyio.CancelScope()
         sys.modules["trio"].lowlevel.spawn_system_task(self._run, work, on_end)
 
@@ -241,7 +241,7 @@ class _SystemTask:
 
 
 class _Reader:
-    """A reader of an asyncio loop's."""
+    """A reader of an asyncio loop."""
 
     def __init__(self, loop: Any, fd: int, callback: Callable[[], object]) -> None:
         self._loop = loop
@@ -250,7 +250,7 @@ class _Reader:
         loop.add_reader(fd, callback)
 
     def cancel(self) -> None:
-        # A forked copy of the loop has the same epoll: the reader would be the original's.
+        # A forked copy of the loop has the same epoll: removing would affect the original's reader.
         if not self._loop.is_closed() and self._owner_pid == os.getpid():
             self._loop.remove_reader(self._fd)
 
@@ -258,12 +258,12 @@ class _Reader:
 async def _logged(work: Callable[[], Awaitable[object]]) -> None:
     name = str(getattr(work, "__qualname__", work))
     awaitable = work()
-    # The traceback of an exception that *work* keeps may lead here, by its frames.
+    # The traceback of an exception that *work* keeps may refer to this frame.
     del work
     try:
         await awaitable
     except Exception:  # noqa: BLE001
-        # There is nobody to raise it to.
+        # No caller could handle the exception.
         _log.exception("%s failed", name)
 
 
@@ -272,7 +272,7 @@ def spawn(
     work: Callable[[], Awaitable[object]],
     on_end: Callable[[], object] = lambda: None,
 ) -> Background:
-    """Run *work()* in a task that belongs to nobody. What it raises is logged.
+    """Run *work()* in a task outside all scopes. The exceptions that it raises are logged.
 
     *on_end* is called when the task is over, even if it was cancelled before it began.
     """
@@ -282,7 +282,7 @@ def spawn(
 
 
 def watch(backend: AsyncBackend, fd: int, callback: Callable[[], object]) -> Background:
-    """Call *callback* whenever *fd* is readable. End it before *fd* is closed."""
+    """Call *callback* whenever *fd* is readable. Cancel it before *fd* is closed."""
     if backend.loop is not None:
         return _Reader(backend.loop, fd, callback)
 
@@ -295,7 +295,7 @@ def watch(backend: AsyncBackend, fd: int, callback: Callable[[], object]) -> Bac
 
 
 def soon(backend: AsyncBackend, callback: Callable[[], object]) -> None:
-    """Call *callback* in the loop's next turn: what nobody waits for need not hold up anyone."""
+    """Call *callback* in the loop's next iteration, off the critical path of the caller."""
     if backend.loop is not None:
         backend.loop.call_soon(callback)
     else:
@@ -303,10 +303,10 @@ def soon(backend: AsyncBackend, callback: Callable[[], object]) -> None:
 
 
 def poster(backend: AsyncBackend) -> Callable[[Callable[[], object]], None]:
-    """Return a function that has a callback called in a later turn of the loop.
+    """Return a function that has a callback called in a later iteration of the loop.
 
-    To be made in the loop. It may be called in any thread and in a finalizer; it does nothing once
-    the loop has ended.
+    Create it in the loop. The returned function may be called in any thread and in a finalizer;
+    it does nothing once the loop has ended.
     """
     post: Callable[[Callable[[], object]], object]
     if backend.loop is not None:
@@ -324,7 +324,7 @@ def poster(backend: AsyncBackend) -> Callable[[Callable[[], object]], None]:
 
 
 def current_task() -> Any:
-    """Return the task that runs, asyncio's or trio's. Raises RuntimeError if none does."""
+    """Return the running task of asyncio or trio. Raises RuntimeError if there is none."""
     backend = running_backend()
     if backend.task is not None:
         return backend.task
@@ -332,9 +332,9 @@ def current_task() -> Any:
 
 
 def is_being_cancelled() -> bool:
-    """Tell whether the task that runs has been cancelled from outside.
+    """Return whether the running task has been cancelled from outside.
 
-    If not, a cancellation that is raised there has come from something that it awaited.
+    If not, a cancellation that is raised there comes from an object that the task awaited.
     """
     backend = running_backend()
     if backend.task is not None:

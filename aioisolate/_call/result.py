@@ -40,7 +40,7 @@ __all__ = ["INLINE_MAX", "Decoding", "loss_of_item", "outcome_of", "settle"]
 # Stack text of an untrusted child is no longer than the traceback in a RemoteError.
 _STACK_MAX = 44 * 1024
 _MESSAGE_MAX = 16 * 1024
-# Decoding less than this takes well under a millisecond, or some if somebody has made it so.
+# Decoding less than this takes well under a millisecond, or a few for hostile data.
 INLINE_MAX = 128 * 1024
 
 
@@ -84,7 +84,7 @@ async def _unpickle(
             size = INLINE_MAX + 1
     if not fds:
         return await _decode(size, lambda: codecs.load(stream, buffers))
-    # Closed by who reads them: a call that is cancelled must not pull them away from a thread.
+    # The reader closes them: a cancelled call must not close them while a thread reads.
     passed_fds = supervision.hand_over(fds)
 
     def load() -> Any:
@@ -313,16 +313,16 @@ def _error(
 
 
 class Decoding:
-    """Work on so many bytes: done by now if they are few, else in a thread of its own.
+    """Work on *size* bytes: done at once if they are few, else in a thread of its own.
 
-    *size* may be more than that, for bytes that take longer.
+    *size* may be larger than the data, for data that takes longer.
 
-    Not in a pool of the event loop's: its idle threads would stay, and every later fork would be
-    one with other threads alive.
+    The thread is not of a pool of the event loop: its idle threads would stay, and every later
+    fork would happen with other threads alive.
 
     Attributes:
-        value: what the work has returned, once it is done.
-        failure: what it has raised, or None.
+        value: the result of the work, once it is done.
+        failure: the exception of the work, or None.
     """
 
     __slots__ = ("_awaited", "_closing", "_helper", "_work", "failure", "value")
@@ -335,7 +335,7 @@ class Decoding:
         otherwise: Callable[[], object] | None = None,
         name: str = "decode",
     ) -> None:
-        """*otherwise* is called if it takes a thread and there can be none; that is a failure.
+        """Start *work*; *otherwise* is called if a thread is needed and can't start: a failure.
 
         *name* is the thread's.
         """
@@ -359,11 +359,11 @@ class Decoding:
         assert work is not None
         try:
             self.value = work()
-        except BaseException as exc:  # noqa: BLE001 - whoever waits for it is to have it
+        except BaseException as exc:  # noqa: BLE001 - raised in the waiting task
             self.failure = exc
 
     async def wait(self) -> None:
-        """Wait until it is done; if that is cancelled, it may be waited for again."""
+        """Wait until the work is done; after a cancellation it may be called again."""
         helper = self._helper
         if helper is None:
             return
@@ -378,7 +378,7 @@ class Decoding:
                 self.close()
 
     def close(self) -> None:
-        """Wait for it no more. A thread ends by itself, and its result goes nowhere."""
+        """Stop waiting. A thread ends by itself, and its result is dropped."""
         self._closing = True
         if self._helper is not None and not self._awaited:  # else its waiter would never wake up
             self._helper.close()
@@ -388,7 +388,7 @@ class Decoding:
 async def _decode(
     size: int, work: Callable[[], Any], *, otherwise: Callable[[], object] | None = None
 ) -> Any:
-    """Carry out *work* on so many bytes and return what it returns. Raises what it raises."""
+    """Do *work* on *size* bytes and return its result. Raises the exceptions of *work*."""
     decoding = Decoding(size, work, otherwise=otherwise)
     try:
         await decoding.wait()

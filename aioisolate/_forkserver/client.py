@@ -108,7 +108,7 @@ class ForkServer:
         self._busy = 0
         self._watching = False
         self._watchdog: eventloop.Background | None = None
-        # Gets no more work; called when it has gone.
+        # Set when the server gets no more work; called when the server has gone.
         self._on_gone: Callable[[], object] | None = None
         # Created when the server is being closed; set when the server has gone.
         self._gone: anyio.Event | None = None

@@ -238,8 +238,8 @@ class Job(Generic[T]):
             self._queueing.cancel()
 
     def _start(self) -> None:
-        """Carry it out in the background."""
-        # What it returns is not kept: that refers to this job, as its `_on_done` does.
+        """Run the job in the background."""
+        # The task is not kept: like `_on_done`, it refers to this job.
         eventloop.spawn(self._service.backend, self._in_background, self._after_background)
 
     async def _in_background(self) -> None:

@@ -151,7 +151,7 @@ class _Course(Generic[T]):
         self._consumers = Consumers()
         self._owner_pid = os.getpid()
         self._post = eventloop.poster(backend)
-        # What reads the items: whether it waits for the source, for room, or has ended.
+        # The state of reading: whether it waits for the source, for room, or has ended.
         self._reading = False
         self._room = anyio.Event()
         self._over = anyio.Event()
@@ -418,7 +418,7 @@ def _is_cancellation(exc: BaseException) -> bool:
 
 
 def _is_cancelled(exc: BaseException) -> bool:
-    """Tell whether *exc* is how this task is cancelled, and not merely what it has awaited."""
+    """Return whether *exc* cancels this task, and does not come from an object that it awaited."""
     return _is_cancellation(exc) and eventloop.is_being_cancelled()
 
 

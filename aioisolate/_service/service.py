@@ -46,10 +46,10 @@ _log = logging.getLogger("aioisolate.service")
 
 # Number of names in the log record about calls that were ended.
 _NAMES_MAX = 10
-# So many seconds a loop in another thread may take, at the end of the interpreter.
+# Seconds for a loop in another thread, at the end of the interpreter.
 _PATIENCE = 1.0
 
-# Those that have been entered and are not closed: somebody has to, at the end of the interpreter.
+# Services that were entered and are not closed: the end of the interpreter closes them.
 _entered: WeakSet[Service] = WeakSet()
 
 
@@ -502,12 +502,12 @@ def _put_all_down() -> None:
 
 
 def _await_ends(cores: Sequence[Service]) -> None:
-    """Give those a moment whose loops run in other threads, which put them down."""
+    """Wait a moment for services whose loops run in other threads, which kill their processes."""
     for service in cores:
         if service.state != "closed":
             ended = threading.Event()
             try:
-                service.post(ended.set)  # behind what puts it down
+                service.post(ended.set)  # runs after the callback that kills the processes
             except RuntimeError:
                 continue  # its loop has ended
             ended.wait(_PATIENCE)
