@@ -113,7 +113,7 @@ def _reduce_lazy(lazy: Any) -> Any:
 
 
 def by_name(cls: type) -> object:
-    """Return the object at a class's ``__module__`` and ``__qualname__``, except in ``__main__``."""
+    """Look up a class by ``__module__`` and ``__qualname__``, except in ``__main__``."""
     if cls.__module__ == "__main__":
         return None
     found: object = sys.modules.get(cls.__module__)

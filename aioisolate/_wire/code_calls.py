@@ -51,7 +51,7 @@ class AsideTextPickler(AsideCodePickler):
 
     Attributes:
         functions: see `QuickCodePickler`.
-        asides: the out-of-band data.
+        out_of_band: the out-of-band data.
     """
 
     functions: ancestry.Functions
