@@ -22,8 +22,9 @@ from .spec import ChildSpec
 
 __all__ = ["MARK_AT", "PID_AT", "SCRATCH_START", "have_last_word", "work", "work_within"]
 
-# Layout of the scratch file: room for the text of a crash; the process id of a fork server's child,
-# if its parent asks for it; the mark of a quiet start, if the mark is a byte and not a seal; results.
+# Layout of the scratch file: room for the text of a crash; the process id of a fork server's
+# child, if its parent asks for it; the mark of a quiet start, if the mark is a byte and not a seal;
+# results.
 SCRATCH_START = 1 << 20
 MARK_AT = SCRATCH_START - 1
 PID_AT = SCRATCH_START - 32

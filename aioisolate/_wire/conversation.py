@@ -163,9 +163,7 @@ class Conversation:
             message = kind, body, self._unclaimed[:passed_fds]
             del self._unclaimed[:passed_fds]
             if kind is Kind.PROGRESS:
-                safe_text.load_progress(
-                    body
-                )  # re-encoded, so that later decoding succeeds
+                safe_text.load_progress(body)  # the caller relies on this check
             if kind is Kind.STARTED:
                 self.started = True
             elif kind is Kind.IMPORTED:

@@ -93,8 +93,8 @@ def _set_attributes(obj: Any, attributes: dict[str, Any]) -> None:
     vars(obj).update(attributes)
 
 
-# functools. A wrapped function may refer back to its wrapper: pickle then rebuilds the wrapper twice,
-# and takes the first that is complete.
+# functools. A wrapped function may refer back to its wrapper: pickle then rebuilds the wrapper
+# twice, and takes the first that is complete.
 
 
 def _reduce_cached(cached: Any) -> Any:
