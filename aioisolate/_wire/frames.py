@@ -1,6 +1,6 @@
 """Frames: encoding and decoding the messages of the channel.
 
-A frame is magic, the call's nonce, a kind, the number of descriptors that are sent with it, a length
+A frame is magic, the call's nonce, a kind, the number of descriptors sent with it, a length
 and a body. The nonce distinguishes this call's bytes from other data written to the channel. Memory
 is allocated for bytes that have arrived, not for the announced length.
 """
