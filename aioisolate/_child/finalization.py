@@ -65,7 +65,7 @@ def thread_exits() -> int:
 
 
 def look(*, due: bool) -> bytes | None:
-    """Return the names of the threads and processes that fn has left; None if there is nothing to do.
+    """Return the names of threads and processes that fn has left; None: nothing is to be done.
 
     *due*: something is known to be left to do.
     """

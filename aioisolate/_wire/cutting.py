@@ -1,8 +1,8 @@
 """Cutting encoded data into parts of bounded size, so that no step of decoding takes long.
 
 A decoder in C keeps the interpreter's lock from its first byte to its last, in whatever thread it
-runs, and the event loop waits. So large data is decoded in steps. This module finds the places where
-data can be cut, between two elements of a list or dict; it decodes nothing.
+runs, and the event loop waits. So large data is decoded in steps. This module finds the places
+where data can be cut, between two elements of a list or dict; it decodes nothing.
 """
 
 from __future__ import annotations
