@@ -19,7 +19,7 @@ _KIND = "shared_memory"
 
 
 def register_only_what_is_made(module: Any) -> None:
-    """Have the module of the tracker register shared memory only where it is created."""
+    """Make the resource tracker's module register shared memory only where it is created."""
     register, unregister = module.register, module.unregister
     made: set[str] = set()
 
@@ -43,7 +43,7 @@ def register_only_what_is_made(module: Any) -> None:
 
 
 def watch_for_module() -> None:
-    """Do that now, or, in this process and its children, as soon as the module is imported."""
+    """Patch the module now, or as soon as this process or a child of it imports the module."""
     module = sys.modules.get(_MODULE)
     if module is not None:
         register_only_what_is_made(module)

@@ -32,7 +32,7 @@ _LINUX = sys.platform == "linux"
 
 
 def main(spec: ChildSpec) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see above
-    """Carry out *order* in the forked child and end the process."""
+    """Carry out *spec* in the forked child and end the process."""
     code = 1
     step = "parent-death signal"
     try:
@@ -163,7 +163,7 @@ def main(spec: ChildSpec) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see abo
 
 
 def volunteer() -> None:
-    """Ask the kernel to take this process and its children first when memory runs out."""
+    """Have the kernel kill this process and its children first when memory runs out."""
     try:
         fd = os.open(_OOM_SCORE, os.O_WRONLY)
     except OSError:

@@ -37,7 +37,7 @@ _os: Any = os  # not every platform has all of it
 
 
 class LayerError(OSError):
-    """A layer could not be engaged: its name, and what the kernel said."""
+    """A layer could not be engaged; the message has its name and the kernel's error."""
 
     def __init__(self, layer: str, cause: OSError) -> None:
         where = f" ({cause.filename})" if cause.filename else ""
@@ -45,7 +45,7 @@ class LayerError(OSError):
 
 
 class PreparedLayers:
-    """What a fork server has got ready for its children's own layers.
+    """The resources that a fork server has prepared for its children's layers.
 
     Attributes:
         rules: the descriptor of the Landlock rules, or -1.
@@ -83,12 +83,12 @@ def _layer(name: str, engaged: list[str]) -> Iterator[None]:
 
 
 def enter_server(policy: ConfinementSpec, ground: PreparedLayers, *, tied: bool) -> list[str]:
-    """Engage what the children of a fork server share; return the layers' names.
+    """Engage the layers that the children of a fork server share; return their names.
 
     *tied*: an `alive_pipe` kills it with its parent, and no parent-death signal.
 
-    Nobody else's code runs in the server itself, so it keeps what it needs for its children: the
-    privilege to give them users and the system calls of that.
+    Only this library's code runs in the server, so it keeps the privilege and the system calls that
+    are needed to set its children's users.
     """
     engaged: list[str] = []
     parent = os.getppid()
@@ -112,7 +112,7 @@ def enter_server(policy: ConfinementSpec, ground: PreparedLayers, *, tied: bool)
 
 
 def enter_child(spec: ChildSpec, policy: ConfinementSpec, ground: PreparedLayers) -> list[str]:
-    """Engage what each child of a fork server has for itself; return the layers' names."""
+    """Engage the layers that each child of a fork server has for itself; return their names."""
     engaged: list[str] = []
     parent = os.getppid()
     uid, gid = _ids(policy)
@@ -140,7 +140,7 @@ def enter_child(spec: ChildSpec, policy: ConfinementSpec, ground: PreparedLayers
 
 
 def confine(spec: ChildSpec) -> str:
-    """Confine a copy of the parent as its order says, and wait until the parent agrees."""
+    """Confine a copy of the parent as *spec* says, and wait for the parent's approval."""
     policy = spec.policy
     if policy is None:
         spec.statm = rlimits.open_statm()
@@ -193,9 +193,9 @@ def _whole_filter(program: bytes) -> seccomp.Prepared:
 
 
 def get_ready(policy: ConfinementSpec) -> None:
-    """Do in the parent what children need not: import, lay out.
+    """Import modules and lay out data in the parent, before the fork.
 
-    What answers need may be out of reach, once a child is confined.
+    A confined child may be unable to import the modules that answers need.
     """
     if policy.whole_filter:
         _whole_filter(policy.whole_filter)
@@ -206,7 +206,7 @@ def get_ready(policy: ConfinementSpec) -> None:
         plain_data.dump(policy.codec, {})
         safe_text.dump_exception(ValueError())
     else:
-        from .._wire import exceptions  # noqa: F401, PLC0415 - likewise
+        from .._wire import exceptions  # noqa: F401, PLC0415 - only for confined children
 
 
 def _set_environment(policy: ConfinementSpec, engaged: list[str]) -> None:
@@ -284,13 +284,13 @@ def _own(
 
 def _keep_apart(policy: ConfinementSpec, parent: int, ends: Sequence[int]) -> None:
     if ends:
-        # Who has become somebody else may be out of reach of who it was.
+        # After a change of user, the process may not be able to signal one of the old user.
         alive_pipe.tie(ends, os.getpid())
         _close(ends)
     else:
-        # Becoming somebody else has cleared it, and a parent may have died meanwhile.
+        # A change of user clears the parent-death signal, and the parent may have died meanwhile.
         _die_with(parent)
-    # Nobody of the same user may look into it, and it leaves no core dump.
+    # No process of the same user may inspect this one, and it leaves no core dump.
     set_dumpable(False)
     if policy.codec != "pickle":
         rlimit.limit_pending_signals(_PENDING_SIGNALS)

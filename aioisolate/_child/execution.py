@@ -23,7 +23,7 @@ from .spec import ChildSpec
 
 __all__ = ["have_last_word", "work", "work_within"]
 
-# Whether fn has left anything is looked at in each child, so without a page more than that takes.
+# Bound here since each child checks what fn has left, and each page touched is copied.
 _register_exit, _count_exits, _mark = atexit.register, atexit._ncallbacks, finalization.mark
 _count_threads = _thread._count
 
@@ -31,14 +31,14 @@ _HERE = os.path.dirname(__file__)
 
 
 def have_last_word(spec: ChildSpec) -> None:
-    """Prepare what to say when there is no memory for an answer, while there is some."""
+    """Encode the answer for a lack of memory ahead, while there is memory."""
     text = b"MEMORY_LIMIT\nthere was no memory left to tell what fn returned or raised"
     spec.last_word = spec.started_mark if spec.quiet else b""
     spec.last_word += encode(spec.nonce, Kind.LOST, text)
 
 
 def work_within(spec: ChildSpec, streams: Sequence[TextIO]) -> int:
-    """Do what `work` does, where there are limits."""
+    """Like `work`, with resource limits."""
     pid = os.getpid()
     try:
         return work(spec, streams)
@@ -55,13 +55,13 @@ def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
     pid = os.getpid()
     code = 0
     raised = False
-    if spec.exits < 0:  # no fork server has counted them
+    if spec.exits < 0:  # not counted by a fork server
         _register_exit(_mark)
         spec.exits = _count_exits()
-        # Here, since the parent may make some until the very moment of the fork.
+        # Counted here, since the parent may make finalizers until the fork.
         if spec.weak is not None:
             spec.finalizers = next(spec.weak)
-    # Those of the parent have not come along, but Python still counts them.
+    # The parent's threads do not exist after the fork, but Python still counts them.
     threads = _count_threads()
     if spec.quiet:
         leave_mark = memfd.is_marked if spec.rehearsing else memfd.mark
@@ -78,7 +78,7 @@ def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
             value = spec.fn(*spec.args)
             if type(value) is CoroutineType:
                 value = coroutines.run(value, spec.backend)
-    except BaseException as exc:  # noqa: BLE001 - all of it is fn's answer
+    except BaseException as exc:  # noqa: BLE001 - every exception is fn's answer
         if os.getpid() != pid:
             return 1
         if spec.bounds is not None:
@@ -88,21 +88,21 @@ def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
         if type(exc) is items.LostItemError:
             answer, passed_fds = _lost_item(spec, exc)
         elif type(exc) is items.LeftError:
-            answer, passed_fds = b"", None  # nobody wants one
+            answer, passed_fds = b"", None  # a forked copy of the child sends no answer
         else:
             answer, passed_fds = _raised(spec, exc)
         finalization.forget_frames(exc)
         raised = True
     else:
-        # fn may have forked and come back twice; only the child itself speaks for the call.
+        # fn may have forked and returned in both processes; only the child sends the answer.
         if os.getpid() != pid:
             return 0
         if spec.bounds is not None:
             _ease()
         answer, passed_fds = _returned(spec, value)
     if raised:
-        # Files that the frames of fn have open are written out when those are freed. (Nothing of
-        # the parent's is collected: all that is frozen.)
+        # Freeing fn's frames flushes the files that they hold open. (The parent's objects are
+        # frozen, so they are not collected.)
         gc.collect()
     mark = spec.started_mark if spec.quiet else b""
     left = None
@@ -113,7 +113,7 @@ def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
         spec.finalizers = index
     else:
         due = True
-    # (What runs after each fork may have registered some, as coverage does; a rehearsal is no end.)
+    # (After-fork hooks, coverage's for example, may register some; a rehearsal does not end fn.)
     seen = due or _count_threads() != threads or "multiprocessing.util" in sys.modules
     if seen and not spec.rehearsing:
         left = finalization.look(due=due)
@@ -131,7 +131,7 @@ def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
             text = f"what fn returned or raised {_unsent(exc)}"
             progress.send(spec.channel, mark + _lost(spec, "RESULT_WRITE", text)[0])
     except OSError:
-        # fn has closed the channel, so nobody can be told; the parent sees that nothing came.
+        # fn has closed the channel; the parent detects that no answer came.
         pass
     if left is not None:
         end = functools.partial(os._exit, code)
@@ -139,12 +139,12 @@ def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
     return code
 
 
-# The bytes of a frame, and what travels with it, if anything does.
+# The bytes of a frame, and the descriptors that are sent with it, if any.
 _Answer: TypeAlias = tuple[bytes, FdBundle | None]
 
 
 def _ease() -> None:
-    """Give the answer some room: it must be told that fn had none."""
+    """Raise the limits to make room for the answer, which may report that fn reached a limit."""
     from . import rlimits  # noqa: PLC0415 - only where there are some; it is imported by now
 
     rlimits.ease()
@@ -189,7 +189,7 @@ def _raised(spec: ChildSpec, exc: BaseException) -> _Answer:
 
 
 def _data(spec: ChildSpec, kind: Kind, stream: bytes) -> _Answer:
-    """Make an answer that is data only: it never leaves its frame."""
+    """Make an answer of data only, which is sent in its frame and never by the scratch file."""
     limit = spec.result_size
     if limit is not None and len(stream) > limit:
         return _too_large(spec, len(stream))
@@ -231,9 +231,9 @@ def _payload(spec: ChildSpec, kind: Kind, dumped: codecs.Dumped) -> _Answer:
 
 
 def _fill_scratch(fd: int, parts: Sequence[memoryview | BufferRef]) -> tuple[Region, ...]:
-    """Write *parts* to the scratch file, each at a page of its own, and seal it.
+    """Write *parts* to the scratch file, each at a page boundary, and seal the file.
 
-    What lies in a file of its own stays there.
+    Buffers that lie in other files are not copied.
     """
     offset = SCRATCH_START
     regions = []
@@ -246,8 +246,8 @@ def _fill_scratch(fd: int, parts: Sequence[memoryview | BufferRef]) -> tuple[Reg
         while done < part.nbytes:
             done += os.pwrite(fd, part[done:], offset + done)
         offset += -(-part.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    # Sealed, so that the parent can map it: nobody, not even a process that fn left behind,
-    # can change or shorten it under the parent's eyes.
+    # Sealed, so that the parent can map the file safely: no process, even one that fn left behind,
+    # can change or truncate it while the parent reads it.
     memfd.seal(fd)
     return tuple(regions)
 
@@ -257,7 +257,7 @@ def _unsent(exc: OSError) -> str:
 
 
 def _lost_item(spec: ChildSpec, lost: items.LostItemError) -> _Answer:
-    """Tell why an item that fn yielded could not be sent."""
+    """Report why an item that fn yielded could not be sent."""
     why, what = lost.why, f"an item that fn yielded, {_kind(lost.item)},"
     reason = "ITEM_ENCODING"
     if isinstance(why, items.TooLargeError):
@@ -304,7 +304,7 @@ def _exit_code(exc: SystemExit) -> int:
 
 
 def _where(value: object) -> str:
-    """Say which part of what fn returned can't be pickled: nothing, or what a text begins with."""
+    """Return a message prefix that names the part that can't be pickled, or an empty string."""
     try:
         from .._wire import shared_classes, unpicklable  # noqa: PLC0415 - only where something is wrong
 

@@ -1,10 +1,10 @@
-"""What fn leaves unfinished, and what an interpreter does about that at its end.
+"""Finish what fn has left running, as an interpreter does at exit.
 
 Threads are joined, then exit functions run, finalizers, and those of multiprocessing: those that fn
 has left, and never one of the parent's or of a preloaded module. The answer has been sent by then,
 so nothing that happens here can lose it; the parent delivers it when this process has ended.
 
-Most calls leave nothing. They are not to notice that anybody has looked.
+Most calls leave nothing; the check must cost them next to nothing.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _foreign: list[object] = []
 
 
 def mark() -> None:
-    """Stand between the exit functions of the parent and those of fn, which run before this."""
+    """Mark the boundary between exit functions of the parent and those of fn in atexit."""
     if _rest is not None:
         _rest()
 
 
 def set_mark(spec: ChildSpec) -> None:
-    """Note what is registered by now, in a fork server: fn has none of that."""
+    """Record in a fork server what is registered before fn is called."""
     atexit.unregister(mark)  # an earlier one
     atexit.register(mark)
     spec.exits = atexit._ncallbacks()
@@ -65,9 +65,9 @@ def thread_exits() -> int:
 
 
 def look(*, due: bool) -> bytes | None:
-    """Return the names of the threads and processes that fn has left; None: nothing is to be done.
+    """Return the names of threads and processes that fn has left; None: nothing is to be done.
 
-    *due*: that is known not to be so.
+    *due*: something is known to be left to do.
     """
     names: list[str] = []
     try:
@@ -120,7 +120,7 @@ def _finalizers(*, own: bool) -> dict[Any, Any]:
 
 
 def finish(spec: ChildSpec, end: Callable[[], object], flush: Callable[[], object]) -> None:
-    """Do what an interpreter does at its end, tell what has not ended in time, and *end*."""
+    """Do an interpreter's exit work, report what has not ended in time, and call *end*."""
     global _rest
     pid = os.getpid()
     names: list[str] = []
@@ -164,9 +164,9 @@ def _send(spec: ChildSpec, body: bytes) -> None:
 
 
 def _wait(until: float, thread_exits: int) -> list[str]:
-    """Wait for threads and processes; name those that have not ended by then.
+    """Wait for threads and processes; return the names of those that have not ended in time.
 
-    So many exit functions of `threading` are the parent's: *thread_exits*.
+    *thread_exits*: the number of exit functions of `threading` that are the parent's.
     """
     threading: Any = sys.modules.get("threading")
     if _thread._count():
@@ -191,7 +191,7 @@ def _left(until: float) -> float:
 
 
 def _wake_pools(thread_exits: int) -> None:
-    """Have pools of concurrent.futures end whose threads wait for work."""
+    """Stop the pools of concurrent.futures whose threads wait for work."""
     threading = sys.modules.get("threading")
     if threading is None or not _threads():
         return
@@ -225,7 +225,7 @@ def _call_all(calls: Iterable[Callable[[], object]]) -> None:
 
 
 def forget_frames(exc: BaseException) -> None:
-    """Have the frames of fn forget what they hold, as far as *exc* has kept them.
+    """Clear the frames of fn that *exc* keeps alive.
 
     A file that is found in a cycle by the garbage collector may lose what it has not written yet.
     Frames of the parent's, in an exception that comes from there, are left alone.
@@ -262,7 +262,7 @@ def _finalize(spec: ChildSpec) -> None:
 
 
 def _run_weak_finalizers(before: int) -> None:
-    """Call those of `weakref.finalize` that fn has made, the latest first."""
+    """Call the `weakref.finalize` finalizers that fn has made, the latest first."""
     registry = sys.modules["weakref"].finalize._registry
     while True:
         own = [

@@ -1,4 +1,4 @@
-"""The items of a generator, sent one by one; and its end if nobody wants any more.
+"""Send the items of a generator one by one, and close it when the caller leaves the stream.
 
 Whoever leaves a stream early, with some seconds of grace, sends SIGTERM and reads on. The generator
 is closed then, as one that is iterated in the same process would be: at the place where it is.
@@ -30,7 +30,7 @@ _DEFAULT = int(_raw.SIG_DFL)
 
 
 class LeftError(BaseException):
-    """Nobody wants further items, and the generator is closed."""
+    """The caller has left the stream, and the generator is closed."""
 
 
 class LostItemError(Exception):

@@ -1,4 +1,4 @@
-"""What the parent has decided about a child's confinement: plain data, which travels by marshal."""
+"""The parent's decisions about a child's confinement: plain data, sent by marshal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Start = Literal["fork", "zygote", "template"]
 
 
 class Layer:
-    """Names of layers, as children report them and errors name them."""
+    """Names of layers, as used in READY frames and errors."""
 
     NAMESPACES = "namespaces"
     USER = "user"
@@ -37,25 +37,25 @@ class ConfinementSpec(NamedTuple):
 
     Attributes:
         unshare: the namespaces to leave, as flags; 0: none.
-        as_user: they are had through a user namespace, not by privilege.
-        uid: whose user id to take: -1 one's own, 0 a spare one, else that one.
-        spare: the first spare id, and how many there are.
-        ids: in the user namespace these can be had, too.
-        drop: all capabilities are given up, with the user id that there is.
-        host_name: it sees another host name.
+        as_user: use a user namespace to leave them, instead of privilege.
+        uid: the user id to take: -1 keeps the current one, 0 takes a spare one.
+        spare: the first spare id, and the number of spare ids.
+        ids: the spare ids are mapped in the user namespace, too.
+        drop: give up all capabilities, and keep the user id.
+        host_name: the child sees another host name.
         view: a root directory in which nothing but *read* and *write* exists.
-        init: what it starts lives in a process namespace, and ends with it.
-        read, write: the paths that may be reached, or None: all.
-        optional: those of *read* that need not be there (any more).
+        init: the child's processes live in a PID namespace, and end with the child.
+        read, write: the accessible paths; None: all.
+        optional: the paths of *read* that may be missing.
         execute: programs may be started.
         threads: threads may be started.
         network: sockets may be opened.
-        landlock: the rules' version, 0: none are made.
-        filters: the system call filters: whole, or for a server and for its children.
-        scratch: bytes of a file system of its own; 0: none.
-        env: its environment, for a copy of the parent; None: as it is.
-        codec: how results are encoded, for rehearsals.
-        server_layers, child_layers: the names of all that are to be engaged.
+        landlock: the Landlock ABI version; 0: no rules.
+        filters: the system call filters: one, or one for a server and one for its children.
+        scratch: the size of a private file system in bytes; 0: none.
+        env: the environment of a copy of the parent; None: unchanged.
+        codec: the encoding of results, for rehearsals.
+        server_layers, child_layers: the names of the layers to engage.
     """
 
     unshare: int = 0
@@ -88,8 +88,8 @@ class RlimitSpec(NamedTuple):
     """The limits that a child sets for itself right before it calls fn; see `Limits`.
 
     Attributes:
-        strict: fn may be hostile, so no limit is left for it to raise that need not be.
-        besides: *processes* come on top of those that this user has by then.
+        strict: fn may be hostile, so hard limits are set wherever possible.
+        besides: *processes* is added to the number of processes that the user already has.
     """
 
     memory: int | None = None
@@ -104,18 +104,18 @@ class RlimitSpec(NamedTuple):
 
 
 class CgroupSpec(NamedTuple):
-    """A control group to be made for one call."""
+    """A control group to create for one call."""
 
     memory: int | None
     processes: int | None
 
 
 class Enforcement(NamedTuple):
-    """How the limits of one call are held.
+    """How the limits of one call are enforced.
 
     Attributes:
-        bounds: what the child sets for itself, or None.
-        group: the control group that it is put into, or None.
+        bounds: the limits that the child sets for itself, or None.
+        group: the control group of the child, or None.
     """
 
     bounds: RlimitSpec | None = None

@@ -1,7 +1,7 @@
 """A fork server's child: wait for one call, carry it out, and end.
 
 It rehearses first: a call that does nothing goes through the same code as the real one will.
-After a fork the first touch of each page is a copy; so these are made before anyone waits for it.
+The first write to each page after a fork copies it; the rehearsal makes these copies ahead.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def serve(  # noqa: C901 - each function that is called here costs page copies
     code = 1
     try:
         if spec.note_pid:
-            # The very first: whoever inherits this process if its parent dies now knows it by that.
+            # First: if the parent dies now, the process that adopts this one identifies it by this.
             os.pwrite(spec.scratch, b"%d" % os.getpid(), PID_AT)
         # As in `bootstrap.main`: early, and valid only if the parent was still there then.
         set_parent_death_signal(9)
@@ -195,7 +195,7 @@ def _serve_one(spec: ChildSpec, channel: _socket.socket) -> int:
 
 
 def _tell_of_imports(spec: ChildSpec, modules: int, took: float) -> None:
-    """Tell what was imported to load the call, if that took long: so will each call."""
+    """Report the imports that loading the call needed, if slow: each call will repeat them."""
     used = time.process_time()  # from the fork on, which makes no difference
     if took > _LONG:
         tops: dict[str, str] = {}
@@ -237,7 +237,7 @@ def _receive(channel: _socket.socket) -> tuple[Request, list[int]] | None:
 def _load(
     request: Request, call: bytes | memoryview, beside: memoryview, passed_fds: list[int]
 ) -> tuple[Callable[..., Any], Sequence[Any]]:
-    """Load a call that descriptors belong to. *beside* is what is in its second file."""
+    """Load a call with descriptors. *beside* is the content of its second file."""
     buffers = []
     for which, offset, length, shared in request.buffer_refs:
         if which < 0:
@@ -267,7 +267,7 @@ def _map(file: int) -> memoryview:
 def _take_over(  # noqa: C901 - one loop for each kind
     spec: ChildSpec, request: Request, descriptors: list[int]
 ) -> tuple[bytes | memoryview, memoryview, list[int]]:
-    """Put the descriptors that came along where they belong.
+    """Move the received descriptors to their numbers.
 
     Returns the call's pickle, what is beside it, and the descriptors that belong to it.
     """

@@ -1,4 +1,4 @@
-"""What a child says before its answer: how far it has got, and the items of a stream."""
+"""The frames of a child before its answer: progress reports, and the items of a stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random numbers of a child's own: what libraries keep for themselves is seeded anew."""
+"""Reseed the global random number generators of libraries in a child."""
 
 from __future__ import annotations
 

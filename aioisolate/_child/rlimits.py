@@ -114,7 +114,7 @@ def _limit_memory(bounds: RlimitSpec, size: int) -> None:
 
 
 def ease() -> None:
-    """Take back what fn felt, as far as the answer needs room."""
+    """Raise the soft limits as far as the answer needs room."""
     while _eased:
         which = _eased.pop()
         _, hard = resource.getrlimit(which)

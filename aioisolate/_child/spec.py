@@ -1,7 +1,7 @@
-"""What the parent prepares for a child before it forks: everything it needs, ready to use.
+"""The specification of a child, which the parent prepares before the fork.
 
 After a fork each page that is touched is copied, which costs about as much as a hundred lines of
-Python. So the parent computes ahead what it can, and the child only carries it out.
+Python. So the parent computes as much as possible before the fork.
 """
 
 from __future__ import annotations
@@ -19,26 +19,25 @@ Steps: TypeAlias = Sequence[tuple[Callable[..., object], Sequence[Any]]]
 
 
 class ChildSpec:
-    """What a child is to do; the parent sets each attribute.
+    """The work of one child; the parent sets each attribute.
 
     Attributes:
         fn, args: the call.
         nonce: marks the frames of this call.
-        parent_pid: who must still be the parent.
+        parent_pid: the pid that getppid() must return.
         ends: the ends of the `alive_pipe` that kills it with its parent; (): a signal does.
         channel: the descriptor to write frames to.
         scratch: the descriptor of the scratch file.
         null: a descriptor of /dev/null.
-        empty: what to put in the place of descriptors from 3 on: a descriptor of /dev/null, for
-            reading only.
-        stdout, stderr: what to put on 1 and 2, or -1 to leave them alone.
-        keep: descriptors to leave alone.
-        confined: open files are not among what is harmless.
+        empty: a read-only descriptor of /dev/null, which replaces descriptors from 3 on.
+        stdout, stderr: descriptors to duplicate to 1 and 2, or -1 to keep the current ones.
+        keep: descriptors to keep.
+        confined: open files are not harmless to this child.
         sever: descriptors to replace by /dev/null, or None: look for them in the child.
         foreign: those that are not this package's, with their inodes, as the parent had them before
             the fork; None: it has not looked.
         snapshots: descriptors to be opened anew, for reading, since other processes have them too.
-        strangers: the descriptors that modules of a fork server hold open, which fn must not have;
+        strangers: the descriptors that modules of a fork server hold open, which fn must not use;
             None: fn is trusted with them.
         gaps: the ranges of numbers that were free when the server was ready.
         dev: a descriptor of /dev, or -1.
@@ -48,33 +47,33 @@ class ChildSpec:
         purge_c_stdout: the C library holds output of the parent's.
         streams: a fresh sys.stdin, sys.stdout and sys.stderr, or None: build them in the child.
         inherited: the parent's streams, kept alive: collecting one writes out what it holds.
-        forget_loop: what to call so that no event loop seems to be running.
-        disown: what to call so that multiprocessing does not use the parent's helpers.
+        forget_loop: calls that make libraries forget the parent's running event loop.
+        disown: calls that make multiprocessing not use the parent's helpers.
         backend: the parent's event loop.
-        reseed: what to call for random numbers of the child's own.
+        reseed: the function that reseeds random number generators, or None.
         deadline_stack: be ready to dump the stack when the parent's deadline passes.
         started_mark: the encoded frame that says that fn is called next.
-        quiet: nobody waits for that frame: leave a mark in the scratch file, send it at the end.
+        quiet: the parent does not wait for that frame: mark the scratch file, send it at the end.
         note_pid: write this process's id to the scratch file, before anything else.
-        rehearsing: this is no call; nothing is to be marked or limited.
-        streaming: fn returns an iterator, whose items are to be sent one by one.
-        progress: somebody wants to know how far fn has got.
-        floor: close everything from this number on.
-        then: what to do when all is set up; returns the exit code.
-        policy: what confines it, or None.
-        bounds: the limits that it sets for itself, or None.
-        exits: how many exit functions are registered before fn is called.
-        thread_exits: how many exit functions `threading` has by then.
-        weak: what counts the finalizers of weakref, or None: it has not been imported.
-        finalizers: the index of one that comes before those of fn. (Of a copy it is looked up
-            in the copy: the parent may make some until the fork.)
+        rehearsing: this is a rehearsal, not a call; nothing is marked or limited.
+        streaming: fn returns an iterator, whose items are sent one by one.
+        progress: the caller wants progress reports.
+        floor: close all descriptors from this number on.
+        then: the function to call after the setup; returns the exit code.
+        policy: the confinement, or None.
+        bounds: the limits that the child sets for itself, or None.
+        exits: the number of exit functions registered before fn is called.
+        thread_exits: the number of exit functions of `threading` at that time.
+        weak: the counter of weakref finalizers, or None if weakref is not imported.
+        finalizers: the index of the last finalizer before those of fn. (A copy of the parent looks
+            it up itself: the parent may make finalizers until the fork.)
         exit_timeout: how many seconds the threads that fn leaves may take to end.
-        environment: what to remove from the environment and what to set, or None.
-        entrances: descriptors of the control groups that it puts itself into.
-        codec: how its answer is encoded; see `Sandbox`.
-        result_size: how large its answer may be, or None.
-        statm: the descriptor of what tells its size, or -1.
-        last_word: what to say when there is no memory for an answer, where there are limits.
+        environment: the variables to remove and to set, or None.
+        entrances: descriptors of the control groups that the child joins.
+        codec: the encoding of the answer; see `Sandbox`.
+        result_size: the maximum size of the answer, or None.
+        statm: the descriptor of /proc/self/statm, or -1.
+        last_word: the answer to send if memory runs out, if there are limits.
     """
 
     __slots__ = (

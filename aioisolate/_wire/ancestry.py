@@ -1,8 +1,8 @@
-"""What this process has in common with the one that it works for, or that works for it.
+"""Which functions the two processes of a call share because one is a copy of the other.
 
-A direct fork is a copy of the process that it answers to, so what both have need not travel. A
-fresh fork server's child is none. A template's child is a copy of an earlier state: it has the
-functions that existed then, with their closures as they were.
+A direct fork is a copy of its parent, so shared functions are not pickled. A child of a fresh fork
+server is not a copy. A template's child is a copy of an earlier state: it has the functions that
+existed then, with their closures as they were.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 
 __all__ = ["Functions", "functions_of_now", "is_copy", "known", "mark_as_no_copy", "set_known"]
 
-# By address. A copy has the same functions at the same addresses; being looked up here, and not
-# followed, an address that has since been given to something else is harmless.
+# By address. A copy has the same functions at the same addresses. Addresses are only looked up
+# here, never dereferenced, so a reused address is harmless.
 Functions: TypeAlias = Mapping[int, "weakref.ref[Any]"]
 
 # Whether this process is a copy of the one that it answers to, and which functions both have. Read
@@ -41,8 +41,8 @@ def set_known(functions: Functions) -> None:
 def functions_of_now() -> Functions:
     """List the functions that exist, for a copy of this process that is about to be made.
 
-    Of those that the garbage collector has frozen (`gc.freeze`) only what modules and their classes
-    hold: there is no list of the others.
+    Of the functions that `gc.freeze` has frozen, only those that modules and their classes hold are
+    listed: the garbage collector does not enumerate frozen objects.
     """
     objects = gc.get_objects()
     if gc.get_freeze_count():

@@ -1,7 +1,7 @@
 """Python objects to bytes and back: pickle first, cloudpickle where pickle refuses.
 
-Buffers that support it (numpy arrays and whatever else speaks pickle protocol 5) leave the
-stream when they are large, so that they can travel through the scratch file.
+Large buffers of objects that support pickle protocol 5 (numpy arrays, for example) are kept out of
+the stream, so that they can be passed through the scratch file.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ __all__ = [
 OUT_OF_BAND_MIN = 128 * 1024
 AT_ONCE = 128 * 1024
 _STEP = 1 << 20
-# What finds a module's name and that of something in it, from version 4 of pickle on.
+# The opcode STACK_GLOBAL, which pickle uses for globals from protocol 4 on.
 _GLOBAL = b"\x93"
 # Functions that import what they are given.
 _IMPORTERS = frozenset({"__import__", "import_module", "load_lazy", "subimport"})
 _OWN = __name__.partition(".")[0]
-# Of the thread: whether it is in `load_at_once`.
+# Per thread: whether the thread is in `load_at_once`.
 _here = _local()
 _MAX_BUFFERS = 4000  # with the stream's own region fewer than frames allow
 
 
-# A stream, the buffers that it refers to, and what travels with it, if anything does.
+# A stream, the buffers that it refers to, and the descriptors to pass with it, if any.
 Dumped: TypeAlias = tuple[bytes, "list[memoryview | BufferRef]", "fd_passing.FdBundle | None"]
 
 
 def dump(value: object) -> Dumped:
     """Pickle *value* into a stream and the large buffers that the stream refers to.
 
-    Raises whatever cloudpickle raises if neither pickle nor cloudpickle can do it.
+    Raise cloudpickle's error if neither pickle nor cloudpickle can pickle the value.
     """
     buffers: list[memoryview | BufferRef] = []
     try:
@@ -77,9 +77,9 @@ def dump(value: object) -> Dumped:
 
 
 def dump_whole(value: object) -> tuple[bytes, fd_passing.FdBundle]:
-    """Pickle *value* into a stream that holds everything but what descriptors stand for.
+    """Pickle *value* into a stream that holds everything but memory passed as descriptors.
 
-    Raises like `dump`.
+    Raise the same errors as `dump`.
     """
     with fd_passing.FdBundle() as bundle:
         try:
@@ -96,12 +96,12 @@ class Call(NamedTuple):
     """A pickled call.
 
     Attributes:
-        stream: the pickle, if it is not in the parcel.
-        buffer_refs: where the buffers are that are not in it; -1: in the parcel's second file.
-        luggage: the descriptors that travel with it.
-        by_cloudpickle: it needs cloudpickle to be loaded.
-        texts: where the texts are that are not in it, in the parcel's second file.
-        parcel: the files that travel with it, or None.
+        stream: the pickle, if it is not in the files of a large call.
+        buffer_refs: positions of the out-of-band buffers; -1: in the large call's second file.
+        passed_fds: the descriptors that are passed with the call.
+        by_cloudpickle: loading the pickle needs cloudpickle.
+        texts: positions of the out-of-band texts in the large call's second file.
+        large_call: the files that are passed with the call, or None.
     """
 
     stream: bytes
@@ -113,12 +113,12 @@ class Call(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many bytes are sent for it."""
+        """Return the number of bytes that are sent for the call."""
         return len(self.stream) if self.large_call is None else self.large_call.total
 
 
 def dump_plain_call(fn: Callable[..., Any], args: Sequence[Any]) -> Call:
-    """Pickle a small call that plain pickle can do."""
+    """Pickle a small call that plain pickle supports."""
     buffer_refs: list[BufferRef] = []
     with fd_passing.FdBundle() as bundle:
         stream = pickle.dumps(
@@ -132,7 +132,7 @@ def load_call(
     buffers: Sequence[memoryview] = (),
     texts: Sequence[memoryview] = (),
 ) -> tuple[Callable[..., Any], Sequence[Any]]:
-    """Unpickle a call. It may raise anything. *texts*: those that it only numbers, in UTF-8."""
+    """Unpickle a call. It may raise any exception. *texts*: out-of-band texts in UTF-8."""
     call: tuple[Callable[..., Any], Sequence[Any]]
     if not ancestry.known and not texts:
         call = pickle.loads(stream, buffers=buffers)  # noqa: S301 - from this process's own parent
@@ -165,18 +165,18 @@ def make_array(kind: str, content: Any) -> Any:
 
 
 def set_objects(array: Any, state: tuple[Sequence[Any], Sequence[list[Any]]]) -> None:
-    """Give an array its objects, which come in parts; it may be one of them itself."""
+    """Set an array's objects, which come in parts; the array may contain itself."""
     given, parts = state
     array.__setstate__((*given, [obj for part in parts for obj in part]))
 
 
 def view_as(array: Any, kind: type) -> Any:
-    """Make an array of numpy's one of a subclass."""
+    """Return a numpy array as an instance of a subclass."""
     return array.view(kind)
 
 
 def dump_by(pickler: Callable[..., Any], value: object, *, lend: bool = True) -> Dumped:
-    """Like `dump`, by a pickler of one's own; buffers that lie in files are copied, if wanted."""
+    """Like `dump`, by the given pickler; without *lend*, buffers that lie in files are copied."""
     buffers: list[memoryview | BufferRef] = []
     file = io.BytesIO()
     with fd_passing.FdBundle() as bundle:
@@ -189,7 +189,7 @@ def _taking(
 ) -> Callable[[pickle.PickleBuffer], bool]:
     """Make a callback that takes buffers out of a stream; True leaves one inside.
 
-    It takes large ones, and those that lie in a file that can travel.
+    It takes large buffers, and buffers in a file whose descriptor can be passed.
     """
     find = fd_passing.find
 
@@ -214,7 +214,7 @@ def _taking(
 def taking_buffer_refs(
     buffer_refs: list[BufferRef], bundle: fd_passing.FdBundle
 ) -> Callable[[pickle.PickleBuffer], bool] | None:
-    """Make a callback that takes only those buffers that lie in a file that can travel."""
+    """Make a callback that takes only buffers in a file whose descriptor can be passed."""
     find = fd_passing.find
     if find is None:
         return None
@@ -233,9 +233,9 @@ def taking_buffer_refs(
 
 
 class ImportNeeded(BaseException):
-    """What is unpickled needs a module that is not imported yet; that may take a second.
+    """The pickle needs a module that is not imported yet; importing may take a second.
 
-    No Exception: what is called while unpickling, and expects some, must not catch it.
+    Not an Exception, so that code that runs during unpickling does not catch it by accident.
     """
 
 
@@ -244,9 +244,9 @@ def load(
     buffers: Sequence[memoryview] = (),
     fds: Sequence[int] = (),
 ) -> Any:
-    """Unpickle a stream that came in pieces. It may raise anything: pickles run code.
+    """Unpickle a stream in pieces. It may raise any exception: pickles run code.
 
-    *fds* came with it; they stay open, and whoever needs one duplicates it.
+    *fds* came with the stream; they stay open, and an object that keeps one duplicates it.
     """
     if fds:
         with fd_passing.FdUnbundling(fds):
@@ -256,7 +256,7 @@ def load(
     # Through a file that is written in Python: pickle.loads keeps the GIL until it is done, and
     # with it every event loop of the process, even when it runs in another thread. This way
     # the interpreter gets a chance to switch at every frame (64 KiB) of the stream.
-    return pickle.load(PieceReader(stream), buffers=buffers)  # noqa: S301 - likewise
+    return pickle.load(PieceReader(stream), buffers=buffers)  # noqa: S301 - the child is trusted
 
 
 def load_at_once(
@@ -266,7 +266,7 @@ def load_at_once(
 ) -> Any:
     """Unpickle like `load`, but raise ImportNeeded rather than import a module."""
     data = stream[0] if len(stream) == 1 else b"".join(stream)
-    # Most have no globals at all. (A memoryview can't be searched.)
+    # Most pickles have no globals. (A memoryview can't be searched.)
     if isinstance(data, bytes) and _GLOBAL not in data:
         return load((data,), buffers, fds)
     with fd_passing.FdUnbundling(fds):
@@ -284,9 +284,9 @@ class _ImportlessUnpickler(pickle.Unpickler):
 
 
 def vet_import(module: str, name: str) -> None:
-    """Raise ImportNeeded if finding a global means to import, inside `load_at_once`.
+    """Raise ImportNeeded if finding a global needs an import, inside `load_at_once`.
 
-    For unpicklers of others that work inside.
+    For other unpicklers that run inside it.
     """
     if not getattr(_here, "at_once", False):
         return
@@ -305,7 +305,7 @@ class PieceReader:
         self._pieces = [memoryview(piece) for piece in reversed(pieces)]
 
     def readinto(self, target: bytearray | memoryview) -> int:
-        """Fill *target*, or as much of it as there is."""
+        """Fill *target* with as many bytes as remain, and return their number."""
         view = memoryview(target).cast("B")
         filled = 0
         while filled < len(view) and self._pieces:
@@ -318,7 +318,7 @@ class PieceReader:
         return filled
 
     def read(self, size: int = -1) -> bytes:
-        """Read *size* bytes, or all."""
+        """Read *size* bytes, or all remaining bytes."""
         if size < 0:
             size = sum(map(len, self._pieces))
         target = bytearray(min(size, sum(map(len, self._pieces))))

@@ -6,17 +6,19 @@
       |                    +----+ ITEM, PROGRESS          |
       +------------------------ FAILED -------------------+
 
-A child that is to be confined begins at UNPROVEN, and is BORN with READY. One that is BORN may once
-tell what it has IMPORTED.
+A confined child begins at UNPROVEN; READY makes it BORN. A child that is BORN may send one IMPORTED
+frame.
 
-Where fn has left something that has not ended, the answer comes between two LEAVING frames:
+If fn has left threads or processes that are still running, the answer comes between two LEAVING
+frames:
 
             LEAVING            VALUE, RAISED, LOST          LEAVING
     RUNNING --------> LEAVING --------------------> ENDING --------> DONE
 
-The second one names what has not ended in time. PROGRESS may come at any of these.
+The second one names the threads and processes that did not end in time. PROGRESS may come in any of
+these states.
 
-Whatever follows DONE is not looked at: the first whole answer counts.
+Frames after DONE are ignored: the first complete answer counts.
 """
 
 from __future__ import annotations
@@ -30,15 +32,15 @@ from .frames import FrameDecoder, Kind, ProtocolError
 
 __all__ = ["Conversation", "Message", "State"]
 
-# What a frame says: its kind, its body in pieces, the descriptors that came with it.
+# A frame: its kind, its body in pieces, the descriptors that came with it.
 Message: TypeAlias = tuple[Kind, Sequence[bytes], Sequence[int]]
 
-# As many as can come with one message, which one frame announces.
+# The maximum number of descriptors in one message, all of which one frame announces.
 _UNCLAIMED_MAX = 253
 
 
 class State(enum.Enum):
-    """How far the child has got, as far as its frames prove it."""
+    """The state of the child, as proved by its frames."""
 
     UNPROVEN = "the child has not told what confines it"
     BORN = "the child has not said anything"
@@ -71,22 +73,22 @@ _ANSWERS = frozenset({Kind.VALUE, Kind.RAISED, Kind.LOST, Kind.FAILED})
 
 
 class Conversation:
-    """What one child has said so far.
+    """The frames that one child has sent so far.
 
     Args:
-        nonce: what its frames begin with.
-        limit: how many bytes a result or an item may have, or None.
-        plain: nothing but plain data may come, so no descriptors.
-        confined: the child is to tell what confines it, first of all.
-        unasked: kinds that this call has no use for. Its child sends none, and whoever else does
-            would keep this process busy with reading them.
+        nonce: the nonce that the child's frames carry.
+        limit: the maximum size of a result or an item in bytes, or None.
+        plain: only plain data is accepted, so no descriptors.
+        confined: the child must report its layers first.
+        unasked: kinds that this call does not use. Its child sends none of them, so they come from
+            code that tries to keep this process busy.
 
     Attributes:
-        state: how far it has got.
+        state: the child's state.
         started: fn was about to be called.
         answer: the frame that ended the conversation, or None.
-        imported: what it has imported to load its call, if that took long; else empty.
-        fault: what was wrong behind the frames that `receive` has returned, or None.
+        imported: the modules imported to load the call, if that took long; else empty.
+        fault: the error after the frames that `receive` has returned, or None.
     """
 
     __slots__ = (
@@ -121,14 +123,14 @@ class Conversation:
         self._unclaimed: list[int] = []
 
     def receive(self, data: bytes, fds: Sequence[int] = ()) -> Sequence[Message]:
-        """Take more from the channel; return the frames that are neither the start nor the answer.
+        """Parse data from the channel; return the frames that are neither start nor answer.
 
         A PROGRESS frame is a report that `safe_text.load_progress` can read.
 
         Descriptors come no later than the frame that they belong to, and in the same order.
 
-        Raises ProtocolError if they make no sense; if some frames before do, those are returned,
-        and it becomes the *fault*.
+        Raise ProtocolError if the data is invalid; if valid frames precede the error, return those
+        and keep the error as *fault*.
         """
         if self.state is State.DONE or self.fault is not None:
             return ()
@@ -161,9 +163,7 @@ class Conversation:
             message = kind, body, self._unclaimed[:passed_fds]
             del self._unclaimed[:passed_fds]
             if kind is Kind.PROGRESS:
-                safe_text.load_progress(
-                    body
-                )  # such that whoever takes it finds nothing wrong with it
+                safe_text.load_progress(body)  # the caller relies on this check
             if kind is Kind.STARTED:
                 self.started = True
             elif kind is Kind.IMPORTED:

@@ -1,8 +1,8 @@
 """Cutting encoded data into parts of bounded size, so that no step of decoding takes long.
 
 A decoder in C keeps the interpreter's lock from its first byte to its last, in whatever thread it
-runs, and the event loop waits. So what is large is decoded in steps: here is found out where it can
-be cut, namely between two elements of a list or dict, and nothing is decoded yet.
+runs, and the event loop waits. So large data is decoded in steps. This module finds the places
+where data can be cut, between two elements of a list or dict; it decodes nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 # make more of it.
 WINDOW = 128 * 1024
 
-# So many bytes are looked through in one step.
+# Bytes that are scanned in one step.
 _STEP = 64 * 1024
 _exponent = re.compile(rb"[eE][-+]?[0-9]").search
 # Where numbers have exponents, a step has so many bytes: there are ones that take msgspec 15 µs.
@@ -35,8 +35,8 @@ COSTLY_WINDOW = 4 * 1024
 
 
 def is_costly(data: bytes) -> bool:
-    """Tell whether JSON may have numbers in it that take long: some of those with exponents."""
-    # Such a thing may be cut by a step's end.
+    """Return whether JSON may have numbers with exponents that are slow to decode."""
+    # The end of a step may split an exponent, so steps overlap by 3 bytes.
     return any(_exponent(data, at, at + _STEP + 3) for at in range(0, len(data), _STEP))
 
 
@@ -104,7 +104,7 @@ class Cutter:
 
     @property
     def depth(self) -> int:
-        """How many lists and dicts are around this place, as far as has been told."""
+        """Return the number of open lists and dicts."""
         return len(self._frames)
 
     def open(  # noqa: PLR0917 - keywords take time, and there may be many

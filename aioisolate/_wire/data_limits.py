@@ -1,9 +1,9 @@
-"""How much an encoded value may be: looked at before anything is decoded.
+"""Limits of an encoded value, checked before it is decoded.
 
 A decoder believes its input: sixteen megabytes of one-byte lists become a gigabyte of objects, a
 deep value can't be printed or compared afterwards, and keys that are chosen well turn a dict into
-a list that is searched from its head. So what a stranger has encoded is walked over first, without
-making an object of any of it.
+a list that is searched from its head. So untrusted data is scanned first, without
+making objects.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ def check_msgpack(  # noqa: C901, PLR0912, PLR0915 - by token
     cutter: Cutter | None = None,
     containers: int = CONTAINERS_MAX,
 ) -> None:
-    """Refuse what is too deep, of too many values, or made to be slow.
+    """Refuse data that is too deep, has too many values, or is made to be slow.
 
-    Whether it is MessagePack at all is for the decoder to tell, but for what ends too early. A
-    *cutter* is told where it can be cut. There may be so many *containers*: lists and dicts.
+    Truncated data is refused here; other invalid MessagePack is left to the decoder. A *cutter*
+    receives the places for cuts. *containers* is the maximum number of lists and dicts.
 
     Raises:
         ValueError: with the reason.
@@ -185,7 +185,7 @@ _TOO_DEEP = b"[" * (DEPTH_MAX + 1)
 
 
 def check_json(data: bytes, values: int = VALUES_MAX, containers: int = CONTAINERS_MAX) -> None:
-    """Refuse what is too deep or of too many values, as `check_msgpack` does."""
+    """Refuse data that is too deep or has too many values; see `check_msgpack`."""
     # Text is counted along at first: most data is far below the limits even so.
     opened = data.count(b"[") + data.count(b"{")
     if (

@@ -1,6 +1,6 @@
-"""What cloudpickle does not send by value: functions that functools has wrapped, structs, slots.
+"""Pickle by value what cloudpickle does not: functools wrappers, msgspec structs, slots.
 
-A script's own are not in the ``__main__`` of another process, so a name does not help there.
+Objects of a script's ``__main__`` do not exist in another process, so they can't be sent by name.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _DESCRIPTORS = (
     functools.partialmethod,
     functools.singledispatchmethod,
 )
-# What the decorators give to what they make.
+# Attributes that decorators set on their wrappers.
 _GIVEN = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "__annotate__", "__type_params__"}
 _GIVEN |= {"cache_parameters", "register", "dispatch", "registry", "_clear_cache"}
 
-# Structs that have travelled, by a name that both processes know: what comes back is the same one.
+# Structs that were sent, by an id that both processes know: a returned struct is the same object.
 _by_id: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 _ids: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _unfinished: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -45,7 +45,7 @@ _NOT_OWN |= {"__annotate__", "__annotate_func__", "__annotations__", "__static_a
 
 
 def reduce(obj: Any) -> Any:
-    """Reduce what is wrapped, or a struct; NotImplemented for all else, and where its name does."""
+    """Reduce a wrapper or a struct; NotImplemented for other objects and importable ones."""
     cls = type(obj)
     if cls is _cached_type:
         return NotImplemented if _is_there(obj) else _reduce_cached(obj)
@@ -61,9 +61,9 @@ def reduce(obj: Any) -> Any:
 
 
 def keep_slots(obj: Any, reduced: Any) -> Any:
-    """Give a class the ``__slots__`` that cloudpickle leaves out when it makes it.
+    """Add the ``__slots__`` that cloudpickle leaves out when it rebuilds a class.
 
-    Else its instances would not be laid out as those here, and could not come back.
+    Without them its instances would have another layout, and could not be sent back.
     """
     if reduced is NotImplemented or not issubclass(type(obj), type):
         return reduced
@@ -75,7 +75,7 @@ def keep_slots(obj: Any, reduced: Any) -> Any:
 
 
 def _is_there(obj: Any) -> bool:
-    """Tell whether a name leads to *obj* in any process."""
+    """Return whether *obj* can be imported by name in any process."""
     module = getattr(obj, "__module__", None)
     if module is None or module == "__main__":
         return False
@@ -93,8 +93,8 @@ def _set_attributes(obj: Any, attributes: dict[str, Any]) -> None:
     vars(obj).update(attributes)
 
 
-# Of functools. What they wrap may lead back to them: pickle then finds two of them under way, and
-# takes the first that is complete.
+# functools. A wrapped function may refer back to its wrapper: pickle then rebuilds the wrapper
+# twice, and takes the first that is complete.
 
 
 def _reduce_cached(cached: Any) -> Any:
@@ -181,7 +181,7 @@ def _reduce_struct(msgspec: Any, cls: Any) -> Any:
         for name in _CONFIG
         if getattr(cls.__struct_config__, name, None) is not None
     }
-    # Its signature would say so, too, but evaluates all annotations for that.
+    # inspect.signature would tell too, but evaluates all annotations.
     config["kw_only"] = any(name not in cls.__match_args__ for name, *_ in fields)
     namespace = {
         name: value
@@ -197,10 +197,10 @@ def _reduce_struct(msgspec: Any, cls: Any) -> Any:
 
 
 def _annotations(msgspec: Any, cls: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a struct's own fields are annotated with, and what of it leads to the struct.
+    """Return the annotations of a struct's own fields, and those that refer back to the struct.
 
-    Names are resolved, if they can be: they mean nothing where the struct is going. What leads back
-    to the struct itself is set when that is there, until then it is text.
+    Names are resolved if possible, since they have no meaning in the child. An annotation that
+    refers to the struct itself is text until the struct exists, and is set afterwards.
     """
     own, circular = _written(cls), {}
     resolved = _resolved(msgspec, cls)
@@ -216,7 +216,7 @@ def _annotations(msgspec: Any, cls: Any) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def _set_annotations(cls: Any, annotations: dict[str, Any]) -> None:
-    """Complete a struct that has just been made; one that was there stays as it is."""
+    """Complete a new struct; a struct that existed before is not changed."""
     if cls in _unfinished:
         _unfinished.discard(cls)
         cls.__annotations__.update(annotations)
@@ -269,7 +269,7 @@ def _make_struct(  # noqa: PLR0917 - pickle passes them so
     fields: Sequence[tuple[str, str, Any, Any]],
     config: dict[str, Any],
 ) -> Any:
-    """Make a struct, unless it is from here or has come before."""
+    """Make a struct, unless it exists in this process or was received before."""
     made = _by_id.get(ident)
     if made is None:
         import msgspec  # noqa: PLC0415 - for few

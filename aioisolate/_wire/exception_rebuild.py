@@ -1,7 +1,7 @@
-"""Exceptions put together again, from the flat list that `remote` has made of them.
+"""Rebuild exceptions from the flat list that `exceptions` has made.
 
-No exception is nested in another one here, nor any frame: they refer to each other by number. So
-neither a long traceback nor a long chain nor a deep group comes near the limit of recursion.
+Exceptions and frames are not nested: they refer to each other by number. So long tracebacks, long
+chains and deep groups do not reach the recursion limit.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ __all__ = [
     "stack",
 ]
 
-# File, function, line, and what its globals say of the module's name and file, where they do.
+# File, function, line, and ``__name__`` and ``__file__`` of the frame's globals, if set.
 Frame: TypeAlias = tuple[str, str, int, "str | None", "str | None"]
 
 
 class Words(str):  # noqa: SLOT000 - there are few of them
-    """What could not be pickled, described: it has the str and the repr that the thing had."""
+    """The str and repr of an object that could not be pickled."""
 
     _repr: str
 
@@ -54,12 +54,12 @@ class Words(str):  # noqa: SLOT000 - there are few of them
 
 
 class State(NamedTuple):
-    """What is set once an exception is there.
+    """The state that is set after an exception is made.
 
     Attributes:
-        attributes: its ``__dict__``, or what its ``__reduce__`` gives for a state.
-        members: what has a place of its own in the object: ``__slots__``, and what C types have.
-        set: takes the exception and *attributes*; None: these go into its ``__dict__``.
+        attributes: its ``__dict__``, or the state from its ``__reduce__``.
+        members: values of member descriptors: ``__slots__``, and those of C types.
+        set: a function of the exception and *attributes*; None: update its ``__dict__``.
     """
 
     attributes: Any = None
@@ -71,10 +71,10 @@ class Record(NamedTuple):
     """One exception of the list.
 
     Attributes:
-        number: what others call it.
-        pickle: three pickles in a row: a callable and its arguments, which make it; its `State`;
-            its ``__notes__``, or None.
-        buffers: those of the pickles.
+        number: the number by which other records refer to it.
+        pickle: three pickles in a row: a callable and its arguments, which make the exception; its
+            `State`; its ``__notes__``, or None.
+        buffers: the buffers of the pickles.
         late: its state refers to exceptions that are made after this one.
         cause, context: their numbers; -1 is none.
         suppress: its ``__suppress_context__``.
@@ -92,23 +92,23 @@ class Record(NamedTuple):
 
 
 def node(number: int) -> BaseException:
-    """Stand for an exception of the list in a pickle; loading resolves it (`Load`)."""
+    """Represent an exception of the list in a pickle; `Load` resolves the number."""
     raise pickle.UnpicklingError(f"exception {number} is not part of a list")
 
 
 class Load(pickle.Unpickler):
-    """Loads what one record holds, resolving the numbers of others by *resolve*."""
+    """Load the pickles of one record; *resolve* maps numbers to exceptions."""
 
     def __init__(
         self, data: bytes, buffers: Sequence[Any], resolve: Callable[[int], BaseException]
     ) -> None:
-        # As `codecs.load` does it, for the sake of the event loop.
+        # Large data in steps, so that the event loop can run; see `codecs.load`.
         file = io.BytesIO(data) if len(data) <= AT_ONCE else PieceReader([data])
         super().__init__(file, buffers=buffers)
         self._resolve = resolve
 
     def find_class(self, module: str, name: str) -> Any:
-        """Find what a pickle names."""
+        """Find a global that a pickle refers to."""
         if name == "node" and module == __name__:
             return self._resolve
         vet_import(module, name)
@@ -116,7 +116,7 @@ class Load(pickle.Unpickler):
 
 
 def exceptions(listed: Sequence[tuple[Any, ...]]) -> BaseException:
-    """Make the exceptions of a list; return number 0. It may raise anything."""
+    """Make the exceptions of a list; return number 0. May raise any exception."""
     made: dict[int, BaseException] = {}
     late = []
     records = [Record(*record) for record in listed]
@@ -131,7 +131,7 @@ def exceptions(listed: Sequence[tuple[Any, ...]]) -> BaseException:
         complete(exc, load)
     for record in records:
         exc = made[record.number]
-        # By the descriptors of their own: __setattr__ of a frozen dataclass refuses.
+        # By the member descriptors: __setattr__ of a frozen dataclass raises.
         _set(exc, "__cause__", made.get(record.cause))
         _set(exc, "__context__", made.get(record.context))
         _set(exc, "__suppress_context__", record.suppress)
@@ -144,21 +144,21 @@ def _set(exc: BaseException, name: str, value: object) -> None:
 
 
 def make_bare(cls: type[BaseException], base: Any, arguments: Sequence[Any]) -> BaseException:
-    """Make an exception without its class's constructor, by that of its builtin *base*."""
+    """Make an exception by the constructor of its builtin *base*, not by its own."""
     exc: BaseException = base.__new__(cls, *arguments)
     base.__init__(exc, *arguments)
     return exc
 
 
 def make(load: Load) -> BaseException:
-    """Make an exception of the first pickle of three."""
+    """Make an exception from the first of the three pickles."""
     make_it, arguments = load.load()
     exc: BaseException = make_it(*arguments)
     return exc
 
 
 def complete(exc: BaseException, load: Load) -> None:
-    """Set what an exception consists of besides its arguments: the other two."""
+    """Set an exception's state and notes from the other two pickles."""
     attributes, members, set_them = load.load()
     own: dict[str, Any] = BaseException.__dict__["__dict__"].__get__(exc)
     if set_them is not None:
@@ -171,14 +171,14 @@ def complete(exc: BaseException, load: Load) -> None:
             try:
                 descriptor.__set__(exc, value)
             except (AttributeError, TypeError):
-                pass  # it is for reading, and has been set when the exception was made
+                pass  # read-only; set when the exception was made
     notes = load.load()
     if notes is not None:
         own["__notes__"] = notes
 
 
 def member(cls: type, name: str) -> MemberDescriptorType | None:
-    """Find where instances of *cls* have a place of their own for *name*."""
+    """Return the member descriptor of *name* in *cls*, or None."""
     for base in cls.__mro__:
         found = base.__dict__.get(name)
         if type(found) is MemberDescriptorType:

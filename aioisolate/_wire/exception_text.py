@@ -1,4 +1,4 @@
-"""What exceptions and other things say of themselves, by methods that may do anything."""
+"""Get str and repr of exceptions and other objects, whose methods may run any code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .safe_text import shorten
 
 __all__ = ["Comparison", "ExceptionText"]
 
-# How long all that is said may take. It is the code of others.
+# Seconds that all calls to __str__ and __repr__ together may take: they are user code.
 _PATIENCE = 1.0
 _WORDS_MAX = 4096
 _TEXT_MAX = 64 * 1024
@@ -22,11 +22,11 @@ _LINE_MAX = 512
 
 
 class _TooLongError(BaseException):
-    """What something says of itself takes too long."""
+    """A call to __str__ or __repr__ takes too long."""
 
 
 class _Alarm:
-    """Raises _TooLongError in its context after some time, again and again; not in a thread."""
+    """Raise _TooLongError in the context after a time, repeatedly; main thread only."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -49,7 +49,7 @@ class _Alarm:
             raise _TooLongError
 
     def _restore(self) -> None:
-        # None if it was not set from Python: then it can't be had back.
+        # None if the handler was not set from Python: then it can't be restored.
         signal.signal(signal.SIGALRM, signal.SIG_DFL if self._handler is None else self._handler)
 
     def __exit__(self, *_: object) -> None:
@@ -62,13 +62,13 @@ class _Alarm:
 
 
 class ExceptionText:
-    """Asks things for their str and repr, for a second altogether."""
+    """Get str and repr of objects, in one second for all of them."""
 
     def __init__(self) -> None:
         self._left = _PATIENCE
 
     def ask(self, say: Callable[[Any], str], thing: object) -> str:
-        """Return what *thing* says, or in what way it does not; *say* is str or repr."""
+        """Return ``say(thing)``, or a description of its failure; *say* is str or repr."""
         begin = time.monotonic()
         try:
             with _Alarm(max(self._left, 0.01)):
@@ -82,16 +82,16 @@ class ExceptionText:
             self._left -= time.monotonic() - begin
 
     def line(self, exc: BaseException) -> str:
-        """Return the first line of what an exception says."""
+        """Return the first line of an exception's text."""
         return self.ask(str, exc).partition("\n")[0][:_LINE_MAX]
 
     def words(self, thing: object) -> Words:
-        """Put *thing* into words."""
+        """Return the str and repr of *thing* as `Words`."""
         return Words(*(shorten(self.ask(say, thing), _WORDS_MAX) for say in (str, repr)))
 
 
 class Comparison:
-    """Compares what the copies of an exception say of themselves with what it says itself."""
+    """Compare the str and repr of an exception's copies with those of the original."""
 
     WHOLLY = 2
 
@@ -102,7 +102,7 @@ class Comparison:
 
     @property
     def words(self) -> Words:
-        """What it says itself."""
+        """Return the str and repr of the original."""
         text = shorten(self._ask(str), _TEXT_MAX)
         return Words(text, text)
 
@@ -115,7 +115,7 @@ class Comparison:
         """Return WHOLLY if str and repr are the same, 1 if only str is, else 0."""
         cls = type(copy)
         if cls is type(self._exc) and vars(builtins).get(cls.__name__) is cls:
-            return self.WHOLLY  # words may stand for what of it can't be pickled
+            return self.WHOLLY  # the copy may contain text in place of unpicklable parts
         if not self._same(str, copy):
             return 0
         return self.WHOLLY if self._same(repr, copy) else 1
@@ -124,10 +124,10 @@ class Comparison:
         ours, theirs = self._ask(say), self._sayings.ask(say, copy)
         if ours == theirs or _essence(ours) == _essence(theirs):
             return True
-        # It may tell the time, or count.
+        # The text may differ between calls, for example by a time or a counter.
         return _essence(ours) != _essence(self._sayings.ask(say, self._exc))
 
 
 def _essence(text: str) -> list[str]:
-    """Return what of a text does not depend on addresses, nor on the order of sets."""
+    """Return the parts of a text that depend neither on addresses nor on set order."""
     return sorted(re.findall(r"\w+|[^\w\s]", re.sub(r"0x[0-9a-fA-F]+", "0x", text)))

@@ -47,10 +47,10 @@ _HEAP_TYPE = 1 << 9  # as CPython's headers have it: not a static type
 
 
 def dump(exc: BaseException) -> codecs.Dumped:
-    """Pickle an exception such that it can be loaded again, or raise.
+    """Pickle an exception so that it can be loaded again, or raise.
 
-    That is tried out here: a constructor that wants other arguments than `args` has fails when
-    it is loaded, and there nothing could be done about it any more.
+    Loading is tried here, since a constructor that needs other arguments than `args` fails only
+    when the pickle is loaded.
     """
     return codecs.dump_by(_ListPickler, exc, lend=False)
 
@@ -63,16 +63,16 @@ def describe(exc: BaseException) -> str:
         text = f"<its __str__ raised {type(broken).__name__}>"
     try:
         stack = "".join(traceback.format_tb(part(exc, "__traceback__")))
-    except BaseException as broken:  # noqa: BLE001 - a broken loader of source lines, likewise
+    except BaseException as broken:  # noqa: BLE001 - a broken loader of source lines may, too
         stack = f"<its traceback could not be formatted: {type(broken).__name__}>"
     return f"{full_name(type(exc))}: {text}\n{stack}".rstrip("\n")
 
 
 def load(records: Sequence[tuple[Any, ...]]) -> BaseException:
-    """Make what `dump` has pickled. It may raise anything.
+    """Load an exception that `dump` has pickled. May raise any exception.
 
-    It is here so that a parent imports this module with the first exception, and children that are
-    copies of it need not.
+    Defined here so that the parent imports this module with the first exception; later children,
+    being copies of the parent, need no import.
     """
     return exception_rebuild.exceptions(records)
 
@@ -81,18 +81,18 @@ class _ListPickler(SharedClassPickler):
     """Pickles one exception, as a list."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """Reduce the exception; leave all else to the others."""
+        """Reduce the exception; delegate other objects to the base class."""
         if issubclass(type(obj), BaseException):
             return load, (_Listing(obj).records,)
         return super().reducer_override(obj)
 
 
 class _NeededError(BaseException):
-    """An exception is among the arguments of another one, so it has to be made first."""
+    """An exception is an argument of another one, so it must be made first."""
 
 
 class _Listing:
-    """Makes the records of an exception and of those that it refers to, in the order of making."""
+    """Make the records of an exception and of those that it refers to, dependencies first."""
 
     def __init__(self, exc: BaseException) -> None:
         self.records: list[tuple[Any, ...]] = []
@@ -105,7 +105,7 @@ class _Listing:
         self._open: set[int] = set()
         self.sayings = ExceptionText()
         self._trials: dict[int, _Trial] = {}
-        self.born_here: set[int] | None = None  # as KinPickler has it, found once
+        self.born_here: set[int] | None = None  # see SharedClassPickler; computed once
         self.number(exc)
         done = 0
         while done < len(self._originals):  # which grows meanwhile
@@ -116,7 +116,7 @@ class _Listing:
             self.records.append(tuple(self._record(number, trial, kept)))
 
     def number(self, exc: BaseException) -> int:
-        """Return the number of an exception, which is to be in the list."""
+        """Return the number of an exception, adding it to the list if needed."""
         found = self._numbers.get(id(exc))
         if found is None:
             found = self._numbers[id(exc)] = len(self._originals)
@@ -125,17 +125,17 @@ class _Listing:
         return found
 
     def original(self, number: int) -> BaseException:
-        """Return what has a number."""
+        """Return the original exception of a number."""
         return self._originals[number]
 
     def resolve(self, number: int) -> BaseException:
-        """Return the copy that has a number, or the original as long as there is none."""
+        """Return the copy of a number, or the original until a copy exists."""
         return self.copies.get(number) or self._originals[number]
 
     def needed(self, exc: BaseException) -> int | None:
-        """Return the number of an exception that is made already, None if it is being made.
+        """Return the number of an exception that is already made, None if it is being made.
 
-        Raises _NeededError if it has to be made first.
+        Raise _NeededError if it must be made first.
         """
         number = self._numbers.get(id(exc), -1)
         if number in self.copies:
@@ -145,7 +145,7 @@ class _Listing:
         raise _NeededError(exc)
 
     def _walk(self, exc: BaseException) -> None:
-        """Find what is too long among what belongs to *exc*, and leave out the middle."""
+        """Find the chains of *exc* that are too long, and leave out their middle."""
         heads = [exc]
         while heads:
             exc = heads.pop()
@@ -166,21 +166,21 @@ class _Listing:
             self._cut(run)
 
     def _cut(self, run: list[BaseException]) -> None:
-        """Leave out the middle of exceptions, each of which leads to the next one only."""
+        """Leave out the middle of a chain of exceptions."""
         if len(run) > 2 * _CHAIN_KEPT:
             self._left_out[id(run[_CHAIN_KEPT])] = run[-_CHAIN_KEPT]
             self._gaps[id(run[_CHAIN_KEPT - 1])] = len(run) - 2 * _CHAIN_KEPT
 
     def linked(self, exc: BaseException) -> BaseException:
-        """Return what stands for an exception where another one leads to it."""
+        """Return the exception that replaces *exc* in references from other exceptions."""
         return self._left_out.get(id(exc), exc)
 
     def gap(self, exc: BaseException) -> int:
-        """Tell how many are left out behind an exception."""
+        """Return how many exceptions are left out after an exception."""
         return self._gaps.get(id(exc), 0)
 
     def _settle(self, exc: BaseException) -> None:
-        """Make an exception, and before that what it needs."""
+        """Make an exception after the exceptions that it needs."""
         waiting = [exc]
         while waiting:
             exc = waiting[-1]
@@ -254,7 +254,7 @@ class _Way(NamedTuple):
 
 
 class _Trial(NamedTuple):
-    """What has been pickled of an exception, and what comes of that."""
+    """The pickles of an exception, and the copy that they make."""
 
     pickle: bytes
     buffers: list[PickleBuffer]
@@ -263,7 +263,7 @@ class _Trial(NamedTuple):
 
 
 def _try_all(listing: _Listing, exc: BaseException) -> _Trial:
-    """Pickle and make an exception in the first way whose copy says what the original does."""
+    """Pickle an exception in the first way whose copy has the str and repr of the original."""
     cls = type(exc)
     compare = Comparison(listing.sayings, exc)
     best: _Trial | None = None
@@ -275,7 +275,7 @@ def _try_all(listing: _Listing, exc: BaseException) -> _Trial:
         elif type(trial.copy).__qualname__ != cls.__qualname__:
             why = f"comes back as {type(trial.copy).__qualname__}"
         else:
-            # What of large data it says takes as long as these are.
+            # The repr of large data takes time proportional to its size.
             large = len(trial.pickle) > _COMPARED_MAX
             alike = Comparison.WHOLLY if large else compare.alike(trial.copy)
             if alike == Comparison.WHOLLY:
@@ -316,7 +316,7 @@ def _ways(listing: _Listing, exc: BaseException) -> Iterator[_Way]:
 
 
 def _plain(listing: _Listing, exc: BaseException) -> _Way | None:
-    """Return what pickle does."""
+    """Return the way that pickle uses."""
     reduce = copyreg.dispatch_table.get(type(exc))
     reduced: Any = exc.__reduce_ex__(5) if reduce is None else reduce(exc)
     if not isinstance(reduced, tuple) or any(reduced[3:5]):
@@ -333,10 +333,10 @@ def _plain(listing: _Listing, exc: BaseException) -> _Way | None:
 
 def _arguments(listing: _Listing, exc: BaseException, plain: _Way | None) -> Sequence[Any]:
     if issubclass(type(exc), BaseExceptionGroup):
-        # Not those of args: somebody may have changed the list there.
+        # Not from args: the list in args may have been changed.
         message = BaseExceptionGroup.__dict__["message"].__get__(exc)
         return message, [listing.linked(member) for member in _members(exc)]
-    # For an OSError they are more than its args.
+    # An OSError has more constructor arguments than args.
     return part(exc, "args") if plain is None else plain.arguments
 
 
@@ -377,7 +377,7 @@ def _builtin(cls: type[BaseException]) -> type[BaseException]:
 
 
 def _nearest(listing: _Listing, exc: BaseException, why: str, compare: Comparison) -> _Trial:
-    """Make an instance of the nearest base that can be made, which says what the original did."""
+    """Make an instance of the nearest base class that can be made and has the same text."""
     words = compare.words
     state = _state(exc)
     notes = _notes(listing, exc, f"[{why}; this is the nearest base of it]")
@@ -392,7 +392,7 @@ def _nearest(listing: _Listing, exc: BaseException, why: str, compare: Compariso
             trial = _try(listing, way)
             if isinstance(trial, _Trial) and type(trial.copy) is base and compare.alike(trial.copy):
                 return trial
-    # Not even Exception says the same, so what the original says can't be had.
+    # Not even Exception has the same text, so the text of the original is lost.
     base = Exception if issubclass(type(exc), Exception) else BaseException
     trial = _try(listing, _Way(exception_rebuild.make_bare, (base, base, (words,)), State(), notes))
     if isinstance(trial, _Trial):
@@ -404,10 +404,10 @@ def _nearest(listing: _Listing, exc: BaseException, why: str, compare: Compariso
 
 
 def _try(listing: _Listing, way: _Way) -> _Trial | BaseException:
-    """Pickle an exception in some way and load it; return what that raises.
+    """Pickle an exception in the given way and load it; return the trial or the error.
 
-    Where something can't be pickled, words take its place; if that is of no use, then also that of
-    each argument and attribute as a whole.
+    Unpicklable parts are replaced by `Words`; if that fails, each whole argument or attribute that
+    contains one is replaced.
     """
     failure: BaseException = TypeError("it can't be pickled")
     for lenient in (False, True):
@@ -415,7 +415,7 @@ def _try(listing: _Listing, way: _Way) -> _Trial | BaseException:
             return _carry_out(listing, way, lenient=lenient)
         except _NeededError:
             raise
-        except BaseException as why:  # noqa: BLE001 - pickling and loading run its code
+        except BaseException as why:  # noqa: BLE001 - pickling and loading run user code
             failure = failure if lenient else why
     if way.make is not exception_rebuild.make_bare:
         return failure
@@ -439,7 +439,7 @@ def _try(listing: _Listing, way: _Way) -> _Trial | BaseException:
         return _carry_out(listing, way, lenient=True, lost=lost)
     except _NeededError:
         raise
-    except BaseException:  # noqa: BLE001 - likewise
+    except BaseException:  # noqa: BLE001 - user code
         return failure
 
 
@@ -479,10 +479,10 @@ def _carry_out(listing: _Listing, way: _Way, *, lenient: bool, lost: Sequence[st
 
 
 class _TrialLoad(exception_rebuild.Load):
-    """Loads like the parent, but makes no tracebacks: what that takes may be out of reach here."""
+    """Load like the parent, but without tracebacks: their modules may be unreadable here."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Find what a pickle names."""
+        """Find a global that a pickle refers to."""
         found = super().find_class(module, name)
         return _no_stack if found is exception_rebuild.stack else found
 
@@ -506,14 +506,14 @@ def _put_into_words(listing: _Listing, thing: object, why: BaseException, lost: 
 
 
 class _Pickler(SharedClassPickler):
-    """Pickles what belongs to one exception; others are referred to by their numbers.
+    """Pickle the parts of one exception; other exceptions are referred to by their numbers.
 
-    If *lenient*, words take the place of what can't be pickled.
+    If *lenient*, `Words` replace unpicklable parts.
 
     Attributes:
-        making: what is pickled is needed to make the exception.
-        referred: the numbers of those that it refers to.
-        lost: what words took the place of, and why.
+        making: the current object is needed to make the exception.
+        referred: the numbers of the exceptions that it refers to.
+        lost: the types of the replaced parts, and the reasons.
     """
 
     def __init__(self, listing: _Listing, *, lenient: bool) -> None:
@@ -538,8 +538,8 @@ class _Pickler(SharedClassPickler):
         return not large
 
     def reducer_override(self, obj: Any) -> Any:
-        """Reduce exceptions and tracebacks; leave all else to the others."""
-        cls = type(obj)  # which a proxy of something does not lie about
+        """Reduce exceptions and tracebacks; delegate other objects to the base class."""
+        cls = type(obj)  # unlike __class__, which a proxy may fake
         if issubclass(cls, BaseException):
             return self._refer(obj)
         if cls is TracebackType:

@@ -1,4 +1,4 @@
-"""Handles: memory that is not copied into a pickle, but travels beside it as a descriptor.
+"""Pass file-backed memory beside a pickle as descriptors, instead of copying it into the pickle.
 
 A module that makes such memory registers a finder (`register_finder`) when it is imported. Objects
 of its own ask, in their ``__reduce__``, for the `bundle` that is being filled, add their descriptor
@@ -17,19 +17,19 @@ from .frames import ProtocolError
 
 __all__ = ["BufferRef", "FdBundle", "FdUnbundling", "arrived", "bundle", "find", "register_finder"]
 
-# Of the thread: others may pickle something else meanwhile.
+# Per thread, since other threads may pickle at the same time.
 _here = _local()
-# As many as travel with one message.
+# The maximum number of descriptors in one message (SCM_MAX_FD).
 _MAX = 253
 
 
 class BufferRef(NamedTuple):
-    """A buffer that lies in a file: which descriptor it is, and where in it.
+    """A buffer in a file: the index of the file's descriptor, and the position in the file.
 
     Attributes:
-        which: which of the descriptors that travel along.
-        offset, length: where in the file, in bytes.
-        shared: both sides are to see each other's changes.
+        which: the index of the descriptor in the bundle.
+        offset, length: the position in the file, in bytes.
+        shared: both processes see each other's changes.
     """
 
     which: int
@@ -39,9 +39,9 @@ class BufferRef(NamedTuple):
 
 
 class FdBundle:
-    """The descriptors that are to travel beside a pickle; they stay open as long as this lives.
+    """The descriptors that are sent with a pickle; they stay open while the bundle exists.
 
-    What is pickled inside its context, in the same thread, adds to it.
+    Objects that are pickled in its context, in the same thread, add their descriptors.
     """
 
     __slots__ = ("_before", "_owners", "fds")
@@ -51,9 +51,9 @@ class FdBundle:
         self._owners: list[object] = []
 
     def add(self, fd: int, owner: object) -> int:
-        """Have *fd* travel along and *owner* live until then; return its index.
+        """Add *fd*, keep *owner* alive until it is sent, and return the index of *fd*.
 
-        Raises ValueError if they are too many.
+        Raise ValueError if there are too many descriptors.
         """
         if fd in self.fds:
             return self.fds.index(fd)
@@ -73,7 +73,7 @@ class FdBundle:
 
 
 class FdUnbundling:
-    """The descriptors that have come with a pickle, for what is unpickled inside its context."""
+    """The descriptors that came with a pickle, for objects that are unpickled in its context."""
 
     __slots__ = ("_before", "_fds")
 
@@ -102,19 +102,19 @@ def register_finder(finder: Finder) -> None:
 
 
 def bundle() -> FdBundle | None:
-    """Return what is being packed in this thread for another process, or None."""
+    """Return the bundle that is current in this thread, or None."""
     found: FdBundle | None = getattr(_here, "bundle", None)
     return found
 
 
 def _unpacking() -> Sequence[int]:
-    """Return the descriptors that came with what is being unpickled in this thread."""
+    """Return the descriptors that came with the pickle that this thread is loading."""
     found: Sequence[int] = getattr(_here, "arrived", ())
     return found
 
 
 def arrived(index: int) -> int:
-    """Return one of them, which stays open. Raises ProtocolError if there is none such."""
+    """Return a received descriptor, which stays open. Raise ProtocolError if there is none."""
     fds = _unpacking()
     if not 0 <= index < len(fds):
         raise ProtocolError("a pickle names a descriptor that did not come with it")

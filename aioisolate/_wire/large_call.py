@@ -1,7 +1,7 @@
-"""What of a call is too long for a message: two files that travel beside its request.
+"""Large calls: two files that are sent with the request of a call that is too long for a message.
 
-Filled where a call is pickled in a thread: a little at a time, so that the GIL is let go of again
-and again, and from where the data lies, without a copy of it in between.
+A thread fills the files in small steps, so that the GIL is released often, and directly from the
+data's memory, without an intermediate copy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = [
     "shows_change",
 ]
 
-# So many bytes are copied at once with the GIL held.
+# Bytes that are copied in one step with the GIL held.
 _STEP = 1 << 20
 
 # A part of the second file that is text, in UTF-8: offset and length in bytes.
@@ -29,12 +29,12 @@ Part: TypeAlias = tuple[int, int]
 
 
 class TooMuch(BaseException):
-    """This is not to be pickled here and now: it takes long, or nobody wants it any more.
+    """The call must not be pickled inline since it takes long, or it was cancelled.
 
-    No Exception: a ``__reduce__`` that expects some must not catch it.
+    Not an Exception, so that a ``__reduce__`` does not catch it by accident.
 
     Attributes:
-        by_value: it is known that plain pickle can't do it.
+        by_value: plain pickle is known to fail.
     """
 
     def __init__(self, *, by_value: bool = False) -> None:
@@ -43,7 +43,7 @@ class TooMuch(BaseException):
 
 
 class Halt(Exception):  # noqa: N818 - not each is an error
-    """Pickling stops, though nothing can be named that can't be pickled."""
+    """Pickling stops for a reason other than an unpicklable object."""
 
 
 class ChangedError(Halt):
@@ -51,11 +51,11 @@ class ChangedError(Halt):
 
 
 class UnwritableError(Halt, OSError):
-    """A file for what is pickled could not be made or written."""
+    """A file for the pickle could not be created or written."""
 
 
 class LargeCall(Protocol):
-    """The pickle of a call, and what is not in it, in files.
+    """The pickle of a call and its out-of-band data, in files.
 
     One thread fills it; another one waits for that, or gives it up. A protocol, because this layer
     opens no files: the class, `LargeCallFiles`, lies with the fork servers.
@@ -83,9 +83,9 @@ class LargeCall(Protocol):
     # For the thread that fills it
 
     def write(self, data: Any) -> None:
-        """Add to the pickle, as its file: bytes, a bytearray, or a PickleBuffer.
+        """Append bytes, a bytearray or a PickleBuffer to the pickle.
 
-        Raises UnwritableError, ChangedError, and TooMuch if it is unwanted.
+        Raise UnwritableError, ChangedError, and TooMuch if the call was cancelled.
         """
 
     def add_buffer(self, view: memoryview) -> int:
@@ -97,23 +97,23 @@ class LargeCall(Protocol):
         ...
 
     def rewind(self) -> None:
-        """Forget what was added so far."""
+        """Discard all data added so far."""
 
     def check(self) -> None:
-        """Raise TooMuch if nobody wants it any more."""
+        """Raise TooMuch if the call was cancelled."""
 
     # For the one that waits
 
     def release(self) -> list[int]:
-        """Hand its files over, sealed: nobody can change them any more."""
+        """Seal the files against changes and return them."""
         ...
 
     def drop(self) -> None:
-        """Want it no more: the other thread gives up as soon as it can."""
+        """Cancel: the other thread stops as soon as possible."""
 
 
 def shows_change(exc: Exception) -> bool:
-    """Tell whether an error of pickling says that a dict, a set or a deque was changed."""
+    """Return whether a pickling error reports a changed dict, set or deque."""
     return isinstance(exc, RuntimeError) and "during iteration" in str(exc)
 
 

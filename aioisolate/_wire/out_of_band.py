@@ -1,4 +1,4 @@
-"""What of a large call does not go into its pickle, but into a file beside it, without a copy."""
+"""Out-of-band data: parts of a large call that are written to a second file, without a copy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .pickle_cost import TEXT_MAX
 
 __all__ = ["OutOfBand", "reduce_array"]
 
-# So many parts at most: where they lie is said in one message.
+# The maximum number of parts: one message holds all their positions.
 _PARTS_MAX = 1000
 # An array of so many objects is listed part by part.
 _OBJECTS_MIN = 100_000
@@ -26,7 +26,7 @@ _OF_ARRAYS = ("__reduce__", "__reduce_ex__", "__setstate__")
 
 
 class OutOfBand:
-    """What does not go into a pickle itself, but into its parcel's other file."""
+    """The out-of-band data of a pickle, written to the large call's second file."""
 
     def __init__(
         self, large_call: LargeCall, bundle: fd_passing.FdBundle, lists: Sequence[list[Any]]
@@ -69,7 +69,7 @@ class OutOfBand:
         return number
 
     def settle(self, *, by_cloudpickle: bool = False) -> Call:
-        """Write it all down, and put the call together."""
+        """Write all parts to the files, and return the call."""
         for found, size in self._lists:
             if len(found) != size:
                 raise ChangedError(f"the size of a list changed from {size} to {len(found)}")
@@ -85,7 +85,7 @@ class OutOfBand:
 
 
 def reduce_array(obj: Any) -> Any:
-    """Reduce a large array, which would be copied with the GIL held, in another way."""
+    """Reduce a large array without copying it with the GIL held."""
     if type(obj) is array.array:
         return _reduce_numbers(obj)
     numpy = sys.modules.get("numpy")
@@ -103,7 +103,7 @@ def reduce_array(obj: Any) -> Any:
         return NotImplemented
     plain = obj.view(standard)
     if not contiguous:
-        plain = numpy.ascontiguousarray(plain)  # lets go of the GIL
+        plain = numpy.ascontiguousarray(plain)  # releases the GIL
     return plain.__reduce_ex__(5) if kind is standard else (codecs.view_as, (plain, kind))
 
 

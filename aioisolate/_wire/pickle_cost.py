@@ -1,4 +1,4 @@
-"""What may take long to pickle, as far as that can be told before it is tried."""
+"""Estimate before pickling which objects may take long to pickle."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _CONTAINERS = frozenset({dict, frozenset, list, set, tuple})
 
 
 def shows_long_text(call: object) -> bool:
-    """Tell whether there is a long text among the first objects of a call.
+    """Return whether the first objects of a call include a long text.
 
     One that is not ASCII is encoded, all of it, before the pickler writes anything.
     """
@@ -91,7 +91,7 @@ def _state(value: object) -> object:
 
 
 def may_take_long(obj: Any) -> bool:
-    """Tell whether reducing an object may take long, or copies much.
+    """Return whether reducing an object may take long, or copies much.
 
     It does not if it only hands out what the object has, which is pickled in turn.
     """

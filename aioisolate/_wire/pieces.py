@@ -1,7 +1,7 @@
-"""Decoding plain data in steps, none of which keeps the interpreter's lock for long.
+"""Decode plain data in steps, none of which keeps the GIL for long.
 
-In between, other threads get it: the event loop's, which waits for this one. What comes out is what
-decoding at once would give.
+Between the steps other threads can run, such as the event loop's. The result is the same as that of
+decoding in one step.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ _WHY_MAX = 500
 
 
 def available(codec: str) -> bool:
-    """Tell whether *codec* can be used here: "json" always, "msgspec" if it is installed."""
+    """Return whether *codec* is available: "json" always, "msgspec" if it is installed."""
     _check_codec(codec)
     return codec == "json" or _has_msgspec()
 
@@ -113,7 +113,7 @@ def _find(
         for key in value if isinstance(value, dict) else ():
             try:
                 encode({key: None})
-            except Exception as exc:  # noqa: BLE001 - likewise
+            except Exception as exc:  # noqa: BLE001 - hooks of its class raise anything
                 return f"a key of {path}", key, exc
     except Exception as exc:  # noqa: BLE001 - so does going through it
         return path, value, exc
@@ -216,7 +216,7 @@ def load(
 
 
 def effort(codec: str, pieces: Sequence[bytes], result_type: object | None = None) -> int:
-    """Tell how long `load` takes, as so many bytes of JSON that is ordinary."""
+    """Estimate the cost of `load`, as a number of bytes of ordinary JSON."""
     from . import incremental  # noqa: PLC0415 - children only encode
 
     return incremental.effort(codec, pieces, result_type, _module(codec) is not None)

@@ -1,6 +1,6 @@
-"""What is told about a call in words: exceptions and progress, as text that does nothing.
+"""Safe text: exceptions and progress reports as escaped text that can't control a terminal or log.
 
-Neither needs pickle, whatever the codec of results is.
+Neither uses pickle, for any codec of results.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ def shorten(text: str, size: int) -> str:
 
 
 def tame(text: str, size: int) -> str:
-    """Make a stranger's *text* one line; of a long one only its ends, about *size* characters."""
+    """Make untrusted *text* one line, shortened to about *size* characters."""
     # Before, as escaping takes its time; and after, as it makes one character up to ten.
     return shorten(escape(shorten(text, size), line=True), size)
 
 
 def quote(text: str, size: int) -> str:
-    """Escape a stranger's *text* of several lines, each of which then begins with ``| ``.
+    """Escape untrusted *text* of several lines, and begin each line with ``| ``.
 
-    So none of them passes for a line of a log. Of a long one only its ends are left.
+    So no line can be mistaken for a log record. Long text loses its middle.
     """
     if not text:
         return ""
@@ -126,7 +126,7 @@ def full_name(cls: type) -> str:
 
 
 def dump_exception(exc: BaseException) -> bytes:
-    """Put an exception into words, whatever its own methods do."""
+    """Describe an exception as text, even if its methods raise."""
     texts = (_type_name(exc), _message(exc), _traceback(exc))
     parts = [_bytes(text, limit) for text, limit in zip(texts, _LIMITS, strict=True)]
     return _PARTS.pack(*map(len, parts)) + b"".join(parts)
@@ -157,12 +157,12 @@ def _traceback(exc: BaseException) -> str:
 
     try:
         return "".join(traceback.format_exception(exc))
-    except BaseException as broken:  # noqa: BLE001 - a broken loader of source lines, likewise
+    except BaseException as broken:  # noqa: BLE001 - a broken loader of source lines may, too
         return f"<its traceback could not be formatted: {_type_name(broken)}>"
 
 
 def load_exception(pieces: Sequence[bytes]) -> RemoteError:
-    """Make an error of what `dump_exception` has written. Raises ProtocolError."""
+    """Decode the output of `dump_exception` to an error. Raise ProtocolError."""
     from .._errors import RemoteError  # noqa: PLC0415 - a fork server and its children stay small
 
     data = _joined(pieces, _PARTS.size + sum(_LIMITS), "an exception")

@@ -1,7 +1,7 @@
 """Classes that a forked child and its parent both have, though no import leads to them.
 
 A class made in a function, or in ``__main__``, can't be pickled by name. cloudpickle writes such a
-class out whole, and the parent would rebuild a second class of the same look: ``except
+class out whole, and the parent would rebuild a second, equal-looking class: ``except
 LocalError`` would not catch it. But the child is a copy of the parent, so the class is already
 there, at the same address. The child sends that address as a claim, and the parent looks for
 it among the living subclasses of the class's base; it never follows the address itself.
@@ -29,7 +29,7 @@ class SharedClassPickler(CodePickler):
         self.born_here: set[int] | None = None
 
     def reducer_override(self, obj: Any) -> Any:
-        """Reduce a class from before the fork to a claim; leave all else to cloudpickle."""
+        """Reduce a class from before the fork to a claim; delegate other objects to cloudpickle."""
         if ancestry.is_copy and isinstance(obj, type) and self._is_kin(obj):
             return find_kin, (obj.__base__, obj.__module__, obj.__qualname__, id(obj))
         return super().reducer_override(obj)

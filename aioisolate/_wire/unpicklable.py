@@ -1,4 +1,4 @@
-"""Which part of something can't be pickled, and how one gets there: for the text of an error."""
+"""Find the part of an object that can't be pickled, and its path, for error messages."""
 
 from __future__ import annotations
 
