@@ -60,7 +60,7 @@ def survey(
         )
     if not here.dumpable and start != "zygote" and here.namespaces == "user":
         why = "this process is not dumpable, as after os.setuid(), so a copy of it may not map ids"
-        here = here._replace(namespaces="", why_no_namespaces=why, ids_in_namespace=False)
+        here = here._replace(namespaces="", why_no_namespaces=why)
     lacks: list[MissingFeature] = []
     landlock, filtering = _restrictions(sandbox, here, lacks)
     unshare, init, view = _namespaces(sandbox, here, lacks)

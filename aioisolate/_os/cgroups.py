@@ -38,12 +38,10 @@ class Events(NamedTuple):
         oom_kills: processes that the kernel killed for want of memory, by this group's limit or
             another. In version 1 the others of the group live on; version 2 kills them all, and
             may count the one that it chose twice.
-        pids_refused: how often a process or thread was refused.
         peak: the most memory that was in use at once, in bytes; None: not known.
     """
 
     oom_kills: int = 0
-    pids_refused: int = 0
     peak: int | None = None
 
 
@@ -145,18 +143,17 @@ class Cgroup:
 
     def events(self) -> Events:
         """Tell what has happened in it. It has forgotten once it is removed."""
-        kills = refused = 0
+        kills = 0
         peak = None
         for version, directory, _ in self.homes:
             name = "memory.oom_control" if version == 1 else "memory.events"
             kills += sum(
                 count(read(at, name), "oom_kill") or 0 for at in _counted(version, directory)
             )
-            refused += count(read(directory, "pids.events"), "max") or 0
             name = "memory.max_usage_in_bytes" if version == 1 else "memory.peak"
             most = read(directory, name)
             peak = peak if most is None else int(most)
-        return Events(kills, refused, peak)
+        return Events(kills, peak)
 
     def kill(self, patience: float = 0.1) -> bool:
         """Kill everybody in it, and wait that many seconds at most until nobody is left.
