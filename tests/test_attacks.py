@@ -155,7 +155,7 @@ async def test_11_25_an_array_that_may_only_be_read(sandbox):
     array = aioisolate.shared_array(4096, "u1")
     read_only = array.view()
     read_only.flags.writeable = False
-    preload = ["tests.attacks", "aioisolate._memory.buffer_refs", "aioisolate._memory.arrays"]
+    preload = ["tests.attacks", "aioisolate._memory.snapshot", "aioisolate._memory.arrays"]
     try:
         async with Isolator(sandbox=sandbox, preload=preload) as iso:
             done = await iso.run(overwrite, read_only, timeout=10)
