@@ -31,7 +31,6 @@ PLACES = {
     "progress": "aioisolate._child.progress",
     "execution": "aioisolate._child.execution",
     "arrays": "aioisolate._memory.arrays",
-    "buffer_refs": "aioisolate._memory.buffer_refs",
     "file_mappings": "aioisolate._memory.file_mappings",
     "snapshot": "aioisolate._memory.snapshot",
     "alive_pipe": "aioisolate._os.alive_pipe",

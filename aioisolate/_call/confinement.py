@@ -100,7 +100,7 @@ def _as_started(here: Containment, start: Start) -> Containment:
     """Return what this machine offers to children that are started so."""
     if not here.dumpable and start != "zygote" and here.namespaces == "user":
         why = "this process is not dumpable, as after os.setuid(), so a copy of it may not map ids"
-        return here._replace(namespaces="", why_no_namespaces=why, ids_in_namespace=False)
+        return here._replace(namespaces="", why_no_namespaces=why)
     return here
 
 

@@ -184,11 +184,11 @@ def _collect(
 
 
 def _borrow(fds: Sequence[int], region: Region) -> memoryview:
-    from .._memory import buffer_refs  # noqa: PLC0415 - only with such memory
+    from .._memory import snapshot  # noqa: PLC0415 - only with such memory
 
     if region.source > len(fds):
         raise ProtocolError("a result names a descriptor that did not come with it")
-    return buffer_refs.borrow(
+    return snapshot.borrow(
         fds[region.source - 1], region.offset, region.length, shared=region.shared
     )
 

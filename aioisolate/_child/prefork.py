@@ -243,9 +243,9 @@ def _load(
         if which < 0:
             buffers.append(beside[offset : offset + length])
             continue
-        from .._memory import buffer_refs  # noqa: PLC0415 - only for those who use such memory
+        from .._memory import snapshot  # noqa: PLC0415 - only for those who use such memory
 
-        buffers.append(buffer_refs.borrow(passed_fds[which], offset, length, shared=shared))
+        buffers.append(snapshot.borrow(passed_fds[which], offset, length, shared=shared))
     texts = [beside[offset : offset + length] for offset, length in request.texts]
     with fd_passing.FdUnbundling(passed_fds):
         loaded = codecs.load_call(call, buffers, texts)

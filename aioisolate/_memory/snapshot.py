@@ -7,7 +7,7 @@ import os
 import weakref
 from typing import Any, ClassVar, Self, SupportsIndex, TypeAlias
 
-from .._os import mappings, memfd
+from .._os import fds, mappings, memfd
 from .._wire import fd_passing
 from . import file_mappings
 from .access import Access
@@ -17,7 +17,7 @@ from .file_mappings import Use
 from .optional import numpy_for
 from .region import FREE, MemoryRegion, check_items, runs
 
-__all__ = ["Snapshot", "View"]
+__all__ = ["Snapshot", "View", "borrow"]
 
 _STEP = 1 << 20
 
@@ -316,6 +316,19 @@ class Snapshot(Closing):
         if self._root is None:
             raise ValueError("the Snapshot is closed")
         return self._root
+
+
+def borrow(fd: int, offset: int, length: int, *, shared: bool) -> memoryview:
+    """Map *length* bytes of the file *fd*, which stays open, from *offset*.
+
+    What is *shared* may be written if *fd* may; what is not, in any case: writes stay here.
+    Raises ProtocolError if the file is not what it should be, MemoryError if there is no room.
+    """
+    root = BackingFile.adopt(fd, offset + length, fixed_only=shared)
+    start = offset // mappings.PAGE * mappings.PAGE
+    access = Access.READ if shared and fds.is_for_reading(root.fd) else FREE
+    view = View(root, shared=shared, offset=start, access=access)
+    return memoryview(view)[offset - start :]
 
 
 def _bundle(what: object) -> fd_passing.FdBundle:

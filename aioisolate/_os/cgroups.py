@@ -37,12 +37,10 @@ class Events(NamedTuple):
         oom_kills: processes that the OOM killer killed, because of this cgroup's limit or another.
             In version 1 the other processes of the cgroup live on; version 2 kills all of them, and
             may count the process that the kernel selected twice.
-        pids_refused: how often the kernel refused to create a process or thread.
         peak: the peak memory usage in bytes, or None if unknown.
     """
 
     oom_kills: int = 0
-    pids_refused: int = 0
     peak: int | None = None
 
 
@@ -144,18 +142,17 @@ class Cgroup:
 
     def events(self) -> Events:
         """Return the cgroup's counters, which are lost when it is removed."""
-        kills = refused = 0
+        kills = 0
         peak = None
         for version, directory, _ in self.homes:
             name = "memory.oom_control" if version == 1 else "memory.events"
             kills += sum(
                 count(read(at, name), "oom_kill") or 0 for at in _counted(version, directory)
             )
-            refused += count(read(directory, "pids.events"), "max") or 0
             name = "memory.max_usage_in_bytes" if version == 1 else "memory.peak"
             most = read(directory, name)
             peak = peak if most is None else int(most)
-        return Events(kills, refused, peak)
+        return Events(kills, peak)
 
     def kill(self, patience: float = 0.1) -> bool:
         """Kill all processes in the cgroup; wait at most *patience* seconds until it is empty.

@@ -49,7 +49,6 @@ class Containment(NamedTuple):
         processes_by_namespace: RLIMIT_NPROC counts a user's processes by user namespace.
         why_not_becomes: why this process can't become another user.
         spare: the first of the user ids that children can have, and their number.
-        ids_in_namespace: children can have those ids in a user namespace, too.
         view: a mount namespace can have another root directory.
         why_no_view: why it can't.
         why_no_landlock, why_no_seccomp: why these layers do not work.
@@ -69,7 +68,6 @@ class Containment(NamedTuple):
     processes_by_namespace: bool
     why_not_becomes: str = ""
     spare: tuple[int, int] = (0x70000000, 1 << 22)
-    ids_in_namespace: bool = False
     view: bool = True
     why_no_view: str = ""
     why_no_landlock: str = ""
@@ -110,7 +108,6 @@ def _containment(_: int, capabilities: int, dumpable: bool) -> Containment:
         processes_by_namespace=found.get("processes_by_namespace", False),
         why_not_becomes=found.get("why_not_becomes", ""),
         spare=found.get("spare", (0x70000000, 1 << 22)),
-        ids_in_namespace=found.get("ids_in_namespace", False),
         view=found.get("view", False),
         why_no_view=found.get("why_no_view", ""),
         why_no_landlock=why_no_landlock() if sys.platform == "linux" else "",
@@ -311,7 +308,6 @@ def _try_namespaces(ids: tuple[int, int] | None, *, view: bool = True) -> dict[s
             return {"passing": exc.errno}
         why = f"{exc.strerror} ({exc.filename})"
         return {"why_no_namespaces": why, "why_no_view": why}
-    found["ids_in_namespace"] = found["namespaces"] == "user" and ids is not None
     try:
         namespaces.set_host_name("isolated")
         found["host_name"] = True

@@ -7,7 +7,6 @@ import os
 import sys
 from typing import NamedTuple
 
-from . import memfd
 from .containment import Containment, containment
 
 __all__ = ["Containment", "Features", "containment", "current"]
@@ -19,14 +18,10 @@ class Features(NamedTuple):
     Attributes:
         platform: `sys.platform`.
         waitid: os.waitid exists; without it children can't be reaped safely.
-        memfd: large results can be passed in sealed anonymous memory.
-        parent_death_signal: the kernel kills children whose parent has ended.
     """
 
     platform: str
     waitid: bool
-    memfd: bool
-    parent_death_signal: bool
 
 
 @functools.cache
@@ -35,6 +30,4 @@ def current() -> Features:
     return Features(
         platform=sys.platform,
         waitid=hasattr(os, "waitid"),
-        memfd=memfd.sealable(),
-        parent_death_signal=sys.platform == "linux",
     )

@@ -288,7 +288,7 @@ class ServerSource:
         if call.by_cloudpickle:
             self._pool.learn("cloudpickle")
         if call.passed_fds.fds:
-            self._pool.learn("aioisolate._memory.buffer_refs")
+            self._pool.learn("aioisolate._memory.snapshot")
         module = getattr(plan.fn, "__module__", None) or "builtins"
         if module not in self._told and module != "__main__":
             self._told.add(module)

@@ -693,7 +693,7 @@ async def test_wrong_arguments_for_fn():
 
 
 def test_an_unsupported_platform():
-    lacking = Features(platform="plan9", waitid=False, memfd=False, parent_death_signal=False)
+    lacking = Features(platform="plan9", waitid=False)
     with pytest.raises(CallableDidNotExecuteError, match="plan9") as info:
         make_plan(int, (), CallOptions(), lacking)
     assert info.value.reason is Reason.FEATURE_UNAVAILABLE

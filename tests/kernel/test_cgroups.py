@@ -58,9 +58,8 @@ def test_memory_has_a_limit(group):
     assert forked(work, 16 * MiB) == (16 * MiB, 0)
     assert limited.events().oom_kills == 0
     assert forked(work, 128 * MiB) == (None, -signal.SIGKILL)
-    kills, refused, peak = limited.events()
+    kills, peak = limited.events()
     assert kills in ONE
-    assert refused == 0
     if limited.homes[0].version == 1 or peak is not None:  # version 2 tells since Linux 5.19
         assert 32 * MiB < peak <= 64 * MiB
 
@@ -106,7 +105,6 @@ def test_processes_have_a_limit(group):
         return count_forks(20)
 
     assert forked(work) == (4, 0)  # and itself
-    assert limited.events().pids_refused >= 1
 
 
 def test_both_limits_hold_at_once(group):
@@ -119,7 +117,6 @@ def test_both_limits_hold_at_once(group):
     assert forked(work, 1) == ([2, 1], 0)
     assert forked(work, 128 * MiB) == (None, -signal.SIGKILL)
     assert limited.events().oom_kills in ONE
-    assert limited.events().pids_refused >= 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")

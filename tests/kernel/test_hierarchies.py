@@ -281,7 +281,7 @@ def test_a_kernel_without_some_files(tmp_path, monkeypatch):
     found = beside(tmp_path)[1]
     Kernel(monkeypatch, tmp_path, "cgroup.procs", "memory.max")
     group = Cgroup.create(64 * MiB, None, found)
-    assert group.events() == (0, 0, None)
+    assert group.events() == (0, None)
     assert group.remove()
 
 
@@ -301,7 +301,7 @@ def test_no_group_where_none_can_be_made():
 def test_no_limits_no_group():
     group = Cgroup.create(None, None)
     assert group.entrances == group.homes == []
-    assert group.events() == (0, 0, None)
+    assert group.events() == (0, None)
     assert group.kill()
     assert group.remove()
 
@@ -309,9 +309,9 @@ def test_no_limits_no_group():
 def test_version_2_adds_up_by_itself(tmp_path):
     group = Cgroup([Home(2, str(tmp_path))])
     fake(tmp_path, memory_events="low 0\noom 3\noom_kill 2\noom_group_kill 1\n")
-    fake(tmp_path, pids_events="max 7\n", memory_peak="4096\n")
+    fake(tmp_path, memory_peak="4096\n")
     fake(tmp_path / "below", memory_events="oom_kill 2\n")
-    assert group.events() == (2, 7, 4096)
+    assert group.events() == (2, 4096)
 
 
 def test_who_has_killed(tmp_path, monkeypatch):

@@ -242,7 +242,6 @@ def test_namespaces_are_had_in_another_way_without_the_capability():
         pytest.skip(found["why_no_namespaces"])
     assert found["namespaces"] == "user"
     assert found["becomes"]
-    assert found["ids_in_namespace"]
 
 
 @pytest.mark.parametrize(
@@ -603,7 +602,7 @@ def test_a_process_that_is_not_dumpable():
 
 
 def test_ids_in_a_user_namespace():
-    here = FULL._replace(namespaces="user", ids_in_namespace=True, spare=(32768, 1000))
+    here = FULL._replace(namespaces="user", spare=(32768, 1000))
     policy = make_policy(Sandbox(), here, "zygote")
     assert policy.as_user
     assert policy.ids
