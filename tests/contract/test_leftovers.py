@@ -294,7 +294,7 @@ async def test_11_11_what_the_parent_makes_just_before_the_fork_is_the_parents(m
 @pytest.mark.one_loop
 async def test_11_11_threads_of_the_parent_cost_nothing(monkeypatch):
     """Python counts them in a child, too; a call that leaves nothing must not look for its own."""
-    monkeypatch.setattr(execution.leftovers, "look", lambda **_: print("looked"))
+    monkeypatch.setattr(execution.finalization, "look", lambda **_: print("looked"))
     monkeypatch.delitem(sys.modules, "multiprocessing.util")
     end = threading.Event()
     thread = threading.Thread(target=end.wait, name="aioisolate-test")

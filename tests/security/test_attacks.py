@@ -22,7 +22,7 @@ from aioisolate import CallableDidNotExecuteError, IsolationError, Isolator, Lim
 from tests.attacks import ATTACKS, Attack, Scene, be_a_sibling, without_imports
 from tests.attacks.inheritance import overwrite
 from tests.helpers import ROOT, Stages, python
-from tests.internals import arrays
+from tests.internals import arrays, snapshot
 
 every_attack = pytest.mark.parametrize(
     "attack", ATTACKS, ids=[f"{attack.group}-{attack.name}" for attack in ATTACKS]
@@ -158,7 +158,7 @@ async def test_11_25_an_array_that_may_only_be_read(sandbox):
     array = aioisolate.shared_array(4096, "u1")
     read_only = array.view()
     read_only.flags.writeable = False
-    preload = ["tests.attacks", "aioisolate._memory.snapshot", arrays.__name__]
+    preload = ["tests.attacks", snapshot.__name__, arrays.__name__]
     try:
         async with Isolator(sandbox=sandbox, preload=preload) as iso:
             done = await iso.run(overwrite, read_only, timeout=10)
