@@ -1,7 +1,7 @@
 """Encode and decode the request to a fork server's child.
 
-Plain data is sent by marshal, which is built in. The call itself is a pickle that is loaded last, so
-that its errors can be distinguished from the library's own.
+Plain data is sent by marshal, which is built in. The call itself is a pickle that is loaded last,
+so that its errors can be distinguished from the library's own.
 """
 
 from __future__ import annotations
