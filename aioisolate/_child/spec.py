@@ -65,7 +65,7 @@ class ChildSpec:
         exits: the number of exit functions registered before fn is called.
         thread_exits: the number of exit functions of `threading` at that time.
         weak: the counter of weakref finalizers, or None if weakref is not imported.
-        finalizers: the index of the last finalizer before those of fn. (A copy of the parent looks
+        finalizers: the index of a finalizer that precedes those of fn. (A copy of the parent looks
             it up itself: the parent may make finalizers until the fork.)
         exit_timeout: how many seconds the threads that fn leaves may take to end.
         environment: the variables to remove and to set, or None.
