@@ -1,7 +1,7 @@
 """Forgetting the parent's event loop, and running a coroutine in a fresh one.
 
-The child is in the middle of the parent's event loop, on its stack, and every library that asks
-"is a loop running?" says yes. None of them has a public way to be told otherwise.
+After the fork, the child is on the stack of the parent's event loop, and every library still
+reports a running loop. No library has a public function that resets that state.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Step: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 
 
 def steps_to_forget(backend: AsyncBackend) -> Steps:
-    """List, in the parent, what makes each library believe that no loop runs in this thread."""
+    """Return, in the parent, the steps that make each library forget the loop of this thread."""
     modules = sys.modules
     steps: list[Step] = []
     if backend.loop is not None:
@@ -30,7 +30,7 @@ def steps_to_forget(backend: AsyncBackend) -> Steps:
         steps.append((asyncio._set_running_loop, (None,)))
         policy = getattr(asyncio.events, "_event_loop_policy", None)
         if sys.version_info < (3, 12) and policy is not None:
-            # Or get_event_loop would return the parent's; later versions see to it themselves.
+            # Otherwise get_event_loop() returns the parent's loop; from 3.12 on asyncio resets it.
             steps.append((setattr, (policy._local, "_loop", None)))
     run_context = modules.get("trio._core._run_context")
     if run_context is not None and run_context.GLOBAL_RUN_CONTEXT.__dict__:
@@ -49,15 +49,16 @@ def steps_to_forget(backend: AsyncBackend) -> Steps:
 
 
 def hub_to_forget() -> list[Step]:
-    """List, in the process that is to be forked, what makes gevent forget its loop there, if any.
+    """Return the steps that make gevent forget its hub in a copy of this process; [] without one.
 
-    It makes another when one is needed. By its own way of going on after a fork (`gevent.reinit`)
-    the parent's greenlets would run in the child, too.
+    gevent makes a new hub when the copy needs one. `gevent.reinit`, gevent's own function for use
+    after a fork, would run the parent's greenlets in the child, too.
     """
     hub = _hub()
     if hub is None:
         return []
-    # Its threads are the parent's; what is dropped would wait for them, so it is kept.
+    # The hub's threads exist in the parent only. Deleting the thread pool would wait for them, so
+    # *kept* keeps a reference.
     kept = dict(vars(hub))
     alone = {"_threadpool": None, "_resolver": None, "periodic_monitoring_thread": None}
     return [(vars(hub).update, (alone,)), (hub.destroy, (True,)), (len, (kept,))]
@@ -69,7 +70,7 @@ def _hub() -> Any:
 
 
 def not_to_forget() -> str:
-    """Say what of this thread a copy of this process could not do without, or ""."""
+    """Return why a copy of this process can't work without this thread's loop; "" if it can."""
     eventlet = sys.modules.get("eventlet.patcher")
     if eventlet is not None and eventlet.already_patched:
         return "eventlet.monkey_patch() has replaced what a copy of this process needs"
@@ -80,8 +81,8 @@ def not_to_forget() -> str:
 
 
 def run(coroutine: Coroutine[Any, Any, Any], backend: AsyncBackend) -> Any:
-    """Run a coroutine to its end in a fresh loop of the kind that the parent runs."""
-    import anyio  # noqa: PLC0415 - only where fn is a coroutine function; it brings asyncio in
+    """Run a coroutine to completion in a new event loop of the same kind as the parent's."""
+    import anyio  # noqa: PLC0415 - only for coroutine functions: anyio imports asyncio
 
     options: dict[str, Any] = {"use_uvloop": True} if backend.uvloop else {}
     return anyio.run(_await, coroutine, backend=backend.name, backend_options=options)

@@ -1,4 +1,4 @@
-"""What a copy of the process must not take for its own: helpers of multiprocessing."""
+"""Detach a copy of the process from the parent's multiprocessing helper processes and queues."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ __all__ = ["TRACKERS", "steps_to_begin_anew", "steps_to_disown"]
 
 Step: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 
-# The modules that may have a process that removes what is left in /dev/shm. (loky's is joblib's.)
+# The modules that may have started a resource tracker, which removes leaked files in /dev/shm.
+# (joblib contains a copy of loky.)
 TRACKERS = (
     "multiprocessing.resource_tracker",
     "joblib.externals.loky.backend.resource_tracker",
@@ -22,28 +23,29 @@ TRACKERS = (
 
 
 def steps_to_disown(keep: Collection[int]) -> Steps:
-    """List, in the parent, what makes multiprocessing in a copy begin anew.
+    """Return, in the parent, the steps that reset multiprocessing in a copy.
 
-    From the fork server of the parent a child would get processes that are not its own, or rather
-    an error, since it can't wait for it; to the parent's tracker there is no way. The queues refuse
-    what is put in, but for those whose pipe is in *keep*.
+    Processes that the parent's multiprocessing fork server starts are not the child's own: the
+    child gets an error, since it can't wait for that server. The pipe to the parent's resource
+    tracker is closed in the child. The parent's queues refuse objects, except those whose pipe is
+    in *keep*.
     """
-    if "multiprocessing.util" not in sys.modules:  # which all of these import
+    if "multiprocessing.util" not in sys.modules:  # all of these modules import it
         return ()
     steps = [*_helpers(keep), *_queues(keep)]
     module = sys.modules.get(TRACKERS[0])
     if module is not None:
-        from .attached_memory import register_only_what_is_made  # noqa: PLC0415 - for few
+        from .attached_memory import register_only_what_is_made  # noqa: PLC0415 - rarely needed
 
         steps.append((register_only_what_is_made, (module,)))
     return steps
 
 
 def steps_to_begin_anew() -> Sequence[Step]:
-    """List, in a fork server, what makes its children start helpers of their own.
+    """Return, in a fork server, the steps that make its children start helpers of their own.
 
-    Its tracker would remove only at its own end what a child has left. (The pipes of its queues are
-    its children's, too.)
+    The fork server's resource tracker would not remove the files that a child leaked until the
+    server ends. (The server's queues stay usable: the children inherit their pipes.)
     """
     return list(_helpers(())) if "multiprocessing.util" in sys.modules else ()
 
@@ -65,7 +67,7 @@ def _helpers(keep: Collection[int]) -> Iterator[Step]:
 def _queues(keep: Collection[int]) -> Iterator[Step]:
     queues = sys.modules.get("multiprocessing.queues")
     if queues is not None:
-        # All at once: other threads may register more meanwhile.
+        # One call copies the registry, since other threads may add to it at the same time.
         references = sys.modules["multiprocessing.util"]._afterfork_registry.valuerefs()
         registered = [reference() for reference in references]
         for queue in [found for found in registered if isinstance(found, queues.Queue)]:
@@ -76,9 +78,10 @@ def _queues(keep: Collection[int]) -> Iterator[Step]:
 
 
 class _Refusal:
-    """Stands in for the semaphore that a queue of the parent's acquires before it takes an object.
+    """Replaces the semaphore that the parent's queue acquires in put().
 
-    The pipe is not the child's to write to; and what writes to it is a thread, so put would return.
+    The child can't write to the queue's pipe. A thread does the writing, so without this class
+    put() would return as if it had succeeded.
     """
 
     def __init__(self, semaphore: Any) -> None:

@@ -1,12 +1,13 @@
-"""Processes that can't get away: a process namespace with an init.
+"""A PID namespace with an init, so that no process that a call starts outlives the call.
 
-    follower --- the process that was forked; whoever waits for it learns how the call ended
+    follower --- the forked process; its exit status tells the parent how the call ended
       |-- init   process 1 of the namespace: when it ends, the kernel kills every process there
-      `-- the process that goes on and calls fn
+      `-- worker the process that calls fn
 
-The follower ends as the last one ends, and hands on to it what asks for its stack. When it is
-killed instead, the init sees the pipe between them close, and ends. The process that goes on isn't
-the init itself: that would be deaf to its own signals, and have orphans to collect.
+The follower waits for the worker, ends with the same status, and forwards the signal that asks for
+a stack trace. If the follower is killed, the init reads end of file from the pipe between them, and
+ends. The worker isn't the init itself: the kernel discards signals that an init has no handler for,
+and an init has to reap orphans.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from .._wire.shared_constants import STACK_SIGNAL
 __all__ = ["live_under_one"]
 
 _raw: Any = _signal
-_os: Any = os  # not every platform has all of it
+_os: Any = os  # some platforms lack some of its functions
 _FD_MAX = 1 << 20
 
 
 def live_under_one() -> None:
-    """Go on in a new process namespace, with an init. Its parent is outside: getppid() is 0.
+    """Continue as the worker in a new PID namespace with an init; os.getppid() returns 0 there.
 
-    Raises OSError, in the process that was there before, if that can't be.
+    Raises OSError, in the calling process, if the namespace can't be created.
     """
     namespaces.unshare(namespaces.NEWPID)
     read, write = os.pipe()
@@ -45,7 +46,7 @@ def live_under_one() -> None:
 
 
 def _keep_only(fd: int, heard: Iterable[int] = ()) -> None:
-    """Close all else, and hear no signal: what is sent to the group is for the others."""
+    """Close all other files and block signals, except *heard*: the worker gets group signals."""
     _raw.pthread_sigmask(_raw.SIG_SETMASK, set(_raw.valid_signals()).difference(heard))
     os.closerange(0, fd)
     os.closerange(fd + 1, _FD_MAX)
@@ -53,7 +54,7 @@ def _keep_only(fd: int, heard: Iterable[int] = ()) -> None:
 
 def _be_init(read: int) -> NoReturn:
     try:
-        # Orphans are then collected by the kernel.
+        # With SIGCHLD ignored, the kernel reaps orphans.
         _raw.signal(_raw.SIGCHLD, _raw.SIG_IGN)
         _keep_only(read)
         os.read(read, 1)
@@ -66,12 +67,12 @@ def _follow(init: int, pid: int, write: int) -> NoReturn:
     try:
         _raw.signal(STACK_SIGNAL, lambda number, _: os.kill(pid, number))
         _keep_only(write, [STACK_SIGNAL])
-        # Looked at first: until it is collected its number is its own.
+        # WNOWAIT: the pid stays in use until waitpid(), so the handler signals no other process.
         _os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         _raw.pthread_sigmask(_raw.SIG_BLOCK, [STACK_SIGNAL])
         _, status = unpatched.waitpid(pid, 0)
         os.close(write)
-        # With it everything is gone that was left.
+        # The init has now ended, and with it every process left in the namespace.
         unpatched.waitpid(init, 0)
     finally:
         _end_like(status)
@@ -81,7 +82,7 @@ def _end_like(status: int) -> NoReturn:
     try:
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # there has been one, if any
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the worker has dumped core
             if number != _raw.SIGKILL:
                 _raw.signal(number, _raw.SIG_DFL)
             os.kill(os.getpid(), number)
