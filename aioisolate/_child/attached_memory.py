@@ -1,8 +1,9 @@
-"""Shared memory that a child only attaches to is not removed when the child ends.
+"""Keep shared memory that a child only attaches to from being removed when the child ends.
 
-`multiprocessing.shared_memory` registers what it attaches to with the resource tracker, as well as
-what it creates. That does no harm where all processes have one tracker. A child has one of its own,
-which would remove the memory of the parent, or of anybody else, as soon as the child has ended.
+`multiprocessing.shared_memory` registers memory with the resource tracker when it creates the
+memory, and also when it attaches to it. That is harmless if all processes share a tracker. A child
+has its own tracker, which would remove the memory of the parent, or of another process, when the
+child ends.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ _KIND = "shared_memory"
 
 
 def register_only_what_is_made(module: Any) -> None:
-    """Make the resource tracker's module register shared memory only where it is created."""
+    """Make the resource tracker's module register only shared memory that this process creates."""
     register, unregister = module.register, module.unregister
     made: set[str] = set()
 
     def register_made(name: str, rtype: str) -> None:
         if rtype == _KIND:
-            # The caller is the constructor of SharedMemory; nothing else tells.
+            # The caller is SharedMemory.__init__; only its local variables show the difference.
             if not sys._getframe(1).f_locals.get("create", True) and name not in made:
                 return
             made.add(name)
         register(name, rtype)
 
     def unregister_any(name: str, rtype: str) -> None:
-        # The tracker complains of what it does not know; and a process of this one's may have
-        # registered it, so this can't just be left out.
+        # The tracker reports an error for a name that is not registered. Another process that
+        # shares the tracker may have registered the name, so unregistering can't be skipped.
         if rtype == _KIND and name not in made:
             register(name, rtype)
         unregister(name, rtype)
@@ -43,7 +44,7 @@ def register_only_what_is_made(module: Any) -> None:
 
 
 def watch_for_module() -> None:
-    """Patch the module now, or as soon as this process or a child of it imports the module."""
+    """Patch the module now, or when this process or a child of it imports the module."""
     module = sys.modules.get(_MODULE)
     if module is not None:
         register_only_what_is_made(module)
@@ -52,7 +53,7 @@ def watch_for_module() -> None:
 
 
 class _Finder:
-    """Finds this one module, as others do."""
+    """Finds multiprocessing.resource_tracker by the other finders, and wraps its loader."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != _MODULE:
@@ -68,7 +69,7 @@ class _Finder:
 
 
 class _Loader:
-    """Loads it by the loader that was found, which then stands as its loader."""
+    """Loads the module by the original loader, patches it, and restores the loader attributes."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -79,7 +80,7 @@ class _Loader:
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         spec.loader = self._loader
         module: ModuleType | None = self._loader.create_module(spec)
-        spec.loader = self  # type: ignore[assignment]  # it has what a loader needs
+        spec.loader = self  # type: ignore[assignment]  # has the methods of a loader
         return module
 
     def exec_module(self, module: ModuleType) -> None:

@@ -1,8 +1,8 @@
-"""Engaging a sandbox's layers, in an order that each step depends on; see docs/security.md.
+"""Engage a sandbox's layers, in an order that each step depends on; see docs/security.md.
 
-A copy of the parent engages all of them (`confine`). A fork server of a sandbox engages once what
-its children share (`enter_server`), each child what must be its own (`enter_child`). Every step
-either does what it says or raises `LayerError`; nothing is skipped here.
+A copy of the parent engages all layers (`confine`). A sandbox's fork server engages the shared
+layers once (`enter_server`), and each of its children the others (`enter_child`). Every step either
+engages its layer or raises `LayerError`; no layer is skipped here.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from .spec import ChildSpec
 
 __all__ = ["LayerError", "PreparedLayers", "confine", "enter_child", "enter_server", "get_ready"]
 
-# The scratch directory, and the one in which it is: a rule on a directory that something is mounted
-# on is hidden by that mount, so the rule is one for its parent.
+# The scratch directory and its parent directory. A mount hides a Landlock rule for its mount point,
+# so the rule is for the parent directory.
 SCRATCH_PARENT = "/aioisolate"
 SCRATCH = "/aioisolate/scratch"
 _KILL = 9
 _HOST_NAME = "isolated"
-# Timers count, too; what there is of them is for all processes of a user together.
+# The limit includes timers, and the kernel counts all processes of a user together.
 _PENDING_SIGNALS = 128
-_os: Any = os  # not every platform has all of it
+_os: Any = os  # some platforms lack some of its functions
 
 
 class LayerError(OSError):
@@ -48,9 +48,9 @@ class PreparedLayers:
     """The resources that a fork server has prepared for its children's layers.
 
     Attributes:
-        rules: the descriptor of the Landlock rules, or -1.
+        rules: the file descriptor of the Landlock rules, or -1.
         filter: the system call filter of each child, or None.
-        proc: a descriptor of /proc, which the children's view lacks, or -1.
+        proc: a file descriptor of /proc, or -1. The children's view of files has no /proc.
     """
 
     __slots__ = ("filter", "proc", "rules")
@@ -61,16 +61,16 @@ class PreparedLayers:
         self.proc = _open_proc()
 
     def fds(self) -> list[int]:
-        """Return its descriptors."""
+        """Return the file descriptors of the resources."""
         return [fd for fd in (self.rules, self.proc) if fd >= 0]
 
 
 def _open_proc() -> int:
     try:
-        os.stat("/proc/self")  # it may be covered
+        os.stat("/proc/self")  # fails if another mount covers /proc
         return os.open("/proc", _os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        return -1  # there is none; user namespaces can't be had without it, and all else can
+        return -1  # no /proc: user namespaces are impossible, all other layers work
 
 
 @contextmanager
@@ -85,10 +85,10 @@ def _layer(name: str, engaged: list[str]) -> Iterator[None]:
 def enter_server(policy: ConfinementSpec, ground: PreparedLayers, *, tied: bool) -> list[str]:
     """Engage the layers that the children of a fork server share; return their names.
 
-    *tied*: an `alive_pipe` kills it with its parent, and no parent-death signal.
+    *tied*: an `alive_pipe`, not a parent-death signal, kills the server when its parent ends.
 
-    Only this library's code runs in the server, so it keeps the privilege and the system calls that
-    are needed to set its children's users.
+    The server runs only this library's code, so it keeps the privilege and the system calls that
+    setting its children's users needs.
     """
     engaged: list[str] = []
     parent = os.getppid()
@@ -96,10 +96,10 @@ def enter_server(policy: ConfinementSpec, ground: PreparedLayers, *, tied: bool)
     if policy.unshare:
         _leave(policy, engaged)
         if not tied:
-            _die_with(parent)  # a new user namespace clears it
+            _die_with(parent)  # a new user namespace clears the signal
     if policy.landlock:
-        # Made now, since the paths are looked up in the view of now; each child restricts itself,
-        # by a domain of its own: those of one domain could signal each other.
+        # Now, since the paths are resolved in the current view of files. Each child restricts
+        # itself, in a Landlock domain of its own: processes of one domain can signal each other.
         with _layer(Layer.LANDLOCK, []):
             ground.rules = _make_rules(policy)
     with _layer(Layer.PRIVILEGES, engaged):
@@ -112,11 +112,12 @@ def enter_server(policy: ConfinementSpec, ground: PreparedLayers, *, tied: bool)
 
 
 def enter_child(spec: ChildSpec, policy: ConfinementSpec, ground: PreparedLayers) -> list[str]:
-    """Engage the layers that each child of a fork server has for itself; return their names."""
+    """Engage the layers that a fork server's children do not share; return their names."""
     engaged: list[str] = []
     parent = os.getppid()
     uid, gid = _ids(policy)
-    # A user namespace of its own, since that is where processes are counted, unless by user id.
+    # The process limit counts per user id and user namespace, so a child that keeps its user id
+    # gets its own user namespace.
     counted_there = policy.as_user and policy.uid < 0
     flags = namespaces.NEWUSER if counted_there else 0
     if policy.scratch:
@@ -140,7 +141,7 @@ def enter_child(spec: ChildSpec, policy: ConfinementSpec, ground: PreparedLayers
 
 
 def confine(spec: ChildSpec) -> str:
-    """Confine a copy of the parent as *spec* says, and wait for the parent's approval."""
+    """Confine a copy of the parent according to *spec*, and wait for the parent's approval."""
     policy = spec.policy
     if policy is None:
         spec.statm = rlimits.open_statm()
@@ -170,7 +171,7 @@ def _enter_copy(spec: ChildSpec, policy: ConfinementSpec, proc: int) -> list[str
         _leave(policy, engaged)
     rules = -1
     if policy.landlock:
-        # Now: whoever it becomes may not find the paths.
+        # Before the user id changes: the new user may have no access to the paths.
         with _layer(Layer.LANDLOCK, []):
             rules = _make_rules(policy)
     _own(policy, uid, gid, (parent, spec.ends), engaged)
@@ -193,16 +194,16 @@ def _whole_filter(program: bytes) -> seccomp.Prepared:
 
 
 def get_ready(policy: ConfinementSpec) -> None:
-    """Import modules and lay out data in the parent, before the fork.
+    """Import modules and prepare data in the parent, before the fork.
 
-    A confined child may be unable to import the modules that answers need.
+    A confined child may be unable to import the modules that encode results and exceptions.
     """
     if policy.whole_filter:
         _whole_filter(policy.whole_filter)
     if policy.codec != "pickle":
-        from .._wire import plain_data, safe_text  # noqa: PLC0415 - only for those who are confined
+        from .._wire import plain_data, safe_text  # noqa: PLC0415 - only for confined children
 
-        # The codec's own library, and whatever exceptions need.
+        # These calls import the codec's library, and the modules for exceptions.
         plain_data.dump(policy.codec, {})
         safe_text.dump_exception(ValueError())
     else:
@@ -224,7 +225,7 @@ def _ids(policy: ConfinementSpec) -> tuple[int, int]:
 
 
 def _leave(policy: ConfinementSpec, engaged: list[str]) -> None:
-    """Leave the namespaces that others are in, and get a view of the files of one's own."""
+    """Leave the parent's namespaces, and set up the view of files."""
     with _layer(Layer.NAMESPACES, engaged):
         uid, gid = os.getuid(), os.getgid()
         if not policy.as_user:
@@ -248,9 +249,10 @@ def _own(
     parent: tuple[int, Sequence[int]],
     engaged: list[str],
 ) -> None:
-    """Engage what needs the privilege that is given up at its end.
+    """Engage the layers that need privileges, then give up the privileges.
 
-    *parent*: its pid, and the ends of the `alive_pipe`, if one ties this process to it.
+    *parent*: the parent's pid, and the ends of the `alive_pipe` that ties this process to the
+    parent, if any.
     """
     parent_pid, ends = parent
     if policy.scratch:
@@ -259,10 +261,11 @@ def _own(
     if policy.init:
         with _layer(Layer.PROCESSES, engaged):
             if policy.as_user and not ends:
-                # A new user namespace has cleared it, for those who stay outside, too.
+                # The new user namespace has cleared the parent-death signal of the follower, too.
                 _die_with(parent_pid)
             pid_namespace.live_under_one()
-            # The parent is outside, so it has no number here. It has no thread but one.
+            # The parent is now the follower, outside the PID namespace, so getppid() returns 0.
+            # The follower has a single thread, so only its own end sends a parent-death signal.
             _close(ends)
             parent_pid, ends = 0, ()
     if policy.uid >= 0:
@@ -284,7 +287,7 @@ def _own(
 
 def _keep_apart(policy: ConfinementSpec, parent: int, ends: Sequence[int]) -> None:
     if ends:
-        # After a change of user, the process may not be able to signal one of the old user.
+        # After a change of user, this process may be unable to signal one of the old user.
         alive_pipe.tie(ends, os.getpid())
         _close(ends)
     else:
@@ -310,7 +313,7 @@ def _close(fds: Sequence[int]) -> None:
 def _go_to_scratch() -> None:
     os.chdir(SCRATCH)
     os.environ["HOME"] = os.environ["TMPDIR"] = SCRATCH
-    if "tempfile" in sys.modules:  # which may have made up its mind
+    if "tempfile" in sys.modules:  # it may have cached a directory
         tempfile: Any = sys.modules["tempfile"]
         tempfile.tempdir = None
 
@@ -321,7 +324,7 @@ def _mount_scratch(size: int, uid: int, gid: int) -> None:
 
 
 def _readable(policy: ConfinementSpec) -> list[str]:
-    """List what may be read, as far as it is there: a library may have been replaced since."""
+    """Return the readable paths; optional ones only if they exist (a library may be replaced)."""
     optional = policy.optional
     paths = policy.read or ()
     return [path for path in paths if path not in optional or os.path.exists(path)]

@@ -1,4 +1,4 @@
-"""Calling fn and sending back what it returned or raised."""
+"""Call fn, and send its result or exception to the parent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from .spec import ChildSpec
 
 __all__ = ["have_last_word", "work", "work_within"]
 
-# Bound here since each child checks what fn has left, and each page touched is copied.
+# Bound here, since each child uses them to check what fn has left running, and attribute lookups
+# would touch, so copy, more pages.
 _register_exit, _count_exits, _mark = atexit.register, atexit._ncallbacks, finalization.mark
 _count_threads = _thread._count
 
@@ -31,7 +32,7 @@ _HERE = os.path.dirname(__file__)
 
 
 def have_last_word(spec: ChildSpec) -> None:
-    """Encode the answer for a lack of memory ahead, while there is memory."""
+    """Encode the answer for a MemoryError in advance, while memory is available."""
     text = b"MEMORY_LIMIT\nthere was no memory left to tell what fn returned or raised"
     spec.last_word = spec.started_mark if spec.quiet else b""
     spec.last_word += encode(spec.nonce, Kind.LOST, text)
@@ -48,7 +49,7 @@ def work_within(spec: ChildSpec, streams: Sequence[TextIO]) -> int:
         return 1
 
 
-def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
+def work(  # noqa: C901, PLR0912, PLR0915 - each function costs page copies
     spec: ChildSpec, streams: Sequence[TextIO]
 ) -> int:
     """Call fn, send the answer, return the exit code."""
@@ -58,7 +59,7 @@ def work(  # noqa: C901, PLR0912, PLR0915 - the way of a call
     if spec.exits < 0:  # not counted by a fork server
         _register_exit(_mark)
         spec.exits = _count_exits()
-        # Counted here, since the parent may make finalizers until the fork.
+        # Counted here, since the parent may create finalizers until the fork.
         if spec.weak is not None:
             spec.finalizers = next(spec.weak)
     # The parent's threads do not exist after the fork, but Python still counts them.
@@ -145,7 +146,7 @@ _Answer: TypeAlias = tuple[bytes, FdBundle | None]
 
 def _ease() -> None:
     """Raise the limits to make room for the answer, which may report that fn reached a limit."""
-    from . import rlimits  # noqa: PLC0415 - only where there are some; it is imported by now
+    from . import rlimits  # noqa: PLC0415 - already imported
 
     rlimits.ease()
 
@@ -153,7 +154,7 @@ def _ease() -> None:
 def _returned(spec: ChildSpec, value: object) -> _Answer:
     try:
         if spec.codec != "pickle":
-            from .._wire import plain_data  # noqa: PLC0415 - only where it is asked for
+            from .._wire import plain_data  # noqa: PLC0415 - only for plain data
 
             return _data(spec, Kind.VALUE, plain_data.dump(spec.codec, value))
         dumped = codecs.dump(value)
@@ -169,17 +170,17 @@ def _raised(spec: ChildSpec, exc: BaseException) -> _Answer:
     safe_text.trim(exc, _is_ours)
     if spec.codec != "pickle":
         return _data(spec, Kind.RAISED, safe_text.dump_exception(exc))
-    # Imported only now: few children need it, and none while all is well.
+    # Imported late, since only children that raise need the module.
     try:
         from .._wire import exceptions  # noqa: PLC0415
     except OSError:
-        # fn has used up the descriptors; then standard input, which is empty, gives way.
+        # fn has used all descriptors. Standard input is empty, so its descriptor can be reused.
         os.close(0)
         from .._wire import exceptions  # noqa: PLC0415
 
     try:
         dumped = exceptions.dump(exc)
-    except BaseException as why:  # noqa: BLE001 - loading the copy may raise anything, too
+    except BaseException as why:  # noqa: BLE001 - loading the pickle may raise anything
         text = (
             f"fn raised {_kind(exc)}, which could not be pickled and loaded again: "
             f"{_one_line(why)}\n{exceptions.describe(exc)}"
@@ -189,7 +190,7 @@ def _raised(spec: ChildSpec, exc: BaseException) -> _Answer:
 
 
 def _data(spec: ChildSpec, kind: Kind, stream: bytes) -> _Answer:
-    """Make an answer of data only, which is sent in its frame and never by the scratch file."""
+    """Return an answer of plain data, which is sent in a frame and never by the scratch file."""
     limit = spec.result_size
     if limit is not None and len(stream) > limit:
         return _too_large(spec, len(stream))
@@ -246,8 +247,8 @@ def _fill_scratch(fd: int, parts: Sequence[memoryview | BufferRef]) -> tuple[Reg
         while done < part.nbytes:
             done += os.pwrite(fd, part[done:], offset + done)
         offset += -(-part.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    # Sealed, so that the parent can map the file safely: no process, even one that fn left behind,
-    # can change or truncate it while the parent reads it.
+    # Sealed, so that the parent can map the file safely: no process, even one that fn left running,
+    # can change or truncate the file while the parent reads it.
     memfd.seal(fd)
     return tuple(regions)
 
@@ -292,12 +293,12 @@ def _flush(streams: Sequence[TextIO]) -> None:
         try:
             stream.flush()
         except (OSError, ValueError, AttributeError):
-            pass  # fn has closed it, or replaced it by something that is no stream
+            pass  # fn has closed the stream, or replaced it by another object
     cstdio.flush()
 
 
 def _exit_code(exc: SystemExit) -> int:
-    # As the interpreter does at its end: None is success, a number is itself, all else is 1.
+    # As the interpreter does at exit: None is 0, a number is the code, any other value is 1.
     if exc.code is None:
         return 0
     return exc.code & 0xFF if isinstance(exc.code, int) else 1
@@ -306,10 +307,10 @@ def _exit_code(exc: SystemExit) -> int:
 def _where(value: object) -> str:
     """Return a message prefix that names the part that can't be pickled, or an empty string."""
     try:
-        from .._wire import shared_classes, unpicklable  # noqa: PLC0415 - only where something is wrong
+        from .._wire import shared_classes, unpicklable  # noqa: PLC0415 - only for errors
 
         where = unpicklable.find(shared_classes.SharedClassPickler, "", value)
-    except BaseException:  # noqa: BLE001 - there may be neither memory nor files
+    except BaseException:  # noqa: BLE001 - memory or descriptors may be exhausted
         return ""
     return f"{where}: " if where else ""
 

@@ -1,10 +1,11 @@
-"""Finish what fn has left running, as an interpreter does at exit.
+"""Finish what fn has left running, as the interpreter does at exit.
 
-Threads are joined, then exit functions run, finalizers, and those of multiprocessing: those that fn
-has left, and never one of the parent's or of a preloaded module. The answer has been sent by then,
-so nothing that happens here can lose it; the parent delivers it when this process has ended.
+The child joins fn's threads, then runs fn's exit functions, finalizers, and the finalizers of
+multiprocessing. It never runs those of the parent or of a preloaded module. The answer has been
+sent before, so an error here can't lose the answer; the parent delivers it when this process has
+ended.
 
-Most calls leave nothing; the check must cost them next to nothing.
+Most calls leave nothing, so the check must be cheap.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from .spec import ChildSpec
 
 __all__ = ["finish", "forget_frames", "look", "mark", "set_mark", "thread_exits"]
 
-# How long a tracker of multiprocessing's may take for what is left, and between looks at it.
+# The time in seconds for a resource tracker of multiprocessing to clean up, and between polls.
 _TRACKER_PATIENCE = 2.0
 _PAUSE = 0.002
 _NAMES_MAX = 100
-# So long a thread may be waited for at once (what more would mean to the system is an error).
+# The longest timeout in seconds for joining a thread (longer ones may overflow).
 _LONGEST = 1e6
-_PREFIX = "aioisolate-"  # of helpers of this package's own
+_PREFIX = "aioisolate-"  # of the names of this package's threads
 
-# What is to follow when the exit functions of fn have run.
+# The function that runs after the exit functions of fn.
 _rest: Callable[[], object] | None = None
-# What belongs to the parent, kept alive: if it were collected here, it would be finalized.
+# Objects of the parent, kept alive: garbage collection in this process would finalize them.
 _foreign: list[object] = []
 
 
@@ -49,7 +50,7 @@ def mark() -> None:
 
 def set_mark(spec: ChildSpec) -> None:
     """Record in a fork server what is registered before fn is called."""
-    atexit.unregister(mark)  # an earlier one
+    atexit.unregister(mark)  # the mark of an earlier call of set_mark
     atexit.register(mark)
     spec.exits = atexit._ncallbacks()
     spec.thread_exits = thread_exits()
@@ -59,15 +60,15 @@ def set_mark(spec: ChildSpec) -> None:
 
 
 def thread_exits() -> int:
-    """Count the exit functions that `threading` calls when it has waited for threads."""
+    """Return the number of exit functions that are registered with `threading`."""
     threading: Any = sys.modules.get("threading")
     return 0 if threading is None else len(threading._threading_atexits)
 
 
 def look(*, due: bool) -> bytes | None:
-    """Return the names of threads and processes that fn has left; None: nothing is to be done.
+    """Return the names of threads and processes that fn has left; None: nothing is left to do.
 
-    *due*: something is known to be left to do.
+    *due*: whether the caller knows that something is left to do.
     """
     names: list[str] = []
     try:
@@ -77,7 +78,7 @@ def look(*, due: bool) -> bytes | None:
             names += map(_name, _processes())
             due |= bool(_finalizers(own=True)) or bool(_trackers())
     except Exception:  # noqa: BLE001 - fn may have replaced any of these modules
-        due = True  # what is the matter `finish` will say
+        due = True  # `finish` reports the error
     return _encode(names) if due or names else None
 
 
@@ -103,7 +104,7 @@ def _threads() -> list[Any]:
 
 
 def _processes() -> list[Any]:
-    """List the processes of multiprocessing's that fn has started, waits for, and has left."""
+    """Return the running non-daemonic multiprocessing processes that fn has started."""
     process = sys.modules.get("multiprocessing.process")
     if process is None:
         return []
@@ -120,7 +121,7 @@ def _finalizers(*, own: bool) -> dict[Any, Any]:
 
 
 def finish(spec: ChildSpec, end: Callable[[], object], flush: Callable[[], object]) -> None:
-    """Do an interpreter's exit work, report what has not ended in time, and call *end*."""
+    """Do an interpreter's exit work, report late threads and processes, and call *end*."""
     global _rest
     pid = os.getpid()
     names: list[str] = []
@@ -135,7 +136,7 @@ def finish(spec: ChildSpec, end: Callable[[], object], flush: Callable[[], objec
                 _finalize(spec)
                 _stop_trackers()
                 flush()
-                if os.getpid() == pid:  # no copy that an exit function has made
+                if os.getpid() == pid:  # not in a process that an exit function has forked
                     body = encode(spec.nonce, Kind.LEAVING, _encode(names))
                     _send(spec, body)
             except BaseException as exc:  # noqa: BLE001 - as the interpreter does at its end
@@ -144,10 +145,11 @@ def finish(spec: ChildSpec, end: Callable[[], object], flush: Callable[[], objec
                 end()
 
         _rest = rest
-        # The last one of these, in this order, is the mark; it does not return.
+        # Exit functions run in reverse order of registration: those of fn, then the mark, which
+        # does not return.
         atexit._run_exitfuncs()
-        rest()  # unless fn has removed it
-    except BaseException as exc:  # noqa: BLE001 - likewise
+        rest()  # fn has unregistered the mark
+    except BaseException as exc:  # noqa: BLE001 - as the interpreter does at its end
         sys.excepthook(type(exc), exc, exc.__traceback__)
     finally:
         end()
@@ -157,7 +159,7 @@ def _send(spec: ChildSpec, body: bytes) -> None:
     try:
         progress.send(spec.channel, body)
     except OSError:
-        pass  # fn has closed the channel; or there is nobody any more
+        pass  # fn has closed the channel, or the parent has ended
 
 
 # Threads and processes
@@ -166,7 +168,7 @@ def _send(spec: ChildSpec, body: bytes) -> None:
 def _wait(until: float, thread_exits: int) -> list[str]:
     """Wait for threads and processes; return the names of those that have not ended in time.
 
-    *thread_exits*: the number of exit functions of `threading` that are the parent's.
+    *thread_exits*: the number of the parent's exit functions in `threading`.
     """
     threading: Any = sys.modules.get("threading")
     if _thread._count():
@@ -175,14 +177,14 @@ def _wait(until: float, thread_exits: int) -> list[str]:
         if time.monotonic() >= until:
             break
         for thread in threads:
-            # Not by a method of a class of fn's, which may take no timeout.
+            # fn's thread class may override join() without a timeout.
             threading.Thread.join(thread, _left(until))
     processes = _processes() if "multiprocessing.util" in sys.modules else []
     for process in processes:
         process.join(_left(until))
     late = [process for process in processes if process.is_alive()]
     for process in late:
-        process.kill()  # or who runs multiprocessing's exit function would wait for it
+        process.kill()  # multiprocessing's exit function waits without a timeout
     return [*map(_name, threads), *map(_name, late)]
 
 
@@ -198,10 +200,11 @@ def _wake_pools(thread_exits: int) -> None:
     for name, table in (("thread", "_threads_queues"), ("process", "_threads_wakeups")):
         module = sys.modules.get(f"concurrent.futures.{name}")
         workers = getattr(module, table, {})
-        ended = [thread for thread in workers if not thread.is_alive()]  # with the fork
+        ended = [thread for thread in workers if not thread.is_alive()]  # by the fork
         _foreign.extend((thread, workers.pop(thread)) for thread in ended)
-    # They join their threads, however long that takes. Those of the pools may be called twice, and
-    # that does no harm: there is no telling them from others in the parent's list.
+    # The functions join their threads without a timeout, so a daemon thread calls them. The pools'
+    # own functions may be called twice, which is harmless: they can't be told from the others in
+    # the list of `threading`.
     calls = [*reversed(threading._threading_atexits[thread_exits:])]
     for name in ("thread", "process"):
         module = sys.modules.get(f"concurrent.futures.{name}")
@@ -213,7 +216,7 @@ def _wake_pools(thread_exits: int) -> None:
         try:
             helper.start()
         except RuntimeError:
-            return  # no thread may be started; then these are waited for in vain
+            return  # no thread can be started; the pools' threads then time out
 
 
 def _call_all(calls: Iterable[Callable[[], object]]) -> None:
@@ -221,14 +224,14 @@ def _call_all(calls: Iterable[Callable[[], object]]) -> None:
         call()
 
 
-# What frames hold
+# Frames
 
 
 def forget_frames(exc: BaseException) -> None:
     """Clear the frames of fn that *exc* keeps alive.
 
-    A file that is found in a cycle by the garbage collector may lose what it has not written yet.
-    Frames of the parent's, in an exception that comes from there, are left alone.
+    The garbage collector may discard unwritten data of a file that is part of a reference cycle.
+    Frames of the parent, in an exception that was created there, are not cleared.
     """
     young = {id(frame) for frame in gc.get_objects() if type(frame) is FrameType}
     found: list[BaseException | None] = [exc]
@@ -247,7 +250,7 @@ def forget_frames(exc: BaseException) -> None:
                 try:
                     traceback.tb_frame.clear()
                 except RuntimeError:
-                    pass  # it is being executed
+                    pass  # the frame is executing
             traceback = traceback.tb_next
 
 
@@ -275,7 +278,7 @@ def _run_weak_finalizers(before: int) -> None:
         for _, finalizer in sorted(own, key=_first, reverse=True):
             try:
                 finalizer()
-            except Exception as exc:  # noqa: BLE001 - as its own exit function does
+            except Exception as exc:  # noqa: BLE001 - as weakref's exit function does
                 sys.excepthook(type(exc), exc, exc.__traceback__)
 
 
@@ -284,7 +287,7 @@ def _first(pair: tuple[int, object]) -> int:
 
 
 def _end_multiprocessing() -> None:
-    """Run the exit function of multiprocessing, which sees nothing that is not fn's."""
+    """Run the exit function of multiprocessing, with only fn's finalizers and processes."""
     util = sys.modules["multiprocessing.util"]
     for key, finalizer in _finalizers(own=False).items():
         _foreign.append(finalizer)
@@ -304,7 +307,7 @@ def _trackers() -> list[Any]:
 
 
 def _stop_trackers() -> None:
-    """Let the trackers that fn has started remove what is left in /dev/shm, and end."""
+    """Let the resource trackers that fn has started remove files in /dev/shm, and end."""
     until = time.monotonic() + _TRACKER_PATIENCE
     for tracker in _trackers():
         try:
@@ -314,4 +317,4 @@ def _stop_trackers() -> None:
             while os.waitpid(tracker._pid, os.WNOHANG)[0] == 0 and time.monotonic() < until:
                 time.sleep(_PAUSE)
         except OSError:
-            continue  # it is not this process's; or it has ended
+            continue  # not a child of this process, or already reaped

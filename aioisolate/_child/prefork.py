@@ -1,7 +1,7 @@
-"""A fork server's child: wait for one call, carry it out, and end.
+"""A fork server's child: wait for one call, run it, and end.
 
-It rehearses first: a call that does nothing goes through the same code as the real one will.
-The first write to each page after a fork copies it; the rehearsal makes these copies ahead.
+The child first runs a rehearsal: an empty call that uses the same code as the real call. The first
+write to each page after a fork copies the page; the rehearsal makes these copies in advance.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
-# What most requests fit into; a larger buffer would touch more pages.
+# The size of most requests or more; a larger buffer would touch more pages.
 _AT_ONCE = 4096
 _FD_MAX = 1 << 20
-# So many seconds of imports are worth telling; and so many packages are enough to tell.
+# Imports that take more seconds are reported, with at most so many packages.
 _LONG = 0.05
 _NEW_MAX = 50
 
@@ -46,30 +46,31 @@ def serve(  # noqa: C901 - each function that is called here costs page copies
     ahead: bool,
     ground: PreparedLayers | None = None,
 ) -> NoReturn:
-    """Wait for one request, do what it says, and end the process.
+    """Wait for one request, run its call, and end the process.
 
-    *sever* are descriptors of objects of the server's, *loose* are such that no object holds.
-    *ahead* of need: nobody waits yet. *ground*: what the server has got ready for confinement.
+    *sever*: descriptors that objects of the server hold. *loose*: descriptors without an object.
+    *ahead*: whether no call waits for this child yet. *ground*: the resources that the server has
+    prepared for confinement.
 
-    The fork server has prepared all that it could: its signals are at their defaults, garbage is
-    frozen, faulthandler writes to where the scratch file is. So little is left.
+    Little is left to do here: the fork server has set signals to their defaults, frozen the garbage
+    collector's objects, and set faulthandler to write to the scratch file's descriptor.
     """
     code = 1
     try:
         if spec.note_pid:
-            # First: if the parent dies now, the process that adopts this one identifies it by this.
+            # First: if the parent dies now, the process that adopts this child needs the pid.
             os.pwrite(spec.scratch, b"%d" % os.getpid(), PID_AT)
-        # As in `bootstrap.main`: early, and valid only if the parent was still there then.
+        # As in `bootstrap.main`: early, and effective only if the parent is still alive.
         set_parent_death_signal(9)
         if os.getppid() != spec.parent_pid:
             os._exit(1)
         os.setsid()
         signals.reset_child_signal()
-        # Bare numbers, which no object will close a second time.
+        # No object holds these, so none closes the number a second time.
         for fd in loose:
             os.close(fd)
         if spec.strangers is not None:
-            from . import descriptors  # noqa: PLC0415 - only then; the server has imported it
+            from . import descriptors  # noqa: PLC0415 - the server has imported it
 
             descriptors.replace_strangers(spec, -1 if ground is None else ground.proc)
         null = spec.null
@@ -87,7 +88,7 @@ def serve(  # noqa: C901 - each function that is called here costs page copies
         if ahead:
             _rehearse(spec)
             if spec.policy is not None:
-                from . import rlimits  # noqa: PLC0415 - only then; the rehearsal has imported it
+                from . import rlimits  # noqa: PLC0415 - the rehearsal has imported it
 
                 rlimits.note(spec.statm)
         if engaged is not None:
@@ -100,7 +101,7 @@ def serve(  # noqa: C901 - each function that is called here costs page copies
 
 
 def _confine(spec: ChildSpec, ground: PreparedLayers) -> list[str]:
-    from . import confine  # noqa: PLC0415 - only then; the server has imported it
+    from . import confine  # noqa: PLC0415 - the server has imported it
 
     assert spec.policy is not None
     try:
@@ -141,8 +142,8 @@ def _rehearsal_confined(codec: str) -> bytes:
 
 
 def _send_snapshot(channel: _socket.socket) -> None:
-    """Send a rehearsal as where calls come with snapshots, of numpy's arrays perhaps."""
-    from .._memory.snapshot import Snapshot  # noqa: PLC0415 - only where it is imported already
+    """Send a rehearsal that contains a snapshot, of a numpy array if numpy is imported."""
+    from .._memory.snapshot import Snapshot  # noqa: PLC0415 - already imported where it is used
 
     numpy = sys.modules.get("numpy")
     try:
@@ -150,14 +151,14 @@ def _send_snapshot(channel: _socket.socket) -> None:
         call = codecs.dump_plain_call(len, (snapshot,))
         request = Request(_NOTHING, call.stream, passed_fds=len(call.passed_fds.fds)).encode()
         messages.send(channel, request, call.passed_fds.fds)
-    except OSError:  # no descriptor is left, say
+    except OSError:  # no free descriptor, for example
         channel.send(_REHEARSAL)
 
 
 def _serve_one(spec: ChildSpec, channel: _socket.socket) -> int:
     received = _receive(channel)
     if received is None:
-        return 0  # nobody will ask any more
+        return 0  # the parent sends no more requests
     request, descriptors = received
     spec.nonce = request.nonce
     spec.started_mark = encode(request.nonce, Kind.STARTED)
@@ -177,7 +178,7 @@ def _serve_one(spec: ChildSpec, channel: _socket.socket) -> int:
         else:
             assert isinstance(request.call, bytes)
             spec.fn, spec.args = codecs.load_call(request.call)
-    except BaseException as exc:  # noqa: BLE001 - unpickling imports, and so runs, anything
+    except BaseException as exc:  # noqa: BLE001 - unpickling may run any code
         os.write(spec.channel, encode_failure(spec.nonce, "request", exc))
         return 1
     if len(sys.modules) > modules and request.codec == "pickle":
@@ -195,11 +196,11 @@ def _serve_one(spec: ChildSpec, channel: _socket.socket) -> int:
 
 
 def _tell_of_imports(spec: ChildSpec, modules: int, took: float) -> None:
-    """Report the imports that loading the call needed, if slow: each call will repeat them."""
-    used = time.process_time()  # from the fork on, which makes no difference
+    """Report slow imports that loading the call needed: each such call repeats them."""
+    used = time.process_time()  # since the fork; the time before the imports is negligible
     if took > _LONG:
         tops: dict[str, str] = {}
-        # They stand in the order in which they were complete, so what imports others comes last.
+        # sys.modules is in order of completed imports, so a module comes after its imports.
         for name in reversed(list(sys.modules)[modules:]):
             top = name.partition(".")[0]
             if top not in tops or len(name) < len(tops[top]):
@@ -210,8 +211,8 @@ def _tell_of_imports(spec: ChildSpec, modules: int, took: float) -> None:
 
 
 def _bind(spec: ChildSpec, limits: RlimitSpec, *, as_noted: bool) -> None:
-    """Set the limits, after all that is not fn's own doing."""
-    from . import rlimits  # noqa: PLC0415 - only where there are some
+    """Set the resource limits, after all set-up that is not part of fn."""
+    from . import rlimits  # noqa: PLC0415 - only for calls with limits
 
     spec.bounds = limits
     execution.have_last_word(spec)
@@ -223,7 +224,7 @@ def _bind(spec: ChildSpec, limits: RlimitSpec, *, as_noted: bool) -> None:
 
 
 def _receive(channel: _socket.socket) -> tuple[Request, list[int]] | None:
-    """Read one request and the descriptors that come with it; None if the parent is gone."""
+    """Read one request and the descriptors sent with it; return None if the parent has ended."""
     data, found, _ = messages.receive(channel, _AT_ONCE)
     while len(data) < HEADER.size or len(data) < HEADER.size + HEADER.unpack_from(data)[0]:
         if not data:
@@ -237,25 +238,25 @@ def _receive(channel: _socket.socket) -> tuple[Request, list[int]] | None:
 def _load(
     request: Request, call: bytes | memoryview, beside: memoryview, passed_fds: list[int]
 ) -> tuple[Callable[..., Any], Sequence[Any]]:
-    """Load a call with descriptors. *beside* is the content of its second file."""
+    """Load a call with descriptors. *beside* is the content of the call's second file."""
     buffers = []
     for which, offset, length, shared in request.buffer_refs:
         if which < 0:
             buffers.append(beside[offset : offset + length])
             continue
-        from .._memory import snapshot  # noqa: PLC0415 - only for those who use such memory
+        from .._memory import snapshot  # noqa: PLC0415 - only for calls with such memory
 
         buffers.append(snapshot.borrow(passed_fds[which], offset, length, shared=shared))
     texts = [beside[offset : offset + length] for offset, length in request.texts]
     with fd_passing.FdUnbundling(passed_fds):
         loaded = codecs.load_call(call, buffers, texts)
-    for fd in passed_fds:  # who wanted to keep one has duplicated it
+    for fd in passed_fds:  # an object that keeps one has duplicated it
         os.close(fd)
     return loaded
 
 
 def _map(file: int) -> memoryview:
-    """Map a file of the call's, and close it: what it holds is not copied here."""
+    """Map a file of the call and close it, so that its content is not copied."""
     from .._os import mappings  # noqa: PLC0415 - only for large calls
 
     size = os.fstat(file).st_size
@@ -269,7 +270,7 @@ def _take_over(  # noqa: C901 - one loop for each kind
 ) -> tuple[bytes | memoryview, memoryview, list[int]]:
     """Move the received descriptors to their numbers.
 
-    Returns the call's pickle, what is beside it, and the descriptors that belong to it.
+    Return the call's pickle, the content of its second file, and the descriptors of the pickle.
     """
     call: bytes | memoryview | int = request.call
     beside = memoryview(b"")
@@ -292,9 +293,9 @@ def _take_over(  # noqa: C901 - one loop for each kind
         os.dup2(source, number)
         os.close(source)
     if request.stdin:
-        sys.stdin = sys.__stdin__ = stdio.build_stdin()  # type: ignore[misc]  # final for others
+        sys.stdin = sys.__stdin__ = stdio.build_stdin()  # type: ignore[misc]  # declared Final
     own = fds.Descriptors()
-    for number in request.numbers:  # ours make way
+    for number in request.numbers:  # move the library's own descriptors away
         if number == spec.channel:
             spec.channel = fds.lift_above(spec.channel, max(request.numbers), own)
         elif number == spec.scratch:
@@ -302,7 +303,7 @@ def _take_over(  # noqa: C901 - one loop for each kind
             faulthandler.enable(spec.scratch)
         elif number == spec.statm:
             spec.statm = fds.lift_above(spec.statm, max(request.numbers), own)
-    # Two steps, since one may arrive under the number that another one wants.
+    # Two steps, since a received descriptor may have the target number of another one.
     highest = max(request.numbers, default=2)
     lifted = [fds.lift_above(fd, highest, own) for fd in descriptors]
     for fd, number in zip(lifted, request.numbers, strict=False):

@@ -10,10 +10,10 @@ __all__ = ["reseeder"]
 
 
 def reseeder() -> Callable[[], object] | None:
-    """Return what to call in each child, or None if there is nothing to do.
+    """Return the function to call in each child, or None if no generator needs a new seed.
 
-    `random` sees to itself after a fork; numpy and torch do not. (Nobody sees to generators that
-    somebody else has made.)
+    `random` reseeds itself after a fork; numpy and torch do not. (Generators that other code has
+    created are not reseeded.)
     """
     numpy_random: Any = sys.modules.get("numpy.random")
     generator = getattr(sys.modules.get("torch"), "default_generator", None)

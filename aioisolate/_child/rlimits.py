@@ -1,9 +1,9 @@
-"""Limits that a child sets for itself, right before it calls fn.
+"""Resource limits that a child sets for itself, right before it calls fn.
 
-Where fn is trusted, a soft limit is what it feels, and the hard one leaves some room, for the
-answer that is made once fn is over: a MemoryError must be told, too. Where fn may be hostile, it
-could raise the soft limit itself, so the hard one is what was promised: the room for the answer is
-a part of it, and an answer takes no descriptors.
+If fn is trusted, the soft limit is the requested one, and the hard limit leaves room for the answer
+that is encoded after fn: the child must be able to report a MemoryError. Untrusted fn could raise
+the soft limit itself, so the hard limit is the requested one. The room for the answer is then part
+of the requested memory, and the answer uses no descriptors.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from .layers import RlimitSpec
 __all__ = ["apply", "ease", "open_statm", "rehearse"]
 
 _ROOM = 64 << 20
-# Of the memory that was promised, the part that answers have, and how much at most.
+# The share of the requested memory that is kept for the answer: one eighth, at most 64 MiB.
 _PART, _PART_MAX = 8, 64 << 20
 _DESCRIPTORS_ROOM = 32
-# So many numbers are looked at at once, and at most.
+# How many descriptor numbers are checked in one step, and in total.
 _AT_ONCE = 128
 _NUMBERS_MAX = 1 << 20
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 _eased: list[int] = []
-# The lowest number that was closed when that was noted, and those, of the first ones, that will be
-# right before fn.
+# From `note`: the lowest closed descriptor number at that time, and the numbers, among the first
+# ones, that will be closed right before fn.
 _noted: tuple[int, list[int]] = -1, []
 _rehearsing = False
 _EVERYTHING = RlimitSpec(1, 1, 1, 1, 1, 1, 0, strict=True)
 
 
 def open_statm(proc: int | None = None) -> int:
-    """Open what tells this process's size, for later, when /proc is out of reach; or return -1.
+    """Open the file of this process's size, for use when /proc is inaccessible; -1 if impossible.
 
-    *proc* is a descriptor of /proc, where that is not in its place.
+    *proc* is a file descriptor of /proc, if /proc is not at its usual path.
     """
     path = "/proc/self/statm" if proc is None else "self/statm"
     try:
@@ -49,7 +49,7 @@ def open_statm(proc: int | None = None) -> int:
 
 
 def rehearse(statm: int, scratch: int) -> None:
-    """Do all that `apply` does, and leave everything as it is."""
+    """Run the code of `apply` without changing any limit."""
     global _rehearsing
     _rehearsing = True
     apply(_EVERYTHING, statm, scratch)
@@ -57,7 +57,7 @@ def rehearse(statm: int, scratch: int) -> None:
 
 
 def note(statm: int) -> None:
-    """Look ahead of need which numbers will be closed once *statm* is: that takes long."""
+    """Find in advance the numbers that are closed once *statm* is closed; the search is slow."""
     global _noted
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     closed = closed_numbers(0, min(_AT_ONCE, most))
@@ -67,35 +67,35 @@ def note(statm: int) -> None:
 def apply(bounds: RlimitSpec, statm: int, scratch: int, *, as_noted: bool = False) -> None:
     """Set the limits. Raises OSError naming the one that can't be set.
 
-    *statm* is from `open_statm`, and is closed. *scratch* gets the stack when CPU time is up.
-    *as_noted*: no descriptors have come since `note`.
+    *statm* is from `open_statm`, and is closed. When CPU time is used up, the stack is written to
+    *scratch*. *as_noted*: no descriptors have been received since `note`.
     """
     _eased.clear()
     size = 0
     if bounds.memory is not None or (bounds.address_space is not None and statm >= 0):
         size = _address_space(statm)
-    # Whatever has been opened since then, by unpickling say, has got the lowest number first.
+    # A file opened since `note`, by unpickling for example, took the lowest closed number.
     closed = _noted[1] if as_noted and _noted[0] == _lowest_closed() else []
     if statm >= 0 and not _rehearsing:
         os.close(statm)  # before descriptors are counted
     if bounds.core_size is not None:
         _set("core_size", bounds.core_size)
     if bounds.file_size is not None:
-        # Its own results may be larger, and go through a file.
+        # The child's result is written to a file, and may be larger.
         room = 0 if bounds.strict else rlimit.INFINITY
         _set("file_size", bounds.file_size, room)
     if bounds.processes is not None:
         others = process_count.count_tasks() - 1 if bounds.besides else 0
         _set("processes", others + bounds.processes)
     if bounds.cpu_time is not None:
-        # A second later it is killed, whatever it does about the signal.
+        # One second after SIGXCPU the kernel kills the child, even if fn handles the signal.
         _set("cpu_time", bounds.cpu_time, 1)
         faulthandler.register(signal.SIGXCPU, scratch, chain=True)
     if bounds.open_files is not None:
         count = bounds.open_files
         number = closed[count] if count < len(closed) else _number_after(count)
         _set("open_files", number, 0 if bounds.strict else _DESCRIPTORS_ROOM)
-    # Last, so that none of the above is short of memory.
+    # Last, so that the steps above have enough memory.
     _limit_memory(bounds, size)
 
 
@@ -109,12 +109,12 @@ def _limit_memory(bounds: RlimitSpec, size: int) -> None:
         room = min(max(0, space - size) // _PART, _PART_MAX)
         _set("memory", space - room, room)
     elif space is not None:
-        # An answer has room above what there is, even where fn has none at all.
+        # Leave room for the answer above the current size, even if fn may allocate nothing.
         _set("memory", space, max(_ROOM, size + _ROOM - space))
 
 
 def ease() -> None:
-    """Raise the soft limits as far as the answer needs room."""
+    """Raise the soft limits to the hard limits, to make room for the answer."""
     while _eased:
         which = _eased.pop()
         _, hard = resource.getrlimit(which)
@@ -125,7 +125,7 @@ def _set(name: str, soft: int, room: int = 0) -> None:
     which = rlimit.NUMBERS["address_space" if name == "memory" else name]
     _, hard = resource.getrlimit(which)
     ceiling = rlimit.INFINITY if room == rlimit.INFINITY else soft + room
-    if hard != rlimit.INFINITY:  # where less is allowed anyway, it stays so
+    if hard != rlimit.INFINITY:  # a lower hard limit stays
         ceiling = hard if ceiling == rlimit.INFINITY else min(ceiling, hard)
         soft = min(soft, hard)
     if _rehearsing:
@@ -136,12 +136,12 @@ def _set(name: str, soft: int, room: int = 0) -> None:
 
 
 def _number_after(count: int) -> int:
-    """Return the first descriptor number that is too much when *count* more may be opened."""
+    """Return the RLIMIT_NOFILE that allows to open *count* more descriptors."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most == rlimit.INFINITY:
         most = _NUMBERS_MAX
     first = 0
-    while first < most:  # no more than that in any case
+    while first < most:  # the current limit is the maximum
         closed = closed_numbers(first, min(_AT_ONCE, most - first))
         if count < len(closed):
             return closed[count]
@@ -153,7 +153,7 @@ def _number_after(count: int) -> int:
 def _lowest_closed() -> int:
     try:
         number = os.dup(0)
-    except OSError:  # 0 is closed, say
+    except OSError:  # descriptor 0 is closed, for example
         return -1
     os.close(number)
     return number

@@ -1,4 +1,4 @@
-"""Which functions the two processes of a call share because one is a copy of the other.
+"""The functions that parent and child share, since the child is a copy of the parent.
 
 A direct fork is a copy of its parent, so shared functions are not pickled. A child of a fresh fork
 server is not a copy. A template's child is a copy of an earlier state: it has the functions that
@@ -16,33 +16,33 @@ from typing import Any, TypeAlias
 
 __all__ = ["Functions", "functions_of_now", "is_copy", "known", "mark_as_no_copy", "set_known"]
 
-# By address. A copy has the same functions at the same addresses. Addresses are only looked up
-# here, never dereferenced, so a reused address is harmless.
+# Functions by address. A copy of a process has the same functions at the same addresses. Addresses
+# are only used as keys, never dereferenced, so a reused address is harmless.
 Functions: TypeAlias = Mapping[int, "weakref.ref[Any]"]
 
-# Whether this process is a copy of the one that it answers to, and which functions both have. Read
-# by others; changed only by the functions below.
+# Whether this process is a copy of the process that sends it calls, and the functions that both
+# have. Other modules read these; only the functions below change them.
 is_copy = True
 known: Functions = {}
 
 
 def mark_as_no_copy() -> None:
-    """Note that this process is a fresh fork server, or will be forked from one."""
+    """Mark this process as a fresh fork server, or as a future child of one."""
     global is_copy
     is_copy = False
 
 
 def set_known(functions: Functions) -> None:
-    """Set the functions that this process has in common with the one that it answers to."""
+    """Set the functions that this process shares with the process that sends it calls."""
     global known
     known = functions
 
 
 def functions_of_now() -> Functions:
-    """List the functions that exist, for a copy of this process that is about to be made.
+    """Return the functions that exist now, for a copy of this process that is about to be made.
 
-    Of the functions that `gc.freeze` has frozen, only those that modules and their classes hold are
-    listed: the garbage collector does not enumerate frozen objects.
+    The garbage collector does not list objects that `gc.freeze` has frozen. Of these, the result
+    contains only the functions in namespaces of modules and of their classes.
     """
     objects = gc.get_objects()
     if gc.get_freeze_count():

@@ -1,4 +1,4 @@
-"""Python objects to bytes and back: pickle first, cloudpickle where pickle refuses.
+"""Convert Python objects to bytes and back, by pickle, or by cloudpickle if pickle fails.
 
 Large buffers of objects that support pickle protocol 5 (numpy arrays, for example) are kept out of
 the stream, so that they can be passed through the scratch file.
@@ -39,19 +39,19 @@ __all__ = [
     "view_as",
 ]
 
-# Below this a buffer is as cheap inside the stream as in a mapping of its own, or cheaper, as
-# benchmarks/memory.py shows; and a longer stream would be loaded in a thread.
+# Smaller buffers are as cheap inside the stream as in a mapping of their own, or cheaper (see
+# benchmarks/memory.py). Longer streams are loaded in a thread.
 OUT_OF_BAND_MIN = 128 * 1024
 AT_ONCE = 128 * 1024
 _STEP = 1 << 20
 # The opcode STACK_GLOBAL, which pickle uses for globals from protocol 4 on.
 _GLOBAL = b"\x93"
-# Functions that import what they are given.
+# Functions that import the module named by an argument.
 _IMPORTERS = frozenset({"__import__", "import_module", "load_lazy", "subimport"})
 _OWN = __name__.partition(".")[0]
 # Per thread: whether the thread is in `load_at_once`.
 _here = _local()
-_MAX_BUFFERS = 4000  # with the stream's own region fewer than frames allow
+_MAX_BUFFERS = 4000  # below the limit of frames, including the stream's region
 
 
 # A stream, the buffers that it refers to, and the descriptors to pass with it, if any.
@@ -71,7 +71,7 @@ def dump(value: object) -> Dumped:
                 return pickle.dumps(value, 5, buffer_callback=callback), buffers, bundle
         return pickle.dumps(value, 5, buffer_callback=_taking(buffers)), buffers, None
     except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
-        from .shared_classes import SharedClassPickler  # noqa: PLC0415 - small servers do without cloudpickle
+        from .shared_classes import SharedClassPickler  # noqa: PLC0415 - imports cloudpickle
 
         return dump_by(SharedClassPickler, value)
 
@@ -85,7 +85,7 @@ def dump_whole(value: object) -> tuple[bytes, fd_passing.FdBundle]:
         try:
             return pickle.dumps(value, 5), bundle
         except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
-            from .shared_classes import SharedClassPickler  # noqa: PLC0415 - not in every child, see `dump`
+            from .shared_classes import SharedClassPickler  # noqa: PLC0415 - imports cloudpickle
 
             file = io.BytesIO()
             SharedClassPickler(file, 5).dump(value)
@@ -156,8 +156,8 @@ def load_call(
 
 
 def make_array(kind: str, content: Any) -> Any:
-    """Make an `array.array` of that type code."""
-    import array  # noqa: PLC0415 - for few
+    """Return an `array.array` with type code *kind* and the given content."""
+    import array  # noqa: PLC0415 - rarely needed
 
     made = array.array(kind)
     made.frombytes(content)
@@ -165,7 +165,7 @@ def make_array(kind: str, content: Any) -> Any:
 
 
 def set_objects(array: Any, state: tuple[Sequence[Any], Sequence[list[Any]]]) -> None:
-    """Set an array's objects, which come in parts; the array may contain itself."""
+    """Set an array's objects, which are pickled in parts; the array may contain itself."""
     given, parts = state
     array.__setstate__((*given, [obj for part in parts for obj in part]))
 
@@ -176,7 +176,7 @@ def view_as(array: Any, kind: type) -> Any:
 
 
 def dump_by(pickler: Callable[..., Any], value: object, *, lend: bool = True) -> Dumped:
-    """Like `dump`, by the given pickler; without *lend*, buffers that lie in files are copied."""
+    """Like `dump`, by the given pickler; without *lend*, buffers in files are copied."""
     buffers: list[memoryview | BufferRef] = []
     file = io.BytesIO()
     with fd_passing.FdBundle() as bundle:
@@ -187,9 +187,9 @@ def dump_by(pickler: Callable[..., Any], value: object, *, lend: bool = True) ->
 def _taking(
     buffers: list[memoryview | BufferRef], bundle: fd_passing.FdBundle | None = None
 ) -> Callable[[pickle.PickleBuffer], bool]:
-    """Make a callback that takes buffers out of a stream; True leaves one inside.
+    """Return a pickle buffer callback; its result True keeps a buffer inside the stream.
 
-    It takes large buffers, and buffers in a file whose descriptor can be passed.
+    The callback takes large buffers, and buffers in a file whose descriptor can be passed.
     """
     find = fd_passing.find
 
@@ -214,7 +214,7 @@ def _taking(
 def taking_buffer_refs(
     buffer_refs: list[BufferRef], bundle: fd_passing.FdBundle
 ) -> Callable[[pickle.PickleBuffer], bool] | None:
-    """Make a callback that takes only buffers in a file whose descriptor can be passed."""
+    """Return a callback that takes only buffers in a file whose descriptor can be passed."""
     find = fd_passing.find
     if find is None:
         return None
@@ -253,9 +253,9 @@ def load(
             return load(stream, buffers)
     if len(stream) == 1 and len(stream[0]) <= AT_ONCE:
         return pickle.loads(stream[0], buffers=buffers)  # noqa: S301 - the child is trusted
-    # Through a file that is written in Python: pickle.loads keeps the GIL until it is done, and
-    # with it every event loop of the process, even when it runs in another thread. This way
-    # the interpreter gets a chance to switch at every frame (64 KiB) of the stream.
+    # Read from a file object written in Python: pickle.loads holds the GIL until it returns, which
+    # blocks every event loop of the process, even if pickle.loads runs in another thread. With the
+    # file object, the interpreter can switch threads at every frame (64 KiB) of the stream.
     return pickle.load(PieceReader(stream), buffers=buffers)  # noqa: S301 - the child is trusted
 
 
@@ -286,13 +286,13 @@ class _ImportlessUnpickler(pickle.Unpickler):
 def vet_import(module: str, name: str) -> None:
     """Raise ImportNeeded if finding a global needs an import, inside `load_at_once`.
 
-    For other unpicklers that run inside it.
+    Other unpicklers that run inside `load_at_once` call this function.
     """
     if not getattr(_here, "at_once", False):
         return
     if module not in sys.modules:
         needed = module.partition(".")[0] != _OWN
-    else:  # another thread may be in the middle of it
+    else:  # another thread may still be importing it
         needed = name in _IMPORTERS or module in imports.in_progress()
     if needed:
         raise ImportNeeded(module)

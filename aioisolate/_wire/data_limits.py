@@ -1,9 +1,8 @@
 """Limits of an encoded value, checked before it is decoded.
 
-A decoder believes its input: sixteen megabytes of one-byte lists become a gigabyte of objects, a
-deep value can't be printed or compared afterwards, and keys that are chosen well turn a dict into
-a list that is searched from its head. So untrusted data is scanned first, without
-making objects.
+A decoder does not limit its input: sixteen megabytes of one-byte lists become a gigabyte of
+objects, a deeply nested value can't be printed or compared, and colliding keys make each lookup in
+a dict a linear search. Untrusted data is therefore scanned first, without creating objects.
 """
 
 from __future__ import annotations
@@ -16,18 +15,20 @@ if TYPE_CHECKING:
 
 __all__ = ["CONTAINERS_MAX", "DEPTH_MAX", "KEYS_MAX", "VALUES_MAX", "check_json", "check_msgpack"]
 
-# Deeper than data is; far less than what the interpreter's own recursion stands.
+# Deeper than real data; far below the interpreter's recursion limit.
 DEPTH_MAX = 64
-# Values of all kinds, keys included. The largest for their size, empty dicts, are 72 bytes each.
+# Values of all kinds, including keys. Empty dicts need the most memory for their encoded size: 72
+# bytes each.
 VALUES_MAX = 1_000_000
-# Lists and dicts among them: a garbage collection looks at each one, and holds up all threads until
-# it has seen them all. For so many that takes 20 to 30 ms.
+# Lists and dicts among the values. A garbage collection traverses all of them while it holds the
+# GIL, which takes 20 to 30 ms for this number.
 CONTAINERS_MAX = 300_000
-# Text and bytes are hashed with a secret of the process; for numbers anyone can work out which
-# ones collide. Within this, searching them one by one takes about a millisecond.
+# The maximum number of keys in a dict with keys other than text and bytes. Hashes of text and bytes
+# depend on a secret of the process; colliding numbers are easy to compute. Up to this number, a
+# linear search takes about a millisecond.
 KEYS_MAX = 1000
 
-# Length of each token in msgpack by its first byte; 0: what follows it tells.
+# The length of each MessagePack token by its first byte; 0: the next bytes contain the length.
 _SIZES = bytearray(256)
 _SIZES[0x00:0x80] = b"\1" * 128
 _SIZES[0xA0:0xC0] = range(1, 33)
@@ -38,13 +39,13 @@ for _codes, _size in ((b"\xc0\xc2\xc3", 1), (b"\xcc\xd0", 2), (b"\xcd\xd1", 3)):
 for _codes, _size in ((b"\xca\xce\xd2", 5), (b"\xcb\xcf\xd3", 9)):
     for _code in _codes:
         _SIZES[_code] = _size
-# Text and bytes whose length comes in so many bytes.
+# Text and bytes: the number of bytes of the length field.
 _LONG = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 _TEXTS = frozenset({*range(0xA0, 0xC0), *_LONG})
-# Extensions are timestamps, or nothing.
+# The only extension type allowed is the timestamp.
 _STAMPS = {b"\xd6\xff": 6, b"\xd7\xff": 10, b"\xc7\x0c\xff": 15}
 
-# Numbers, True, False, None; so many at once.
+# Numbers, True, False, None; the regular expression matches _RUN of them.
 _RUN = 64
 _run = re.compile(
     rb"(?s:[\x00-\x7f\xc0\xc2\xc3\xe0-\xff]|\xcb.{8}|[\xcc\xd0].|[\xcd\xd1]..|[\xca\xce\xd2].{4}"
@@ -52,7 +53,7 @@ _run = re.compile(
 ).match
 
 
-def check_msgpack(  # noqa: C901, PLR0912, PLR0915 - by token
+def check_msgpack(  # noqa: C901, PLR0912, PLR0915 - one branch for each token
     data: bytes,
     values: int = VALUES_MAX,
     cutter: Cutter | None = None,
@@ -67,15 +68,15 @@ def check_msgpack(  # noqa: C901, PLR0912, PLR0915 - by token
         ValueError: with the reason.
     """
     at, end = 0, len(data)
-    # Where it is time to cut; where the last key of a dict was.
+    # due: the position of the next cut. begin: the position of the last key of a dict.
     due = end if cutter is None else cutter.window
     begin = 0
     containers_left = containers
-    # The innermost list or dict: how many values it still lacks, and how many keys it has (-1: it
-    # is a list). The keys of a dict are where an even number of values is missing.
+    # The innermost list or dict: the number of values still to come, and the number of keys (-1: a
+    # list). In a dict, the next value is a key if an even number of values is still to come.
     missing, keys = 1, -1
-    # Beside those of the list or dict around: where it begins with its key, and by itself; where
-    # what is in it does, and how many values that are.
+    # For each open list or dict: `missing` and `keys` of the outer one, its start with its key, its
+    # own start, the start of its content, and its number of values.
     outer: list[tuple[int, int, int, int, int, int]] = []
     left = values
     while True:
@@ -110,7 +111,7 @@ def check_msgpack(  # noqa: C901, PLR0912, PLR0915 - by token
             if cutter is not None and size >= cutter.window and outer and cutter.at < begin:
                 _cut(
                     cutter, outer, keys, begin, missing + 1 + bool(is_value)
-                )  # so that it is a part of its own
+                )  # make it a separate part
             at += size
             continue
         token = at
@@ -135,7 +136,7 @@ def check_msgpack(  # noqa: C901, PLR0912, PLR0915 - by token
         own = 2 * count if is_dict else count
         outer.append((missing, keys, begin, token, at, own))
         missing, keys = own, count if is_dict else -1
-        # Long rows of numbers, faster.
+        # A fast path for long lists of numbers.
         while missing >= _RUN and keys < 0 and left >= _RUN and (run := _run(data, at)):
             at = run.end()
             missing -= _RUN
@@ -152,7 +153,7 @@ def _cut(
     at: int,
     missing: int,
 ) -> None:
-    """Cut at some place, after telling the cutter of the lists and dicts around it."""
+    """Cut at position *at*, after opening the enclosing lists and dicts in the cutter."""
     for depth in range(cutter.depth, len(outer)):
         after, _, begin, token, start, own = outer[depth]
         inner_keys = outer[depth + 1][1] if depth + 1 < len(outer) else keys
@@ -177,7 +178,7 @@ def _stamp_size(data: bytes, at: int) -> int:
     raise ValueError(f"the data has something of a type that is not plain (code {data[at]:#x})")
 
 
-# So many bytes at a time: in between, other threads get their turn.
+# The number of bytes in one step: other threads can run between steps.
 _STEP = 128 * 1024
 _OTHERS = bytes(set(range(256)) - set(b"[]{}"))
 _AS_LISTS = bytes.maketrans(b"{}", b"[]")
@@ -186,7 +187,7 @@ _TOO_DEEP = b"[" * (DEPTH_MAX + 1)
 
 def check_json(data: bytes, values: int = VALUES_MAX, containers: int = CONTAINERS_MAX) -> None:
     """Refuse data that is too deep or has too many values; see `check_msgpack`."""
-    # Text is counted along at first: most data is far below the limits even so.
+    # First count brackets inside texts, too: even so, most data is far below the limits.
     opened = data.count(b"[") + data.count(b"{")
     if (
         opened <= min(DEPTH_MAX, containers)
@@ -215,7 +216,7 @@ def _without_texts(data: bytes, values: int) -> bytes:
         end = at + _STEP
         piece = data[at:end]
         if b"\\" in piece:
-            if (len(piece) - len(piece.rstrip(b"\\"))) & 1:  # not cut off from what it escapes
+            if (len(piece) - len(piece.rstrip(b"\\"))) & 1:  # the piece ends inside an escape
                 piece += data[end : end + 1]
                 end += 1
             piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")

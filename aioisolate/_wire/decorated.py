@@ -1,4 +1,4 @@
-"""Pickle by value what cloudpickle does not: functools wrappers, msgspec structs, slots.
+"""Pickle objects by value that cloudpickle can't: functools wrappers, msgspec structs, slots.
 
 Objects of a script's ``__main__`` do not exist in another process, so they can't be sent by name.
 """
@@ -63,11 +63,12 @@ def reduce(obj: Any) -> Any:
 def keep_slots(obj: Any, reduced: Any) -> Any:
     """Add the ``__slots__`` that cloudpickle leaves out when it rebuilds a class.
 
-    Without them its instances would have another layout, and could not be sent back.
+    Without them, instances of the rebuilt class would have another layout, and could not be sent
+    back.
     """
     if reduced is NotImplemented or not issubclass(type(obj), type):
         return reduced
-    if vars(obj).get("__slots__"):  # without any, as those of a NamedTuple, it makes no difference
+    if vars(obj).get("__slots__"):  # empty ones, such as a NamedTuple's, change nothing
         arguments = reduced[1]
         if len(arguments) == 6 and type(arguments[3]) is dict:
             arguments[3]["__slots__"] = obj.__slots__
@@ -94,7 +95,7 @@ def _set_attributes(obj: Any, attributes: dict[str, Any]) -> None:
 
 
 # functools. A wrapped function may refer back to its wrapper: pickle then rebuilds the wrapper
-# twice, and takes the first that is complete.
+# twice, and uses the first complete one.
 
 
 def _reduce_cached(cached: Any) -> Any:
@@ -120,11 +121,11 @@ def _set_registry(fn: Any, state: tuple[list[tuple[type, Any]], dict[str, Any]])
 
 
 def _reduce_descriptor(obj: Any) -> Any:
-    if type(obj) is functools.cached_property:  # has a lock, before Python 3.12
+    if type(obj) is functools.cached_property:  # contains a lock before Python 3.12
         return _make_property, (obj.func, obj.attrname)
-    if type(obj) is functools.partialmethod:  # can't be made without, from 3.14 on
+    if type(obj) is functools.partialmethod:  # needs arguments from Python 3.14 on
         return _make_partial_method, (obj.func, obj.args, obj.keywords)
-    # From Python 3.13 on it has a cache that is made of weak references.
+    # singledispatchmethod: from Python 3.13 on it contains a cache of weak references.
     state: Any = list(obj.dispatcher.registry.items()), {}
     return functools.singledispatchmethod, (obj.func,), state, None, None, _set_methods
 
@@ -145,7 +146,7 @@ def _make_property(fn: Callable[[Any], Any], name: str | None) -> Any:
     return made
 
 
-# Of msgspec
+# msgspec
 
 
 def _reduce_of_msgspec(msgspec: Any, cls: type, obj: Any) -> Any:
@@ -159,7 +160,7 @@ def _reduce_of_msgspec(msgspec: Any, cls: type, obj: Any) -> Any:
 
 def _reduce_struct(msgspec: Any, cls: Any) -> Any:
     if cls not in _ids:
-        import uuid  # noqa: PLC0415 - for few
+        import uuid  # noqa: PLC0415 - rarely needed
 
         _ids[cls] = uuid.uuid4().hex
         _by_id[_ids[cls]] = cls
@@ -181,7 +182,7 @@ def _reduce_struct(msgspec: Any, cls: Any) -> Any:
         for name in _CONFIG
         if getattr(cls.__struct_config__, name, None) is not None
     }
-    # inspect.signature would tell too, but evaluates all annotations.
+    # inspect.signature shows keyword-only fields, too, but evaluates all annotations.
     config["kw_only"] = any(name not in cls.__match_args__ for name, *_ in fields)
     namespace = {
         name: value
@@ -210,7 +211,7 @@ def _annotations(msgspec: Any, cls: Any) -> tuple[dict[str, Any], dict[str, Any]
                 circular[name] = resolved[name]
             else:
                 own[name] = resolved[name]
-        elif _leads_to(msgspec, annotation, cls, set()):  # it has travelled, or Python is 3.14
+        elif _leads_to(msgspec, annotation, cls, set()):  # a received struct, or Python 3.14
             own[name], circular[name] = "object", annotation
     return own, circular
 
@@ -244,7 +245,7 @@ def _resolved(msgspec: Any, cls: Any) -> dict[str, Any]:
 
 def _leads_to(msgspec: Any, annotation: Any, cls: Any, seen: set[int]) -> bool:
     origin = typing.get_origin(annotation)
-    made_of = annotation if origin is None else origin  # of a generic one
+    made_of = annotation if origin is None else origin  # a generic struct has an origin
     if made_of is cls:
         return True
     inner: Sequence[Any] = typing.get_args(annotation)
@@ -255,12 +256,12 @@ def _leads_to(msgspec: Any, annotation: Any, cls: Any, seen: set[int]) -> bool:
 
 
 def _make_meta(given: dict[str, Any]) -> Any:
-    import msgspec  # noqa: PLC0415 - for few
+    import msgspec  # noqa: PLC0415 - rarely needed
 
     return msgspec.Meta(**given)
 
 
-def _make_struct(  # noqa: PLR0917 - pickle passes them so
+def _make_struct(  # noqa: PLR0917 - pickle passes positional arguments
     ident: str,
     meta: Any,
     name: str,
@@ -269,10 +270,10 @@ def _make_struct(  # noqa: PLR0917 - pickle passes them so
     fields: Sequence[tuple[str, str, Any, Any]],
     config: dict[str, Any],
 ) -> Any:
-    """Make a struct, unless it exists in this process or was received before."""
+    """Return the struct with id *ident*; create it if this process doesn't have it yet."""
     made = _by_id.get(ident)
     if made is None:
-        import msgspec  # noqa: PLC0415 - for few
+        import msgspec  # noqa: PLC0415 - rarely needed
 
         defined = {}
         for field, encoded, default, factory in fields:

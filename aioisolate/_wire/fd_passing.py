@@ -1,10 +1,11 @@
 """Pass file-backed memory beside a pickle as descriptors, instead of copying it into the pickle.
 
-A module that makes such memory registers a finder (`register_finder`) when it is imported. Objects
-of its own ask, in their ``__reduce__``, for the `bundle` that is being filled, add their descriptor
-to it, and leave only its index in the pickle; buffers inside such memory, numpy's for example, are
-found by the finder.
-On the other side `arrived` gives the descriptor; who wants to keep it duplicates it.
+A module that creates such memory registers a finder (`register_finder`) when it is imported. In
+``__reduce__``, the module's objects call `bundle` for the current bundle, add their descriptor to
+the bundle, and pickle only its index. The finder finds buffers inside such memory, those of numpy
+arrays for example.
+In the receiving process, `arrived` returns the descriptor; an object that keeps the descriptor
+duplicates it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class BufferRef(NamedTuple):
     Attributes:
         which: the index of the descriptor in the bundle.
         offset, length: the position in the file, in bytes.
-        shared: both processes see each other's changes.
+        shared: whether both processes see each other's changes.
     """
 
     which: int
@@ -41,7 +42,8 @@ class BufferRef(NamedTuple):
 class FdBundle:
     """The descriptors that are sent with a pickle; they stay open while the bundle exists.
 
-    Objects that are pickled in its context, in the same thread, add their descriptors.
+    Objects that are pickled inside the bundle's ``with`` block, in the same thread, add their
+    descriptors.
     """
 
     __slots__ = ("_before", "_owners", "fds")
@@ -51,7 +53,7 @@ class FdBundle:
         self._owners: list[object] = []
 
     def add(self, fd: int, owner: object) -> int:
-        """Add *fd*, keep *owner* alive until it is sent, and return the index of *fd*.
+        """Add *fd*, keep *owner* alive until *fd* is sent, and return the index of *fd*.
 
         Raise ValueError if there are too many descriptors.
         """
@@ -73,7 +75,7 @@ class FdBundle:
 
 
 class FdUnbundling:
-    """The descriptors that came with a pickle, for objects that are unpickled in its context."""
+    """The descriptors received with a pickle, for objects that are unpickled inside its block."""
 
     __slots__ = ("_before", "_fds")
 
@@ -88,15 +90,15 @@ class FdUnbundling:
         _here.arrived = self._before
 
 
-# Finds out whether a buffer lies in a file, and adds that file to the bundle.
+# Adds the file of a buffer to the bundle, and returns a reference; None: not in a file.
 Finder: TypeAlias = Callable[[memoryview, FdBundle], BufferRef | None]
 
-# The finder that is registered; None: no memory of this process lies in a file.
+# The registered finder; None: this process has no memory in files.
 find: Finder | None = None
 
 
 def register_finder(finder: Finder) -> None:
-    """Have *finder* tell where buffers lie, from now on."""
+    """Register the function that finds the files of buffers."""
     global find
     find = finder
 
@@ -108,7 +110,7 @@ def bundle() -> FdBundle | None:
 
 
 def _unpacking() -> Sequence[int]:
-    """Return the descriptors that came with the pickle that this thread is loading."""
+    """Return the descriptors received with the pickle that this thread is loading."""
     found: Sequence[int] = getattr(_here, "arrived", ())
     return found
 

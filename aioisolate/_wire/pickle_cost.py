@@ -1,4 +1,4 @@
-"""Estimate before pickling which objects may take long to pickle."""
+"""Find objects that may take long to pickle, before they are pickled."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from typing import Any
 
 __all__ = ["PAYLOAD_MAX", "TEXT_MAX", "find_large", "may_take_long", "shows_long_text"]
 
-# So much of large objects, which are only copied, is pickled at once.
+# The maximum size in bytes of an object that pickling only copies, for pickling it in one step.
 PAYLOAD_MAX = 1 << 20
-# A longer text is not left to the C pickler, which encodes and copies all of it in one go.
+# Longer texts are not given to the C pickler, which encodes and copies a text in one step.
 TEXT_MAX = 256 * 1024
-# So many of a call's first objects are looked at.
+# The number of objects of a call that are checked.
 _LOOK_AT = 64
 _LIST_MIN = 1000
 
-# What hands out what an object has, and computes nothing, whatever the object. Objects that have
-# somebody else's `__reduce__`, or `__getstate__`, are pickled in a thread, however small they are.
+# Packages whose reducers return the attributes of an object without computing anything. Objects
+# with a `__reduce__` or `__getstate__` from another package are pickled in a thread, whatever their
+# size.
 _QUICK = frozenset(sys.stdlib_module_names) | {
     "aioisolate",
     "attr",
@@ -56,15 +57,15 @@ _CONTAINERS = frozenset({dict, frozenset, list, set, tuple})
 def shows_long_text(call: object) -> bool:
     """Return whether the first objects of a call include a long text.
 
-    One that is not ASCII is encoded, all of it, before the pickler writes anything.
+    The pickler encodes a text that is not ASCII completely before it writes anything.
     """
     return any(type(found) is str for found in find_large(call, _LOOK_AT))
 
 
 def find_large(call: object, look_at: int) -> Iterator[str | list[Any]]:
-    """Find the long texts and the long lists among the first objects of a call, so many."""
+    """Yield the long texts and long lists among the first *look_at* objects of a call."""
     inside: list[Any] = [call]
-    for found in inside:  # which grows meanwhile
+    for found in inside:  # the loop body appends to the list
         for value in islice(found.values() if type(found) is dict else found, look_at):
             look_at -= 1
             kind = type(value)
@@ -86,14 +87,14 @@ def find_large(call: object, look_at: int) -> Iterator[str | list[Any]]:
 def _state(value: object) -> object:
     try:
         return getattr(value, "__dict__", None)
-    except Exception:  # noqa: BLE001 - it may stand for something that is not there
+    except Exception:  # noqa: BLE001 - a proxy may raise anything
         return None
 
 
 def may_take_long(obj: Any) -> bool:
     """Return whether reducing an object may take long, or copies much.
 
-    It does not if it only hands out what the object has, which is pickled in turn.
+    Reducing is fast if it only returns the object's attributes, which are pickled separately.
     """
     kind: Any = type(obj)
     if kind in _PARTLESS:

@@ -1,11 +1,11 @@
-"""Results as plain data: nothing that is decoded here can run code of whoever encoded it.
+"""Results as plain data: decoding runs no code that the sender chooses.
 
-Two codecs. "msgspec" is MessagePack by msgspec and keeps bytes, timestamps and numbers as keys.
-"json" is JSON, by msgspec if that is there, else by the standard library; it has bytes as base64,
-numbers as keys as text, and neither NaN nor infinity. Tuples and sets come back as lists, objects
-as dicts, unless a *result_type* says what they are.
+There are two codecs. "msgspec" is MessagePack by msgspec; it preserves bytes, timestamps and
+numbers as keys. "json" is JSON, by msgspec if it is installed, else by the standard library; it
+encodes bytes as base64 and numeric keys as text, and refuses NaN and infinity. Tuples and sets are
+decoded as lists, and objects as dicts, unless a *result_type* is given.
 
-Where a key comes twice, the last one counts, as in the standard library.
+If a key occurs twice in a dict, the last value is used, as in the standard library.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ def _has_msgspec() -> bool:
 
 
 def module_name(codec: str) -> str:
-    """Name the module that does the work of *codec*, for a fork server to import ahead."""
+    """Return the module that implements *codec*, for a fork server to import in advance."""
     if codec == "json":
         return "msgspec.json" if _has_msgspec() else "aioisolate._wire.stdjson"
     return "msgspec.msgpack"
 
 
 def _module(codec: str) -> Any:
-    """Return msgspec's encoder and decoder, or None where json is to do without."""
+    """Return msgspec's module for *codec*; None for json without msgspec."""
     _check_codec(codec)
     try:
         if codec == "json":
-            import msgspec.json as module  # noqa: PLC0415 - small servers do without
+            import msgspec.json as module  # noqa: PLC0415 - small servers do not need it
         else:
-            import msgspec.msgpack as module  # type: ignore[no-redef]  # noqa: PLC0415 - likewise
+            import msgspec.msgpack as module  # type: ignore[no-redef]  # noqa: PLC0415 - same
     except ImportError:
         if codec == "json":
             return None
@@ -70,8 +70,8 @@ def dump(codec: str, value: object, *, values: int = data_limits.VALUES_MAX) -> 
     """Encode plain data.
 
     Raises:
-        TypeError: something in *value* is not plain; with its type and where it is.
-        ValueError: it is too deep, or more than *values* values.
+        TypeError: a part of *value* is not plain data; the message names its type and path.
+        ValueError: *value* is too deep, or has more than *values* values.
         ImportError: the codec is not installed.
     """
     module = _module(codec)
@@ -90,7 +90,7 @@ def dump(codec: str, value: object, *, values: int = data_limits.VALUES_MAX) -> 
         ) from exc
     if codec == "json":
         if module is not None and b"null" in data:
-            # msgspec writes null for what is no number.
+            # msgspec encodes NaN and infinity as null.
             _refuse_infinity(value, "$")
         data_limits.check_json(data, values)
     else:
@@ -108,20 +108,20 @@ def _find(
         for name, part in _parts(value):
             try:
                 encode(part)
-            except Exception as exc:  # noqa: BLE001 - hooks of its class raise anything
+            except Exception as exc:  # noqa: BLE001 - hooks of its class may raise anything
                 return _find(encode, part, path + name, depth + 1) or (path + name, part, exc)
         for key in value if isinstance(value, dict) else ():
             try:
                 encode({key: None})
-            except Exception as exc:  # noqa: BLE001 - hooks of its class raise anything
+            except Exception as exc:  # noqa: BLE001 - hooks of its class may raise anything
                 return f"a key of {path}", key, exc
-    except Exception as exc:  # noqa: BLE001 - so does going through it
+    except Exception as exc:  # noqa: BLE001 - iterating may raise anything
         return path, value, exc
     return None
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what *value* consists of, and what it is called."""
+    """Yield the parts of *value*, each with its path suffix."""
     if isinstance(value, dict):
         for key, part in value.items():
             is_name = isinstance(key, str) and key.isidentifier() and len(key) <= 80
@@ -160,21 +160,21 @@ def _words(why: object) -> str:
 
 
 def check_result_type(codec: str, result_type: object | None) -> None:
-    """Refuse early what `load` could not decode into, or not without danger.
+    """Refuse early a type that `load` can't decode, or can't decode safely.
 
-    A set of numbers, and a dict whose keys are anything that text is converted to, are dangerous:
-    whoever encodes them can choose ones that collide, and holds up this process for hours.
+    A set of numbers, and a dict whose keys are converted from text, are unsafe: the sender can
+    choose elements or keys with colliding hashes, and block this process for hours.
 
     Raises:
         TypeError: with the reason.
-        ImportError: it takes msgspec, which is not installed.
+        ImportError: *result_type* needs msgspec, which is not installed.
     """
     if result_type is None:
         return
     module = _module(codec)
     if module is None:
         raise ImportError('result_type needs msgspec: pip install "aioisolate[msgspec]"')
-    from . import schema  # noqa: PLC0415 - it imports msgspec
+    from . import schema  # noqa: PLC0415 - imports msgspec
 
     try:
         module.Decoder(result_type)
@@ -190,14 +190,14 @@ def load(
     *,
     values: int = data_limits.VALUES_MAX,
 ) -> Any:
-    """Decode what came in pieces, as *result_type* if that is given.
+    """Decode data that was received in pieces, as *result_type* if that is given.
 
     The caller limits the number of bytes. Data that `data_limits` refuses is not decoded. Large
     data is decoded in steps, so that other threads can run: see `cutting`.
-    Of this process's code only that of *result_type* runs: ``__post_init__``, for example.
+    Decoding runs no user code except that of *result_type*, ``__post_init__`` for example.
 
     Raises:
-        ValueError: it is not that codec's data, exceeds a limit, or is not of *result_type*.
+        ValueError: the data is invalid for the codec or *result_type*, or exceeds a limit.
         ImportError: the codec is not installed, or can't decode types.
     """
     module = _module(codec)
@@ -210,8 +210,8 @@ def load(
     part = how.cut(data, values)
     try:
         return how.whole(data) if part is None else how.build(data, part)
-    except Exception as exc:  # noqa: BLE001 - RecursionError, MemoryError, what __post_init__ raises
-        # Without the original: its text may hold anything that came.
+    except Exception as exc:  # noqa: BLE001 - RecursionError, MemoryError, errors of __post_init__
+        # Without the original error, whose text may contain received data.
         raise ValueError(_words(exc) or type(exc).__name__) from None
 
 

@@ -13,14 +13,14 @@ from . import fd_passing
 
 __all__ = ["find", "find_in_call"]
 
-# Each step pickles parts of the whole once more; an error need not wait for that for long.
+# The time limit in seconds: each step pickles parts of the object again, which may take long.
 _PATIENCE = 0.25
 _DEPTH_MAX = 12
 _TEXT_MAX = 60
 
 
 def find(pickler: Callable[..., Any], name: str, whole: Any) -> str:
-    """Say where in *whole* there is what *pickler* refuses: "global 'lock' of work", or *name*."""
+    """Return the path of the part that *pickler* refuses: "global 'lock' of work"; or *name*."""
     end = time.monotonic() + _PATIENCE
     path = [name] if name else []
     seen: set[int] = set()
@@ -29,7 +29,7 @@ def find(pickler: Callable[..., Any], name: str, whole: Any) -> str:
         seen.add(id(culprit))
         try:
             found = _refused_part(pickler, culprit, seen, end)
-        except Exception:  # noqa: BLE001 - looking at an object may run its code
+        except Exception:  # noqa: BLE001 - attribute access may run any code
             break
         if found is None:
             break
@@ -58,7 +58,7 @@ class _TooLongError(BaseException):
 
 
 class _Nowhere:
-    """A file that keeps nothing, and takes nothing from some moment on."""
+    """A file that discards data, and raises _TooLongError after the time *end*."""
 
     def __init__(self, end: float) -> None:
         self._end = end
@@ -82,7 +82,7 @@ def _is_refused(pickler: Callable[..., Any], part: object, end: float) -> bool:
 
 
 def _let_go(_: object) -> bool:
-    return False  # out of the stream, and nowhere
+    return False  # keep the buffer out of the stream, and discard it
 
 
 def _text(thing: object) -> str:
@@ -94,7 +94,7 @@ def _text(thing: object) -> str:
 
 
 def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what is pickled with a thing, and what that is to it."""
+    """Yield the parts that are pickled with *thing*, each with a description."""
     cls = type(thing)
     if cls is _Call:
         yield _name(thing.fn), thing.fn
@@ -144,7 +144,7 @@ def _parts_of_function(fn: FunctionType) -> Iterator[tuple[str, Any]]:
     for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
         try:
             yield f"variable {name!r}", cell.cell_contents
-        except ValueError:  # it is empty
+        except ValueError:  # an empty cell
             continue
     for name in _names(fn.__code__):
         if name in fn.__globals__:
@@ -180,5 +180,5 @@ class _Call:
 
 
 def find_in_call(pickler: Callable[..., Any], fn: Any, args: Any) -> str:
-    """Say where in a call there is what *pickler* refuses, or ""."""
+    """Return the path of the part of a call that *pickler* refuses, or ""."""
     return find(pickler, "", _Call(fn, args))
