@@ -31,7 +31,7 @@ SCRATCH_PARENT = "/aioisolate"
 SCRATCH = "/aioisolate/scratch"
 _KILL = 9
 _HOST_NAME = "isolated"
-# The limit includes timers, and the kernel counts all processes of a user together.
+# RLIMIT_SIGPENDING. It includes timers, and the kernel counts all processes of a user together.
 _PENDING_SIGNALS = 128
 _os: Any = os  # some platforms lack some of its functions
 

@@ -38,8 +38,8 @@ class ConfinementSpec(NamedTuple):
     Attributes:
         unshare: the namespaces to leave, as flags; 0: none.
         as_user: use a user namespace to leave them, instead of privilege.
-        uid: the user id to take. -1 keeps the current one, 0 takes a spare one; any other value
-            is the user id to take.
+        uid: -1 keeps the current user id, 0 takes a spare one; any other value is the user id to
+            take.
         spare: the first spare id, and the number of spare ids.
         ids: the spare ids are mapped in the user namespace, too.
         drop: give up all capabilities, and keep the user id.

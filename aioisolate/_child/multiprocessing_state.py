@@ -27,7 +27,7 @@ def steps_to_disown(keep: Collection[int]) -> Steps:
 
     Processes that the parent's multiprocessing fork server starts are not the child's own: the
     child gets an error, since it can't wait for that server. The pipe to the parent's resource
-    tracker is closed in the child. The parent's queues refuse objects, except those whose pipe is
+    tracker is not open in the child. The parent's queues refuse objects, except those whose pipe is
     in *keep*.
     """
     if "multiprocessing.util" not in sys.modules:  # all of these modules import it

@@ -34,7 +34,7 @@ __all__ = ["serve"]
 # The size of most requests or more; a larger buffer would touch more pages.
 _AT_ONCE = 4096
 _FD_MAX = 1 << 20
-# Imports that take more seconds are reported, with at most so many packages.
+# Imports that take longer, in seconds, are reported, with at most _NEW_MAX packages.
 _LONG = 0.05
 _NEW_MAX = 50
 
@@ -58,7 +58,7 @@ def serve(  # noqa: C901 - each function that is called here costs page copies
     code = 1
     try:
         if spec.note_pid:
-            # First: if the parent dies now, the process that adopts this child needs the pid.
+            # First: if the parent dies now, the adopting process identifies this child by the pid.
             os.pwrite(spec.scratch, b"%d" % os.getpid(), PID_AT)
         # As in `bootstrap.main`: early, and effective only if the parent is still alive.
         set_parent_death_signal(9)

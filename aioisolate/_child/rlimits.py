@@ -136,7 +136,7 @@ def _set(name: str, soft: int, room: int = 0) -> None:
 
 
 def _number_after(count: int) -> int:
-    """Return the RLIMIT_NOFILE that allows to open *count* more descriptors."""
+    """Return the RLIMIT_NOFILE that allows opening *count* more descriptors."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most == rlimit.INFINITY:
         most = _NUMBERS_MAX

@@ -59,7 +59,7 @@ def check_msgpack(  # noqa: C901, PLR0912, PLR0915 - one branch for each token
     cutter: Cutter | None = None,
     containers: int = CONTAINERS_MAX,
 ) -> None:
-    """Refuse data that is too deep, has too many values, or is made to be slow.
+    """Refuse data that is too deep, has too many values, or keys that may collide.
 
     Truncated data is refused here; other invalid MessagePack is left to the decoder. A *cutter*
     receives the places for cuts. *containers* is the maximum number of lists and dicts.
@@ -68,7 +68,7 @@ def check_msgpack(  # noqa: C901, PLR0912, PLR0915 - one branch for each token
         ValueError: with the reason.
     """
     at, end = 0, len(data)
-    # due: the position of the next cut. begin: the position of the last key of a dict.
+    # due: the position of the next cut. begin: the start of the current element, with its key.
     due = end if cutter is None else cutter.window
     begin = 0
     containers_left = containers
