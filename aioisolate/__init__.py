@@ -1,13 +1,13 @@
 """Run any function in a throw-away copy of your process, from asyncio."""
 
-# First: whatever fails below, as in a package that is just being upgraded, the version is known.
+# First, so the version is known even if an import below fails, as in a package being upgraded.
 __version__ = "0.1.0"
 
-# What is named here is imported when it is first used: a fork server, which imports parts of this
+# Public names are imported when they are first used: a fork server, which imports parts of this
 # package and is forked again and again, must stay small.
 from typing import TYPE_CHECKING
 
-__import__(f"{__name__}._os")  # refuses to be imported where this can't work, even if that is lazy
+__import__(f"{__name__}._os")  # raises where this can't work, even if imports are lazy
 
 if TYPE_CHECKING:
     from ._child.progress import report_progress
@@ -30,7 +30,12 @@ if TYPE_CHECKING:
     from ._memory.shared import shared_array
     from ._memory.snapshot import Snapshot, View
     from ._outcome import CallEvent, Exit, Outcome, Progress, Usage
-    from ._run import capture_isolated, isolated, run_isolated
+    from ._run import IsolatedDecorator, capture_isolated, isolated, run_isolated
+    from ._service.executor import Executor
+    from ._service.job import Job
+    from ._service.map import Results
+    from ._service.statistics import Statistics, Times
+    from ._service.stream import Stream
     from ._stream import stream_isolated
     from .sandbox import Sandbox
 
@@ -41,10 +46,13 @@ __all__ = [
     "CallableDidNotExecuteError",
     "CallableExecutedError",
     "CallableStatusUnknownError",
+    "Executor",
     "Exit",
     "ForkSafetyWarning",
+    "IsolatedDecorator",
     "IsolationError",
     "Isolator",
+    "Job",
     "Limits",
     "Outcome",
     "PagedArray",
@@ -53,9 +61,13 @@ __all__ = [
     "Progress",
     "Reason",
     "RemoteError",
+    "Results",
     "Sandbox",
     "SandboxWarning",
     "Snapshot",
+    "Statistics",
+    "Stream",
+    "Times",
     "Usage",
     "View",
     "capture_isolated",
@@ -88,14 +100,19 @@ _HOMES = {
     "_memory.shared": ["shared_array"],
     "_memory.snapshot": ["Snapshot", "View"],
     "_outcome": ["CallEvent", "Exit", "Outcome", "Progress", "Usage"],
-    "_run": ["capture_isolated", "isolated", "run_isolated"],
+    "_run": ["IsolatedDecorator", "capture_isolated", "isolated", "run_isolated"],
+    "_service.executor": ["Executor"],
+    "_service.job": ["Job"],
+    "_service.map": ["Results"],
+    "_service.statistics": ["Statistics", "Times"],
+    "_service.stream": ["Stream"],
     "_stream": ["stream_isolated"],
     "sandbox": ["Sandbox"],
 }
 
 
 def __getattr__(name: str) -> object:
-    from importlib import import_module  # noqa: PLC0415 - as said above
+    from importlib import import_module  # noqa: PLC0415 - lazy, see above
 
     for home, names in _HOMES.items():
         if name in names:

@@ -1,16 +1,15 @@
-"""What can go wrong, on two axes.
+"""Errors of isolated calls, on two axes.
 
 The *class* answers "may I retry?":
 
     IsolationError
       CallableDidNotExecuteError    fn never began: always safe to retry
       CallableExecutedError         fn ran to its end, its result was lost
-      CallableStatusUnknownError    fn began and did not end as it should
+      CallableStatusUnknownError    fn began and did not end regularly
 
-The *reason* says what happened; ``__cause__`` carries the OSError, if one spoke.
-`IsolationError.transient` says whether the cause may pass by itself: whether a retry is of any use.
-A deadline is also a builtin TimeoutError, a memory overrun also a MemoryError, whichever of the
-classes it falls in.
+The *reason* says what happened; ``__cause__`` is the OSError, if there was one.
+`IsolationError.transient` says whether the cause may pass by itself: whether a retry may succeed.
+A deadline is also a builtin TimeoutError, a memory overrun also a MemoryError, whatever the class.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class Reason(enum.Enum):
     RESULT_DECODING = "what fn returned, yielded or raised could not be decoded here"
     RESULT_WRITE = "what fn returned or raised could not be sent"
     RESULT_TOO_LARGE = "what fn returned, yielded or raised is larger than allowed"
-    # fn began and did not end as it should
+    # fn began and did not end regularly
     SIGNAL = "the child was killed by a signal"
     EXIT = "the child exited by itself"
     NO_RESULT = "the child exited with code 0 and left no result"
@@ -73,8 +72,8 @@ class Reason(enum.Enum):
         return f"Reason.{self.name}"
 
 
-# What lies in fn, its arguments, its options or the program, and will be the same next time. All
-# other reasons lie in the machine, in its load or in other processes.
+# Causes in fn, its arguments, its options or the program: they will be the same next time. The
+# causes of all other reasons are in the machine, its load or other processes.
 _LASTING = frozenset(
     {
         Reason.ARGUMENT_ENCODING,
@@ -107,7 +106,7 @@ _PASSING_ERRNOS = frozenset(
 
 
 def may_pass(number: int | None) -> bool:
-    """Tell whether what the operating system says by an errno is so only at the moment."""
+    """Return whether the cause of an errno may pass by itself."""
     return number in _PASSING_ERRNOS
 
 
@@ -124,10 +123,10 @@ class IsolationError(Exception):
         crash_traceback: the child's Python stack when it crashed or when the deadline
             passed, most recent call first; empty if there is none. After a crash, from Python
             3.14 on, the C functions come first that the innermost Python function had called.
-        transient: whether the cause may pass by itself, so that the same call may succeed if it is
-            made again a little later. Whether a retry is *safe* is told by the class.
+        transient: whether the cause may pass by itself, so that the same call may succeed a little
+            later. Whether a retry is *safe* is a matter of the class.
 
-    `transient` is by reason, unless the error knows better:
+    `transient` follows from the reason, unless more is known:
 
     ==================================================  =========================================
     True: the machine, its load, other processes        False: fn, its arguments, the program
@@ -146,9 +145,9 @@ class IsolationError(Exception):
     RESULT_WRITE, CHANNEL_READ, WAIT                    CLOSED, CANCELLED, PROTOCOL
     ==================================================  =========================================
 
-    What it says ends with that stack. Where results are plain data, because the code in the child
-    is not trusted, it is one line without; and in `stderr_tail` and `crash_traceback` each line
-    begins with ``| ``, with characters escaped as in a `RemoteError`.
+    The message ends with that stack. Where results are plain data, because the code in the child is
+    not trusted, the message is one line without the stack; and in `stderr_tail` and
+    `crash_traceback` each line begins with ``| ``, with characters escaped as in a `RemoteError`.
 
     Example::
 
@@ -168,7 +167,7 @@ class IsolationError(Exception):
     usage: Usage | None
     stderr_tail: str
     crash_traceback: str
-    # What others have made without the constructor has none of its own.
+    # Instances that were made without the constructor have no attribute of their own.
     transient: bool = True
 
     def __init__(
@@ -193,7 +192,7 @@ class IsolationError(Exception):
         self.transient = reason not in _LASTING if transient is None else transient
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Nested calls send these errors through the channel themselves.
+        # Errors of nested calls are pickled and sent through the channel.
         return _rebuild, (type(self), self.args[0], self.__dict__)
 
 
@@ -212,7 +211,7 @@ class CallableExecutedError(IsolationError):
 
 
 class CallableStatusUnknownError(IsolationError):
-    """fn began and did not end as it should. Retry only what is idempotent."""
+    """fn began and did not end regularly. Retry only what is idempotent."""
 
 
 class StartTimeoutError(CallableDidNotExecuteError, TimeoutError):
@@ -224,17 +223,18 @@ class CallTimeoutError(CallableStatusUnknownError, TimeoutError):
 
 
 class RemoteError(Exception):
-    r"""What fn raised, in words: its own exception stays in the child.
+    r"""The text of an exception that fn raised; the exception itself stays in the child.
 
     It is raised in place of fn's exception where results are plain data, because the code in the
-    child is not trusted. All of it is text that a stranger may have chosen, made such that it
-    can't pass for anything else in a log or terminal: ``\n``, ``\x1b`` and the like stand for
-    characters that end lines, control something, turn the direction of writing or are not seen.
+    child is not trusted. Untrusted code may have chosen all of the text. The text is escaped such
+    that it can't pass for anything else in a log or terminal: ``\n``, ``\x1b`` and the like stand
+    for characters that end lines, control a terminal, change the direction of text or are
+    invisible.
 
     Attributes:
         type_name: the exception's class, with its module unless it is a builtin; one line.
-        message: what the exception says; one line, whose middle is left out above 16 KiB.
-        traceback: where it was raised, as Python prints it, each line behind ``| ``; its middle is
+        message: the exception's message; one line, whose middle is left out above 16 KiB.
+        traceback: the traceback as Python prints it, each line behind ``| ``; its middle is
             left out above 44 KiB.
 
     Example::
@@ -261,32 +261,32 @@ class RemoteError(Exception):
 
 
 class MemoryNotStartedError(CallableDidNotExecuteError, MemoryError):
-    """The memory that a call may have was used up before fn began."""
+    """The call's memory was used up before fn began."""
 
 
 class MemoryLostError(CallableExecutedError, MemoryError):
-    """The memory that a call may have did not suffice to send its result."""
+    """The call's memory did not suffice to send its result."""
 
 
 class MemoryLimitError(CallableStatusUnknownError, MemoryError):
-    """fn needed more memory than it may have."""
+    """fn needed more memory than its limit allows."""
 
 
 class SandboxWarning(RuntimeWarning):
-    """A layer of a sandbox is missing here, and ``missing="warn"`` says to go on without it."""
+    """A layer of a sandbox is missing, and ``missing="warn"`` allows to continue without it."""
 
 
 class ForkSafetyWarning(RuntimeWarning):
-    """Something in this process does not survive a fork unharmed.
+    """This process has a state that a fork does not preserve.
 
-    Other threads, those of native libraries included: a lock that one of them held at that moment
+    Other threads, those of native libraries included: a lock that one of them held at the fork
     stays locked in the child for ever, and a pool of threads that a library waits for there does
     not exist. ``Isolator(start="zygote", preload=[...])`` starts children from a process that has
     no other threads. Threads of libraries that are prepared for a fork (OpenBLAS, Arrow, uvloop...)
-    are not warned of.
+    cause no warning.
 
-    Random generators that the modules of a fork server hold (``rng = default_rng()``): each child
-    draws the same numbers from its copy. Make them in the function, or seed them there.
+    Random generators in the modules of a fork server (``rng = default_rng()``): each child
+    draws the same numbers from its copy. Create them in the function, or seed them there.
 
     Example::
 
@@ -295,9 +295,9 @@ class ForkSafetyWarning(RuntimeWarning):
 
 
 class PerformanceWarning(RuntimeWarning):
-    """Each call does again what could be done once: sends a large global, imports a module.
+    """Each call repeats work that could be done once: sends a large global, imports a module.
 
-    It points to the function, and is given at the second such call of an `Isolator`.
+    The warning points to the function, and is given at the second such call of an `Isolator`.
 
     Example::
 

@@ -14,26 +14,39 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import EllipsisType, TracebackType
-from typing import Any, Self, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, TypeVarTuple, Unpack, overload
 
 import anyio
 
+from ._async_backend import AsyncBackend
 from ._call.plan import look_around, make_plan
-from ._child.order import AsyncBackend
-from ._child.policy import Start
+from ._child.layers import Start
 from ._errors import IsolationError
 from ._limits import Limits
-from ._options import CallOptions, Codec, IsolatorArgs, JobArgs, Output, Stdin, check_seconds
-from ._os import features
+from ._options import (
+    CallOptions,
+    Codec,
+    JobArgs,
+    MapArgs,
+    Output,
+    Stdin,
+    StreamArgs,
+    check_count,
+    check_seconds,
+    checked_environment,
+    checked_names,
+    checked_program,
+    options_of_job,
+)
+from ._os import platform_features
 from ._outcome import Outcome, Progress
-from ._service.children import Forks, Source, fresh_interpreter, template
-from ._service.core import Core
-from ._service.end import warn_unclosed
 from ._service.executor import Executor
 from ._service.job import Job
-from ._service.mapping import Results
+from ._service.map import Results
+from ._service.service import Service, check_queue, warn_unclosed
+from ._service.sources import ForkSource, Source, fresh_interpreter, template
 from ._service.statistics import Statistics
 from ._service.stream import Stream
 from .sandbox import Sandbox
@@ -49,68 +62,69 @@ _STARTS = ("fork", "zygote", "template")
 
 
 class Isolator:
-    """Isolated calls as a service: one fork server, warm children, a queue with bounds.
+    """Isolated calls as a service: one fork server, warm children, a bounded queue.
 
-    To be entered in an application's lifespan, and used by all its tasks::
+    Enter it in an application's lifespan, and use it in all its tasks::
 
         async with Isolator(preload=["myapp.parsers"], warm=2) as iso:
             result = await iso.run(parse, upload, timeout=5)
 
     Args:
-        start: where children come from. ``"zygote"``: a fresh, single-threaded interpreter that
-            has imported *preload*; functions and arguments are pickled, what ``__main__``
-            defines, lambdas and closures by cloudpickle. ``"template"``: a copy of this process
-            taken when the Isolator is entered; functions that existed then are as they were
-            then. ``"fork"``: this process, at each call, as with `run_isolated`.
-        preload: names of modules that are imported when the Isolator is entered, not in each child;
+        start: how children are created. ``"zygote"``: forked from a fresh, single-threaded
+            interpreter that has imported *preload*; functions and arguments are pickled, by
+            cloudpickle if they are defined in ``__main__``, lambdas or closures. ``"template"``:
+            forked from a copy of this process made when the Isolator is entered; functions that
+            existed then are as they were then. ``"fork"``: forked from this process, at each call,
+            as with `run_isolated`.
+        preload: names of modules to import when the Isolator is entered, and not in each child;
             lazy imports, too. The fork server imports them, a template after it was copied. With
-            ``start="fork"`` it is this process, in the event loop's thread, since it is that one
-            which is copied; each import holds up the loop (nothing, if the module is there). Where
-            a sandbox has a data-only codec, children find an empty file in the place of what these
-            modules have open, and shared memory that can be written is refused.
-        warm: how many children to keep forked ahead of need. Each serves one call. With
+            ``start="fork"`` this process imports them, in the event loop's thread, since that is
+            the thread that forks; each import blocks the loop (unless the module is already
+            imported). Under a data-only codec, children find an empty file in place of the files
+            that these modules have open, and writable shared memory is refused.
+        warm: how many children to fork ahead of need. Each serves one call. With
             ``start="fork"`` there are none, and this is ignored.
         max_concurrency: how many calls may run at once; a number, or an
             `anyio.CapacityLimiter` that may be shared. None: as many as there are CPUs, by
             affinity and cgroup quota. Further calls wait, first come, first served.
-        max_queue: how many calls may wait; one more is refused, which is safe to retry. None:
+        max_queue: how many calls may wait; further calls are refused, which is safe to retry. None:
             any number.
         queue_timeout: how many seconds a call may wait for its turn; then it is refused, which is
-            safe to retry (``Reason.QUEUE_TIMEOUT``). None: any number. From its turn on
-            *timeout* and *start_timeout* count, which the time that pickling the arguments takes is
-            part of.
+            safe to retry (``Reason.QUEUE_TIMEOUT``). None: no limit. *timeout* and
+            *start_timeout* count from the call's turn on, the time for pickling the arguments
+            included.
         python: the program of the zygote's interpreter, an absolute path; of the same version and
-            build as this process's. None: `sys.executable`. For where that is no interpreter: a
-            frozen application, an embedded Python. Other starts need none, and ignore it.
-        env: the children's whole environment. None: this process's, as it is when entered, or with
-            ``start="fork"`` at each call. A zygote is started with it, a template sets it before
-            *preload*. With ``start="fork"`` each child sets it before fn is called, for
-            `os.environ` and C code; what a library has read when it was loaded stays as it is.
-        limits: what each call may consume; a call's own go first, one by one.
-        sandbox: what the children may reach; applied once in the fork server, as far as children
-            share it. *env* is the sandbox's unless it is given.
+            build as this process's. None: `sys.executable`. Needed where that is not an
+            interpreter: in a frozen application, an embedded Python. Other starts ignore it.
+        env: the children's whole environment. None: this process's, as it is when the Isolator is
+            entered, or with ``start="fork"`` at each call. A zygote is started with it, a template
+            sets it before *preload*. With ``start="fork"`` each child sets it before fn is called,
+            for `os.environ` and C code; values that a library read when it was loaded do not
+            change.
+        limits: the resources that each call may use; a call's own limits take precedence.
+        sandbox: the resources that children may access; applied once in the fork server, as far as
+            children share it. *env* is the sandbox's unless it is given.
         drain: how many seconds leaving ``async with`` and `aclose` wait for calls that run or wait;
-            then these are ended. None: as long as they take, which may be for ever. The default
-            leaves a server some of the 30 seconds for the rest of its end that it usually has
-            between SIGTERM and SIGKILL.
+            then these are ended. None: no limit. The default leaves a server time for the rest of
+            its shutdown, of the 30 seconds that are usual between SIGTERM and SIGKILL.
         codec, timeout, grace, stdin, output, start_timeout, exit_timeout: defaults for each call;
             see `run_isolated`.
 
     Raises:
         TypeError, ValueError: an argument makes no sense.
 
-    It belongs to the process and the event loop that enter it. When it has been closed it can be
-    entered again, in another event loop, too; its figures begin anew, and an executor of before
-    stays closed. (A limiter given as *max_concurrency* stays the same one.) To enter it while it is
-    entered is a RuntimeError. In a forked copy of that process (a child of `multiprocessing`'s,
-    say) it owns nothing: leaving its context or dropping it there does nothing, and using it there,
-    `aclose` included, is a RuntimeError.
+    An Isolator belongs to the process and the event loop that enter it. When it has been closed, it
+    can be entered again, in another event loop, too; its figures begin anew, and an earlier
+    executor stays closed. (A limiter given as *max_concurrency* stays the same one.) Entering it
+    while it is entered raises RuntimeError. In a forked copy of that process (a child of
+    `multiprocessing`, for example) it owns nothing: leaving its context or dropping it there does
+    nothing, and using it there, `aclose` included, raises RuntimeError.
 
-    Calls may be made as soon as it is being entered; they wait for that.
+    Calls may be made as soon as the Isolator is being entered; they wait until it is open.
 
     Entering it raises `CallableDidNotExecuteError` if the fork server can't be started or can't
-    import what it should (the error's text has the traceback), or if the Isolator is closed
-    meanwhile (``Reason.CLOSED``). Calls that wait by then raise the same; if entering is cancelled,
+    import *preload* (the message has the traceback), or if the Isolator is closed meanwhile
+    (``Reason.CLOSED``). Calls that are waiting then raise the same; if entering is cancelled,
     ``Reason.CLOSED``.
     """
 
@@ -138,18 +152,18 @@ class Isolator:
     ) -> None:
         if start not in _STARTS:
             raise ValueError(f"start must be one of {', '.join(map(repr, _STARTS))}, not {start!r}")
-        modules = _checked_names(preload)
-        program = _checked_program(python)
-        _check_queue(max_concurrency, max_queue, queue_timeout)
-        environment = _checked_environment(env)
-        _check_count("warm", warm, 0)
+        modules = checked_names(preload)
+        program = checked_program(python)
+        check_queue(max_concurrency, max_queue, queue_timeout)
+        environment = checked_environment(env)
+        check_count("warm", warm, 0)
         if start == "fork" and warm:
             _log.debug("with start='fork' no children are forked ahead: warm=%d is ignored", warm)
         if drain is not None:
             check_seconds("drain", drain, optional=True)
         self._queue_timeout = queue_timeout
         self._start: Start = start
-        self._defaults: IsolatorArgs = {
+        self._defaults: StreamArgs = {
             "timeout": timeout,
             "grace": grace,
             "stdin": stdin,
@@ -165,11 +179,11 @@ class Isolator:
         def make_source(backend: AsyncBackend) -> Source:
             policy = None
             if sandbox is not None:
-                from ._call.policy import make_policy  # noqa: PLC0415 - only then
+                from ._call.confinement import make_policy  # noqa: PLC0415 - only with a sandbox
 
                 policy = make_policy(sandbox, look_around(), start)
             if start == "fork":
-                return Forks(backend, preload=modules, environment=environment)
+                return ForkSource(backend, preload=modules, environment=environment)
             if start == "template":
                 return template(
                     backend,
@@ -191,10 +205,10 @@ class Isolator:
 
         caller = sys._getframe(1)
         made_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
-        defaults = self._default_options  # without which these would refer to this
+        defaults = self._default_options  # so that these functions do not refer to this
 
-        def make_core() -> Core:
-            return Core(
+        def make_core() -> Service:
+            return Service(
                 make_source,
                 limit=max_concurrency,
                 max_queue=max_queue,
@@ -206,25 +220,25 @@ class Isolator:
             )
 
         self._make_core = make_core
-        self._core = make_core()
+        self._service = make_core()
 
     def __repr__(self) -> str:
-        core = self._core
-        what: list[str] = [core.state]
-        if core.state != "new":
-            now = core.statistics()
+        service = self._service
+        what: list[str] = [service.state]
+        if service.state != "new":
+            now = service.statistics()
             what += [f"{now.running} running", f"{now.queued} queued", f"{now.idle} idle"]
         return f"<Isolator start={self._start!r}: {', '.join(what)}>"
 
-    # Its life
+    # Life cycle
 
     async def __aenter__(self) -> Self:
-        core = self._core
-        if core.is_owned() and core.is_stranded():  # nobody can close it any more
+        service = self._service
+        if service.is_owned() and service.is_stranded():  # it can't be closed any more
             self._give_up()
-        if core.state == "closed":
-            core = self._core = self._make_core()
-        await core.open()
+        if service.state == "closed":
+            service = self._service = self._make_core()
+        await service.open()
         return self
 
     async def __aexit__(
@@ -233,50 +247,51 @@ class Isolator:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # After an exception, Ctrl-C and cancellation included, nobody waits for results.
-        if self._core.is_owned():  # else it is a copy that unwinds its stack
+        # After an exception, Ctrl-C and cancellation included, the results are not needed.
+        if self._service.is_owned():  # a forked copy only unwinds its stack
             await self.aclose(cancel=kind is not None)
 
     async def aclose(
         self, *, cancel: bool = False, timeout: float | EllipsisType | None = ...
     ) -> None:
-        """Refuse further calls, wait for those that are there, and end every process.
+        """Refuse further calls, wait for the present ones, and end every process.
 
         Args:
-            cancel: do not wait: the same as ``timeout=0``. If this itself is cancelled while it
-                waits, it does the same.
-            timeout: how many seconds to wait; then the calls that have not ended are, as by
+            cancel: do not wait: the same as ``timeout=0``. Cancelling this method while it waits
+                has the same effect.
+            timeout: how many seconds to wait; then the remaining calls are ended, as by
                 `Job.cancel`, but raise `IsolationError` with ``Reason.CLOSED``. A record of the
-                logger ``aioisolate.service`` names them. None: as long as they take. Default: the
+                logger ``aioisolate.service`` names them. None: no limit. Default: the
                 Isolator's *drain*.
 
-        While another task is closing it, this waits for the end of that, and the shorter of the two
-        times counts. While another task is entering it, that raises `CallableDidNotExecuteError`
-        with ``Reason.CLOSED``, and so do the calls that wait. Closing one that is closed or has not
-        been entered does nothing.
+        While another task is closing the Isolator, this waits for that task, and the shorter of the
+        two times counts. If another task is entering it, that task gets
+        `CallableDidNotExecuteError` with ``Reason.CLOSED``, and so do the calls that wait. Closing
+        an Isolator that is closed or has not been entered does nothing.
 
         Raises:
             TypeError, ValueError: *timeout* makes no sense.
-            RuntimeError: this is another event loop than the one that it was entered in, which has
-                not ended (if it has, every process is killed), or a forked copy of the process.
+            RuntimeError: this is another event loop than the one that entered the Isolator, and
+                that one has not ended (if it has, every process is killed), or a forked copy of the
+                process.
         """
         if timeout is not ... and timeout is not None:
             check_seconds("timeout", timeout, optional=True)
-        if self._core.state not in ("new", "closed"):
-            self._core.check_owner()
-        await self._core.aclose(seconds=0 if cancel else timeout)
+        if self._service.state not in ("new", "closed"):
+            self._service.check_owner()
+        await self._service.aclose(seconds=0 if cancel else timeout)
 
     def __del__(self) -> None:
-        core = getattr(self, "_core", None)
-        if core is not None and core.state not in ("new", "closed") and core.is_owned():
+        service = getattr(self, "_service", None)
+        if service is not None and service.state not in ("new", "closed") and service.is_owned():
             self._give_up()
 
     def _give_up(self) -> None:
-        core = self._core
+        service = self._service
         try:
-            core.abandon()
+            service.abandon()
         finally:
-            warn_unclosed([core], self, stacklevel=3)
+            warn_unclosed([service], self, stacklevel=3)
 
     # Calls
 
@@ -297,24 +312,24 @@ class Isolator:
     async def run(
         self, fn: Callable[[Unpack[Ts]], Any], /, *args: *Ts, **options: Unpack[JobArgs]
     ) -> Any:
-        """Run ``fn(*args)`` in a child of its own and return what it returns.
+        """Run ``fn(*args)`` in a child of its own and return its result.
 
-        As `run_isolated`, with its options but ``start`` and ``sandbox``; it may have to wait for
-        its turn, at most *queue_timeout* seconds.
+        Takes the options of `run_isolated`, except ``start`` and ``sandbox``. The call may have to
+        wait for its turn, at most *queue_timeout* seconds.
 
         Raises:
-            what `run_isolated` raises, and `CallableDidNotExecuteError` also if the queue is full
-            (``Reason.QUEUE_FULL``), the call's turn does not come within *queue_timeout*
+            the exceptions of `run_isolated`, and `CallableDidNotExecuteError` also if the queue is
+            full (``Reason.QUEUE_FULL``), the call's turn does not come within *queue_timeout*
             (``Reason.QUEUE_TIMEOUT``, also a TimeoutError), the Isolator is closed or not entered
             (``Reason.CLOSED``), or fn or its arguments can't be pickled
             (``Reason.ARGUMENT_ENCODING``). RuntimeError in another event loop or process than
-            the one that it was entered in.
+            the one that entered the Isolator.
 
         Example::
 
             text = await iso.run(extract_text, pdf, timeout=30)
         """
-        value, error = await self._submit(fn, args, options).carry_out()
+        value, error = await self._submit(fn, args, options)._run()
         if error is not None:
             raise error
         return value
@@ -336,13 +351,13 @@ class Isolator:
     async def capture(
         self, fn: Callable[[Unpack[Ts]], Any], /, *args: *Ts, **options: Unpack[JobArgs]
     ) -> Outcome[Any]:
-        """Run ``fn(*args)`` like `run`, and return what became of it, as `capture_isolated`."""
+        """Run ``fn(*args)`` like `run`, and return its `Outcome`, as `capture_isolated` does."""
         job = self._submit(fn, args, options, whole=True)
         try:
-            await job.carry_out()
+            await job._run()
         except IsolationError as refusal:
             return Outcome(error=refusal)
-        return job.as_outcome()
+        return job._as_outcome()
 
     def _submit(
         self,
@@ -351,7 +366,7 @@ class Isolator:
         options: JobArgs,
         *,
         streaming: bool = False,
-        core: Core | None = None,
+        service: Service | None = None,
         **more: Any,
     ) -> Job[Any]:
         checked, queue_timeout = self._default_options, self._queue_timeout
@@ -359,43 +374,34 @@ class Isolator:
             checked = self._checked(options)
             queue_timeout = options.get("queue_timeout", queue_timeout)
         plan = make_plan(
-            fn, args, checked, features.current(), streaming=streaming, start=self._start
+            fn, args, checked, platform_features.current(), streaming=streaming, start=self._start
         )
-        return (core or self._core).make_job(plan, queue_timeout=queue_timeout, **more)
+        return (service or self._service).make_job(plan, queue_timeout=queue_timeout, **more)
 
     def _checked(self, options: JobArgs) -> CallOptions:
-        if "sandbox" in options:
-            raise TypeError("a sandbox belongs to the Isolator, not to one of its calls")
-        if "start" in options:
-            raise TypeError("start belongs to the Isolator, not to one of its calls")
-        _check_queue(None, None, options.get("queue_timeout"))
-        merged: dict[str, Any] = {**self._defaults, **options}
-        merged.pop("queue_timeout", None)
-        limits = options.get("limits")
-        if isinstance(limits, Limits):
-            merged["limits"] = limits.over(self._defaults.get("limits"))
-        return CallOptions(**merged)
+        check_queue(None, None, options.get("queue_timeout"))
+        return options_of_job(self._defaults, options)
 
     def stream(
         self,
-        fn: Callable[..., Iterable[Any] | AsyncIterable[Any]],
+        fn: Callable[..., Iterable[T] | AsyncIterable[T]],
         /,
         *args: Any,
         **options: Unpack[JobArgs],
-    ) -> Stream[Any]:
+    ) -> Stream[T]:
         """Run a generator function, sync or async, in a child, and get its items one by one.
 
-        Takes the options of `run`; ``timeout`` is for the whole of it. The child is held up while
-        its items are not taken. What it raises comes after the items before it. Several tasks may
-        take items, each of which goes to one of them; the end, or the error, comes to each.
+        Takes the options of `run`; ``timeout`` is for the whole stream. The child is paused while
+        its items are not taken. Its exception comes after the items before it. Several tasks may
+        take items; each item goes to one of them; the end, or the error, comes to each.
 
         Leaving the context early kills the child. With ``grace`` the generator is closed first: it
-        has so many seconds for its ``finally``. What it raises there is logged, and is the error of
-        the stream's job.
+        has so many seconds for its ``finally``. An exception that it raises there is logged, and is
+        the error of the stream's job.
 
         Raises:
-            what `run` raises, in the loop; and `CallableStatusUnknownError` if an item can't be
-            pickled (``Reason.RESULT_ENCODING``), sent, or loaded here. The generator is closed.
+            the exceptions of `run`, in the loop; and `CallableStatusUnknownError` if an item can't
+            be pickled (``Reason.RESULT_ENCODING``), sent, or loaded here. The generator is closed.
 
         Example::
 
@@ -407,9 +413,42 @@ class Isolator:
             lambda on_item: self._submit(fn, args, options, on_item=on_item, streaming=True)
         )
 
+    @overload
+    def map(
+        self,
+        fn: Callable[[Any], Coroutine[Any, Any, T]],
+        items: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        capture: Literal[False] = False,
+        **options: Unpack[MapArgs],
+    ) -> Results[T]: ...
+
+    @overload
     def map(
         self,
         fn: Callable[[Any], T],
+        items: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        capture: Literal[False] = False,
+        **options: Unpack[MapArgs],
+    ) -> Results[T]: ...
+
+    @overload
+    def map(
+        self,
+        fn: Callable[[Any], Any],
+        items: Iterable[Any] | AsyncIterable[Any],
+        /,
+        *,
+        capture: bool,
+        **options: Unpack[MapArgs],
+    ) -> Results[Any]: ...
+
+    def map(
+        self,
+        fn: Callable[[Any], Any],
         items: Iterable[Any] | AsyncIterable[Any],
         /,
         *,
@@ -418,17 +457,17 @@ class Isolator:
         capture: bool = False,
         **options: Unpack[JobArgs],
     ) -> Results[Any]:
-        """Call fn with each of *items*, each call in a child of its own, some at a time.
+        """Call fn with each of *items*, each call in a child of its own, several at a time.
 
         Args:
             fn: takes one item.
             items: an iterable or an async iterable; read only as far ahead as there is room for.
-                What it raises, of whatever class, comes after the results before it;
+                The source's exception, of whatever class, comes after the results before it;
                 KeyboardInterrupt and SystemExit come at once.
-            ordered: give the results in the order of the items, or else as they come.
+            ordered: return the results in the order of the items; otherwise as they arrive.
             concurrency: how many at once; None: as many as the Isolator runs at once.
-            capture: give an `Outcome` for each item. Otherwise give what fn returns; the first
-                failure is raised, and ends all the others.
+            capture: return an `Outcome` for each item. Otherwise return fn's results; the first
+                failure is raised, and ends all other calls.
             options: the options of `run`, for each call.
 
         Returns:
@@ -437,10 +476,10 @@ class Isolator:
             all items are read, that is a `CallableDidNotExecuteError` (``Reason.CLOSED``) after
             the results.
 
-        A loop may be left early: what runs is killed, nothing more begins, and a generator that
-        yields the items is closed, as soon as nothing refers to the iterator any more, which is at
-        once with ``async for ... in iso.map(...)``. If it is held by a variable, or if all has to
-        have ended before the next statement, use ``async with``.
+        A loop may be left early: running calls are killed, no more begin, and a generator that
+        yields the items is closed, as soon as there is no reference to the iterator any more, which
+        is at once with ``async for ... in iso.map(...)``. If a variable refers to it, or if
+        everything must have ended before the next statement, use ``async with``.
 
         Examples::
 
@@ -451,30 +490,41 @@ class Isolator:
                 async for found in results:
                     if found:
                         break
-            # here no probe runs any more
+            # no probe runs any more
         """
         if not isinstance(items, (Iterable, AsyncIterable)):
             raise TypeError(f"items must be iterable, not {items!r}")
-        core = self._core  # this one: the map ends with it, should the Isolator be entered again
-        core.check_open()
+        service = (
+            self._service
+        )  # the present one: the map ends with it, even if the Isolator is entered again
+        service.check_open()
         if concurrency is None:
-            concurrency = max(1, int(min(core.limiter.total_tokens, 10_000)))
-        _check_count("concurrency", concurrency, 1)
-        make_plan(fn, (), self._checked(options), features.current(), start=self._start)
+            concurrency = max(1, int(min(service.limiter.total_tokens, 10_000)))
+        check_count("concurrency", concurrency, 1)
+        make_plan(fn, (), self._checked(options), platform_features.current(), start=self._start)
         return Results(
             items,
-            lambda item: self._submit(fn, (item,), options, core=core, whole=capture),
-            core,
+            lambda item: self._submit(fn, (item,), options, service=service, whole=capture),
+            service,
             ordered=ordered,
             concurrency=concurrency,
             outcomes=capture,
         )
 
-    @asynccontextmanager
-    async def open_job(
+    @overload
+    def open_job(
+        self, fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, **options: Unpack[JobArgs]
+    ) -> AbstractAsyncContextManager[Job[T]]: ...
+
+    @overload
+    def open_job(
+        self, fn: Callable[..., T], /, *args: Any, **options: Unpack[JobArgs]
+    ) -> AbstractAsyncContextManager[Job[T]]: ...
+
+    def open_job(
         self, fn: Callable[..., Any], /, *args: Any, **options: Unpack[JobArgs]
-    ) -> AsyncGenerator[Job[Any], None]:
-        """Begin ``fn(*args)`` and get a `Job` to watch it, to cancel it, to await its result.
+    ) -> AbstractAsyncContextManager[Job[Any]]:
+        """Start ``fn(*args)`` and return a `Job` to watch it, to cancel it, to await its result.
 
         Takes the options of `run`. Leaving the context ends a job that is not done.
 
@@ -485,6 +535,12 @@ class Isolator:
                 log.info("%s: %s after %.0f s, %s", job.name, job.state, job.age, job.progress)
                 pdf = await job.result()
         """
+        return self._open_job(fn, args, options)
+
+    @asynccontextmanager
+    async def _open_job(
+        self, fn: Callable[..., Any], args: Sequence[Any], options: JobArgs
+    ) -> AsyncGenerator[Job[Any], None]:
         on_progress = options.get("on_progress")
 
         def note(progress: Progress) -> None:
@@ -495,18 +551,18 @@ class Isolator:
         CallOptions(on_progress=on_progress)
         noting: JobArgs = {**options, "on_progress": note}
         job = self._submit(fn, args, noting, whole=True)
-        job.start()
+        job._start()
         try:
             yield job
         finally:
-            await job.abort()
+            await job._abort()
 
     def executor(self) -> Executor:
         """Return a `concurrent.futures.Executor` whose every call runs in a child of its own.
 
-        This may be called and it may be used in any thread. Cancelling one of its futures kills the
-        child. In the event loop's own thread its futures can't be waited for by blocking
-        (``future.result()``, ``list(executor.map(...))``): that is a RuntimeError.
+        This method and the executor may be used in any thread. Cancelling one of its futures kills
+        the child. In the event loop's own thread, blocking on its futures (``future.result()``,
+        ``list(executor.map(...))``) raises RuntimeError.
 
         Raises:
             CallableDidNotExecuteError: the Isolator is closed or not entered (``Reason.CLOSED``).
@@ -516,73 +572,15 @@ class Isolator:
 
             await loop.run_in_executor(iso.executor(), parse, data)
         """
-        self._core.check_taking()
-        return Executor(self._core, keep=self)
+        self._service.check_taking()
+        return Executor(self._service, keep=self)
 
-    # What is going on
+    # Monitoring
 
     def jobs(self) -> list[Job[Any]]:
         """List the calls that wait or run, oldest first."""
-        return self._core.jobs()
+        return self._service.jobs()
 
     def statistics(self) -> Statistics:
-        """Return the figures of now."""
-        return self._core.statistics()
-
-
-def _checked_program(python: str | os.PathLike[str] | None) -> str:
-    if python is None:
-        return ""
-    if not isinstance(python, (str, os.PathLike)):
-        raise TypeError(f"python must be the path of an interpreter, not {python!r}")
-    program: Any = os.fspath(python)
-    if not isinstance(program, str):
-        raise TypeError(f"python must be the path of an interpreter, as text, not {program!r}")
-    if not os.path.isabs(program) or "\0" in program:
-        raise ValueError(f"python must be an absolute path, not {program!r}")
-    return program
-
-
-def _checked_names(preload: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(preload, str):
-        raise TypeError(f"preload must be names of modules, not the string {preload!r}")
-    names = tuple(preload)
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"preload must be names of modules, not {name!r}")
-    return names
-
-
-def _checked_environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
-    if env is None:
-        return None
-    if not isinstance(env, Mapping):
-        raise TypeError(f"env must be a mapping of names to values or None, not {env!r}")
-    checked = dict(env)
-    things: Any = checked  # whatever they are
-    for name, value in things.items():
-        if not (isinstance(name, str) and isinstance(value, str)):
-            raise TypeError(f"env must be a mapping of strings to strings, not {name!r}: {value!r}")
-        if not name or "=" in name or "\0" in name + value:
-            raise ValueError(f"env must hold what an environment can, not {name!r}: {value!r}")
-    return checked
-
-
-def _check_queue(
-    max_concurrency: int | anyio.CapacityLimiter | None,
-    max_queue: int | None,
-    queue_timeout: float | None,
-) -> None:
-    if max_concurrency is not None and not isinstance(max_concurrency, anyio.CapacityLimiter):
-        _check_count("max_concurrency", max_concurrency, 1)
-    if max_queue is not None:
-        _check_count("max_queue", max_queue, 0)
-    if queue_timeout is not None:
-        check_seconds("queue_timeout", queue_timeout, optional=True)
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value!r}")
+        """Return the present figures."""
+        return self._service.statistics()

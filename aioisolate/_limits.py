@@ -1,4 +1,4 @@
-"""Bounds on what one call may consume: data only."""
+"""Limits of the resources of one call: data only."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _COUNT_MAX = 1 << 31
 
 
 def as_bytes(name: str, size: object, *, least: int = 0) -> int:
-    """Turn a size, a whole number of bytes or a string such as "512 MiB", into bytes.
+    """Convert a size, a whole number of bytes or a string such as "512 MiB", to bytes.
 
-    Raises TypeError or ValueError, naming the size by *name*, for anything else.
+    Raises TypeError or ValueError, with the *name* of the size, for anything else.
     """
     if isinstance(size, str):
         found = _SIZE.fullmatch(size)
@@ -35,7 +35,7 @@ def as_bytes(name: str, size: object, *, least: int = 0) -> int:
                 f"{name} must be a number of bytes or a size such as '512 MiB' or '2 GB', "
                 f"not {size!r}"
             )
-        # Nothing that could be meant has more digits, and there are limits to what can be read.
+        # No useful size has more digits, and Python limits the digits that it converts.
         number = found[1] if len(found[1]) < 40 else "1" + "0" * 40
         size = int(float(number) * unit) if "." in number else int(number) * unit
     if isinstance(size, bool) or not isinstance(size, int):
@@ -48,31 +48,31 @@ def as_bytes(name: str, size: object, *, least: int = 0) -> int:
 
 
 class Limits:
-    """What one call may consume. None: no limit of this library's.
+    """Limits of the resources of one call. None: not limited by this library.
 
     Sizes are in bytes, or strings such as ``"512 MiB"`` or ``"2 GB"``; they are kept as bytes. A
-    limit that can't be enforced here as it is described is refused before anything is forked
+    limit that can't be enforced on this machine as described is refused before the fork
     (`Reason.FEATURE_UNAVAILABLE`, by name).
 
     Args:
-        memory: how much more address space than at its start each process of the call may have.
-            With a `Sandbox` that uses a cgroup, all its processes together may use no more
-            memory either. Under a data-only codec an eighth of it, 64 MiB at most, is for the
+        memory: address space that each process of the call may have beyond its size at its start.
+            With a `Sandbox` that uses a cgroup, it also limits the memory of all its processes
+            together. Under a data-only codec an eighth of it, 64 MiB at most, is reserved for the
             answer. Overrun: `Reason.MEMORY_LIMIT`, which is also a MemoryError.
         cpu_time: seconds of CPU time of each process of the call, in user and kernel mode; the
             kernel counts whole seconds, so it is rounded up. Overrun: `Reason.CPU_LIMIT`.
-        address_space: how much address space each process may have, what it starts with included.
-        open_files: how many descriptors may be open in each process besides those that it starts
-            with. Overrun: OSError (EMFILE) in fn.
-        file_size: how large a file, or anonymous memory file, fn may write. Overrun: OSError
-            (EFBIG) in fn.
+        address_space: address space that each process may have, its size at its start included.
+        open_files: how many descriptors may be open in each process besides those it starts with.
+            Overrun: OSError (EMFILE) in fn.
+        file_size: maximum size of a file, or anonymous memory file, that fn writes. Overrun:
+            OSError (EFBIG) in fn.
         processes: how many processes and threads the call may have, its own included. Overrun:
             BlockingIOError (EAGAIN) in fn.
-        core_size: how large a core dump may be.
-        result_size: how large what fn returns or raises may be as it travels, in a stream each
-            item. Overrun: `Reason.RESULT_TOO_LARGE`.
-        output_size: how much fn may write to standard output and error together, where that is
-            read (``output="capture"`` or a callable). Overrun: `Reason.OUTPUT_LIMIT`.
+        core_size: maximum size of a core dump.
+        result_size: maximum encoded size of what fn returns or raises, or of each item of a
+            stream. Overrun: `Reason.RESULT_TOO_LARGE`.
+        output_size: maximum output of fn, standard output and error together, where this process
+            reads it (``output="capture"`` or a callable). Overrun: `Reason.OUTPUT_LIMIT`.
 
     Raises:
         TypeError, ValueError: a limit makes no sense.
@@ -105,7 +105,7 @@ class Limits:
     result_size: int | None
     output_size: int | None
 
-    def __init__(  # noqa: PLR0917 - in this order they are documented
+    def __init__(  # noqa: PLR0917 - in the documented order
         self,
         memory: Size | None = None,
         cpu_time: float | None = None,
@@ -141,7 +141,7 @@ class Limits:
             object.__setattr__(self, name, checked)
 
     def over(self, others: Limits | None) -> Limits:
-        """Return these limits, and the *others'* where these have none."""
+        """Return these limits, completed by the *others*."""
         if others is None:
             return self
         mine = {name: getattr(self, name) for name in self.__slots__}
@@ -149,10 +149,10 @@ class Limits:
         return Limits(**{n: theirs[n] if value is None else value for n, value in mine.items()})
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("limits are not changed; make others")
+        raise AttributeError("Limits can't be changed; create another instance")
 
     def __delattr__(self, name: str) -> None:
-        raise AttributeError("limits are not changed; make others")
+        raise AttributeError("Limits can't be changed; create another instance")
 
     def _key(self) -> tuple[Any, ...]:
         return tuple(getattr(self, name) for name in self.__slots__)
@@ -196,6 +196,6 @@ def _as_seconds(name: str, value: object) -> float:
 
 
 def _shown(value: object) -> str:
-    # It may have more digits than Python is willing to write.
+    # The number may have more digits than Python is willing to write.
     large = isinstance(value, int) and abs(value) >= 1 << 200
     return "so many" if large else repr(value)

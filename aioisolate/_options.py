@@ -1,4 +1,4 @@
-"""The options of a call: their meaning, their defaults, and the refusal of bad ones."""
+"""The options of a call: their meaning, their defaults, and their checks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeAlias, TypedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 
 from ._limits import Limits
 from ._outcome import CallEvent, Progress
@@ -17,17 +17,25 @@ __all__ = [
     "CallOptions",
     "Codec",
     "CommonArgs",
-    "IsolatorArgs",
     "JobArgs",
+    "MapArgs",
     "OnEvent",
+    "OnLine",
     "OnProgress",
-    "OptionArgs",
     "Output",
+    "RunArgs",
     "Stdin",
+    "StreamArgs",
+    "check_count",
     "check_seconds",
+    "checked_environment",
+    "checked_names",
+    "checked_program",
     "code_flags",
+    "options_of_job",
 ]
 
+_T = TypeVar("_T")
 OnLine: TypeAlias = Callable[[str, str], object]
 OnProgress: TypeAlias = Callable[[Progress], object]
 OnEvent: TypeAlias = Callable[[CallEvent], object]
@@ -38,7 +46,7 @@ Codec: TypeAlias = Literal["pickle", "msgspec", "json"]
 
 
 class CommonArgs(TypedDict, total=False):
-    """The keyword options that every kind of call has."""
+    """The keyword options that all calls have."""
 
     timeout: float | None
     grace: float
@@ -55,19 +63,38 @@ class CommonArgs(TypedDict, total=False):
 
 
 class JobArgs(CommonArgs, total=False):
-    """The keyword options of one call of an `Isolator`; each overrides the Isolator's own."""
+    """The keyword options of `Isolator.run`, `capture`, `stream` and `open_job`.
+
+    Each overrides the Isolator's own. For functions that pass options on::
+
+        async def parse(self, data: bytes, **options: Unpack[JobArgs]) -> Tree:
+            return await self.iso.run(parse_tree, data, **options)
+    """
 
     queue_timeout: float | None
 
 
-class IsolatorArgs(CommonArgs, total=False):
-    """Those that an `Isolator` has for all its calls."""
+class MapArgs(JobArgs, total=False):
+    """The keyword options of `Isolator.map` but *capture*, for functions that pass them on."""
+
+    ordered: bool
+    concurrency: int | None
+
+
+class StreamArgs(CommonArgs, total=False):
+    """The keyword options of `stream_isolated`, for functions that pass them on."""
 
     sandbox: Sandbox | None
 
 
-class OptionArgs(IsolatorArgs, total=False):
-    """The keyword options of `run_isolated`, for signatures that pass them on."""
+class RunArgs(StreamArgs, total=False):
+    """The keyword options of `run_isolated`, `capture_isolated` and `isolated`.
+
+    For functions that pass options on::
+
+        async def parse(data: bytes, **options: Unpack[RunArgs]) -> Tree:
+            return await run_isolated(parse_tree, data, **options)
+    """
 
     start: Start
 
@@ -76,12 +103,12 @@ _NO_FDS: frozenset[int] = frozenset()
 
 
 class CallOptions:
-    """Checked options of one call; see `run_isolated` for what each one means.
+    """Checked options of one call; see `run_isolated` for their meaning.
 
-    Raises TypeError or ValueError, naming the option, for what cannot be meant.
+    Raises TypeError or ValueError, naming the option, for invalid values.
     """
 
-    # Not a dataclass, like everything else that is made for each call: those take long to import.
+    # Not a dataclass, like all classes used for each call: those take long to import.
     __slots__ = (
         "_confinement",
         "codec",
@@ -139,20 +166,30 @@ class CallOptions:
             _check_stdin(stdin, sandbox)
         if result_type is not None and self.codec == "pickle":
             raise ValueError("result_type is for codec='msgspec' and 'json'; a pickle has its own")
-        # What `make_plan` has worked out of these for the calls that share them.
+        # See `confinement`.
         self._confinement: Any = None
-        self.limits = limits
-        self.sandbox = sandbox
-        self.result_type = result_type
-        self.timeout = timeout
-        self.grace = grace
+        self.limits: Limits | None = limits
+        self.sandbox: Sandbox | None = sandbox
+        self.result_type: Any = result_type
+        self.timeout: float | None = timeout
+        self.grace: float = grace
         self.stdin: Stdin = stdin
         self.output: Output = output
-        self.start_timeout = start_timeout
-        self.exit_timeout = exit_timeout
-        self.on_event = on_event
-        self.on_progress = on_progress
-        self.pass_fds = _checked_fds(pass_fds) if pass_fds else _NO_FDS
+        self.start_timeout: float | None = start_timeout
+        self.exit_timeout: float = exit_timeout
+        self.on_event: OnEvent | None = on_event
+        self.on_progress: OnProgress | None = on_progress
+        self.pass_fds: frozenset[int] = _checked_fds(pass_fds) if pass_fds else _NO_FDS
+
+    def confinement(self, decide: Callable[[], _T]) -> _T:
+        """Return how calls with these options are confined.
+
+        *decide* finds that out; it is called for the first of the calls that share the options.
+        """
+        if self._confinement is None:
+            self._confinement = decide()
+        confinement: _T = self._confinement
+        return confinement
 
 
 def _check_choices(start: object, stdin: object, output: object) -> None:
@@ -174,7 +211,7 @@ def _check_choices(start: object, stdin: object, output: object) -> None:
         _check_callback("output", output)
 
 
-# What belongs to something else than a call, and to what.
+# Keyword arguments that belong elsewhere, and where.
 _ELSEWHERE = dict.fromkeys(
     ("preload", "warm", "max_concurrency", "max_queue", "queue_timeout", "env"),
     "is an option of an Isolator",
@@ -182,12 +219,12 @@ _ELSEWHERE = dict.fromkeys(
 
 
 def _why_unknown(name: str) -> str:
-    """Say what is wrong with a keyword argument that is none of ours."""
+    """Return what is wrong with an unknown keyword argument."""
     if name in _ELSEWHERE:
         return f"{name!r} is no option of this call: it {_ELSEWHERE[name]}"
     import difflib  # noqa: PLC0415 - rarely needed, and not small
 
-    close = difflib.get_close_matches(name, [*OptionArgs.__annotations__, "start"], 1)
+    close = difflib.get_close_matches(name, [*RunArgs.__annotations__, "start"], 1)
     meant = f" (did you mean {close[0]!r}?)" if close else ""
     return (
         f"{name!r} is no option of a call{meant}; keyword arguments of the function itself go "
@@ -201,14 +238,14 @@ def code_flags(fn: object) -> int:
         fn = fn.func
     code = getattr(fn, "__code__", None)  # a bound method has its function's
     if code is None:
-        call = getattr(type(fn), "__call__", None)  # noqa: B004 - not whether there is one
+        call = getattr(type(fn), "__call__", None)  # noqa: B004 - the value is needed
         code = getattr(call, "__code__", None)
     flags = getattr(code, "co_flags", 0)
     return flags if isinstance(flags, int) else 0
 
 
 def _check_callback(name: str, given: object) -> None:
-    """Raise TypeError if something can't be called, or if calling it would not run it."""
+    """Raise TypeError if *given* can't be called, or if calling it would not run it."""
     if not callable(given):
         raise TypeError(f"{name} must be callable, not {given!r}")
     flags = code_flags(given)
@@ -238,13 +275,13 @@ def _check_stdin(stdin: Stdin, sandbox: Sandbox | None) -> None:
 def _contained(
     sandbox: Sandbox | None, limits: Limits | None, codec: Codec | None, output: Output
 ) -> tuple[Codec, Limits | None, Output]:
-    """Work out what a sandbox means for the other options."""
+    """Return the options that follow from a sandbox."""
     chosen: Codec = "pickle"
     if sandbox is not None or codec is not None:
         chosen = _chosen_codec(sandbox, codec)
     theirs = None if sandbox is None else sandbox.limits
     limits = theirs if limits is None else _checked_limits(limits, theirs)
-    # What a stranger writes is not for this process's terminal or log.
+    # Output of untrusted code must not reach this process's terminal or log.
     if sandbox is not None and sandbox.codec != "pickle" and output == "inherit":
         output = "null"
     if limits is not None and limits.output_size is not None and output == "inherit":
@@ -284,7 +321,7 @@ def check_seconds(
     finite: bool = False,
     above_zero: bool = False,
 ) -> None:
-    """Raise TypeError or ValueError if an option is no number of seconds."""
+    """Raise TypeError or ValueError if an option is not a number of seconds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         what = "a number of seconds" + (" or None" if optional else "")
         raise TypeError(f"{name} must be {what}, not {value!r}")
@@ -307,3 +344,69 @@ def _checked_fds(fds: Iterable[int]) -> frozenset[int]:
             raise ValueError(f"pass_fds names {fd}, which is not an open descriptor") from exc
         checked.add(fd)
     return frozenset(checked)
+
+
+# Options of an Isolator
+
+
+def options_of_job(defaults: StreamArgs, options: JobArgs) -> CallOptions:
+    """Check the options of one call of an Isolator; *defaults* are the Isolator's own."""
+    if "sandbox" in options:
+        raise TypeError("a sandbox belongs to the Isolator, not to one of its calls")
+    if "start" in options:
+        raise TypeError("start belongs to the Isolator, not to one of its calls")
+    both: dict[str, Any] = {**defaults, **options}
+    both.pop("queue_timeout", None)
+    limits = options.get("limits")
+    if isinstance(limits, Limits):
+        both["limits"] = limits.over(defaults.get("limits"))
+    return CallOptions(**both)
+
+
+def checked_program(python: str | os.PathLike[str] | None) -> str:
+    """Check *python*: return it as text, or "" for None. Raises TypeError or ValueError."""
+    if python is None:
+        return ""
+    if not isinstance(python, (str, os.PathLike)):
+        raise TypeError(f"python must be the path of an interpreter, not {python!r}")
+    program: Any = os.fspath(python)
+    if not isinstance(program, str):
+        raise TypeError(f"python must be the path of an interpreter, as text, not {program!r}")
+    if not os.path.isabs(program) or "\0" in program:
+        raise ValueError(f"python must be an absolute path, not {program!r}")
+    return program
+
+
+def checked_names(preload: Iterable[str]) -> tuple[str, ...]:
+    """Check *preload*: return the names of modules. Raises TypeError."""
+    if isinstance(preload, str):
+        raise TypeError(f"preload must be names of modules, not the string {preload!r}")
+    names = tuple(preload)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"preload must be names of modules, not {name!r}")
+    return names
+
+
+def checked_environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
+    """Check *env*: return a copy. Raises TypeError or ValueError."""
+    if env is None:
+        return None
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env must be a mapping of names to values or None, not {env!r}")
+    checked = dict(env)
+    things: Any = checked  # of any type
+    for name, value in things.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise TypeError(f"env must be a mapping of strings to strings, not {name!r}: {value!r}")
+        if not name or "=" in name or "\0" in name + value:
+            raise ValueError(f"env must hold what an environment can, not {name!r}: {value!r}")
+    return checked
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Raise TypeError or ValueError if an option is not a whole number of at least *least*."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value!r}")

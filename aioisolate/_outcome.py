@@ -1,4 +1,4 @@
-"""What became of a call: plain data."""
+"""The outcome of a call: plain data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["CallEvent", "Exit", "Outcome", "Progress", "Usage"]
 
 T = TypeVar("T")
 
-_WORDS = 160  # characters of what an exception says
+_WORDS = 160  # characters of an exception's message
 
 
 class Exit(int):
@@ -47,12 +47,12 @@ class Exit(int):
 
 
 class Usage(NamedTuple):
-    """What a child consumed.
+    """The resources that a child used.
 
     Attributes:
         wall: seconds from the fork until the child was seen to have ended.
-        user: CPU seconds in user mode, the child and the children that it waited for.
-        system: CPU seconds in the kernel, likewise.
+        user: CPU seconds in user mode, of the child and the children that it waited for.
+        system: CPU seconds in the kernel, of the same processes.
         max_rss: peak resident size in bytes. A forked child starts at its parent's size:
             pages shared with the parent count, so this is no measure of what fn allocated.
         fork: seconds that the fork itself held up this thread (and its event loop).
@@ -82,12 +82,12 @@ class CallEvent(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far fn has got, as it says itself by `report_progress`.
+    """Progress of fn, as reported by `report_progress`.
 
     Attributes:
         done: how much is done.
         total: how much there is to do, or None if fn does not know.
-        message: what it is doing.
+        message: the present activity.
     """
 
     done: float
@@ -97,12 +97,19 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Outcome(Generic[T]):
-    """What became of one isolated call.
+    """The outcome of one isolated call.
+
+    `capture_isolated`, `Isolator.capture` and `Job.outcome` return one, and so does `Isolator.map`
+    for each item with ``capture=True``. ``Outcome[bytes]`` is that of a function that returns
+    bytes::
+
+        outcome = await capture_isolated(convert, path)
+        data = outcome.value if outcome.error is None else b""
 
     Attributes:
-        value: what fn returned; None if it returned nothing or did not return.
-        error: what fn raised, or the `IsolationError`; None if fn returned.
-        usage: what the child consumed, or None if there was no child.
+        value: the result of fn; None if it returned None or did not return.
+        error: the exception of fn, or the `IsolationError`; None if fn returned.
+        usage: the resources that the child used, or None if there was no child.
         exit: how the child ended, an `Exit`, or None if unknown or there was no child.
         pid: the child's process id, or None if there was no child.
         stdout: what the child wrote to standard output with ``output="capture"``, else None.
@@ -118,7 +125,7 @@ class Outcome(Generic[T]):
     stderr: str | None = None
 
     def __repr__(self) -> str:
-        """Say in one line how it went, however much there is."""
+        """Describe the outcome in one line of bounded length."""
         if self.error is None:
             how = [f"returned {' '.join(reprlib.repr(self.value).split())}"]
         else:
@@ -131,14 +138,14 @@ class Outcome(Generic[T]):
         return f"<Outcome {where}: {', '.join(how)}>"
 
     def unwrap(self) -> T:
-        """Return what fn returned, or raise `error`."""
+        """Return the result of fn, or raise `error`."""
         if self.error is not None:
             raise self.error
         return cast("T", self.value)
 
 
 def _first_words(error: BaseException) -> str:
-    """Return what an exception says first, for one line."""
+    """Return the beginning of an exception's message, for one line."""
     try:
         said = str(error).strip().splitlines()
     except Exception:  # noqa: BLE001 - a broken __str__ may raise anything

@@ -1,4 +1,4 @@
-"""The services: one call, one child."""
+"""Direct calls: one call, one child."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import functools
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Literal, ParamSpec, TypeVar, TypeVarTuple, Unpack, cast, overload
 
-from ._call.drive import supervise
+from ._call.deadlines import Deadlines
+from ._call.eventloop import running_backend
+from ._call.forked import ForkedChild, let_imports_finish
 from ._call.plan import Plan, check_callable, make_plan
-from ._call.settle import outcome_of, settle
-from ._call.spawn import ForkedChild, let_imports_finish
-from ._call.supervise import Supervision
-from ._call.turn import Turn
-from ._call.waiter import running_backend
+from ._call.result import outcome_of, settle
+from ._call.run import supervise
+from ._call.supervision import Supervision
 from ._errors import IsolationError
 from ._limits import Limits
-from ._options import CallOptions, Codec, OnEvent, OnProgress, OptionArgs, Output, Stdin
-from ._os import features, threads
+from ._options import CallOptions, Codec, OnEvent, OnProgress, Output, RunArgs, Stdin
+from ._os import platform_features, threads
 from ._outcome import Outcome
 from .sandbox import Sandbox
 
-__all__ = ["capture_isolated", "isolated", "run_isolated"]
+__all__ = ["IsolatedDecorator", "capture_isolated", "isolated", "run_isolated"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -32,13 +32,13 @@ async def run_isolated(
     fn: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
     /,
     *args: *Ts,
-    **options: Unpack[OptionArgs],
+    **options: Unpack[RunArgs],
 ) -> T: ...
 
 
 @overload
 async def run_isolated(
-    fn: Callable[[Unpack[Ts]], T], /, *args: *Ts, **options: Unpack[OptionArgs]
+    fn: Callable[[Unpack[Ts]], T], /, *args: *Ts, **options: Unpack[RunArgs]
 ) -> T: ...
 
 
@@ -62,67 +62,68 @@ async def run_isolated(  # noqa: D417 - others are refused
     result_type: Any = None,
     **others: Any,
 ) -> Any:
-    """Run ``fn(*args)`` in a forked copy of this process and return what it returns.
+    """Run ``fn(*args)`` in a forked copy of this process and return its result.
 
     The copy has this process's memory as it is now: closures, globals, context variables, objects
-    that can't be pickled. Nothing that fn changes there comes back, but its result. The event
-    loop goes on while fn runs. When this returns or raises, the child is gone.
+    that can't be pickled. Changes that fn makes there do not come back, only its result. The event
+    loop runs while fn runs. When this returns or raises, the child is gone.
 
     Args:
-        fn: what to call: a function, lambda, bound method, `functools.partial`, callable object;
-            or an ``async def``, which then runs in a fresh event loop of the kind that runs here.
+        fn: the function to call: a function, lambda, bound method, `functools.partial`, callable
+            object; or an ``async def``, which runs in a fresh event loop of the kind that runs
+            here.
         args: its positional arguments; use `functools.partial` for keyword arguments.
         timeout: how many seconds the call may take, from its turn to its end; then the child is
-            killed. None: any number.
+            killed. None: no limit.
         grace: on timeout and on cancellation send SIGTERM first and wait this many seconds
             before killing. 0: kill at once.
-        start: how the child comes about; ``"fork"`` forks this process now.
-        stdin: what the child reads from standard input. ``"null"``: nothing, it is at its end.
-            ``"inherit"``: this process's, a terminal included.
+        start: how the child is created; ``"fork"`` forks this process now.
+        stdin: the child's standard input. ``"null"``: empty. ``"inherit"``: this process's, a
+            terminal included.
         output: where the child's standard output and error go, C code's included.
             ``"inherit"``: where this process's go. ``"null"``: nowhere. ``"capture"``: to this
             call; see `capture_isolated`, and `IsolationError.stderr_tail`. A callable is called
             here with ``(stream, line)`` for each line, ``stream`` being "stdout" or "stderr". As
             in text files a line ends with a newline, a carriage return (progress bars) or both;
-            it is given without them, as soon as it has ended.
-        start_timeout: how many seconds fn may take to begin; then the child is killed. The
-            safeguard against a lock that another thread held while forking. None: any number.
-        exit_timeout: how many seconds what fn leaves may take to end: its threads that are no
-            daemons, and processes of multiprocessing. As at the end of a program they are waited
-            for, then the exit functions run that fn has registered, before the result is returned.
-            What still runs then, or when *timeout* passes, is killed, the result is returned all
-            the same, and a warning is logged. 0: do not wait.
+            the callable gets it without them, as soon as the line has ended.
+        start_timeout: how many seconds fn may take to begin; then the child is killed. This is the
+            safeguard against a lock that another thread held while forking. None: no limit.
+        exit_timeout: how many seconds the unfinished work of fn may take to end: its non-daemon
+            threads, and processes of multiprocessing. As at the end of a program, the child waits
+            for them, then runs the exit functions that fn has registered, before the result is
+            returned. What still runs then, or when *timeout* passes, is killed, the result is
+            returned all the same, and a warning is logged. 0: do not wait.
         on_event: called here with a `CallEvent` when the child is spawned, has started, has
             sent its result, has been reaped.
         on_progress: called here with a `Progress` whenever fn calls `report_progress`.
-        limits: what it may consume; see `Limits`.
-        sandbox: what it may reach; see `Sandbox`. The child is still a copy of this process and
-            holds what this process holds in memory: for code that you do not trust use an
-            `Isolator`, whose fork server has none of it.
-        codec: how the result comes back. ``"pickle"``: any object, from a child that you trust.
+        limits: the resources that the call may use; see `Limits`.
+        sandbox: the resources that the call may access; see `Sandbox`. The child is still a copy of
+            this process, with all data that this process has in memory: for code that you do not
+            trust use an `Isolator`, whose fork server has none of it.
+        codec: how the result is encoded. ``"pickle"``: any object, from a child that you trust.
             ``"msgspec"`` (MessagePack) and ``"json"``: data only, whatever the child sends; fn's
-            exceptions arrive as `RemoteError`, in words. None: the sandbox's, or ``"pickle"``.
-        result_type: with a data-only codec, what the result is to be: a type that msgspec
+            exceptions arrive as `RemoteError`, as text. None: the sandbox's, or ``"pickle"``.
+        result_type: with a data-only codec, the type of the result: a type that msgspec
             knows, such as a dataclass, ``list[int]`` or a TypedDict.
-        pass_fds: descriptors of sockets, pipes and the like that fn may go on using. Files,
-            terminals and directories it may use anyway, but for a sandbox with a data-only codec;
-            everything else is at its end for who reads it, and an OSError (EBADF) for who writes.
+        pass_fds: descriptors of sockets, pipes and the like that fn may use. Files, terminals
+            and directories stay usable without that, except in a sandbox with a data-only codec;
+            of all others, reads are at the end of file, and writes raise OSError (EBADF).
 
     Raises:
-        what fn raised, as its own type and with the child's frames in the traceback, if it is an
-            Exception. Anything else (SystemExit, KeyboardInterrupt, CancelledError...) becomes
+        the exception of fn, with its own type and with the child's frames in the traceback, if it
+            is an Exception. Any other (SystemExit, KeyboardInterrupt, CancelledError...) becomes
             the ``__cause__`` of a `CallableStatusUnknownError`; and so does the
-            CallableDidNotExecuteError of a nested call, which says nothing about this one.
+            CallableDidNotExecuteError of a nested call, which does not describe this call.
         CallableDidNotExecuteError: fn never began; always safe to retry. It is also a TimeoutError
             if fn did not begin in time (``Reason.START_TIMEOUT``), by either of the deadlines.
-        CallableExecutedError: fn ended, but its result could not be brought here.
-        CallableStatusUnknownError: fn began and did not end as it should: a crash, an exit, a
+        CallableExecutedError: fn ended, but its result could not be sent or decoded.
+        CallableStatusUnknownError: fn began and did not end regularly: a crash, an exit, a
             deadline (then it is also a TimeoutError), a kill.
         TypeError, ValueError: fn can't be called, or an option makes no sense.
         RuntimeError: no event loop is running.
 
     If the call is cancelled, the child and its process group are killed and reaped before the
-    cancellation goes on.
+    cancellation is raised.
 
     Example::
 
@@ -145,7 +146,7 @@ async def run_isolated(  # noqa: D417 - others are refused
         result_type=result_type,
         **others,  # refused, in words
     )
-    value, error, _ = await _call(make_plan(fn, args, options, features.current()))
+    value, error, _ = await _call(make_plan(fn, args, options, platform_features.current()))
     if error is not None:
         raise error
     return value
@@ -156,22 +157,22 @@ async def capture_isolated(
     fn: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
     /,
     *args: *Ts,
-    **options: Unpack[OptionArgs],
+    **options: Unpack[RunArgs],
 ) -> Outcome[T]: ...
 
 
 @overload
 async def capture_isolated(
-    fn: Callable[[Unpack[Ts]], T], /, *args: *Ts, **options: Unpack[OptionArgs]
+    fn: Callable[[Unpack[Ts]], T], /, *args: *Ts, **options: Unpack[RunArgs]
 ) -> Outcome[T]: ...
 
 
 async def capture_isolated(
-    fn: Callable[[Unpack[Ts]], Any], /, *args: *Ts, **options: Unpack[OptionArgs]
+    fn: Callable[[Unpack[Ts]], Any], /, *args: *Ts, **options: Unpack[RunArgs]
 ) -> Outcome[Any]:
-    r"""Run ``fn(*args)`` like `run_isolated`, and return what became of it, whatever that is.
+    r"""Run ``fn(*args)`` like `run_isolated`, and return its `Outcome`, success or failure.
 
-    Takes the options of `run_isolated`. Never raises for the child's fate: fn's exception or the
+    Takes the options of `run_isolated`. Never raises for a failed call: fn's exception or the
     `IsolationError` is the outcome's ``error``. Bad arguments and cancellation are raised.
 
     Example::
@@ -182,21 +183,23 @@ async def capture_isolated(
     """
     checked = CallOptions(**options)
     try:
-        value, error, supervision = await _call(make_plan(fn, args, checked, features.current()))
+        value, error, supervision = await _call(
+            make_plan(fn, args, checked, platform_features.current())
+        )
     except IsolationError as refusal:
         return Outcome(error=refusal, pid=refusal.pid)
     return outcome_of(supervision, value, error)
 
 
 async def _call(plan: Plan) -> tuple[Any, BaseException | None, Supervision]:
-    """Follow a call from its plan to what fn returned, or an error."""
-    turn = Turn(plan.options)
+    """Carry out a plan; return fn's result and None, or None and the error, and the supervision."""
+    deadlines = Deadlines(plan.options)
     backend = running_backend()
     others = threads.others()
     if others or threads.helpers():
-        await let_imports_finish(turn)
+        await let_imports_finish(deadlines)
     child = ForkedChild(plan, backend, others)
-    supervision = Supervision(child, plan.options, turn, fn=plan.fn)
+    supervision = Supervision(child, plan.options, deadlines, fn=plan.fn)
     try:
         await supervise(supervision, plan.options.grace)
         value, error = await settle(supervision)
@@ -214,11 +217,11 @@ def isolated(fn: Callable[P, T], /) -> Callable[P, Coroutine[Any, Any, T]]: ...
 
 
 @overload
-def isolated(**options: Unpack[OptionArgs]) -> _Decorator: ...
+def isolated(**options: Unpack[RunArgs]) -> IsolatedDecorator: ...
 
 
-def isolated(fn: Callable[..., Any] | None = None, /, **options: Unpack[OptionArgs]) -> Any:
-    """Make a function an async one that runs isolated at each call.
+def isolated(fn: Callable[..., Any] | None = None, /, **options: Unpack[RunArgs]) -> Any:
+    """Turn a function into an async one that runs isolated at each call.
 
     Used bare or with the options of `run_isolated`. The result takes the same arguments,
     keyword arguments included, and has the same name, signature and doc.
@@ -230,15 +233,23 @@ def isolated(fn: Callable[..., Any] | None = None, /, **options: Unpack[OptionAr
 
         small = await thumbnail(data, width=64)
     """
-    decorator = _Decorator(CallOptions(**options))
+    decorator = IsolatedDecorator(CallOptions(**options))
     if fn is None and options:
         return decorator
     check_callable(fn)
     return decorator(cast("Callable[..., Any]", fn))
 
 
-class _Decorator:
-    """`isolated` with its options."""
+class IsolatedDecorator:
+    """The decorator that `isolated` returns when it is given options; it may be used repeatedly.
+
+    Example::
+
+        briefly: IsolatedDecorator = isolated(timeout=1, output="null")
+
+        @briefly
+        def parse(text: str) -> Tree: ...
+    """
 
     def __init__(self, options: CallOptions) -> None:
         self._options = options
@@ -258,7 +269,7 @@ class _Decorator:
         @functools.wraps(fn)
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
             call = functools.partial(fn, *args, **kwargs) if kwargs else fn
-            plan = make_plan(call, () if kwargs else args, options, features.current())
+            plan = make_plan(call, () if kwargs else args, options, platform_features.current())
             value, error, _ = await _call(plan)
             if error is not None:
                 raise error

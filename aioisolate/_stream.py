@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Iterable
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 from ._call.child import Child
+from ._call.eventloop import running_backend
 from ._call.plan import make_plan
-from ._call.waiter import running_backend
-from ._options import CallOptions, IsolatorArgs
-from ._os import features
-from ._service.children import Forks
+from ._options import CallOptions, StreamArgs
+from ._os import platform_features
 from ._service.job import Job
+from ._service.sources import ForkSource
 from ._service.stream import Stream
 
 __all__ = ["stream_isolated"]
+
+T = TypeVar("T")
 
 
 class _Direct:
@@ -22,57 +24,57 @@ class _Direct:
 
     def __init__(self) -> None:
         self.backend = running_backend()
-        self._forks = Forks(self.backend)
+        self._forks = ForkSource(self.backend)
 
     def enter_nowait(self, job: Job[Any]) -> bool:
-        """Let it begin."""
+        """Let the job begin."""
         del job
         return True
 
     async def enter(self, job: Job[Any]) -> None:
-        """Let it begin."""
+        """Let the job begin."""
 
     def leave(self, job: Job[Any]) -> None:
-        """Do nothing: nobody else waits."""
+        """Do nothing: no other job waits."""
 
     def provide_nowait(self, job: Job[Any]) -> Child | None:
         """Fork."""
-        return self._forks.provide_nowait(job.plan, quiet=job.quiet)
+        return self._forks.provide_nowait(job._plan, quiet=job._quiet)
 
     async def provide(self, job: Job[Any]) -> Child:
         """Fork, once no other thread is in the middle of an import."""
-        return await self._forks.provide(job.plan, job.turn, quiet=job.quiet)
+        return await self._forks.provide(job._plan, job._deadlines, quiet=job._quiet)
 
     def note_imports(self, job: Job[Any]) -> None:
-        """Do nothing: a copy has all that there is."""
+        """Do nothing: a copy has all modules of this process."""
 
     def hindrance(self) -> str:
-        """Say what keeps a call from getting a child."""
+        """Return why the job has not got a child yet."""
         return self._forks.hindrance()
 
     def finished(self, job: Job[Any]) -> None:
-        """Do nothing: nobody asks."""
+        """Do nothing: there are no figures."""
 
 
 def stream_isolated(
-    fn: Callable[..., Iterable[Any] | AsyncIterable[Any]],
+    fn: Callable[..., Iterable[T] | AsyncIterable[T]],
     /,
     *args: Any,
-    **options: Unpack[IsolatorArgs],
-) -> Stream[Any]:
+    **options: Unpack[StreamArgs],
+) -> Stream[T]:
     """Run a generator function, sync or async, in a forked child; get its items one by one.
 
-    Takes the options of `run_isolated`; ``timeout`` is for the whole of it. The child is held up
-    while its items are not taken, so memory stays bounded on both sides. What it raises comes
-    after the items before it. Several tasks may take items, each of which goes to one of them.
+    Takes the options of `run_isolated`; ``timeout`` is for the whole stream. The child is paused
+    while its items are not taken, so memory stays bounded in both processes. Its exception comes
+    after the items before it. Several tasks may take items; each item goes to one of them.
 
     Leaving the context early kills the child. With ``grace`` the generator is closed first: it has
     so many seconds for its ``finally``.
 
     Raises:
         TypeError, ValueError: fn can't be called, or an option makes no sense.
-        what `run_isolated` raises, in the loop; and `CallableStatusUnknownError` if an item can't
-            be pickled (``Reason.RESULT_ENCODING``), sent, or loaded here.
+        the exceptions of `run_isolated`, in the loop; and `CallableStatusUnknownError` if an item
+            can't be pickled (``Reason.RESULT_ENCODING``), sent, or loaded here.
 
     Example::
 
@@ -81,5 +83,5 @@ def stream_isolated(
                 ...
     """
     checked = CallOptions(**options)
-    plan = make_plan(fn, args, checked, features.current(), streaming=True)
+    plan = make_plan(fn, args, checked, platform_features.current(), streaming=True)
     return Stream(lambda on_item: Job(_Direct(), plan, on_item=on_item))

@@ -1,4 +1,4 @@
-"""What this machine can enforce, found out by doing it in throw-away children.
+"""What this machine can enforce, found out by probes in throw-away children.
 
 Example::
 
@@ -13,28 +13,28 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ._attempts import findings as attempt_all
+from ._call.confinement import survey
 from ._call.enforcement import CONTROL_GROUP, survey_limits
-from ._call.lacks import Lack
-from ._call.policy import survey
-from ._child.policy import Enforcement, Layer, Policy, Start
+from ._call.missing_features import MissingFeature
+from ._child.layers import ConfinementSpec, Enforcement, Layer, Start
 from ._os import unpatched
-from ._os.features import Containment, containment
+from ._os.platform_features import Containment, containment
 from ._os.process import fork, hush_fork_warning
 from ._os.signals import reset_child_signal
+from ._probes import findings as attempt_all
 from .sandbox import Sandbox
 
 __all__ = ["Finding", "Report", "probe", "report"]
 
 
 class Finding(NamedTuple):
-    """One thing that was tried.
+    """The result of one probe.
 
     Attributes:
-        name: what was tried.
-        holds: it does here what it should.
-        detail: what was seen, or what stands against it.
-        promises: what a sandbox or a limit makes of it.
+        name: the name of the probe.
+        holds: whether the layer or limit works.
+        detail: what was seen, or why the layer or limit does not work.
+        promises: the effect on a sandbox or a limit.
     """
 
     name: str
@@ -48,8 +48,8 @@ class Report(NamedTuple):
 
     Attributes:
         platform: the system and its version.
-        user: as whom this was found out; others may be able to do more or less.
-        findings: one for each thing that was tried.
+        user: the user of this process; other users may be able to do more or less.
+        findings: one for each probe.
 
     Example::
 
@@ -63,7 +63,7 @@ class Report(NamedTuple):
     findings: tuple[Finding, ...]
 
     def holds(self, name: str) -> bool:
-        """Tell whether the finding of that name holds. Raises KeyError if there is none."""
+        """Return whether the finding of that name holds. Raises KeyError if there is none."""
         for finding in self.findings:
             if finding.name == name:
                 return finding.holds
@@ -81,10 +81,10 @@ class Report(NamedTuple):
 
 
 def probe() -> Report:
-    """Try each layer of the sandbox in a throw-away child, and tell what holds here.
+    """Try each layer of the sandbox in a throw-away child, and report which ones work.
 
-    It blocks, for about half a second, and forks this process a few times (some of its children
-    fork on), so it belongs to the start of a program, or into a program of its own.
+    This blocks for about half a second, and forks this process a few times (some of its children
+    fork, too), so call it at the start of a program, or in a program of its own.
 
     Raises:
         OSError: not even a process could be forked.
@@ -107,7 +107,7 @@ def probe() -> Report:
         raise
     if pid == 0:
         try:
-            reset_child_signal()  # the attempts collect their children
+            reset_child_signal()  # the probes collect their children
             os.close(read)
             found = list(attempt_all())
             with open(write, "w") as file:
@@ -120,13 +120,13 @@ def probe() -> Report:
     try:
         unpatched.waitpid(pid, 0)
     except ChildProcessError:
-        pass  # SIGCHLD is ignored, so nobody has to collect it
+        pass  # SIGCHLD is ignored, so there is nothing to collect
     findings = [Finding(*entry) for entry in json.loads(text or "[]")]
     return Report(_platform(), _user(), (*findings, *_presets()))
 
 
 def report(sandbox: Sandbox, start: Start = "zygote") -> Report:
-    """Tell what holds here of what a sandbox promises, and what does not.
+    """Report which promises of a sandbox this machine can keep, and which ones it can't.
 
     Args:
         sandbox: the policy.
@@ -134,10 +134,10 @@ def report(sandbox: Sandbox, start: Start = "zygote") -> Report:
 
     Returns:
         a finding for the sandbox as a whole, by the name "sandbox", and one for each of its layers
-        and limits, by the names that `Sandbox.require` takes; a layer that it would have and does
-        without is among them. What does not hold says what to change.
+        and limits, by the names that `Sandbox.require` takes; layers that would be used and are
+        missing are among them. A finding that does not hold says what to change.
 
-    The first time it forks this process a few times, which takes some 30 ms.
+    The first call forks this process a few times, which takes some 30 ms.
 
     Raises:
         CallableDidNotExecuteError: the sandbox is not for this *start*.
@@ -177,7 +177,7 @@ def report(sandbox: Sandbox, start: Start = "zygote") -> Report:
     return Report(_platform(), _user(), tuple(findings))
 
 
-def _outcome(sandbox: Sandbox, lacks: Sequence[Lack]) -> str:
+def _outcome(sandbox: Sandbox, lacks: Sequence[MissingFeature]) -> str:
     required = any(lack.name in sandbox.require for lack in lacks)
     if required or sandbox.missing == "refuse":
         return "it is refused"
@@ -193,7 +193,9 @@ def _user() -> str:
     return "root" if os.geteuid() == 0 else f"user {os.geteuid()}"
 
 
-def _layers(sandbox: Sandbox, policy: Policy, here: Containment) -> Iterator[tuple[str, str]]:
+def _layers(
+    sandbox: Sandbox, policy: ConfinementSpec, here: Containment
+) -> Iterator[tuple[str, str]]:
     way = "by privilege" if here.namespaces == "privilege" else "through a user namespace"
     threads = "" if policy.threads else ", no new threads"
     details = {
@@ -215,7 +217,7 @@ def _layers(sandbox: Sandbox, policy: Policy, here: Containment) -> Iterator[tup
 
 
 def _limits(
-    sandbox: Sandbox, policy: Policy, enforcement: Enforcement
+    sandbox: Sandbox, policy: ConfinementSpec, enforcement: Enforcement
 ) -> Iterator[tuple[str, str]]:
     limits, (bounds, group) = sandbox.limits, enforcement
     if limits is None or bounds is None:

@@ -1,7 +1,7 @@
-"""What isolated code may reach: policies, as data.
+"""What isolated code may access: policies, as data.
 
-A `Sandbox` says what; `_call/policy.py` turns it into what the kernel is to be asked for,
-`_child/confine.py` asks. docs/security.md tells what each layer holds off, and what none can.
+A `Sandbox` is the description; `_call/confinement.py` turns it into layers of the kernel, and
+`_child/confine.py` engages them. docs/security.md explains the protection of each layer.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, TypeAlias
 
 from ._limits import Limits, Size, as_bytes
 
 __all__ = ["PYTHON", "Sandbox"]
 
 PYTHON: Final = "aioisolate:python"
-"""Stands for what the interpreter itself reads: its library and site-packages, the shared libraries
-that these need (with ``subprocesses=True`` all of the system's), time zones and a few harmless
-devices. Not the rest of `sys.path`, where your own code is."""
+"""Stands for the files that the interpreter itself reads: its library and site-packages, the
+shared libraries that these need (with ``subprocesses=True`` all of the system's), time zones and a
+few harmless devices. Not the rest of `sys.path`, where your own code is."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "network": ("none", "inherit"),
@@ -29,7 +29,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "missing": ("refuse", "warn"),
 }
 _LEVELS = ("full", "portable")
-# What can be required, and taken away from a preset, and how the latter is done.
+# Names that can be required, and removed from a preset, and the arguments that remove them.
 _WITHOUT: dict[str, dict[str, Any]] = {
     "namespaces": {"namespaces": "off", "scratch": None},
     "view of files": {},
@@ -44,52 +44,52 @@ _WITHOUT: dict[str, dict[str, Any]] = {
     "no_new_privs": {},
 }
 _NAMES = (*_WITHOUT, *(f"limits.{name}" for name in Limits.__slots__))
-Paths = Iterable[str | os.PathLike[str]] | None
+Paths: TypeAlias = Iterable[str | os.PathLike[str]] | None
 
 
 class Sandbox:
-    """What isolated code may reach. The defaults confine; the presets are where to begin.
+    """What isolated code may access. The defaults confine; begin with the presets.
 
-    Every layer is engaged, and reported by the child, before fn is called; if one can't be, fn is
-    not called (`Reason.CHILD_SETUP`, with the layer's name and errno).
+    Every layer is engaged, and proved by the child, before fn is called; if a layer can't be
+    engaged, fn is not called (`Reason.CHILD_SETUP`, with the layer's name and errno).
 
     Args:
         read: files and directories that may be read, with all below them (Landlock). `PYTHON`
-            stands for what the interpreter needs. None: whatever this user may.
-        write: files and directories that may be written and read, as far as *user* may: as root,
-            that is by default one who owns nothing. None: whatever this user may. With neither
+            stands for the files that the interpreter needs. None: all that this user may read.
+        write: files and directories that may be written and read, as far as *user* may: for root,
+            the default user owns no files. None: all that this user may write. With neither
             paths here nor *scratch* no file can be locked (ENOLCK), unless *syscalls* is "off".
-        scratch: the size of an empty directory of its own, in memory, which is its HOME, TMPDIR
-            and working directory and goes with it. Needs namespaces, and paths in *read*.
-            None: it has none.
+        scratch: the size of an empty directory of the call's own, in memory, which is its HOME,
+            TMPDIR and working directory and is deleted with the call. Needs namespaces, and paths
+            in *read*. None: no such directory.
         network: ``"none"``: no sockets but pairs of Unix sockets, and a network namespace without
-            interfaces. ``"inherit"``: as this process.
-        subprocesses: it may start processes and programs. In a process namespace or a control
-            group they end with it, whatever they do; with neither, those of its process group do.
-            For programs to be found, *read* must have where they are.
-        namespaces: namespaces of its own for the network, interprocess communication, mounts,
+            interfaces. ``"inherit"``: the network of this process.
+        subprocesses: whether it may start processes and programs. In a process namespace or a
+            control group all of them end with the call; with neither, those of its process group
+            do. To run programs, add their paths to *read*.
+        namespaces: separate namespaces for the network, interprocess communication, mounts,
             host names; and for processes if it may start some. ``"auto"``: where possible.
-        syscalls: which system calls it may make (seccomp). ``"default"``: all but those that
-            reach out of it or that enlarge what of the kernel can be attacked. ``"strict"``: what
-            computing in memory and in allowed files needs. ``"off"``: no filter.
+        syscalls: the allowed system calls (seccomp). ``"default"``: all but those that reach
+            beyond the call or that enlarge the attack surface of the kernel. ``"strict"``: those
+            needed for computing in memory and in allowed files. ``"off"``: no filter.
         user: ``"auto"``: as root, where that may become another user and end its processes, a
             user id of its own for each call, which owns nothing; otherwise as
-            ``"unprivileged"``. That is: the user stays who it is, and has no capabilities, root
-            included. ``"keep"``: as it is. A number: that user.
+            ``"unprivileged"``. That is: the user id does not change, and there are no capabilities,
+            for root either. ``"keep"``: as it is. A number: that user.
         cgroup: a control group for limits of all its processes together. ``"auto"``: if a limit
             needs it, and if one can be made.
-        env: its environment. None: as this process's.
-        codec: how results come back: ``"msgspec"`` (MessagePack) and ``"json"`` are data and
-            nothing else, whoever wrote them. ``"pickle"`` is for code that you trust: its bytes
-            can do anything here.
-        limits: the limits of each call; a call's own go first.
+        env: its environment. None: that of this process.
+        codec: how results are encoded: ``"msgspec"`` (MessagePack) and ``"json"`` are data and
+            nothing else, whatever the child sends. ``"pickle"`` is for code that you trust:
+            unpickling can run any code in this process.
+        limits: the limits of each call; a call's own limits take precedence.
         fresh: only children of a fresh interpreter, `Isolator` with ``start="zygote"``: a copy of
-            this process holds what this process holds in memory, secrets included.
-        missing: what to do without a layer that this machine lacks. ``"refuse"``: nothing
-            (`Reason.FEATURE_UNAVAILABLE`, by name). ``"warn"``: go on without, with a
-            `SandboxWarning`.
-        require: names of layers and limits without which nothing is to be done, whatever is
-            said above: ``"user"``, ``"namespaces"``, ``"view of files"``, ``"limits.memory"``
+            this process has all its data in memory, secrets included.
+        missing: what happens without a layer that this machine lacks. ``"refuse"``: the call is
+            refused (`Reason.FEATURE_UNAVAILABLE`, by name). ``"warn"``: it runs without the layer,
+            with a `SandboxWarning`.
+        require: names of layers and limits without which calls are refused, whatever the other
+            arguments are: ``"user"``, ``"namespaces"``, ``"view of files"``, ``"limits.memory"``
             and so on, as `features.report` has them.
 
     Raises:
@@ -136,7 +136,7 @@ class Sandbox:
     missing: Literal["refuse", "warn"]
     require: tuple[str, ...]
 
-    def __init__(  # noqa: PLR0917 - in this order they are documented
+    def __init__(  # noqa: PLR0917 - in the documented order
         self,
         read: Paths = (PYTHON,),
         write: Paths = (),
@@ -191,13 +191,13 @@ class Sandbox:
     def crash_guard(cls, *, without: Iterable[str] = (), **changes: Any) -> Self:
         """Return the policy for code that is trusted, but leaks, crashes or never ends.
 
-        It may reach what this process may. Its memory is limited (1 GiB above what it starts
-        with, all its processes together where a cgroup can be made, which takes a millisecond in
-        version 1 and ten in version 2: ``cgroup="off"`` if it starts none), it leaves no core dump
-        and gains no privileges by programs that it starts.
+        It may access everything that this process may. Its memory is limited (1 GiB above its size
+        at its start, all its processes together where a cgroup can be made, which takes a
+        millisecond in version 1 and ten in version 2: ``cgroup="off"`` if it starts none), it
+        leaves no core dump and gains no privileges from programs that it starts.
 
-        *changes* are arguments of `Sandbox`; and *without* names layers and limits that are to be
-        left out, ``without=["limits.memory"]`` for example.
+        *changes* are arguments of `Sandbox`; *without* names layers and limits to leave out,
+        ``without=["limits.memory"]`` for example.
 
         Example::
 
@@ -226,20 +226,20 @@ class Sandbox:
         without: Iterable[str] = (),
         **changes: Any,
     ) -> Self:
-        """Return the policy for code of strangers, or of a language model.
+        """Return the policy for untrusted code, such as that of users or of a language model.
 
         Children of a fresh interpreter only; no files but Python's own, no network, no programs,
         an empty environment, results as data only; 512 MiB of memory, 10 s of CPU time, 16
         threads, 1 MiB of output and 16 MiB of results. Refused where one of these can't be held.
 
         Args:
-            level: ``"full"``: with all layers that can be had here; Landlock, system call filter
-                and resource limits are enough for what is said above, namespaces and a user id
-                of its own stand behind them (`features.report` tells; *require* insists).
-                ``"portable"``: with those that need no privilege and no namespaces, so that
+            level: ``"full"``: all layers that this machine has; Landlock, system call filter
+                and resource limits are enough for the above, namespaces and a separate user id are
+                a second line of defence (`features.report` lists them; *require* insists).
+                ``"portable"``: only those that need no privilege and no namespaces, so that
                 a server, a container and a laptop are alike. As root it can't start
                 threads, since nothing counts those then.
-            without: names of layers and limits that are to be left out, such as
+            without: names of layers and limits to leave out, such as
                 ``["limits.processes"]``; see *require* of `Sandbox`. Without "seccomp" the
                 network is not closed off, either; without "namespaces" there is no *scratch*.
             changes: arguments of `Sandbox`; ``codec="pickle"`` and ``fresh=False`` are refused.
@@ -282,14 +282,14 @@ class Sandbox:
 
     @property
     def confines_files(self) -> bool:
-        """Whether only some files may be reached."""
+        """Whether only some files may be accessed."""
         return self.read is not None
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("a Sandbox is not changed; make another")
+        raise AttributeError("a Sandbox can't be changed; create another instance")
 
     def __delattr__(self, name: str) -> None:
-        raise AttributeError("a Sandbox is not changed; make another")
+        raise AttributeError("a Sandbox can't be changed; create another instance")
 
     def _key(self) -> tuple[Any, ...]:
         env = None if self.env is None else tuple(sorted(self.env.items()))
@@ -303,7 +303,7 @@ class Sandbox:
 
     def __repr__(self) -> str:
         fields = [f"{name}={getattr(self, name)!r}" for name in self.__slots__ if name != "env"]
-        # Its values may be secrets, which have no business in a log.
+        # Its values may be secrets, which must not be logged.
         fields.append(f"env={'None' if self.env is None else sorted(self.env)}")
         return f"Sandbox({', '.join(fields)})"
 
@@ -322,11 +322,11 @@ def _reduced(
 ) -> dict[str, Any]:
     """Return a preset's arguments without some layers and limits.
 
-    Raises ValueError where *changes* ask for what goes with such a layer.
+    Raises ValueError where *changes* contradict *without*.
     """
     arguments = defaults | changes
     limits = arguments["limits"]
-    # Who keeps capabilities keeps the user: that comes last, in whatever order they are named.
+    # "capabilities" comes last, in whatever order they are named: it also sets the user to "keep".
     for name in sorted(_checked_names("without", without), key="capabilities".__eq__):
         if name.startswith("limits."):
             if limits is None:
@@ -335,7 +335,7 @@ def _reduced(
             limits = Limits(**(kept | {name.removeprefix("limits."): None}))
         elif not _WITHOUT[name]:
             raise ValueError(f"without can't name {name!r}: it comes with another layer")
-        elif name != "user" or arguments.get("user") != "keep":  # there is no such layer then
+        elif name != "user" or arguments.get("user") != "keep":  # otherwise there is no such layer
             for argument, value in _WITHOUT[name].items():
                 if changes.get(argument, value) != value:
                     raise ValueError(

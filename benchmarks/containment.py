@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from aioisolate import Isolator, Limits, Sandbox, run_isolated
-from tests import payloads
+from tests import functions
 
 clock = time.perf_counter
 Call = Callable[[], Awaitable[Any]]
@@ -110,9 +110,9 @@ async def serve(start: dict[str, Any], names: list[str], rounds: int, title: str
         for name in ("plain", *names):
             sandbox = None if name == "plain" else sandbox_of(name)
             iso = await stack.enter_async_context(
-                Isolator(sandbox=sandbox, preload=["tests.payloads"], **start)
+                Isolator(sandbox=sandbox, preload=["tests.functions"], **start)
             )
-            calls[name] = lambda iso=iso: iso.run(payloads.double, 2)
+            calls[name] = lambda iso=iso: iso.run(functions.double, 2)
         show(title, await interleaved(calls, rounds, 0.01 if start else 0.003), "plain")
 
 
@@ -127,12 +127,12 @@ async def program(*argv: str) -> None:
 
 async def alone(rounds: int) -> None:
     """Compare direct forks, and programs that confine others."""
-    calls: dict[str, Call] = {"plain": lambda: run_isolated(payloads.double, 2)}
+    calls: dict[str, Call] = {"plain": lambda: run_isolated(functions.double, 2)}
     for name in ("crash_guard()", "Sandbox()"):
         sandbox = sandbox_of(name)
-        calls[name] = lambda sandbox=sandbox: run_isolated(payloads.double, 2, sandbox=sandbox)
-    async with Isolator(sandbox=Sandbox.untrusted(), preload=["tests.payloads"]) as iso:
-        calls["untrusted(), cold"] = lambda: iso.run(payloads.double, 2)
+        calls[name] = lambda sandbox=sandbox: run_isolated(functions.double, 2, sandbox=sandbox)
+    async with Isolator(sandbox=Sandbox.untrusted(), preload=["tests.functions"]) as iso:
+        calls["untrusted(), cold"] = lambda: iso.run(functions.double, 2)
         calls["python -I -c pass"] = lambda: program(sys.executable, "-I", "-c", "pass")
         if bwrap := shutil.which("bwrap"):
             argv = (bwrap, "--unshare-all", "--ro-bind", "/", "/", "true")

@@ -192,11 +192,11 @@ class Turns(dict[str, list[float]]):
 async def calls_in_turns(calls: dict[str, Call], rounds: int, warm_up: int = 1) -> Turns:
     """Await each, in random order, so many times; giving back the result does not count."""
     times = Turns({name: [] for name in calls})
-    for turn in range(-warm_up, rounds):
+    for deadlines in range(-warm_up, rounds):
         for name in random.sample(list(calls), len(calls)):
             start = clock()
             result = await calls[name]()
-            if turn >= 0:
+            if deadlines >= 0:
                 times[name].append(clock() - start)
             del result
     return times
@@ -301,12 +301,12 @@ async def arguments(quick: bool, targets: Targets) -> None:
     async with Isolator(warm=4, preload=["numpy"]) as isolator:
         for name, run, gap in (("fork", run_isolated, 0.0), ("warm child", isolator.run, 0.015)):
             times = Turns({key: [] for key in arguments})
-            for turn in range(-10, rounds):
+            for deadlines in range(-10, rounds):
                 for key in random.sample(list(times), len(times)):
                     await asyncio.sleep(gap)  # until a child is warm again
                     start = clock()
                     await run(len, arguments[key])
-                    if turn >= 0:
+                    if deadlines >= 0:
                         times[key].append(clock() - start)
             times.show(f"A call with a Snapshot of 1 GB as argument: {name}")
             for key in list(arguments)[1:]:
@@ -358,11 +358,11 @@ async def forks(quick: bool, targets: Targets) -> None:
         context.Process(target=forker, args=(theirs, name), daemon=True).start()
     for what, title in (("bare", "os.fork, _exit, wait"), ("call", "run_isolated")):
         times = Turns({name: [] for name in FORKERS})
-        for turn in range(-3, rounds):
+        for deadlines in range(-3, rounds):
             for name in random.sample(FORKERS, len(FORKERS)):
                 ends[name].send(what)
                 seconds = ends[name].recv()
-                if turn >= 0:
+                if deadlines >= 0:
                     times[name].append(seconds)
         times.show(f"{title}: of a process that holds")
         found = times.ratio(FORKERS[1], FORKERS[0])
@@ -373,7 +373,7 @@ async def forks(quick: bool, targets: Targets) -> None:
 
 async def thresholds(quick: bool, targets: Targets) -> None:  # noqa: ARG001 - as the others
     """Which way a result should take, by its size."""
-    from aioisolate._child import worker
+    from aioisolate._child import execution
     from aioisolate._wire import codecs
 
     ways = {
@@ -382,24 +382,24 @@ async def thresholds(quick: bool, targets: Targets) -> None:  # noqa: ARG001 - a
         "stream in the scratch file": (1 << 40, 1024),
         "buffer in the scratch file": (0, 1 << 40),
     }
-    before = codecs.OUT_OF_BAND_MIN, worker.INLINE_MAX
+    before = codecs.OUT_OF_BAND_MIN, execution.INLINE_MAX
     rounds = 60 if quick else 300
     print("\nA result by its size, and the way that it takes, read here; microseconds")
     print(f"{'':12}{''.join(f'{way:>30}' for way in ways)}")
     async with AsyncExitStack() as stack:
         isolators = {}
-        for way, (codecs.OUT_OF_BAND_MIN, worker.INLINE_MAX) in ways.items():
+        for way, (codecs.OUT_OF_BAND_MIN, execution.INLINE_MAX) in ways.items():
             # The copy of this process has these numbers from now on.
             isolators[way] = await stack.enter_async_context(Isolator(start="template", warm=2))
-        codecs.OUT_OF_BAND_MIN, worker.INLINE_MAX = before
+        codecs.OUT_OF_BAND_MIN, execution.INLINE_MAX = before
         for kb in (16, 32, 64, 128, 256, 512, 1024, 4096):
             times = Turns({way: [] for way in ways})
-            for turn in range(-3, rounds):
+            for deadlines in range(-3, rounds):
                 for way in random.sample(list(ways), len(ways)):
                     await asyncio.sleep(0.015)  # until a child is warm again
                     start = clock()
                     (await isolators[way].run(made, kb * 1024)).sum()
-                    if turn >= 0:
+                    if deadlines >= 0:
                         times[way].append(clock() - start)
             print(f"  {kb:7} KB{''.join(f'{times.median(way) * 1e6:30.0f}' for way in ways)}")
 

@@ -188,8 +188,8 @@ async def memory(rounds: int) -> dict[str, Any]:
     async with Isolator(preload=["numpy"], warm=4) as iso:
         await asyncio.sleep(0.5)
         sizes = []
-        for ward in iso._core._source._pool._idle:  # type: ignore[attr-defined]
-            with open(f"/proc/{ward.pid}/smaps_rollup") as file:
+        for worker in iso._service._source._pool._idle:  # type: ignore[attr-defined]
+            with open(f"/proc/{worker.pid}/smaps_rollup") as file:
                 fields = {line.split(":")[0]: line.split() for line in file}
             sizes.append(int(fields["Private_Dirty"][1]) + int(fields["Private_Clean"][1]))
     return {"kb": statistics.median(sizes)}

@@ -5,9 +5,9 @@ With atheris, which is guided by coverage:
     pip install atheris msgspec
     PYTHONPATH=. python scripts/fuzz_channel.py -max_total_time=300 [directory of a corpus]
 
-Without it, tests/test_fuzz.py does the same by hypothesis:
+Without it, tests/unit/test_fuzz.py does the same by hypothesis:
 
-    AIOISOLATE_FUZZ=long python -m pytest tests/test_fuzz.py
+    AIOISOLATE_FUZZ=long python -m pytest tests/unit/test_fuzz.py
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["aioisolate"]):
-    import aioisolate._wire.bounds
+    import aioisolate._wire.conversation
+    import aioisolate._wire.data_limits
     import aioisolate._wire.frames
-    import aioisolate._wire.inert
-    import aioisolate._wire.plain
-    import aioisolate._wire.state  # noqa: F401 - to be instrumented, as the others
+    import aioisolate._wire.plain_data
+    import aioisolate._wire.safe_text  # noqa: F401 - to be instrumented, as the others
 
 from tests import channel_checks
 

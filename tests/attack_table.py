@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from aioisolate import ForkSafetyWarning, Limits, Sandbox, SandboxWarning
-from aioisolate._os import features
 from aioisolate.sandbox import PYTHON
 from tests.attacks import ATTACKS, Attack, Scene
 from tests.helpers import ROOT
+from tests.internals import platform_features
 
 PATH = ROOT / "docs" / "security.md"
 BEGIN, END = "<!-- attacks: begin -->", "<!-- attacks: end -->"
@@ -58,14 +58,14 @@ LAYERS: dict[str, tuple[dict[str, Any] | None, dict[str, Any]]] = {
 
 async def stopped(attack: Attack, layer: str) -> bool:
     """Tell whether an attack fails where this layer alone is engaged."""
-    from tests.test_attacks import attempt, succeeded
+    from tests.security.test_attacks import attempt, succeeded
 
     asked, lacking = LAYERS[layer]
     sandbox = None if asked is None else Sandbox(**(_OFF | asked))
-    here = features.containment()
+    here = platform_features.containment()
     more = {"limits": Limits(**attack.limits)} if layer == "limits" else {}
     with pytest.MonkeyPatch.context() as patch, Scene() as scene:
-        patch.setattr(features, "containment", lambda: here._replace(**lacking))
+        patch.setattr(platform_features, "containment", lambda: here._replace(**lacking))
         await attempt(attack, scene, sandbox=sandbox, output="null", more=more)
         return not succeeded(attack, scene)
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, TypedDict
 
-from aioisolate._wire import bounds, inert, plain
-from aioisolate._wire.frames import FrameDecoder, Kind, Payload, ProtocolError, encode
-from aioisolate._wire.state import Conversation, State
+from tests.internals import (
+    Conversation,
+    FrameDecoder,
+    Kind,
+    Payload,
+    ProtocolError,
+    State,
+    data_limits,
+    encode,
+    plain_data,
+    safe_text,
+)
 
 NONCE = b"12345678"
 LIMIT = 1 << 16
@@ -43,9 +52,9 @@ def check_frames(data: bytes, step: int, limit: int | None = None) -> None:
         decoder, frames = FrameDecoder(NONCE, limit), []
         try:
             for piece in pieces_of(data, size):
-                for kind, body, luggage in decoder.feed(piece):
+                for kind, body, passed_fds in decoder.feed(piece):
                     assert limit is None or sum(map(len, body)) <= max(limit + 3, 128 * 1024)
-                    frames.append((kind, b"".join(body), luggage))
+                    frames.append((kind, b"".join(body), passed_fds))
         except ProtocolError:
             frames.append(None)
         found.append(frames)
@@ -61,17 +70,17 @@ def check_conversation(data: bytes, step: int, fds: list[int], *, plain_only: bo
             new = fds[number * 3 : number * 3 + 3]
             if conversation.state is not State.DONE:
                 given += new
-            for kind, body, luggage in conversation.receive(piece, new):
+            for kind, body, passed_fds in conversation.receive(piece, new):
                 assert kind in (Kind.ITEM, Kind.PROGRESS, Kind.LEAVING)
                 if kind is Kind.PROGRESS:
-                    inert.load_progress(body)
-                got += luggage
+                    safe_text.load_progress(body)
+                got += passed_fds
     except ProtocolError:
         assert conversation.answer is None or conversation.state is State.ENDING
         return
     if conversation.answer is not None:
-        kind, body, luggage = conversation.answer
-        got += luggage
+        kind, body, passed_fds = conversation.answer
+        got += passed_fds
         assert conversation.state in (State.ENDING, State.DONE)
         check_answer(kind, body)
     # An answer is kept, and reports may come behind it: so not in the same order.
@@ -94,19 +103,19 @@ def check_answer(kind: Kind, body: list[bytes]) -> None:
 
 def check_exception(data: bytes) -> None:
     try:
-        error = inert.load_exception(pieces_of(data, 1000))
+        error = safe_text.load_exception(pieces_of(data, 1000))
     except ProtocolError:
         return
     assert error.type_name
     for text in (error.type_name, error.message, error.traceback, str(error)):
-        assert all(char.isprintable() or inert.escape(char) == char for char in text)
+        assert all(char.isprintable() or safe_text.escape(char) == char for char in text)
         assert len(text) <= 300_000
     assert "\n" not in error.type_name
 
 
 def check_progress(data: bytes) -> None:
     try:
-        done, total, message = inert.load_progress(pieces_of(data, 7), escaped=True)
+        done, total, message = safe_text.load_progress(pieces_of(data, 7), escaped=True)
     except ProtocolError:
         return
     assert type(done) in (int, float)
@@ -133,18 +142,18 @@ def count(value: object) -> int:
 def check_plain(codec: str, data: bytes, result_type: object = None) -> None:
     """What is decoded is shallow, small, of the type that was asked for, and encodes again."""
     try:
-        value = plain.load(codec, [data], result_type, values=VALUES)
+        value = plain_data.load(codec, [data], result_type, values=VALUES)
     except ValueError as exc:
         assert len(str(exc)) < 1000
-        assert str(exc) == inert.escape(str(exc))
+        assert str(exc) == safe_text.escape(str(exc))
         return
     repr(value)
     assert isinstance(value == [value], bool)
-    again = plain.dump(codec, value, values=VALUES * 10)
+    again = plain_data.dump(codec, value, values=VALUES * 10)
     if result_type is None:
-        assert depth(value) <= bounds.DEPTH_MAX
+        assert depth(value) <= data_limits.DEPTH_MAX
         assert count(value) <= VALUES
-    plain.load(codec, [again], result_type, values=VALUES * 10)
+    plain_data.load(codec, [again], result_type, values=VALUES * 10)
 
 
 def check_all(data: bytes) -> None:
@@ -176,7 +185,7 @@ def framed(data: bytes) -> bytes:
     """Make frames of bytes: a kind, a number of descriptors, a length, a body, and so on."""
     frames = encode(NONCE, Kind.STARTED)
     while len(data) >= 3:
-        kind, luggage, size = data[:3]
-        frames += encode(NONCE, Kind(kind % len(Kind) + 1), data[3 : 3 + size], luggage % 5)
+        kind, passed_fds, size = data[:3]
+        frames += encode(NONCE, Kind(kind % len(Kind) + 1), data[3 : 3 + size], passed_fds % 5)
         data = data[3 + size :]
     return frames + data

@@ -21,6 +21,8 @@ import hypothesis  # it does not find what is frozen when it is imported
 import pytest
 import uvloop
 
+from tests import selection
+
 # No deadlines, nor anything else that depends on how busy the machine is.
 hypothesis.settings.register_profile(
     "here", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -93,6 +95,15 @@ def pytest_pycollect_makeitem(collector: Any, name: str, obj: Any) -> None:
         own = [mark.name for mark in getattr(obj, "pytestmark", ())]
         if "asyncio" not in own and "loop" not in inspect.signature(obj).parameters:
             pytest.mark.usefixtures("loop")(obj)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give each test the marks of its folder, and the part of the suite if its file names none."""
+    folder = selection.folder_of(item.path)
+    for name in selection.OF_FOLDERS.get(folder, ()):
+        item.add_marker(name)
+    if folder and item.get_closest_marker("part") is None:
+        item.add_marker(pytest.mark.part(name=folder))
 
 
 @pytest.fixture

@@ -25,8 +25,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from aioisolate._os import namespaces, prctl, seccomp, syscalls
-from aioisolate._os.syscall_numbers import NUMBERS
+from tests.internals import NUMBERS, namespaces, prctl, seccomp, syscalls
 
 __all__ = ["CAPABILITIES", "Spec", "arguments"]
 

@@ -24,14 +24,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from tests.docker_profile import PROFILE
+from tests.environment_expectations import complaints
 from tests.environments import CHECK, ENVIRONMENTS, SHOWN, Environment
-from tests.expectations import complaints
 from tests.helpers import ROOT
 
 __all__ = ["docker", "image", "in_docker", "no_daemon", "run_options"]
 
 _IMAGE = f"aioisolate-tests:{os.getpid()}"
-# What tests/test_docker_profile.py compares with.
+# What tests/kernel/test_docker_profile.py compares with.
 SEEN = PROFILE.with_name("docker-seccomp-seen.json")
 RECORDED = ("docker-root", "docker-sys-admin", "docker-drop-all")
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64")
@@ -152,7 +152,7 @@ def refused(name: str, options: tuple[str, ...]) -> dict[str, Any]:
 
 
 def record(name: str) -> None:
-    """Write down what the runtime makes of the profile, for tests/test_docker_profile.py."""
+    """Write down what the runtime makes of the profile, for tests/kernel/test_docker_profile.py."""
     versions = json.loads(docker("version", "--format", "{{json .Server.Components}}").stdout)
     found = {
         "runtime": [f"{part['Name']} {part['Version']}" for part in versions],

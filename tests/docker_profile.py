@@ -13,10 +13,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from aioisolate._os import syscalls
-from aioisolate._os.bpf import ALLOW, Check, Rule, assemble, errno_rule
-from aioisolate._os.syscall_numbers import NUMBERS
 from tests.helpers import ROOT
+from tests.internals import ALLOW, NUMBERS, Check, Rule, assemble, errno_rule, syscalls
 
 __all__ = [
     "DEFAULT_CAPABILITIES",

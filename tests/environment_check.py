@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from aioisolate import IsolationError, Isolator, RemoteError, Sandbox, features, run_isolated
-from tests import environment_deeds as deeds
+from tests import environment_actions as actions
 from tests import environment_presets as presets
 
 _VICTIM = "--victim"
@@ -113,16 +113,16 @@ class Scene:
     def attacks(self) -> Iterator[tuple[str, Callable[..., Any], Any]]:
         """Give the name, the function and its argument of each."""
         if self.file:
-            yield "read a private file", deeds.read, self.file
-            yield "write a file", deeds.write, self.file
-        yield "read /etc/passwd", deeds.read, "/etc/passwd"
+            yield "read a private file", actions.read, self.file
+            yield "write a file", actions.write, self.file
+        yield "read /etc/passwd", actions.read, "/etc/passwd"
         if self.listener is not None:
-            yield "connect", deeds.connect, self.listener.getsockname()[1]
-        yield "fork", deeds.fork, None
-        yield "kill the parent", deeds.kill, os.getpid()
-        yield "40 threads", deeds.start_threads, 40
-        yield "600 MiB", deeds.take_memory, 600 << 20
-        yield "200 descriptors", deeds.open_many, 200
+            yield "connect", actions.connect, self.listener.getsockname()[1]
+        yield "fork", actions.fork, None
+        yield "kill the parent", actions.kill, os.getpid()
+        yield "40 threads", actions.start_threads, 40
+        yield "600 MiB", actions.take_memory, 600 << 20
+        yield "200 descriptors", actions.open_many, 200
 
 
 async def attempt(
@@ -169,7 +169,7 @@ async def crowd(iso: Isolator) -> str:
             leave.set()
 
     try:
-        return await attempt(iso, deeds.start_threads_in_time, 40, note)
+        return await attempt(iso, actions.start_threads_in_time, 40, note)
     finally:
         leave.set()
         for thread in threads:
@@ -179,7 +179,7 @@ async def crowd(iso: Isolator) -> str:
 async def stubborn(iso: Isolator) -> tuple[asyncio.Task[Any], int]:
     """Begin a call that sleeps through every signal; return it, and its process."""
     started = Started()
-    call = asyncio.create_task(iso.run(deeds.sleep_stubbornly, 60, on_event=started))
+    call = asyncio.create_task(iso.run(actions.sleep_stubbornly, 60, on_event=started))
     waiting = asyncio.create_task(started.event.wait())
     await asyncio.wait({call, waiting}, timeout=_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
@@ -194,7 +194,7 @@ async def ends(iso: Isolator, server: int) -> dict[str, Any]:
     started = Started()
     began = time.monotonic()
     try:
-        await iso.run(deeds.sleep_stubbornly, 60, timeout=0.3, on_event=started)
+        await iso.run(actions.sleep_stubbornly, 60, timeout=0.3, on_event=started)
     except IsolationError as error:
         found["timeout"] = error.reason.name
     if time.monotonic() - began > _PATIENCE:
@@ -220,17 +220,17 @@ async def check(sandbox: Sandbox | None, scene: Scene) -> dict[str, Any]:
     """Try one preset: it works or is refused, and what comes of it then."""
     result: dict[str, Any] = {"outcome": "works"}
     signals = scene.signals
-    iso = Isolator(sandbox=sandbox, preload=[deeds.__name__], warm=1)
+    iso = Isolator(sandbox=sandbox, preload=[actions.__name__], warm=1)
     try:
         await iso.__aenter__()
         try:
-            answer = await iso.run(deeds.work, 41, timeout=_PATIENCE)
+            answer = await iso.run(actions.work, 41, timeout=_PATIENCE)
             result |= {"value": answer["number"], "user": answer["user"], "names": answer["names"]}
-            result["exception"] = await attempt(iso, deeds.fail, "so")
+            result["exception"] = await attempt(iso, actions.fail, "so")
             result["attacks"] = {
                 name: await attempt(iso, run, argument) for name, run, argument in scene.attacks()
             }
-            result["attacks"]["capabilities"] = await attempt(iso, deeds.hold_capabilities)
+            result["attacks"]["capabilities"] = await attempt(iso, actions.hold_capabilities)
             result["attacks"]["threads in others' place"] = await crowd(iso)
             result["signals"] = scene.signals - signals
             result["ends"] = await ends(iso, answer["server"])
@@ -246,7 +246,7 @@ async def check_calls() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, sandbox in (("plain", None), ("crash_guard", Sandbox.crash_guard())):
         try:
-            value = await run_isolated(deeds.work, 41, sandbox=sandbox, timeout=_PATIENCE)
+            value = await run_isolated(actions.work, 41, sandbox=sandbox, timeout=_PATIENCE)
             found[name] = value["number"]
         except Exception as error:
             found[name] = told(error)
@@ -258,8 +258,8 @@ def victim(name: str) -> None:
 
     async def run() -> None:
         sandbox = presets.make(name)
-        async with Isolator(sandbox=sandbox, preload=[deeds.__name__], warm=1) as iso:
-            server = (await iso.run(deeds.work, 1))["server"]
+        async with Isolator(sandbox=sandbox, preload=[actions.__name__], warm=1) as iso:
+            server = (await iso.run(actions.work, 1))["server"]
             _, pid = await stubborn(iso)
             print(json.dumps([pid, server]), flush=True)
             await asyncio.sleep(60)
@@ -320,8 +320,8 @@ def reports() -> dict[str, Any]:
 async def try_sandbox(sandbox: Sandbox) -> dict[str, Any]:
     """Tell whether a sandbox can be used."""
     try:
-        async with Isolator(sandbox=sandbox, preload=[deeds.__name__], warm=0) as iso:
-            return {"outcome": "works", "value": (await iso.run(deeds.work, 41))["number"]}
+        async with Isolator(sandbox=sandbox, preload=[actions.__name__], warm=0) as iso:
+            return {"outcome": "works", "value": (await iso.run(actions.work, 41))["number"]}
     except Exception as error:
         return {"outcome": "refused"} | told(error)
 

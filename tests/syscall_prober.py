@@ -12,8 +12,7 @@ import json
 import sys
 from collections.abc import Iterator
 
-from aioisolate._os import syscalls
-from aioisolate._os.syscall_numbers import NUMBERS
+from tests.internals import NUMBERS, syscalls
 
 _NEWUSER, _NEWNS, _FS = 0x10000000, 0x00020000, 0x200
 _BAD = -1 & 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""What a supervision needs to know of a child, however that came about."""
+"""The interface of a child that a supervision needs, whatever created the child."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from .._os.process import Status
+from .eventloop import Waiter
 from .output import OutputStream
-from .waiter import Waiter
 
 if TYPE_CHECKING:
-    from .groups import CallGroup
+    from .call_cgroup import CallCgroup
 
 __all__ = ["Child", "Members"]
 
@@ -26,26 +26,26 @@ class Members(Protocol):
 
 
 class Child(Protocol):
-    """A child and all that belongs to it on this side.
+    """A child and the objects that belong to it in this process.
 
     Attributes:
-        pid: its process id; 0 before it is launched.
-        end_fd: readable once it has ended, or -1: `has_ended` tells.
-        waitset: what the call waits for.
-        waiter: how it waits.
+        pid: the process id; 0 before the child is launched.
+        end_fd: readable once the child has ended, or -1: call `has_ended` instead.
+        waitset: the descriptors that the call waits for.
+        waiter: waits for the wait set.
         channel: where the child's frames arrive.
         scratch: the scratch file.
-        nonce: what its frames are marked with.
-        streams: its output streams, stdout and stderr, if they are read here.
-        forked_at: when, on the clock of time.monotonic.
+        nonce: the marker of the child's frames.
+        streams: the child's output streams, stdout and stderr, if they are read in this process.
+        forked_at: the time of the fork, on the clock of time.monotonic.
         fork_seconds: how long the fork itself took.
-        talks: it speaks once, when it has its answer, so its channel is watched from the
-            beginning; and it leaves a mark in the scratch file when it starts.
-        lost: why its fork server died, and it with that, or "".
-        group: the control group that it is in, or None.
-        has_init: it is in a process namespace of its own, which ends with it.
-        suspicion: what may have kept fn from its end if its deadline passes, or "".
-        layers: what confines it, if it is to tell and then to wait for `go`; else None.
+        talks: whether the child sends its answer while it runs, so its channel is watched from the
+            beginning; and whether it leaves a mark in the scratch file when it starts.
+        lost: why the fork server died, and the child with it, or "".
+        group: the control group of the child, or None.
+        has_init: whether the child is in a process namespace of its own, which ends with it.
+        suspicion: what may have blocked fn if its deadline passes, or "".
+        layers: the planned layers, if the child proves them and then waits for `go`; else None.
     """
 
     pid: int
@@ -59,7 +59,7 @@ class Child(Protocol):
     forked_at: float
     fork_seconds: float
     talks: bool
-    group: CallGroup | None
+    group: CallCgroup | None
     has_init: bool
     suspicion: str
     layers: Sequence[str] | None
@@ -68,42 +68,42 @@ class Child(Protocol):
     def lost(self) -> str: ...
 
     def launch(self) -> None:
-        """Start it. Raises CallableDidNotExecuteError, and leaves nothing behind, if that fails."""
+        """Start the child. Raises CallableDidNotExecuteError, and leaves nothing behind."""
 
     def go(self) -> None:
-        """Let it call fn: its layers are what they should be."""
+        """Let the child call fn: its layers are as planned."""
 
     def signal(self, number: int) -> None:
-        """Send it a signal, if it has not ended."""
+        """Send the child a signal, if it has not ended."""
 
     def signal_group(self, number: int) -> None:
-        """Send a signal to its process group."""
+        """Send a signal to the child's process group."""
 
     def has_ended(self) -> bool:
-        """Tell whether its end has been reported, where `end_fd` does not tell."""
+        """Return whether the child's end has been reported, where there is no `end_fd`."""
         ...
 
     def reap(self, *, spare: bool = False) -> Status:
-        """Collect its status; it has ended. *spare*: let its trackers do their work."""
+        """Collect the status of the ended child. *spare*: let its trackers finish their work."""
         ...
 
     def reap_adopted(self) -> bool:
-        """Collect orphans of it, and whoever is in its group; tell if there may be more."""
+        """Collect the child's orphans and its group's processes; return whether more may remain."""
         ...
 
     def waits_for_trackers(self) -> bool:
-        """Return whether trackers that were spared have something to do yet."""
+        """Return whether spared trackers still have work to do."""
         ...
 
     def leave(self) -> bool:
-        """Let somebody else see it off now that it has answered; False if there is nobody."""
+        """Let the fork server drain the child after its answer; return False if there is none."""
         ...
 
-    def put_down(self) -> None:
-        """Kill it, and see to its end without anyone awaiting that."""
+    def kill_now(self) -> None:
+        """Kill the child, and see to its end without awaiting it."""
 
     def give_up(self) -> None:
-        """Go on watching it in the background: it does not end although it was killed."""
+        """Keep watching, in the background, a child that does not end although it was killed."""
 
     def release(self) -> None:
         """Close everything that belonged to the call. The child must be gone, or left."""

@@ -1,4 +1,4 @@
-"""What faulthandler wrote in a child: its Python stack at a crash, or at the deadline."""
+"""The stack text of faulthandler: a child's Python stack at a crash, or at the deadline."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import os
 import re
 from collections.abc import Sequence
 
-from .._child import worker
+from .._child import execution
+from .._wire.shared_constants import SCRATCH_START
 
 __all__ = ["StackText", "innermost"]
 
-_END = worker.SCRATCH_START
-# Far more than the stacks of a few threads are. It is looked through on the event loop, and a child
-# that is not trusted may have filled all the room that there is.
+_END = SCRATCH_START
+# Far larger than the stacks of a few threads. The text is searched on the event loop, and an
+# untrusted child may have filled the whole file.
 _STRANGERS_MAX = 64 * 1024
-# So much is read at a time while a stack is being written.
+# Bytes read at a time while a stack is being written.
 _LOOK_SIZE = 16 * 1024
-_WORKER = f'File "{worker.__file__}"'
-_CHILD = os.path.dirname(worker.__file__) + os.sep
+_WORKER = f'File "{execution.__file__}"'
+_CHILD = os.path.dirname(execution.__file__) + os.sep
 _MARKS = (_WORKER.encode(), b"\n  ...")
-# How faulthandler begins the stack of the thread that has crashed, and its C stack.
+# The headings that faulthandler writes above the crashed thread's stack, and its C stack.
 _CURRENT = "Current thread 0x"
 _C_STACK = "Current thread's C stack trace"
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.+)$', re.MULTILINE)
@@ -46,18 +47,18 @@ class StackText:
         return data.partition(b"\0")[0]
 
     def forget(self) -> None:
-        """Read nothing more: the file is being closed."""
+        """Stop reading: the file is being closed."""
         self._fd = -1
 
     def expect_dump(self) -> None:
-        """Look only at what is written from now on."""
+        """Skip the text written before now."""
         self._start += len(self._read(self._limit, self._start))
         self._looked = self._start
 
     def whole(self) -> bool:
-        """Tell whether the main thread's stack is there down to where fn was called.
+        """Return whether the main thread's stack is complete down to the call of fn.
 
-        It is asked again and again, and goes on each time where it was.
+        Each call continues where the last one stopped.
         """
         data = self._read(_LOOK_SIZE, self._looked)
         if any(mark in data for mark in _MARKS):
@@ -66,17 +67,17 @@ class StackText:
         return False
 
     def text(self) -> str:
-        """Return the stack without what lies below fn: this package, and the parent's frames.
+        """Return the stack above fn's call: without this package, and without the parent's frames.
 
-        Of the C stack only those frames are left that lie above the Python ones, and they stand
-        there, most recent call first like all else.
+        Only those frames of the C stack are kept that lie above the Python ones, and they stand
+        above them, since the most recent call comes first.
         """
         text = self._read(self._limit, self._start).decode(errors="replace")
         lines: list[str] = []
         native: list[str] = []
         skipping = in_c = False
         for line in text.splitlines():
-            # From Python 3.14 on, after the Python stacks.
+            # From Python 3.14 on, the C stack follows the Python stacks.
             in_c = line.startswith(_C_STACK) or (in_c and line.startswith("  "))
             if in_c:
                 native.append(line)
@@ -96,9 +97,9 @@ class StackText:
 
 
 def innermost(stack: str) -> str:
-    """Say in which Python function the main thread was by its stack, or "" if it does not tell.
+    """Return the main thread's innermost Python function in *stack*, or "" if it is not shown.
 
-    What of this package sends items and reports is none of the user's functions.
+    Functions of this package that send items and reports are not the user's.
     """
     _, marked, rest = stack.partition(_CURRENT)
     for found in _FRAME.finditer(rest if marked else stack):
@@ -108,9 +109,9 @@ def innermost(stack: str) -> str:
 
 
 def _above_python(frames: Sequence[str]) -> Sequence[str]:
-    """Return the C frames that lie above the interpreter's: what a Python function has called.
+    """Return the C frames above the interpreter's: those that a Python function has called.
 
-    The first ones are those of faulthandler itself, and tell which file the interpreter is.
+    The first frames are faulthandler's, and show which file contains the interpreter.
     """
     files = [frame.partition('"')[2].partition('"')[0] for frame in frames]
     first = next((n for n, file in enumerate(files) if file != files[0]), len(files))

@@ -1,36 +1,36 @@
-"""How the limits of a call will be held, or that they can't be; pure."""
+"""How the limits of a call are enforced, or that they can't be; pure."""
 
 from __future__ import annotations
 
 import math
 from typing import Literal
 
-from .._child.policy import Bounds, Enforcement, Group, Policy, Start
+from .._child.layers import CgroupSpec, ConfinementSpec, Enforcement, RlimitSpec, Start
 from .._limits import Limits
 from .._os.containment import Containment
 from ..sandbox import Sandbox
-from .lacks import TO_BECOME, Lack, object_to
+from .missing_features import TO_BECOME, MissingFeature, object_to
 
 __all__ = ["CONTROL_GROUP", "count_by", "plan_limits", "survey_limits"]
 
 CONTROL_GROUP = "control group"
 _TO_COUNT = f"{TO_BECOME}, or let it make user namespaces, or give it a pids control group"
-# The init of a process namespace, and who follows it from outside, unless they are of another
-# user's than the call.
+# The init of a process namespace, and the process that follows it from outside, unless they
+# belong to another user than the call.
 _KEEPERS = 2
 
 
 def plan_limits(
     limits: Limits | None,
     sandbox: Sandbox | None,
-    policy: Policy | None,
+    policy: ConfinementSpec | None,
     here: Containment,
     start: Start = "fork",
 ) -> Enforcement:
-    """Decide how limits are held.
+    """Return how limits are enforced.
 
-    Raises CallableDidNotExecuteError, naming each limit that can't be and what to change; with
-    the sandbox's ``missing="warn"`` it warns instead.
+    Raises CallableDidNotExecuteError, naming each limit that can't be enforced and what to change;
+    with the sandbox's ``missing="warn"`` it warns instead.
     """
     enforcement, lacks = survey_limits(limits, sandbox, policy, here, start)
     object_to(sandbox, lacks)
@@ -40,11 +40,11 @@ def plan_limits(
 def survey_limits(
     limits: Limits | None,
     sandbox: Sandbox | None,
-    policy: Policy | None,
+    policy: ConfinementSpec | None,
     here: Containment,
     start: Start = "fork",
-) -> tuple[Enforcement, list[Lack]]:
-    """Decide how limits are held; return that, and which ones can't be."""
+) -> tuple[Enforcement, list[MissingFeature]]:
+    """Return how limits are enforced, and which ones can't be."""
     lacks = [] if sandbox is None else _missing_limits(limits, sandbox)
     if limits is None:
         return Enforcement(), lacks
@@ -54,11 +54,11 @@ def survey_limits(
             f"limits.memory can't be enforced on {here.platform}, where the size of a process "
             "can't be limited above what it starts with"
         )
-        lacks.append(Lack("limits.memory", text, "leave out limits.memory"))
+        lacks.append(MissingFeature("limits.memory", text, "leave out limits.memory"))
         memory = None
     of_group = _memory_of_group(memory, sandbox, here, lacks)
     counted, processes, besides = _processes(limits, sandbox, policy, here, start, lacks)
-    bounds = Bounds(
+    bounds = RlimitSpec(
         memory,
         limits.address_space,
         None if limits.cpu_time is None else math.ceil(limits.cpu_time),
@@ -69,22 +69,24 @@ def survey_limits(
         strict=sandbox is not None and sandbox.codec != "pickle",
         besides=besides,
     )
-    group = None if of_group is None and counted is None else Group(of_group, counted)
+    group = None if of_group is None and counted is None else CgroupSpec(of_group, counted)
     if besides and sandbox is not None and "limits.processes" in sandbox.require:
         text = (
             "limits.processes is required, and held on top of this user's other processes: of "
             "those that end meanwhile the call may have as many more"
         )
-        lacks.append(Lack("limits.processes", text, _TO_COUNT))
+        lacks.append(MissingFeature("limits.processes", text, _TO_COUNT))
     if group is None and sandbox is not None and CONTROL_GROUP in sandbox.require:
-        lacks.append(Lack(CONTROL_GROUP, "a control group is required, and this sandbox has none"))
+        lacks.append(
+            MissingFeature(CONTROL_GROUP, "a control group is required, and this sandbox has none")
+        )
     return Enforcement(bounds, group), lacks
 
 
-def _missing_limits(limits: Limits | None, sandbox: Sandbox) -> list[Lack]:
-    """List the limits that are required and that a call has not."""
+def _missing_limits(limits: Limits | None, sandbox: Sandbox) -> list[MissingFeature]:
+    """List the limits that are required and that a call does not have."""
     return [
-        Lack(name, f"{name} is required, and this call has none")
+        MissingFeature(name, f"{name} is required, and this call has none")
         for name in sandbox.require
         if name.startswith("limits.")
         and getattr(limits, name.removeprefix("limits."), None) is None
@@ -92,13 +94,13 @@ def _missing_limits(limits: Limits | None, sandbox: Sandbox) -> list[Lack]:
 
 
 def _memory_of_group(
-    memory: int | None, sandbox: Sandbox | None, here: Containment, lacks: list[Lack]
+    memory: int | None, sandbox: Sandbox | None, here: Containment, lacks: list[MissingFeature]
 ) -> int | None:
-    """Return the memory that all processes of a call may have together, if that is limited."""
+    """Return the limit of the memory of all processes of a call together, or None."""
     setting = "off" if sandbox is None else sandbox.cgroup
     if setting == "require" and not here.groups:
         text = "this process may not make control groups (sandbox.cgroup='require')"
-        lacks.append(Lack(CONTROL_GROUP, text, "delegate one, or set cgroup='auto'"))
+        lacks.append(MissingFeature(CONTROL_GROUP, text, "delegate one, or set cgroup='auto'"))
     if memory is None or sandbox is None or setting == "off":
         return None
     if "memory" in here.groups and (sandbox.subprocesses or setting == "require"):
@@ -109,26 +111,26 @@ def _memory_of_group(
             "control group with the memory controller can be made for it"
         )
         remedy = "delegate a control group, set cgroup='off', or leave out limits.memory"
-        lacks.append(Lack("limits.memory", text, remedy))
+        lacks.append(MissingFeature("limits.memory", text, remedy))
     return None
 
 
 def _processes(  # noqa: PLR0917 - it is one step of `survey_limits`
     limits: Limits,
     sandbox: Sandbox | None,
-    policy: Policy | None,
+    policy: ConfinementSpec | None,
     here: Containment,
     start: Start,
-    lacks: list[Lack],
+    lacks: list[MissingFeature],
 ) -> tuple[int | None, int | None, bool]:
-    """Decide who counts processes: the control group's number, RLIMIT_NPROC's, how that counts."""
+    """Return the control group's limit, RLIMIT_NPROC's, and whether that adds to others."""
     processes = limits.processes
     if processes is None:
         return None, None, False
     if policy is not None and not policy.threads:
         return None, None, False  # there is one, and can be no other
     way = count_by(sandbox, policy, here)
-    # A fork server's child enters a group when it is given its call, and they don't.
+    # A fork server's child enters a group when it is given its call; these processes do not.
     keepers = policy is not None and policy.init and policy.uid < 0
     if keepers and (way == "alone" or start == "fork"):
         processes += _KEEPERS
@@ -144,22 +146,24 @@ def _processes(  # noqa: PLR0917 - it is one step of `survey_limits`
         "together (and root's not at all), this call has no user id or user namespace of "
         "its own, and no control group with the pids controller can be made for it"
     )
-    lacks.append(Lack("limits.processes", text, f"{_TO_COUNT}; or leave out limits.processes"))
+    lacks.append(
+        MissingFeature("limits.processes", text, f"{_TO_COUNT}; or leave out limits.processes")
+    )
     return None, None, False
 
 
 def count_by(
-    sandbox: Sandbox | None, policy: Policy | None, here: Containment
+    sandbox: Sandbox | None, policy: ConfinementSpec | None, here: Containment
 ) -> Literal["alone", "group", "user", ""]:
-    """Tell by what the processes and threads of a call can be counted."""
+    """Return how the processes and threads of a call can be counted; "" if they can't be."""
     if policy is not None:
         by_namespace = policy.as_user and policy.uid < 0 and here.processes_by_namespace
         if policy.uid == 0 or by_namespace:
             return "alone"
     if "pids" in here.groups and (sandbox is None or sandbox.cgroup != "off"):
         return "group"
-    # Together with all others of this user, whose number is known when the call begins: so it is
-    # good enough for threads, which end with the call, and not for processes, which may not.
+    # All processes of this user are counted, from their number when the call begins: that suffices
+    # for threads, which end with the call, and not for processes, which may not.
     threads_only = policy is not None and policy.child_filter and not policy.execute
     if policy is not None and threads_only and (policy.uid > 0 or here.processes_by_user):
         return "user"

@@ -1,4 +1,4 @@
-"""What a child prints: read as it comes, kept within bounds, cut into lines where asked."""
+"""A child's output: read as it arrives, limited in size, split into lines on request."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .._os.fds import Descriptors, pipe
 
 __all__ = ["CAPTURE_MAX", "TAIL_MAX", "OutputStream", "open_streams"]
 
-# What is kept of each stream with output="capture": the first and the last half of this.
+# Bytes kept of each stream with output="capture": the first and the last half of this.
 CAPTURE_MAX = 1024 * 1024
-# What errors carry of standard error.
+# Bytes of standard error that errors carry.
 TAIL_MAX = 8 * 1024
-# A line longer than this is handed over in parts.
+# Longer lines are handed over in parts.
 LINE_MAX = 64 * 1024
-# Of which encodings a character has always a multiple of so many bytes.
+# Encodings whose characters are always a multiple of this many bytes.
 _UNITS = {"utf-16": 2, "utf-32": 4}
 
 
@@ -40,7 +40,7 @@ class OutputStream:
 
     @property
     def hands_over(self) -> bool:
-        """Somebody is called for each line."""
+        """Whether a callable is called for each line."""
         return self._on_line is not None
 
     def __init__(
@@ -50,7 +50,7 @@ class OutputStream:
         on_line: Callable[[str, str], object] | None,
         encoding: str = "utf-8",
     ) -> None:
-        """*encoding* is that of the child's stream; one that is not known here is read as UTF-8."""
+        """Prepare to read *number*; an *encoding* that is not known here is read as UTF-8."""
         self.fd = fd
         self._name = name
         self._on_line = on_line
@@ -58,19 +58,19 @@ class OutputStream:
         self._tail = bytearray()
         self._dropped = 0
         self._line = ""
-        self._returned = False  # what was handed over last ended with a carriage return
+        self._returned = False  # the last handed-over line ended with a carriage return
         try:
             self._encoding = codecs.lookup(encoding).name
         except LookupError:
             self._encoding = "utf-8"
-        # A stream of these begins with a mark of the byte order, or without: it is this machine's.
+        # A stream in these encodings begins with a byte order mark, or is in native byte order.
         self._marked = self._encoding in _UNITS
         if self._marked:
             self._encoding += "-le" if sys.byteorder == "little" else "-be"
         self._decoder = codecs.getincrementaldecoder(self._encoding)("replace")
 
     def feed(self, data: bytes) -> None:
-        """Take what has been read. Raises what the callable raises."""
+        """Add data that was read. Raises the exceptions of the callable."""
         room = CAPTURE_MAX // 2 - len(self._head)
         if room > 0:
             self._head += data[:room]
@@ -84,7 +84,7 @@ class OutputStream:
             self._hand_over(self._decoder.decode(data))
 
     def finish(self) -> None:
-        """Hand over a last line that has no newline. Raises what the callable raises."""
+        """Hand over a last line that has no newline. Raises the exceptions of the callable."""
         if self._on_line is not None:
             self._hand_over(self._decoder.decode(b"", final=True))
             if self._line:
@@ -92,10 +92,10 @@ class OutputStream:
                 self._on_line(self._name, line)
 
     def _hand_over(self, text: str) -> None:
-        r"""Hand over the lines that have become whole.
+        r"""Hand over the complete lines.
 
-        As in Python's text files ``\n``, ``\r`` and ``\r\n`` end one; but an empty one that ``\r``
-        ends is none: progress bars begin with that.
+        As in Python's text files ``\n``, ``\r`` and ``\r\n`` end a line; an empty line that ``\r``
+        ends is skipped: progress bars begin with that.
         """
         assert self._on_line is not None
         if self._marked and text:
@@ -127,7 +127,7 @@ class OutputStream:
         return rest
 
     def text(self) -> str:
-        """Return what was collected; a line in the middle says how much was dropped, if any."""
+        """Return the collected output; a line in the middle says how much was dropped, if any."""
         if not self._dropped:
             return self._decode(self._head + self._tail, 0)
         head = self._decode(self._head, 0)
@@ -135,14 +135,14 @@ class OutputStream:
         return f"{head}\n[... {self._dropped} bytes dropped ...]\n{tail}"
 
     def tail(self) -> str:
-        """Return the last of what was collected."""
+        """Return the end of the collected output."""
         end = self._tail[-TAIL_MAX:]
         if len(end) < TAIL_MAX and not self._dropped:
             end = (self._head + end)[-TAIL_MAX:]
         return self._decode(end, len(self._head) + self._dropped + len(self._tail) - len(end))
 
     def _decode(self, data: bytearray, start: int) -> str:
-        """Decode what begins *start* bytes after the beginning, perhaps inside a character."""
+        """Decode bytes that begin at *start*, perhaps inside a character."""
         unit = _UNITS.get(self._encoding[:6], 1)
         text = data[-start % unit :].decode(self._encoding, errors="replace")
         return text if start or unit == 1 else text.removeprefix("\ufeff")
@@ -151,9 +151,9 @@ class OutputStream:
 def open_streams(
     output: Output, null: int, fds: Descriptors, encodings: tuple[str, str]
 ) -> tuple[tuple[OutputStream, ...], int, int]:
-    """Open what a child's output needs: what is read here, and what it gets as 1 and 2.
+    """Open the descriptors for a child's output: those to read here, and the child's 1 and 2.
 
-    *encodings* are those in which it writes to them.
+    *encodings* are those of the child's streams.
     """
     if output == "inherit":
         return (), -1, -1

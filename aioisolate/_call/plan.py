@@ -1,4 +1,4 @@
-"""The plan of a call: what will be done, decided before anything is."""
+"""The plan of a call: all decisions, made before any action."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable, Hashable, Sequence
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, NamedTuple
 
-from .._child.policy import NOTHING, Enforcement, Policy, Start
+from .._child.layers import NOTHING, ConfinementSpec, Enforcement, Start
 from .._errors import CallableDidNotExecuteError, Reason, StartTimeoutError, may_pass
 from .._options import CallOptions, code_flags
-from .._os import features as _features
-from .._os.features import Containment, Features
+from .._os import platform_features as _features
+from .._os.platform_features import Containment, Features
 
 __all__ = ["Plan", "check_callable", "look_around", "make_plan", "name_of"]
 
@@ -21,21 +21,21 @@ _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 class Plan(NamedTuple):
-    """One call to be made: what to call, and how.
+    """One call to be made: the function, and the options.
 
     Attributes:
         fn, args: the call.
-        options: checked options.
-        streaming: fn returns an iterator, whose items are wanted one by one.
-        policy: what its child is confined by, or None.
-        enforcement: how its limits are held.
+        options: the checked options.
+        streaming: whether fn returns an iterator whose items are wanted one by one.
+        policy: what confines the child, or None.
+        enforcement: how the limits are enforced.
     """
 
     fn: Callable[..., Any]
     args: Sequence[Any]
     options: CallOptions
     streaming: bool = False
-    policy: Policy | None = None
+    policy: ConfinementSpec | None = None
     enforcement: Enforcement = NOTHING
 
 
@@ -48,11 +48,11 @@ def make_plan(
     streaming: bool = False,
     start: Start = "fork",
 ) -> Plan:
-    """Plan a call, or refuse it before anything has happened.
+    """Plan a call, or refuse it before any side effect.
 
-    Raises TypeError if *fn* can't be called, or is a generator function whose items nobody would
-    take, CallableDidNotExecuteError if the platform lacks what the call needs or if its time is
-    already over.
+    Raises TypeError if *fn* can't be called, or is a generator function whose items would not be
+    taken, CallableDidNotExecuteError if the platform lacks a feature that the call needs or if its
+    time is already over.
     """
     check_callable(fn)
     if not streaming and code_flags(fn) & _GENERATOR:
@@ -75,16 +75,15 @@ def make_plan(
         )
     if options.codec == "pickle" and options.sandbox is None and options.limits is None:
         return Plan(fn, args, options, streaming)
-    if options._confinement is None:
-        options._confinement = _confine(options, start)
-    return Plan(fn, args, options, streaming, *options._confinement)
+    policy, enforcement = options.confinement(lambda: _confine(options, start))
+    return Plan(fn, args, options, streaming, policy, enforcement)
 
 
-def _confine(options: CallOptions, start: Start) -> tuple[Policy | None, Enforcement]:
-    """Decide how a call is confined; raises if that can't be."""
+def _confine(options: CallOptions, start: Start) -> tuple[ConfinementSpec | None, Enforcement]:
+    """Decide how a call is confined; raises if it can't be."""
     # Not small, and most calls do without.
-    from .enforcement import plan_limits  # noqa: PLC0415 - as said
-    from .policy import make_policy  # noqa: PLC0415 - as said
+    from .confinement import make_policy  # noqa: PLC0415 - only with a sandbox or limits
+    from .enforcement import plan_limits  # noqa: PLC0415 - only with a sandbox or limits
 
     sandbox = options.sandbox
     if options.codec != "pickle":
@@ -95,7 +94,7 @@ def _confine(options: CallOptions, start: Start) -> tuple[Policy | None, Enforce
 
 
 def look_around() -> Containment:
-    """Find out what this machine offers for sandboxes. Raises CallableDidNotExecuteError."""
+    """Return the sandbox features of this machine. Raises CallableDidNotExecuteError."""
     try:
         return _features.containment()
     except OSError as exc:
@@ -108,9 +107,9 @@ def look_around() -> Containment:
 
 
 def _check_codec(options: CallOptions) -> None:
-    from .._wire import plain  # noqa: PLC0415 - as above
+    from .._wire import plain_data  # noqa: PLC0415 - only with a data codec
 
-    if not plain.available(options.codec):
+    if not plain_data.available(options.codec):
         raise CallableDidNotExecuteError(
             f"codec={options.codec!r} needs msgspec, which is not installed: "
             "pip install 'aioisolate[msgspec]', or codec='json'",
@@ -122,9 +121,9 @@ def _check_codec(options: CallOptions) -> None:
 
 
 def _check_new_type(codec: str, kind: object) -> None:
-    from .._wire import plain  # noqa: PLC0415 - as above
+    from .._wire import plain_data  # noqa: PLC0415 - only with a data codec
 
-    plain.check_result_type(codec, kind)
+    plain_data.check_result_type(codec, kind)
 
 
 _check_type = functools.lru_cache(256)(_check_new_type)
@@ -141,7 +140,7 @@ def check_callable(fn: object) -> None:
         )
     name = getattr(fn, "__name__", "function")
     if inspect.iscoroutine(fn) and inspect.getcoroutinestate(fn) == inspect.CORO_CREATED:
-        fn.close()  # or Python would warn, much later, that it was never awaited
+        fn.close()  # otherwise Python would warn, much later, that it was never awaited
     raise TypeError(
         f"expected a function, not the {kind} {name}(): it has been called already. Pass the "
         f"function and its arguments, as in run_isolated({name}, ...)"
@@ -156,7 +155,7 @@ _CALLED = {
 
 
 def name_of(fn: object) -> str:
-    """Return what a function is called in messages; of a partial, what it is a partial of."""
+    """Return the name of a function for messages; of a partial, that of its function."""
     while isinstance(fn, functools.partial):
         fn = fn.func
     name = getattr(fn, "__qualname__", None)

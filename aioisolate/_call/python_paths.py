@@ -1,4 +1,4 @@
-"""Which files the interpreter reads: what `PYTHON` stands for in a `Sandbox`."""
+"""The files that the interpreter reads: `PYTHON` in a `Sandbox` stands for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._os.elf import Finder
 
 __all__ = ["python_paths"]
 
-# Installations whose "lib" is the system's.
+# Installation prefixes whose "lib" directory is the system's.
 _SYSTEM_PREFIXES = ("/", "/usr", "/usr/local")
 _SYSTEM_LIBRARIES = (
     "/lib",
@@ -24,14 +24,14 @@ _SYSTEM_LIBRARIES = (
     "/usr/lib64",
     "/usr/local/lib",
 )
-# What is loaded by name at run time, and what wheels that fit every Linux (PEP 600) may count on.
+# Libraries loaded by name at run time, and those on which manylinux wheels (PEP 600) may depend.
 _WHEELS_NEED = """
 libc.so.6 libm.so.6 libmvec.so.1 libdl.so.2 librt.so.1 libpthread.so.0 libutil.so.1 libresolv.so.2
 libnsl.so.1 libgcc_s.so.1 libstdc++.so.6 libatomic.so.1 libgomp.so.1 libnss_files.so.2
 libnss_dns.so.2 libz.so.1 libexpat.so.1 libX11.so.6 libXext.so.6 libXrender.so.1 libICE.so.6
 libSM.so.6 libGL.so.1 libgobject-2.0.so.0 libgthread-2.0.so.0 libglib-2.0.so.0
 """
-# Data of the C library, and devices that give and take nothing.
+# Data of the C library, and harmless devices.
 _SYSTEM = (
     "/etc/ld.so.cache",
     "/etc/localtime",
@@ -47,7 +47,7 @@ _EVERYWHERE = ("-any", "-manylinux", "-musllinux", "manylinux", "musllinux")
 
 @functools.lru_cache(2)
 def python_paths(*, programs: bool = False) -> tuple[str, ...]:
-    """Return what the interpreter reads.
+    """Return the paths that the interpreter reads.
 
     Args:
         programs: Other programs may run, so all of the system's libraries are needed.
@@ -63,7 +63,7 @@ def python_paths(*, programs: bool = False) -> tuple[str, ...]:
         if os.path.realpath(prefix) not in _SYSTEM_PREFIXES
     ]
     if sys.prefix == sys.base_prefix and os.path.realpath(sys.prefix) in _SYSTEM_PREFIXES:
-        # Debian has more of them than the one that is installed to.
+        # Debian has more of them than the one that packages are installed to.
         packages += [path for path in site.getsitepackages() if path not in packages]
         own += packages
     paths = [*own, os.path.join(sys.prefix, "pyvenv.cfg"), *_SYSTEM]
@@ -76,7 +76,7 @@ def python_paths(*, programs: bool = False) -> tuple[str, ...]:
 
 
 def _libraries(own: list[str], packages: list[str]) -> list[str]:
-    """Return the libraries of the system that Python and its packages may load."""
+    """Return the system libraries that Python and its packages may load."""
     finder = Finder(os.environ.get("LD_LIBRARY_PATH", "").split(":"))
     program = sys.executable or ""  # an embedded interpreter may have none
     files = [program, *_below(os.path.join(sysconfig.get_path("platstdlib"), "lib-dynload"))]
@@ -92,7 +92,7 @@ def _libraries(own: list[str], packages: list[str]) -> list[str]:
 
 
 def _below(directory: str) -> Iterator[str]:
-    """Find the shared objects in a directory and further down."""
+    """Yield the shared objects in a directory and its subdirectories."""
     for place, directories, files in os.walk(directory):
         directories[:] = [name for name in directories if name != "__pycache__"]
         for name in files:
@@ -101,9 +101,9 @@ def _below(directory: str) -> Iterator[str]:
 
 
 def _extensions(directory: str) -> Iterable[str]:
-    """Find the shared objects of packages that are not made for every Linux.
+    """Return the shared objects of packages that are not made for every Linux.
 
-    Wheels that are need nothing but what `_WHEELS_NEED` has. To look at all files takes long.
+    The other wheels need only the libraries in `_WHEELS_NEED`. Reading all files takes long.
     """
     try:
         names = os.listdir(directory)
@@ -119,7 +119,7 @@ def _extensions(directory: str) -> Iterable[str]:
                 record = _lines(os.path.join(directory, name, "RECORD"), "")
                 entries = [line.partition(",")[0] for line in record if ".so" in line]
                 found += [os.path.join(directory, entry) for entry in entries]
-    if not wheels:  # another package manager's, as Debian's
+    if not wheels:  # another package manager's package, as Debian's
         return _below(directory)
     return found
 

@@ -1,4 +1,4 @@
-"""The children that are alive right now, and their end when nobody is left to await them."""
+"""The living children, and their end when they can't be awaited any more."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
     "collect_adopted",
     "discard",
     "end_adopted",
-    "put_down",
+    "kill_now",
     "register",
     "watch_on",
 ]
@@ -26,13 +26,13 @@ __all__ = [
 _log = logging.getLogger("aioisolate.call")
 _live: set[Process] = set()
 _PATIENCE = 5.0
-# Those that were killed are gone within a moment, of which the kernel does not tell.
+# Killed processes end within a moment; the kernel reports no event, so poll.
 _LOOKS = 200
 _PAUSE = 0.001
 
 
 def register(process: Process) -> None:
-    """Remember a child until it is discarded; at the exit of the interpreter it is killed."""
+    """Remember a child until it is discarded; the exit of the interpreter kills it."""
     _live.add(process)
 
 
@@ -41,8 +41,8 @@ def discard(process: Process) -> None:
     _live.discard(process)
 
 
-def put_down(process: Process) -> None:
-    """Kill a child, if there is one, and collect it, blocking: nobody can await it any more."""
+def kill_now(process: Process) -> None:
+    """Kill a child, if there is one, and collect it, blocking: it can't be awaited any more."""
     discard(process)
     if not process.is_owned():
         return
@@ -57,7 +57,7 @@ def put_down(process: Process) -> None:
 
 
 def collect_adopted(leaders: Iterable[int]) -> None:
-    """Collect what children that have ended left behind and this process got, blocking."""
+    """Collect the orphans of ended children that this process adopted, blocking."""
     leaders = list(leaders)
     for _ in range(_LOOKS):
         leaders = [pid for pid in leaders if reap_adopted(pid)]
@@ -67,10 +67,10 @@ def collect_adopted(leaders: Iterable[int]) -> None:
 
 
 def end_adopted(pids: Iterable[int], ended: Iterable[int], *, session: int) -> None:
-    """Kill and collect the children of a dead process that this process has got, blocking.
+    """Kill and collect the children of a dead process that this process adopted, blocking.
 
-    *pids* are its children, *ended* those of which only others of their groups may be left,
-    *session* is the session that it led.
+    *pids* are its children, *ended* those of which only other processes of their groups may
+    remain, *session* is the session that it led.
     """
     left, groups = set(pids), {*pids, *ended}
     for _ in range(_LOOKS):
@@ -90,15 +90,15 @@ def _wait_for(pid: int) -> None:
     try:
         unpatched.waitpid(pid, 0)
     except ChildProcessError:
-        pass  # somebody else has collected it
+        pass  # it has been collected elsewhere
 
 
 def abandon(process: Process, fds: Descriptors) -> None:
-    """Kill a child whose loop was closed under it, and close what belonged to its call."""
-    if not process.is_owned():  # or a copy of the loop, collected in a forked child
+    """Kill a child whose loop was closed during its call, and close the call's descriptors."""
+    if not process.is_owned():  # a copy of the loop, collected in a forked child
         return
     _log.warning("an event loop was closed while child %d was running: killed", process.pid)
-    put_down(process)
+    kill_now(process)
     fds.close_all()
 
 
@@ -112,15 +112,15 @@ def watch_on(process: Process) -> None:
             pass
         process.reap()
         process.close()
-        _log.warning("process %d, killed long ago, has ended at last", process.pid)
+        _log.warning("process %d, which was killed some time ago, has ended", process.pid)
 
     threading.Thread(target=wait, name="aioisolate-watch", daemon=True).start()
 
 
 @atexit.register
 def _put_all_down() -> None:
-    # Killed and seen to end, but not collected: that is for the thread whose call it is, if that
-    # still runs, and the system does it otherwise.
+    # Kill them and wait for their ends, but do not collect them: the thread of each call does that
+    # if it still runs, and otherwise the system.
     live = [process for process in _live if process.is_owned()]  # in a forked copy: none
     for process in live:
         process.signal_group(signal.SIGKILL)

@@ -1,8 +1,8 @@
-"""Engaging a sandbox's layers, in an order that each step depends on; see docs/security.md.
+"""Engage a sandbox's layers, in an order that each step depends on; see docs/security.md.
 
-A copy of the parent engages all of them (`confine`). A fork server of a sandbox engages once what
-its children share (`enter_server`), each child what must be its own (`enter_child`). Every step
-either does what it says or raises `LayerError`; nothing is skipped here.
+A copy of the parent engages all layers (`confine`). A sandbox's fork server engages the shared
+layers once (`enter_server`), and each of its children the others (`enter_child`). Every step either
+engages its layer or raises `LayerError`; no layer is skipped here.
 """
 
 from __future__ import annotations
@@ -14,42 +14,43 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .._os import alive_pipe, landlock, maps, namespaces, rlimit, seccomp, users
+from .._os import alive_pipe, landlock, namespaces, rlimit, seccomp, shared_mappings, users
+from .._os.filesystem_view import make_view
 from .._os.prctl import set_dumpable, set_no_new_privs, set_parent_death_signal
-from .._os.view import make_view
 from .._wire.frames import Kind, encode
-from . import bounds, init, worker
-from .order import GO, Order
-from .policy import Layer, Policy
+from .._wire.shared_constants import GO
+from . import execution, pid_namespace, rlimits
+from .layers import ConfinementSpec, Layer
+from .spec import ChildSpec
 
-__all__ = ["Ground", "LayerError", "confine", "enter_child", "enter_server", "get_ready"]
+__all__ = ["LayerError", "PreparedLayers", "confine", "enter_child", "enter_server", "get_ready"]
 
-# The scratch directory, and the one in which it is: a rule on a directory that something is mounted
-# on is hidden by that mount, so the rule is one for its parent.
+# The scratch directory and its parent directory. A mount hides a Landlock rule for its mount point,
+# so the rule is for the parent directory.
 SCRATCH_PARENT = "/aioisolate"
 SCRATCH = "/aioisolate/scratch"
 _KILL = 9
 _HOST_NAME = "isolated"
-# Timers count, too; what there is of them is for all processes of a user together.
+# RLIMIT_SIGPENDING. It includes timers, and the kernel counts all processes of a user together.
 _PENDING_SIGNALS = 128
-_os: Any = os  # not every platform has all of it
+_os: Any = os  # some platforms lack some of its functions
 
 
 class LayerError(OSError):
-    """A layer could not be engaged: its name, and what the kernel said."""
+    """A layer could not be engaged; the message has its name and the kernel's error."""
 
     def __init__(self, layer: str, cause: OSError) -> None:
         where = f" ({cause.filename})" if cause.filename else ""
         super().__init__(cause.errno, f"layer {layer!r}: {cause.strerror}{where}")
 
 
-class Ground:
-    """What a fork server has got ready for its children's own layers.
+class PreparedLayers:
+    """The resources that a fork server has prepared for its children's layers.
 
     Attributes:
-        rules: the descriptor of the Landlock rules, or -1.
+        rules: the file descriptor of the Landlock rules, or -1.
         filter: the system call filter of each child, or None.
-        proc: a descriptor of /proc, which the children's view lacks, or -1.
+        proc: a file descriptor of /proc, or -1. The children's view of files has no /proc.
     """
 
     __slots__ = ("filter", "proc", "rules")
@@ -60,16 +61,16 @@ class Ground:
         self.proc = _open_proc()
 
     def fds(self) -> list[int]:
-        """Return its descriptors."""
+        """Return the file descriptors of the resources."""
         return [fd for fd in (self.rules, self.proc) if fd >= 0]
 
 
 def _open_proc() -> int:
     try:
-        os.stat("/proc/self")  # it may be covered
+        os.stat("/proc/self")  # fails if another mount covers /proc
         return os.open("/proc", _os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        return -1  # there is none; user namespaces can't be had without it, and all else can
+        return -1  # no /proc: user namespaces are impossible, all other layers work
 
 
 @contextmanager
@@ -81,13 +82,13 @@ def _layer(name: str, engaged: list[str]) -> Iterator[None]:
     engaged.append(name)
 
 
-def enter_server(policy: Policy, ground: Ground, *, tied: bool) -> list[str]:
-    """Engage what the children of a fork server share; return the layers' names.
+def enter_server(policy: ConfinementSpec, ground: PreparedLayers, *, tied: bool) -> list[str]:
+    """Engage the layers that the children of a fork server share; return their names.
 
-    *tied*: an `alive_pipe` kills it with its parent, and no parent-death signal.
+    *tied*: an `alive_pipe`, not a parent-death signal, kills the server when its parent ends.
 
-    Nobody else's code runs in the server itself, so it keeps what it needs for its children: the
-    privilege to give them users and the system calls of that.
+    The server runs only this library's code, so it keeps the privilege and the system calls that
+    setting its children's users needs.
     """
     engaged: list[str] = []
     parent = os.getppid()
@@ -95,10 +96,10 @@ def enter_server(policy: Policy, ground: Ground, *, tied: bool) -> list[str]:
     if policy.unshare:
         _leave(policy, engaged)
         if not tied:
-            _die_with(parent)  # a new user namespace clears it
+            _die_with(parent)  # a new user namespace clears the signal
     if policy.landlock:
-        # Made now, since the paths are looked up in the view of now; each child restricts itself,
-        # by a domain of its own: those of one domain could signal each other.
+        # Now, since the paths are resolved in the current view of files. Each child restricts
+        # itself, in a Landlock domain of its own: processes of one domain can signal each other.
         with _layer(Layer.LANDLOCK, []):
             ground.rules = _make_rules(policy)
     with _layer(Layer.PRIVILEGES, engaged):
@@ -110,12 +111,13 @@ def enter_server(policy: Policy, ground: Ground, *, tied: bool) -> list[str]:
     return engaged
 
 
-def enter_child(order: Order, policy: Policy, ground: Ground) -> list[str]:
-    """Engage what each child of a fork server has for itself; return the layers' names."""
+def enter_child(spec: ChildSpec, policy: ConfinementSpec, ground: PreparedLayers) -> list[str]:
+    """Engage the layers that a fork server's children do not share; return their names."""
     engaged: list[str] = []
     parent = os.getppid()
     uid, gid = _ids(policy)
-    # A user namespace of its own, since that is where processes are counted, unless by user id.
+    # The process limit counts per user id and user namespace, so a child that keeps its user id
+    # gets its own user namespace.
     counted_there = policy.as_user and policy.uid < 0
     flags = namespaces.NEWUSER if counted_there else 0
     if policy.scratch:
@@ -126,7 +128,7 @@ def enter_child(order: Order, policy: Policy, ground: Ground) -> list[str]:
             if counted_there:
                 namespaces.map_user(uid, gid, ground.proc)
     _own(policy, uid, gid, (parent, ()), engaged)
-    order.statm = bounds.open_statm(ground.proc)
+    spec.statm = rlimits.open_statm(ground.proc)
     if policy.landlock:
         with _layer(Layer.LANDLOCK, engaged):
             landlock.restrict(ground.rules)
@@ -138,29 +140,29 @@ def enter_child(order: Order, policy: Policy, ground: Ground) -> list[str]:
     return engaged
 
 
-def confine(order: Order) -> str:
-    """Confine a copy of the parent as its order says, and wait until the parent agrees."""
-    policy = order.policy
+def confine(spec: ChildSpec) -> str:
+    """Confine a copy of the parent according to *spec*, and wait for the parent's approval."""
+    policy = spec.policy
     if policy is None:
-        order.statm = bounds.open_statm()
+        spec.statm = rlimits.open_statm()
     else:
         proc = _open_proc()
         if policy.codec != "pickle":
-            maps.leave_rings(proc)
-        engaged = _enter_copy(order, policy, proc)
+            shared_mappings.leave_rings(proc)
+        engaged = _enter_copy(spec, policy, proc)
         if proc >= 0:
             os.close(proc)
         body = ",".join(engaged).encode()
-        os.write(order.channel, encode(order.nonce, Kind.READY, body))
-        if os.read(order.channel, 1) != GO:
+        os.write(spec.channel, encode(spec.nonce, Kind.READY, body))
+        if os.read(spec.channel, 1) != GO:
             os._exit(1)
-    if order.bounds is not None:
-        worker.have_last_word(order)
-        bounds.apply(order.bounds, order.statm, order.scratch)
+    if spec.bounds is not None:
+        execution.have_last_word(spec)
+        rlimits.apply(spec.bounds, spec.statm, spec.scratch)
     return "call"
 
 
-def _enter_copy(order: Order, policy: Policy, proc: int) -> list[str]:
+def _enter_copy(spec: ChildSpec, policy: ConfinementSpec, proc: int) -> list[str]:
     engaged: list[str] = []
     parent = os.getppid()
     _set_environment(policy, engaged)
@@ -169,11 +171,11 @@ def _enter_copy(order: Order, policy: Policy, proc: int) -> list[str]:
         _leave(policy, engaged)
     rules = -1
     if policy.landlock:
-        # Now: whoever it becomes may not find the paths.
+        # Before the user id changes: the new user may have no access to the paths.
         with _layer(Layer.LANDLOCK, []):
             rules = _make_rules(policy)
-    _own(policy, uid, gid, (parent, order.ends), engaged)
-    order.statm = bounds.open_statm(proc)
+    _own(policy, uid, gid, (parent, spec.ends), engaged)
+    spec.statm = rlimits.open_statm(proc)
     with _layer(Layer.PRIVILEGES, engaged):
         set_no_new_privs()
     if policy.landlock:
@@ -191,39 +193,39 @@ def _whole_filter(program: bytes) -> seccomp.Prepared:
     return seccomp.Prepared(program, of_a_pid=True)
 
 
-def get_ready(policy: Policy) -> None:
-    """Do in the parent what children need not: import, lay out.
+def get_ready(policy: ConfinementSpec) -> None:
+    """Import modules and prepare data in the parent, before the fork.
 
-    What answers need may be out of reach, once a child is confined.
+    A confined child may be unable to import the modules that encode results and exceptions.
     """
     if policy.whole_filter:
         _whole_filter(policy.whole_filter)
     if policy.codec != "pickle":
-        from .._wire import inert, plain  # noqa: PLC0415 - only for those who are confined
+        from .._wire import plain_data, safe_text  # noqa: PLC0415 - only for confined children
 
-        # The codec's own library, and whatever exceptions need.
-        plain.dump(policy.codec, {})
-        inert.dump_exception(ValueError())
+        # These calls import the codec's library, and the modules for exceptions.
+        plain_data.dump(policy.codec, {})
+        safe_text.dump_exception(ValueError())
     else:
-        from .._wire import remote  # noqa: F401, PLC0415 - likewise
+        from .._wire import exceptions  # noqa: F401, PLC0415 - only for confined children
 
 
-def _set_environment(policy: Policy, engaged: list[str]) -> None:
+def _set_environment(policy: ConfinementSpec, engaged: list[str]) -> None:
     if policy.env is not None:
         os.environ.clear()
         os.environ.update(policy.env)
         engaged.append(Layer.ENVIRONMENT)
 
 
-def _ids(policy: Policy) -> tuple[int, int]:
+def _ids(policy: ConfinementSpec) -> tuple[int, int]:
     if policy.uid < 0:
         return os.getuid(), os.getgid()
     uid = policy.uid or users.spare_id(os.getpid(), users.Ids(*policy.spare))
     return uid, uid
 
 
-def _leave(policy: Policy, engaged: list[str]) -> None:
-    """Leave the namespaces that others are in, and get a view of the files of one's own."""
+def _leave(policy: ConfinementSpec, engaged: list[str]) -> None:
+    """Leave the parent's namespaces, and set up the view of files."""
     with _layer(Layer.NAMESPACES, engaged):
         uid, gid = os.getuid(), os.getgid()
         if not policy.as_user:
@@ -241,15 +243,16 @@ def _leave(policy: Policy, engaged: list[str]) -> None:
 
 
 def _own(
-    policy: Policy,
+    policy: ConfinementSpec,
     uid: int,
     gid: int,
     parent: tuple[int, Sequence[int]],
     engaged: list[str],
 ) -> None:
-    """Engage what needs the privilege that is given up at its end.
+    """Engage the layers that need privileges, then give up the privileges.
 
-    *parent*: its pid, and the ends of the `alive_pipe`, if one ties this process to it.
+    *parent*: the parent's pid, and the ends of the `alive_pipe` that ties this process to the
+    parent, if any.
     """
     parent_pid, ends = parent
     if policy.scratch:
@@ -258,10 +261,11 @@ def _own(
     if policy.init:
         with _layer(Layer.PROCESSES, engaged):
             if policy.as_user and not ends:
-                # A new user namespace has cleared it, for those who stay outside, too.
+                # The new user namespace has cleared the parent-death signal of the follower, too.
                 _die_with(parent_pid)
-            init.live_under_one()
-            # The parent is outside, so it has no number here. It has no thread but one.
+            pid_namespace.live_under_one()
+            # The parent is now the follower, outside the PID namespace, so getppid() returns 0.
+            # The follower has a single thread, so only its own end sends a parent-death signal.
             _close(ends)
             parent_pid, ends = 0, ()
     if policy.uid >= 0:
@@ -281,15 +285,15 @@ def _own(
         os.chdir("/")
 
 
-def _keep_apart(policy: Policy, parent: int, ends: Sequence[int]) -> None:
+def _keep_apart(policy: ConfinementSpec, parent: int, ends: Sequence[int]) -> None:
     if ends:
-        # Who has become somebody else may be out of reach of who it was.
+        # After a change of user, this process may be unable to signal one of the old user.
         alive_pipe.tie(ends, os.getpid())
         _close(ends)
     else:
-        # Becoming somebody else has cleared it, and a parent may have died meanwhile.
+        # A change of user clears the parent-death signal, and the parent may have died meanwhile.
         _die_with(parent)
-    # Nobody of the same user may look into it, and it leaves no core dump.
+    # No process of the same user may inspect this one, and it leaves no core dump.
     set_dumpable(False)
     if policy.codec != "pickle":
         rlimit.limit_pending_signals(_PENDING_SIGNALS)
@@ -309,7 +313,7 @@ def _close(fds: Sequence[int]) -> None:
 def _go_to_scratch() -> None:
     os.chdir(SCRATCH)
     os.environ["HOME"] = os.environ["TMPDIR"] = SCRATCH
-    if "tempfile" in sys.modules:  # which may have made up its mind
+    if "tempfile" in sys.modules:  # it may have cached a directory
         tempfile: Any = sys.modules["tempfile"]
         tempfile.tempdir = None
 
@@ -319,14 +323,14 @@ def _mount_scratch(size: int, uid: int, gid: int) -> None:
     namespaces.mount_tmpfs(SCRATCH, f"size={size},nr_inodes={files},mode=700,uid={uid},gid={gid}")
 
 
-def _readable(policy: Policy) -> list[str]:
-    """List what may be read, as far as it is there: a library may have been replaced since."""
+def _readable(policy: ConfinementSpec) -> list[str]:
+    """Return the readable paths; optional ones only if they exist (a library may be replaced)."""
     optional = policy.optional
     paths = policy.read or ()
     return [path for path in paths if path not in optional or os.path.exists(path)]
 
 
-def _make_rules(policy: Policy) -> int:
+def _make_rules(policy: ConfinementSpec) -> int:
     write = policy.write or ()
     if policy.scratch:
         write = (*write, SCRATCH_PARENT)

@@ -1,11 +1,13 @@
-"""What a child of a fork server must not share with its siblings, where fn is a stranger's.
+"""Open files that a child running untrusted code must not share with other children.
 
-An open file has one offset, one set of flags and one owner for all who have inherited it: what one
-call leaves there the next one finds. So whatever the modules of the server hold open is replaced by
-an empty file, and even that, and the library's own /dev/null, are opened by each child anew.
+All processes that inherit an open file description share its offset, its flags and its owner, so
+one call could leave data there for the next. Every file that the fork server's modules hold open is
+therefore replaced by an empty file. Each child opens the empty file and the library's own /dev/null
+itself.
 
-Replaced and not closed: an object that is collected later closes its number, whoever has it then.
-For reading only: a module that writes to what it takes for its log is to hear of it.
+The files are replaced, not closed: an object that is garbage-collected later closes its descriptor
+number, which could then belong to another file. The empty file is read-only, so that a module that
+writes to its log file gets an error.
 """
 
 from __future__ import annotations
@@ -15,40 +17,41 @@ import os
 from collections.abc import Iterable
 
 from .._os import fds
-from .order import Order
+from .spec import ChildSpec
 
 __all__ = ["gaps", "renew", "replace_strangers"]
 
 
-def replace_strangers(order: Order, proc: int) -> None:
-    """Replace what modules hold open, and open anew what belongs to the library.
+def replace_strangers(spec: ChildSpec, proc: int) -> None:
+    """Replace the files that modules hold open, and reopen those of the library.
 
-    *proc*: a descriptor of /proc, or -1.
+    *proc*: a file descriptor of /proc, or -1.
     """
-    assert order.strangers is not None
-    null, empty = order.null, order.empty
-    if order.dev >= 0:
-        own = os.open("null", os.O_RDWR | os.O_CLOEXEC, dir_fd=order.dev)
+    assert spec.strangers is not None
+    null, empty = spec.null, spec.empty
+    if spec.dev >= 0:
+        own = os.open("null", os.O_RDWR | os.O_CLOEXEC, dir_fd=spec.dev)
         os.dup2(own, null, False)
         os.close(own)
-        own = os.open("null", os.O_RDONLY | os.O_CLOEXEC, dir_fd=order.dev)
+        own = os.open("null", os.O_RDONLY | os.O_CLOEXEC, dir_fd=spec.dev)
         os.dup2(own, empty, False)
         os.close(own)
-        os.close(order.dev)
+        os.close(spec.dev)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    for fd in order.strangers:
+    for fd in spec.strangers:
         os.dup2(empty, fd, False)
-    if order.snapshots:
-        renew(order.snapshots, empty, proc)
-    # What functions have opened that run after each fork (os.register_at_fork, and C's). Closed,
-    # since to find out which of the numbers are open takes longer than all else here.
-    for first, end in order.gaps:
+    if spec.snapshots:
+        renew(spec.snapshots, empty, proc)
+    # Hooks that run after each fork (os.register_at_fork, pthread_atfork) may have opened files at
+    # other numbers. All of these are closed: to find the open ones takes longer than the rest of
+    # this function.
+    for first, end in spec.gaps:
         os.closerange(first, end)
 
 
 def renew(files: Iterable[int], empty: int, proc: int = -1) -> None:
-    """Open files anew, to be read only; where that can't be, *empty* takes their place."""
+    """Reopen files read-only, and replace by *empty* those that can't be reopened."""
     for fd in files:
         try:
             own = fds.reopen(fd, os.O_RDONLY, proc if proc >= 0 else None)
@@ -60,6 +63,6 @@ def renew(files: Iterable[int], empty: int, proc: int = -1) -> None:
 
 
 def gaps(known: Iterable[int]) -> list[tuple[int, int]]:
-    """Return the ranges of numbers between the *known* ones; the end of each is a known one."""
+    """Return the ranges (first, end) of numbers between the *known* ones; end is exclusive."""
     there = sorted(known)
     return [(one + 1, other) for one, other in itertools.pairwise(there) if other > one + 1]

@@ -1,4 +1,4 @@
-"""An environment for a copy of the parent: `os.environ`, and with it what C code finds."""
+"""Set the environment of a copy of the parent: `os.environ`, and the one that C code reads."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __all__ = ["change", "difference"]
 
 
 def difference(wanted: Mapping[str, str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Tell what a copy of this process has to remove and to set; each costs a page or two there."""
+    """Return the variables to remove and to set in a copy; each change copies a page or two."""
     now = dict(os.environ)
     gone = [name for name in now if name not in wanted]
     return gone, [(name, value) for name, value in wanted.items() if now.get(name) != value]
 
 
 def change(gone: Iterable[str], new: Iterable[tuple[str, str]]) -> None:
-    """Make these changes here; putenv() and unsetenv() are called for each."""
+    """Remove and set variables; `os.environ` calls unsetenv() or putenv() for each."""
     environ = os.environ
     for name in gone:
         environ.pop(name, None)

@@ -1,7 +1,8 @@
-"""The items of a generator, sent one by one; and its end if nobody wants any more.
+"""Send the items of a generator one by one, and close it when the caller leaves the stream.
 
-Whoever leaves a stream early, with some seconds of grace, sends SIGTERM and reads on. The generator
-is closed then, as one that is iterated in the same process would be: at the place where it is.
+When the caller leaves a stream early, with a grace period, the parent sends SIGTERM and continues
+to read. The child then closes the generator at its current position, as if the caller iterated over
+the generator in the same process.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from .._wire import codecs
 from .._wire.frames import Kind, encode
-from . import loops, progress
-from .order import Order
+from . import coroutines, progress
+from .spec import ChildSpec
 
 if TYPE_CHECKING:
     import anyio
@@ -30,7 +31,7 @@ _DEFAULT = int(_raw.SIG_DFL)
 
 
 class LeftError(BaseException):
-    """Nobody wants further items, and the generator is closed."""
+    """The caller has left the stream, and the generator is closed."""
 
 
 class LostItemError(Exception):
@@ -38,8 +39,8 @@ class LostItemError(Exception):
 
     Attributes:
         item: the item.
-        why: what has been raised.
-        parting: what the generator has raised when it was closed, or None.
+        why: the exception that prevented sending.
+        parting: the exception that the generator raised when it was closed, or None.
     """
 
     def __init__(self, item: object, why: BaseException) -> None:
@@ -50,7 +51,7 @@ class LostItemError(Exception):
 
 
 class TooLargeError(Exception):
-    """An item has so many bytes, which is more than it may have."""
+    """An item is larger than allowed; *size* is its number of bytes."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -58,12 +59,13 @@ class TooLargeError(Exception):
 
 
 class _Leave:
-    """The handler of SIGTERM: ends fn at once where it runs, else as soon as an item is sent.
+    """The handler of SIGTERM: end fn at once if it is running, else after the current item is sent.
 
     Attributes:
-        asked: it has come.
-        interruptible: fn is running, and not what sends its items, whose frames must be whole.
-        interrupt: what to call to end fn.
+        asked: whether SIGTERM has been received.
+        interruptible: whether fn is running. False while an item is sent, since its frame must be
+            complete.
+        interrupt: the function that ends fn.
     """
 
     __slots__ = ("_held", "_pid", "asked", "interrupt", "interruptible")
@@ -72,12 +74,12 @@ class _Leave:
         self.asked = self.interruptible = False
         self.interrupt: Callable[[], object] = self._raise
         self._pid = os.getpid()
-        # fn may have one of its own, later, which then counts.
+        # A handler that fn installs later replaces this one.
         if _raw.getsignal(_SIGTERM) == _DEFAULT:
             _raw.signal(_SIGTERM, self)
             self._held = False
-            # What fn forks ends by it at once, as ever; also in its first moments, in which Python
-            # drops a signal that comes.
+            # SIGTERM ends a process that fn forks at once, as by default. The signal is blocked
+            # during the fork, since Python drops a signal that arrives right after a fork.
             os.register_at_fork(
                 before=self._hold, after_in_parent=self._let_go, after_in_child=self._forget
             )
@@ -89,7 +91,7 @@ class _Leave:
                 self.interrupt()
 
     def _raise(self) -> NoReturn:
-        self.interruptible = False  # so once at most
+        self.interruptible = False  # at most once
         raise GeneratorExit
 
     def _hold(self) -> None:
@@ -109,31 +111,32 @@ class _Leave:
 
 
 def end_by_signal() -> NoReturn:
-    """End as a process that does not handle SIGTERM; or with the exit code that says so."""
+    """End by SIGTERM, or with exit code 128 + SIGTERM if the signal can't be raised."""
     _raw.signal(_SIGTERM, _DEFAULT)
     try:
         _raw.raise_signal(_SIGTERM)
     except OSError:
-        pass  # a filter forbids it
+        pass  # a seccomp filter forbids raise()
     os._exit(128 + _SIGTERM)
 
 
-def stream(order: Order) -> None:
-    """Call fn, and send what the sync or async iterable that it returns yields.
+def stream(spec: ChildSpec) -> None:
+    """Call fn, and send the items of the sync or async iterable that fn returns.
 
-    Each item is sent as soon as it is there; that waits until the parent has room, and fn with it.
-    However it ends, a generator is closed by then.
+    Each item is sent as soon as the iterable yields it. Sending blocks fn until the parent has
+    room. A generator is closed in every case.
 
     Raises:
-        what fn and the iterable raise. TypeError: it is none.
+        TypeError: fn has not returned an iterable.
         LostItemError: an item can't be sent.
-        LeftError: nobody wants more.
+        LeftError: the caller has left the stream.
+        BaseException: any exception of fn or of the iterable.
     """
     leave = _Leave()
     try:
         try:
             leave.interruptible = True
-            _stream(order, leave)
+            _stream(spec, leave)
         finally:
             leave.interruptible = False
     except GeneratorExit:
@@ -143,18 +146,18 @@ def stream(order: Order) -> None:
         raise LeftError
 
 
-def _stream(order: Order, leave: _Leave) -> None:
-    items = order.fn(*order.args)
+def _stream(spec: ChildSpec, leave: _Leave) -> None:
+    items = spec.fn(*spec.args)
     if hasattr(items, "__aiter__"):
         leave.interruptible = False
-        loops.run(_stream_async(order, items.__aiter__(), leave), order.backend)
+        coroutines.run(_stream_async(spec, items.__aiter__(), leave), spec.backend)
         return
     items = iter(items)
     try:
         try:
             for item in items:
                 leave.interruptible = False
-                _send(order, item)
+                _send(spec, item)
                 if leave.asked:
                     break
                 leave.interruptible = True
@@ -163,7 +166,7 @@ def _stream(order: Order, leave: _Leave) -> None:
     except LostItemError as lost:
         try:
             _close(items)
-        except BaseException as exc:  # noqa: BLE001 - told together with the other one
+        except BaseException as exc:  # noqa: BLE001 - reported together with LostItemError
             lost.parting = exc
         raise
     except BaseException:
@@ -174,22 +177,22 @@ def _stream(order: Order, leave: _Leave) -> None:
 
 
 def _close(iterator: Any) -> None:
-    # Only a generator has both; a file, say, may be wanted further.
+    # Only generators have both methods. Other iterators stay open: a file may still be in use.
     if hasattr(iterator, "throw") and hasattr(iterator, "close"):
         iterator.close()
 
 
-async def _stream_async(order: Order, items: AsyncIterator[Any], leave: _Leave) -> None:
-    import anyio  # noqa: PLC0415 - it is there, see `loops.run`
+async def _stream_async(spec: ChildSpec, items: AsyncIterator[Any], leave: _Leave) -> None:
+    import anyio  # noqa: PLC0415 - `coroutines.run` has imported it
 
     with anyio.CancelScope() as scope:
-        _let_interrupt(order, scope, leave)
+        _let_interrupt(spec, scope, leave)
         try:
             try:
                 leave.interruptible = True
                 async for item in items:
                     leave.interruptible = False
-                    _send(order, item)
+                    _send(spec, item)
                     if leave.asked:
                         break
                     leave.interruptible = True
@@ -198,7 +201,7 @@ async def _stream_async(order: Order, items: AsyncIterator[Any], leave: _Leave) 
         except LostItemError as lost:
             try:
                 await _close_async(items)
-            except BaseException as exc:  # noqa: BLE001 - told together with the other one
+            except BaseException as exc:  # noqa: BLE001 - reported together with LostItemError
                 lost.parting = exc
             raise
         except anyio.get_cancelled_exc_class():
@@ -212,20 +215,20 @@ async def _stream_async(order: Order, items: AsyncIterator[Any], leave: _Leave) 
             await _close_async(items)
 
 
-def _let_interrupt(order: Order, scope: anyio.CancelScope, leave: _Leave) -> None:
-    """Have the running task cancelled if it is to be interrupted: a signal's handler can't."""
+def _let_interrupt(spec: ChildSpec, scope: anyio.CancelScope, leave: _Leave) -> None:
+    """Let `leave` interrupt by cancelling the current task; a signal handler must not do that."""
     modules = sys.modules
-    if order.backend.name == "asyncio":
+    if spec.backend.name == "asyncio":
         asyncio = modules["asyncio"]
         post = asyncio.get_running_loop().call_soon_threadsafe
-        # Once: what the generator awaits in the end goes on.
+        # Unlike the scope, this cancels once: the generator can await in its cleanup.
         end = asyncio.current_task().cancel
     else:
         post = modules["trio"].lowlevel.current_trio_token().run_sync_soon
         end = scope.cancel
 
     def interrupt() -> None:
-        if leave.interruptible:  # still
+        if leave.interruptible:  # it may have changed since the signal
             leave.interruptible = False
             end()
 
@@ -237,21 +240,21 @@ async def _close_async(iterator: Any) -> None:
         await iterator.aclose()
 
 
-def _send(order: Order, item: object) -> None:
+def _send(spec: ChildSpec, item: object) -> None:
     try:
-        if order.codec != "pickle":
-            from .._wire import plain  # noqa: PLC0415 - only where it is asked for
+        if spec.codec != "pickle":
+            from .._wire import plain_data  # noqa: PLC0415 - only for plain data
 
-            body, fds = plain.dump(order.codec, item), []
+            body, fds = plain_data.dump(spec.codec, item), []
         else:
-            body, luggage = codecs.dump_whole(item)
-            fds = luggage.fds
-        if order.result_size is not None and len(body) > order.result_size:
-            raise TooLargeError(len(body))  # noqa: TRY301 - every failure goes one way
+            body, passed_fds = codecs.dump_whole(item)
+            fds = passed_fds.fds
+        if spec.result_size is not None and len(body) > spec.result_size:
+            raise TooLargeError(len(body))  # noqa: TRY301 - all errors are handled below
     except Exception as exc:
-        # Anything else is what a handler of a signal of fn's has raised meanwhile.
+        # A BaseException here comes from a signal handler of fn, and is not caught.
         raise LostItemError(item, exc) from exc
     try:
-        progress.send(order.channel, encode(order.nonce, Kind.ITEM, body, len(fds)), fds)
+        progress.send(spec.channel, encode(spec.nonce, Kind.ITEM, body, len(fds)), fds)
     except progress.RefusedError as exc:
         raise LostItemError(item, exc) from exc

@@ -1,4 +1,4 @@
-"""What a child says before its answer: how far it has got, and the items of a stream."""
+"""Send the frames that precede a child's answer: progress reports, and items of a stream."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from _thread import allocate_lock
 from collections.abc import Sequence
 
 from .._os import messages
-from .._wire import inert
+from .._wire import safe_text
 from .._wire.frames import Kind, encode
-from .order import Order
+from .spec import ChildSpec
 
 __all__ = ["RefusedError", "begin", "report_progress", "send"]
 
-_order: Order | None = None
+_spec: ChildSpec | None = None
 _pid = 0
-# Threads of fn's may report while another sends something longer than a pipe holds.
+# Several threads of fn may send at the same time, and a long frame takes several writes.
 _lock = allocate_lock()
-# A frame has been cut short, by what a handler of a signal raised: whatever came next would be read
-# as the rest of it.
+# Whether an exception of a signal handler has cut a frame short: the parent would read the next
+# frame as the rest of that one.
 _torn = False
 
 
-def begin(order: Order) -> None:
-    """Let `report_progress` report, in this process only."""
-    global _order, _pid
-    _order = order
+def begin(spec: ChildSpec) -> None:
+    """Enable `report_progress` in this process only."""
+    global _spec, _pid
+    _spec = spec
     _pid = os.getpid()
 
 
 def report_progress(done: float, total: float | None = None, message: str = "") -> None:
-    """Tell whoever awaits this call how far it has got.
+    """Report the progress of this call to the caller.
 
-    To be called by fn, in the child; from any of its threads. Elsewhere, and where nobody asked by
-    ``on_progress``, it does nothing, so fn may be called directly as well. It waits while the
-    parent has not read earlier reports.
+    fn calls this function in the child, from any thread. In other processes, and without an
+    ``on_progress`` argument of the call, the function does nothing, so fn can also be called
+    directly. The function blocks until the parent has read enough of the earlier reports.
 
     Args:
-        done: how much is done, a number.
-        total: how much there is to do, in the same unit; None if that is not known.
-        message: what is being done; its middle is left out above 32 KiB.
+        done: the amount of work done, a number.
+        total: the total amount of work, in the same unit; None if unknown.
+        message: a description of the current step; above 32 KiB its middle is left out.
 
     Raises:
-        TypeError: the arguments are of other types.
+        TypeError: an argument has another type.
 
     Example::
 
@@ -54,9 +54,9 @@ def report_progress(done: float, total: float | None = None, message: str = "") 
     _check("done", done, int, float)
     _check("total", total, int, float, type(None))
     _check("message", message, str)
-    if _order is not None and _pid == os.getpid():
-        body = inert.dump_progress(done, total, message)
-        send(_order.channel, encode(_order.nonce, Kind.PROGRESS, body))
+    if _spec is not None and _pid == os.getpid():
+        body = safe_text.dump_progress(done, total, message)
+        send(_spec.channel, encode(_spec.nonce, Kind.PROGRESS, body))
 
 
 def _check(name: str, value: object, *types: type) -> None:
@@ -66,13 +66,13 @@ def _check(name: str, value: object, *types: type) -> None:
 
 
 class RefusedError(OSError):
-    """Descriptors may not travel now, and nothing of what they belong to has been sent."""
+    """The kernel refused to pass descriptors, and no byte of their frame has been sent."""
 
 
-def send(fd: int, data: bytes, luggage: Sequence[int] = ()) -> None:
-    """Write all of *data* in one piece, and descriptors with its beginning.
+def send(fd: int, data: bytes, passed_fds: Sequence[int] = ()) -> None:
+    """Send all of *data* without interleaving, with the descriptors attached to its first bytes.
 
-    Raises OSError; RefusedError: something else may be sent in its place.
+    Raises OSError. After RefusedError, another frame may be sent instead.
     """
     global _torn
     view = memoryview(data)
@@ -80,9 +80,9 @@ def send(fd: int, data: bytes, luggage: Sequence[int] = ()) -> None:
         if _torn:
             raise BrokenPipeError(errno.EPIPE, "what was sent before was cut short")
         try:
-            if luggage:
+            if passed_fds:
                 try:
-                    sent = messages.send_on(fd, data, luggage)
+                    sent = messages.send_on(fd, data, passed_fds)
                 except (BrokenPipeError, ConnectionResetError):
                     raise
                 except OSError as exc:

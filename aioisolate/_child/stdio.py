@@ -1,9 +1,9 @@
 """Fresh sys.stdin, sys.stdout and sys.stderr for a child.
 
-The parent's own stream objects may hold text that is not written yet (the child would write it a
-second time), text that is read but not used yet, and a lock that another thread had taken. So a
-child gets three that the parent built ahead and never used. Those for output are line-buffered: a
-child may be killed at any time, and what it printed before must not die with it.
+The parent's stream objects may hold unwritten text (the child would write it a second time), text
+that has been read but not used, and a lock that another thread holds. A child therefore gets three
+streams that the parent built in advance and never used. The output streams are line-buffered, so
+that a child that is killed loses no printed line.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _prepared: Streams | None = None
 
 
 def prepared() -> Streams | None:
-    """Return the streams for the next child, built once; None where one is closed by now."""
+    """Return the streams for the next child, built once; None if a standard file is closed."""
     global _prepared
     if _prepared is None:
         try:
@@ -30,7 +30,7 @@ def prepared() -> Streams | None:
 
 
 def build() -> Streams:
-    """Build a stream on 0, one on 1 and one on 2."""
+    """Build text streams on file descriptors 0, 1 and 2."""
     stdout = _stream(1, sys.__stdout__, "strict")
     return build_stdin(), stdout, _stream(2, sys.__stderr__, "backslashreplace")
 
@@ -42,7 +42,7 @@ def encodings() -> tuple[str, str]:
 
 
 def build_stdin() -> io.TextIOWrapper:
-    """Build a stream on 0."""
+    """Build a text stream on file descriptor 0."""
     model = sys.__stdin__
     return io.TextIOWrapper(
         io.BufferedReader(io.FileIO(0, "r", closefd=False)),

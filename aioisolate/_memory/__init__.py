@@ -1,1 +1,1 @@
-"""Memory that is shared, copied on write, or protected."""
+"""Shared, copy-on-write and protected memory."""

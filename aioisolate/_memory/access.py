@@ -1,4 +1,4 @@
-"""What may be done with memory, and what is going to be done with it."""
+"""Access rights of memory, and advice about its use."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Access", "Advice", "page_size"]
 
 
 class Access(enum.Flag):
-    """What may be done with pages of memory.
+    """Access rights of pages of memory.
 
-    Combine them by ``|``. WRITE and EXEC together are refused wherever they would take effect:
-    memory that can be written and run is what attackers look for.
+    Combine them with ``|``. WRITE and EXEC together are refused where they would take effect:
+    attackers exploit memory that is both writable and executable.
 
     Example::
 
@@ -28,9 +28,9 @@ class Access(enum.Flag):
 
 
 class Advice(enum.Enum):
-    """What is going to be done with pages of memory: hints for the kernel, see madvise(2).
+    """Advice to the kernel about the use of pages of memory, see madvise(2).
 
-    The values are the names of the platform's constants; which there are depends on it.
+    The values are the names of the platform's constants. Not every platform has all of them.
     """
 
     NORMAL = "MADV_NORMAL"
@@ -51,7 +51,7 @@ class Advice(enum.Enum):
     PAGEOUT = "MADV_PAGEOUT"
 
     def number(self) -> int:
-        """Return the platform's number for it. Raises NotImplementedError if it has none."""
+        """Return the platform's number for the advice; raise NotImplementedError without one."""
         found = getattr(mmap, self.value, _NEWER.get(self.value))
         if found is None:
             raise NotImplementedError(f"there is no {self.value} on this platform")
@@ -59,7 +59,7 @@ class Advice(enum.Enum):
         return number
 
 
-# Newer than the headers that Python was built with may be; the numbers are Linux's.
+# Linux's numbers, for a Python that was built with older headers.
 _NEWER = (
     {"MADV_WIPEONFORK": 18, "MADV_KEEPONFORK": 19, "MADV_COLD": 20, "MADV_PAGEOUT": 21}
     if hasattr(mmap, "MADV_DONTDUMP")

@@ -9,11 +9,11 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from .._os import memfd
-from .._wire import handles
-from . import places
+from .._wire import fd_passing
+from . import file_mappings
 from .access import Access
-from .area import FREE
-from .root import Root
+from .backing_file import BackingFile
+from .region import FREE
 from .snapshot import View
 
 __all__ = ["SharedArray", "make"]
@@ -22,21 +22,21 @@ __all__ = ["SharedArray", "make"]
 class SharedArray(np.ndarray[Any, Any]):
     """A numpy array in memory that this process and its isolated children share.
 
-    Made by `aioisolate.shared_array`. Views of it (slices, reshaped, transposed) share as well;
-    what is computed from it is an array like any other. One that is read-only here arrives so in
-    another process, where it can't be made writable.
+    `aioisolate.shared_array` creates it. Its views (slices, reshaped, transposed) share the memory,
+    too; results of computations are ordinary arrays. An array that is read-only in this process is
+    also read-only in the process that receives it, and can't be made writable there.
     """
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
-        packing = handles.packing()
-        if packing is not None and self.size:
+        bundle = fd_passing.bundle()
+        if bundle is not None and self.size:
             low, high = _bounds(self)
-            place = places.at(low, high - low)
-            if place is not None and place.use is places.Use.SHARED:
+            place = file_mappings.at(low, high - low)
+            if place is not None and place.use is file_mappings.Use.SHARED:
                 address, read_only = self.__array_interface__["data"]
                 offset = place.offset + address - place.address
                 root = place.root.reader() if read_only else place.root
-                index = packing.add(root.fd, root)
+                index = bundle.add(root.fd, root)
                 return _reopen, (
                     index,
                     root.length,
@@ -50,7 +50,7 @@ class SharedArray(np.ndarray[Any, Any]):
 
 
 def make(shape: SupportsIndex | Sequence[SupportsIndex], dtype: Any) -> SharedArray:
-    """Make one full of zeros; see `shared_array`."""
+    """Create a shared array filled with zeros; see `shared_array`."""
     kind = np.dtype(dtype)
     if kind.hasobject:
         raise TypeError(f"an array of Python objects ({kind}) can't be shared")
@@ -62,22 +62,22 @@ def make(shape: SupportsIndex | Sequence[SupportsIndex], dtype: Any) -> SharedAr
         length *= size
     if not length:
         return np.zeros(sizes, kind).view(SharedArray)
-    root = Root.create(length)
+    root = BackingFile.create(length)
     memfd.fix_size(root.fd)
     memfd.bar_reopening(root.fd)
     return _on(root, 0, kind, sizes, None)
 
 
 def _sizes(shape: Any) -> tuple[int, ...]:
-    """Take a number, numpy's own included, or several. Raises TypeError."""
+    """Return a shape, given as an integer (numpy's included) or several. Raises TypeError."""
     try:
         return (operator.index(shape),)
-    except TypeError:  # an array has __index__, too, and refuses unless it is a number
+    except TypeError:  # an array has __index__, too, and raises unless it is a single integer
         return tuple(operator.index(size) for size in shape)
 
 
 def _bounds(array: SharedArray) -> tuple[int, int]:
-    """Return the address of an array's first byte, and the one after its last."""
+    """Return the address of an array's first byte, and the address after its last byte."""
     low = high = array.__array_interface__["data"][0]
     for size, stride in zip(array.shape, array.strides, strict=True):
         if stride < 0:
@@ -88,7 +88,7 @@ def _bounds(array: SharedArray) -> tuple[int, int]:
 
 
 def _on(
-    root: Root,
+    root: BackingFile,
     offset: int,
     dtype: Any,
     shape: tuple[int, ...],
@@ -96,13 +96,13 @@ def _on(
     *,
     read_only: bool = False,
 ) -> SharedArray:
-    # np.ndarray(buffer=) does not hold on to what it is given, unless that is an array.
+    # np.ndarray(buffer=) keeps a reference to its buffer only if that is an array.
     view = View(root, shared=True, access=Access.READ if read_only else FREE)
     memory = np.frombuffer(memoryview(view), np.uint8)
     return np.ndarray(shape, dtype, memory, offset, strides).view(SharedArray)
 
 
-def _reopen(  # noqa: PLR0917 - as pickle calls it
+def _reopen(  # noqa: PLR0917 - pickle calls it with positional arguments
     index: int,
     length: int,
     offset: int,
@@ -111,5 +111,5 @@ def _reopen(  # noqa: PLR0917 - as pickle calls it
     strides: tuple[int, ...],
     read_only: bool,
 ) -> SharedArray:
-    root = Root.adopt(handles.arrived(index), length, fixed_only=True)
+    root = BackingFile.adopt(fd_passing.arrived(index), length, fixed_only=True)
     return _on(root, offset, dtype, shape, strides, read_only=read_only)

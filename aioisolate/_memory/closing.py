@@ -1,4 +1,4 @@
-"""Closing at the end of a `with` block."""
+"""A base class for context managers that close themselves."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ __all__ = ["Closing"]
 
 
 class Closing:
-    """Something that is closed when its `with` block is left."""
+    """An object whose `with` block closes it."""
 
     __slots__ = ()
 
     def close(self) -> None:
-        """Give it up."""
+        """Close the object."""
         raise NotImplementedError
 
     def _check_open(self) -> None:
-        """Raise ValueError if it is closed."""
+        """Raise ValueError if the object is closed."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:

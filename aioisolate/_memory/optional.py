@@ -8,11 +8,11 @@ __all__ = ["numpy_for"]
 
 
 def numpy_for(what: str) -> Any:
-    """Import numpy for *what*. Raises ImportError, saying how to get it, if it is not installed."""
+    """Import numpy for *what*. Raises ImportError with instructions if it is not installed."""
     try:
-        import numpy as np  # noqa: PLC0415 - as said
+        import numpy as np  # noqa: PLC0415 - an optional dependency
     except ModuleNotFoundError as exc:
-        if exc.name != "numpy":  # it is there, and something else is not
+        if exc.name != "numpy":  # numpy is installed, but a module that it needs is not
             raise
         raise ImportError(f"{what} needs numpy: pip install numpy", name="numpy") from exc
     return np

@@ -1,4 +1,4 @@
-"""A growing array of numbers in pages of its own."""
+"""A growing array of numbers in its own pages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import GenericAlias
 from typing import Any, ClassVar, Protocol, Self, SupportsIndex, TypeAlias, overload
 
 from .._os import mappings
-from .growing import Growing
+from .growable import GrowableBuffer
 
 __all__ = ["PagedArray"]
 
@@ -27,7 +27,7 @@ class Readable(Protocol):
     """A file to read from."""
 
     def read(self, size: int, /) -> bytes:
-        """Read at most so many bytes."""
+        """Read at most *size* bytes."""
         ...
 
 
@@ -39,25 +39,26 @@ class Writable(Protocol):
         ...
 
 
-class PagedArray(Growing):
-    """Numbers of one type, one after the other: `array.array` for many of them.
+class PagedArray(GrowableBuffer):
+    """An array of numbers of one type, like `array.array`, for large numbers of items.
 
     It has the methods, operators and errors of `array.array`, and grows without copying: the kernel
-    moves the pages. What is taken from it by `clear_decommit` or `close` goes back to the kernel at
-    once. memoryview and numpy use its memory without a copy, and as long as they do, its length
-    can't change.
+    moves the pages. `clear_decommit` and `close` return the memory to the kernel at once.
+    memoryview and numpy use the memory without a copy; the length can't change as long as they do.
 
-    A slice is an `array.array`, a copy; `memoryview(array)[a:b]` is none. What ``+`` and ``*`` make
-    is a PagedArray. Pickling copies the numbers. ``repr`` tells how many there are, not which.
+    A slice is a copy, an `array.array`; `memoryview(array)[a:b]` does not copy. The results of
+    ``+`` and ``*`` are PagedArrays. Pickling copies the numbers. ``repr`` shows the number of
+    items, not the items.
 
     Args:
-        typecode: one of array.array's for numbers: b B h H i I l L q Q f d.
-        initial: what is in it to begin with: numbers, or bytes, which are taken as they are.
+        typecode: a typecode of array.array for numbers: b B h H i I l L q Q f d.
+        initial: the initial content: numbers, or bytes in the machine's format.
 
     Raises:
-        ValueError: there is no such typecode.
-        TypeError, OverflowError: something of *initial* is no such number, or too large for it.
-        MemoryError: there is no room; the size is named.
+        ValueError: the typecode is unknown.
+        TypeError, OverflowError: an item of *initial* is not a number of that type, or is too
+            large.
+        MemoryError: memory is short; the message has the size.
 
     Example::
 
@@ -67,15 +68,15 @@ class PagedArray(Growing):
         mean = np.frombuffer(samples).mean()
     """
 
-    # Equal ones may become different.
-    __hash__ = None  # type: ignore[assignment]
+    # Arrays are mutable, so equal ones may become different.
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __init__(self, typecode: str, initial: Iterable[Number] = ()) -> None:
         if not isinstance(typecode, str):
             raise TypeError(f"the typecode must be a character, not {typecode!r}")
         if len(typecode) != 1 or typecode not in _TYPECODES:
             raise ValueError(
-                f"{typecode!r} is no typecode of numbers: expected one of {', '.join(_TYPECODES)}"
+                f"{typecode!r} is not a numeric typecode: expected one of {', '.join(_TYPECODES)}"
             )
         super().__init__(typecode)
         if isinstance(initial, (bytes, bytearray)):
@@ -88,7 +89,7 @@ class PagedArray(Growing):
     def __reduce__(self) -> tuple[Any, ...]:
         whole = type(self), (self._typecode, self.tobytes())
         more = {name: value for name, value in vars(self).items() if name not in _OWN}
-        return (*whole, more) if more else whole  # what a subclass adds
+        return (*whole, more) if more else whole  # more: attributes of a subclass
 
     def __copy__(self) -> Self:
         kind, args, *state = self.__reduce__()
@@ -116,7 +117,7 @@ class PagedArray(Growing):
         try:
             self._items[at] = value
         except (ValueError, TypeError):
-            # Let array.array say it.
+            # array.array raises the exception, or converts the value.
             self._items[at] = array.array(self._typecode, (value,))[0]
 
     @overload
@@ -124,7 +125,7 @@ class PagedArray(Growing):
     @overload
     def __getitem__(self, key: slice, /) -> array.array[Any]: ...
     def __getitem__(self, key: SupportsIndex | slice, /) -> Any:
-        if type(key) is int and 0 <= key < self._length:  # as it mostly is, and the fastest
+        if type(key) is int and 0 <= key < self._length:  # a fast path for the common case
             return self._items[key]
         if isinstance(key, slice):
             self._check_open()
@@ -179,7 +180,7 @@ class PagedArray(Growing):
         self._length = len(kept)
 
     def _shift(self, start: int, by: int) -> None:
-        """Move all items from *start* by so many places, and change the length by as many."""
+        """Move all items from *start* on by *by* places, and change the length accordingly."""
         stop = self._length
         self._room(stop + by)
         self._changes += 1
@@ -187,7 +188,7 @@ class PagedArray(Growing):
         self._length += by
 
     def _like(self, value: Any, verb: str) -> memoryview[Any]:
-        """Return the items of an array of the same type. Raises TypeError if it is none."""
+        """Return the items of an array of the same type. Raises TypeError for other values."""
         if isinstance(value, PagedArray):
             value._check_open()
             items = value._items[: value._length]
@@ -201,10 +202,10 @@ class PagedArray(Growing):
         return items
 
     def append(self, value: Number, /) -> None:
-        """Add a number at the end.
+        """Append a number.
 
-        Raises TypeError or OverflowError if it is no such number, BufferError if something uses
-        the memory.
+        Raises TypeError or OverflowError if *value* is not a number of the array's type,
+        BufferError if an object uses the memory.
         """
         at = self._length
         if at == self._capacity or self._lent:
@@ -216,11 +217,11 @@ class PagedArray(Growing):
         self._length = at + 1
 
     def extend(self, values: Iterable[Number], /) -> None:
-        """Add numbers at the end: all or, if something is wrong with one of them, none.
+        """Append numbers: all of them, or none if one of them is invalid.
 
-        From a buffer of the same type, say a numpy array, they are copied at once. Raises
-        TypeError or OverflowError if something is no such number, TypeError for an array of
-        another type, BufferError if something uses the memory.
+        A buffer of the same type, such as a numpy array, is copied as a whole. Raises TypeError or
+        OverflowError if an item is not a number of the array's type, TypeError for an array of
+        another type, BufferError if an object uses the memory.
         """
         if isinstance(values, (PagedArray, array.array)):
             self._like(values, "extend with")
@@ -230,7 +231,7 @@ class PagedArray(Growing):
         self._check_open()
         items = self._as_items(values)
         if items is not None:
-            # The length is taken first: it may be this array itself.
+            # Read the length first: *values* may be this array.
             count, at = len(items), self._length
             if values is self:
                 items.release()
@@ -251,13 +252,13 @@ class PagedArray(Growing):
             raise
 
     def _cut(self, length: int) -> None:
-        """Forget what has been added since it was that long."""
+        """Remove the items that were added since the array had that length."""
         if self._length != length:
             self._length = length
             self._changes += 1
 
     def _as_items(self, values: Any) -> memoryview[Any] | None:
-        """Return the items of a buffer of the same type, None if it is something else."""
+        """Return the items of a buffer of the same type, or None for other values."""
         if isinstance(values, PagedArray):
             values._check_open()
             items = values._items[: values._length]
@@ -270,7 +271,7 @@ class PagedArray(Growing):
             return items
         if items.ndim != 1 or _kind(items) != _kind(self._items):
             return None
-        # numpy's "l" is array's "q", where both have 8 bytes.
+        # numpy's "l" equals array's "q" where both have 8 bytes.
         return self._cast(items.tobytes())
 
     def __iadd__(self, other: PagedArray | array.array[Any]) -> Self:
@@ -315,7 +316,7 @@ class PagedArray(Growing):
         self._changes += 1
         if not wanted:
             self._length = 0
-        while self._length < wanted:  # doubled each time
+        while self._length < wanted:  # doubles the length each time
             at = self._length
             more = min(at, wanted - at)
             self._items[at : at + more] = self._items[:more]
@@ -323,9 +324,9 @@ class PagedArray(Growing):
         return self
 
     def fromlist(self, values: list[Number], /) -> None:
-        """Add the numbers of a list at the end: all or, if something is wrong with one, none.
+        """Append the numbers of a list: all of them, or none if one of them is invalid.
 
-        Raises TypeError if it is no list, and as `extend` does.
+        Raises TypeError if *values* is not a list, and the exceptions of `extend`.
         """
         if not isinstance(values, list):
             raise TypeError(f"arg must be list, not {type(values).__qualname__}")
@@ -342,11 +343,10 @@ class PagedArray(Growing):
         raise ValueError("tounicode() may only be called on unicode type arrays")
 
     def fromfile(self, file: Readable, count: int, /) -> None:
-        """Read *count* numbers in this machine's own form from a file, and add them at the end.
+        """Read *count* numbers in the machine's format from a file, and append them.
 
-        Raises EOFError if there are fewer; those that there are have been added. Raises ValueError
-        if *count* is negative or the last number is not complete, TypeError if the file does not
-        give bytes.
+        Raises EOFError if the file has fewer; those are appended. Raises ValueError if *count* is
+        negative or the last number is incomplete, TypeError if the file does not return bytes.
         """
         left = operator.index(count)
         if left < 0:
@@ -361,7 +361,7 @@ class PagedArray(Growing):
             raise EOFError("read() didn't return enough bytes")
 
     def _read(self, file: Readable, left: int) -> bool:
-        """Add so many numbers from a file; tell whether there were as many."""
+        """Append *left* numbers from a file; return whether the file had that many."""
         while left:
             wanted = min(left, _AT_ONCE) * self._itemsize
             data: object = file.read(wanted)
@@ -374,13 +374,13 @@ class PagedArray(Growing):
         return True
 
     def tofile(self, file: Writable, /) -> None:
-        """Write the numbers to a file as bytes, in this machine's own form."""
+        """Write the numbers to a file as bytes, in the machine's format."""
         self._check_open()
         for at in range(0, self._length, _AT_ONCE):
             file.write(self._items[at : min(at + _AT_ONCE, self._length)].tobytes())
 
     def byteswap(self) -> None:
-        """Turn the order of the bytes of each number round."""
+        """Reverse the byte order of each number."""
         self._check_open()
         self._changes += 1
         for at in range(0, self._length, _AT_ONCE):
@@ -390,17 +390,17 @@ class PagedArray(Growing):
             self._items[at:stop] = memoryview(block)
 
     def buffer_info(self) -> tuple[int, int]:
-        """Return the address of the numbers and how many there are.
+        """Return the address and the number of the items.
 
-        The address is good until the length changes.
+        The address is valid until the length changes.
         """
         self._check_open()
         return (mappings.address_of(self._items) if self._length else 0), self._length
 
     def frombytes(self, data: Any, /) -> None:
-        """Add the numbers that bytes, or another buffer, consist of in this machine's own form.
+        """Append numbers from bytes, or another buffer, in the machine's format.
 
-        Raises ValueError if the last is not complete.
+        Raises ValueError if the last number is incomplete.
         """
         self._check_open()
         with memoryview(data) as given:
@@ -408,7 +408,7 @@ class PagedArray(Growing):
                 raise ValueError("bytes length not a multiple of item size")
             if given.nbytes:
                 flat = given.cast("B") if given.c_contiguous else memoryview(given.tobytes())
-                # memoryview casts neither from nor to anything but bytes.
+                # memoryview can cast only from or to bytes.
                 at, count = self._length, given.nbytes // self._itemsize
                 self._room(at + count)
                 start = at * self._itemsize
@@ -416,9 +416,9 @@ class PagedArray(Growing):
                 self._length = at + count
 
     def insert(self, index: SupportsIndex, value: Number, /) -> None:
-        """Insert a number before the one at *index*, or at the nearer end if there is none.
+        """Insert a number before *index*, or at the nearer end if *index* is out of range.
 
-        Moves all that follow. Raises as `append` does.
+        All later items move. Raises the exceptions of `append`.
         """
         at = operator.index(index)
         at = max(at + self._length, 0) if at < 0 else min(at, self._length)
@@ -427,10 +427,10 @@ class PagedArray(Growing):
         self._items[at] = number[0]
 
     def pop(self, index: SupportsIndex = -1, /) -> Any:
-        """Remove a number, the last one unless told otherwise, and return it.
+        """Remove the number at *index*, by default the last one, and return it.
 
-        Moves all that follow. Raises IndexError if there is none, BufferError if something uses
-        the memory.
+        All later items move. Raises IndexError if there is none, BufferError if an object uses the
+        memory.
         """
         if not self._length:
             self._check_open()
@@ -449,7 +449,7 @@ class PagedArray(Growing):
         del self[self.index(value)]
 
     def index(self, value: Any, start: int = 0, stop: int = sys.maxsize, /) -> int:
-        """Return the place of the first number that equals *value*, from *start* to before *stop*.
+        """Return the index of the first number that equals *value*, from *start* to before *stop*.
 
         Raises ValueError if there is none.
         """
@@ -460,7 +460,7 @@ class PagedArray(Growing):
         raise ValueError(f"{value!r} is not in the array")
 
     def count(self, value: Any, /) -> int:
-        """Return how many of the numbers equal *value*."""
+        """Return how many numbers equal *value*."""
         return sum(block.count(value) for _, block in self._blocks(0, self._length))
 
     def __contains__(self, value: Any, /) -> bool:
@@ -472,7 +472,7 @@ class PagedArray(Growing):
             yield at, self._items[at : min(at + _AT_ONCE, stop)].tolist()
 
     def reverse(self) -> None:
-        """Turn the order round."""
+        """Reverse the order of the items."""
         self[:] = self[::-1]
 
     def tolist(self) -> list[Any]:
@@ -481,7 +481,7 @@ class PagedArray(Growing):
         return self._items[: self._length].tolist()
 
     def tobytes(self) -> bytes:
-        """Return the numbers as bytes, in this machine's own form."""
+        """Return the numbers as bytes, in the machine's format."""
         self._check_open()
         return self._items[: self._length].tobytes()
 
@@ -489,7 +489,7 @@ class PagedArray(Growing):
         self._check_open()
         at = 0
         while at < self._length:
-            # It reads ahead, which is faster, unless someone else may write.
+            # Reading ahead is faster, but not possible while another object may write.
             stop = at + 1 if self._lent else min(at + _AHEAD, self._length)
             changes = self._changes
             for number in self._items[at:stop].tolist():
@@ -521,7 +521,7 @@ class PagedArray(Growing):
         return NotImplemented if found is None else found
 
     def _theirs(self, other: object) -> memoryview[Any] | None:
-        """Return the items of another array, whatever its type; None: it is none."""
+        """Return the items of another array of any type, or None if *other* is no array."""
         self._check_open()
         if isinstance(other, PagedArray):
             other._check_open()
@@ -531,7 +531,7 @@ class PagedArray(Growing):
     def _compare(self, other: object, compare: Callable[[Any, Any], Any]) -> bool | None:
         """Compare the first numbers that differ or, if there are none, the lengths.
 
-        None: the other is no array.
+        Return None if *other* is no array.
         """
         theirs = self._theirs(other)
         if theirs is None:
@@ -547,13 +547,13 @@ class PagedArray(Growing):
 
 
 _sequence: Any = MutableSequence
-_sequence.register(PagedArray)  # as array.array is
-# What every one has; a subclass may add to it.
+_sequence.register(PagedArray)  # like array.array
+# The attributes of this class; a subclass may add others.
 _OWN = frozenset(vars(PagedArray("b")))
 
 
 def _kind(items: memoryview[Any]) -> tuple[str, int]:
-    """Return what numbers these are: signed, unsigned, real or else, and their size."""
+    """Return the kind of the numbers (signed, unsigned, real or the format) and their size."""
     code = items.format
     kinds = {"bhilq": "signed", "BHILQ": "unsigned", "fd": "real"}
     return next((kind for codes, kind in kinds.items() if code in codes), code), items.itemsize

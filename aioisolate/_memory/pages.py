@@ -1,4 +1,4 @@
-"""Private pages of memory: protected, guarded, advised, given back, and run."""
+"""Private pages of memory, with protection, guard pages, advice and machine code."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NoReturn
 
-from .._os import mappings, native
+from .._os import machine_code, mappings
 from .access import Access, Advice
-from .area import FREE, Area, runs
+from .region import FREE, MemoryRegion, runs
 
 __all__ = ["Pages"]
 
 _STEP = 1 << 16
 _ZEROS = bytes(_STEP)
-# What is advised once, rather than said about all time to come.
+# Advice that acts once and does not last.
 _PASSING = frozenset({Advice.WILLNEED, Advice.COLD, Advice.PAGEOUT})
 
 
-class Pages(Area):
-    """Memory of this process's own, full of zeros, in whole pages: a buffer as `View` is.
+class Pages(MemoryRegion):
+    """Private memory, filled with zeros, in whole pages; like `View`, it is a buffer.
 
-    Indexing gives numbers, slicing bytes, and both can be assigned to. An isolated function sees a
-    copy of its own, as of all private memory.
+    Indexing gives numbers, slicing bytes, and both can be assigned to. An isolated function sees
+    its own copy, as of all private memory.
 
-    With *guard* the pages before the first and after the last may not be touched: what runs over
-    the end, in C, crashes instead of writing elsewhere, which in an isolated child is an error
-    like any other. That can only be at the end of a page; so for a length that is no multiple of
-    `page_size`, the rest of the last page can be overrun unnoticed.
+    With *guard*, the pages before the first and after the last are inaccessible: C code that runs
+    over the end crashes instead of writing elsewhere, and a crash in an isolated child is an
+    ordinary error. The guard begins at the end of a page. If the length is no multiple of
+    `page_size`, an overrun within the last page goes unnoticed.
 
-    With *huge* the memory begins and ends at the size of a huge page and asks the kernel for such,
-    which makes large data faster to go through at random.
+    With *huge*, the memory is aligned to the size of a huge page, and the kernel is asked to use
+    huge pages, which makes random access to large data faster.
 
     Args:
-        length: how many bytes.
-        access: what may be done with them; not WRITE and EXEC at once.
-        guard: keep a forbidden page on both sides.
+        length: the number of bytes.
+        access: the access rights; not WRITE and EXEC at once.
+        guard: keep an inaccessible page on both sides.
         huge: ask for huge pages.
 
     Raises:
         TypeError, ValueError: the length is no number, or negative; WRITE and EXEC are combined.
-        MemoryError: there is no room for that many bytes.
-        OSError: there are no huge pages here, or they are turned off.
+        MemoryError: memory is short.
+        OSError: the system has no huge pages, or they are turned off.
 
     Example::
 
@@ -66,8 +66,8 @@ class Pages(Area):
         self._initial = access
         self._guard = guard
         self._unit = mappings.huge_page_size() if huge else mappings.PAGE
-        # What has been advised, for a resize that makes new pages: advice, beginning and end, which
-        # is None if it is for all, whatever the length.
+        # The lasting advice, which a resize applies to new pages: advice, beginning and end. The
+        # end is None if the advice is for everything, whatever the length.
         self._advised: list[tuple[Advice, int, int | None]] = []
         area, start = self._map(length)
         super().__init__(area, length, start)
@@ -78,18 +78,18 @@ class Pages(Area):
 
     @property
     def size(self) -> int:
-        """Its length in bytes, rounded up to whole pages, huge ones if it was made for them."""
+        """The length in bytes, rounded up to whole pages (to huge pages if created with *huge*)."""
         return self._size_for(self._length)
 
     def _size_for(self, length: int) -> int:
         return -(-length // self._unit) * self._unit
 
     def _map(self, length: int) -> tuple[mmap.mmap | None, int]:
-        """Map room for *length* bytes, and tell where in it they begin."""
+        """Map memory for *length* bytes; return it and the offset of the first byte."""
         size = self._size_for(length)
         if not size:
             return None, 0
-        # For huge pages the beginning must be aligned, which mmap does not promise.
+        # The beginning must be aligned for huge pages, which mmap does not guarantee.
         align, border = self._unit, mappings.PAGE if self._guard else 0
         spare = 2 * border + (align if align > mappings.PAGE else 0)
         area = mappings.reserve(size + spare)
@@ -97,22 +97,22 @@ class Pages(Area):
             return area, 0
         address = mappings.address_of(area)
         start = -(-(address + border) // align) * align - address
-        # All that is left over is forbidden.
+        # The rest on both sides is inaccessible.
         mappings.protect(address, start, mappings.NONE)
         mappings.protect(address + start + size, spare - start, mappings.NONE)
         return area, start
 
     def protect(self, where: slice | Access, access: Access | None = None) -> None:
-        """Set what may be done with all of it, or with a slice of whole pages, from now on.
+        """Set the access rights of the memory, or of a slice of whole pages.
 
-        Whatever breaks this from C (a memoryview, numpy, an extension) crashes the process: in an
-        isolated child that is an error like any other. What goes through this object's own methods
-        is refused by a PermissionError.
+        C code (a memoryview, numpy, an extension) that violates them crashes the process; in an
+        isolated child a crash is an ordinary error. This object's own methods raise PermissionError
+        instead.
 
         Args:
-            where: the slice, in bytes, beginning and ending at a page or at the end of all; left
-                out: everything.
-            access: what may be done.
+            where: a slice, in bytes, that begins and ends at a page boundary or at the end of the
+                memory; everything by default.
+            access: the access rights.
 
         Raises:
             ValueError: the slice is not made of whole pages, or WRITE and EXEC are combined.
@@ -128,18 +128,18 @@ class Pages(Area):
         where, access = (slice(None), where) if isinstance(where, Access) else (where, access)
         if self._area is not None and access is not None and (Access.READ | Access.EXEC) in access:
             start, size = self._whole_pages(where)
-            native.publish_code(self._address() + start, size)
+            machine_code.publish_code(self._address() + start, size)
 
     def advise(self, advice: Advice, where: slice = slice(None)) -> None:
-        """Tell the kernel what is going to be done with it; see madvise(2).
+        """Advise the kernel about the use of the memory; see madvise(2).
 
-        Two of them change what forked children see, isolated ones included. WIPEONFORK: they find
-        zeros, as befits keys and passwords. DONTFORK: they have no such memory at all, and crash if
-        they touch it.
+        Two values change the memory of forked children, isolated ones included. WIPEONFORK: the
+        children find zeros, which protects keys and passwords. DONTFORK: the children do not have
+        the memory, and crash if they touch it.
 
         Args:
-            advice: what is going to be done.
-            where: a slice of whole pages, in bytes; left out: everything.
+            advice: the advice.
+            where: a slice of whole pages, in bytes; everything by default.
 
         Raises:
             NotImplementedError: the platform has no such advice.
@@ -160,10 +160,10 @@ class Pages(Area):
             self._advised = [*(old for old in self._advised if old != entry), entry]
 
     def decommit(self, where: slice = slice(None)) -> None:
-        """Give the memory back to the kernel; it stays usable and reads as zeros from then on.
+        """Return the memory to the kernel; it stays usable and reads as zeros afterwards.
 
         Args:
-            where: a slice of whole pages, in bytes; left out: everything.
+            where: a slice of whole pages, in bytes; everything by default.
 
         Raises:
             ValueError: the slice is not made of whole pages.
@@ -181,19 +181,19 @@ class Pages(Area):
         self._changes += 1
 
     def resize(self, length: int) -> None:
-        """Change the length; the content is kept, what is added is zero.
+        """Change the length. The content is kept; added bytes are zero.
 
-        The memory may move. Pages keep their protection and advice; new ones get the protection
-        that the object was made with. Without a guard, huge pages or different protections in it,
-        nothing is copied.
+        The memory may move. Pages keep their protection and advice; new pages get the protection
+        that the object was created with. Nothing is copied unless the object has a guard, huge
+        pages or pages of different protection.
 
         Args:
-            length: how many bytes it is to have.
+            length: the new number of bytes.
 
         Raises:
             TypeError, ValueError: the length is no number, or negative.
             BufferError: a memoryview or an array still uses the memory.
-            MemoryError: there is no room for that many bytes.
+            MemoryError: memory is short.
 
         Example::
 
@@ -208,25 +208,25 @@ class Pages(Area):
             self._move(length, after)
         self._changes += 1
         gone, self._length = self._length, length
-        if length < gone:  # should it grow again, what comes back is zero
+        if length < gone:  # if it grows again, the added bytes must be zero
             self._wipe(length, min(gone, after))
 
     def get_function(
         self, offset: int, restype: Any = None, argtypes: Sequence[Any] = ()
     ) -> Callable[..., Any]:
-        """Return what calls the machine code at *offset*, by the C calling convention.
+        """Return a callable for the machine code at *offset*, with the C calling convention.
 
-        It keeps the pages alive. After any change of protection or length, after `decommit` and
-        after `close` it refuses to be called, with a PermissionError; ask for another then.
+        The callable keeps the pages alive. After a change of protection or length, `decommit` or
+        `close`, a call raises PermissionError; get a new callable then.
 
         Args:
-            offset: where the function begins.
-            restype: what it returns, a type of `ctypes`; None: nothing.
-            argtypes: what it takes, types of `ctypes`.
+            offset: the offset of the function.
+            restype: the type of its result, a `ctypes` type; None if it has no result.
+            argtypes: the types of its arguments, `ctypes` types.
 
         Raises:
             PermissionError: the page is not executable.
-            IndexError: the offset is outside.
+            IndexError: the offset is out of range.
 
         Example::
 
@@ -238,19 +238,21 @@ class Pages(Area):
         page = at // mappings.PAGE
         if self._rights is None or not self._rights[page] & Access.EXEC.value:
             raise PermissionError(
-                errno.EACCES, f"byte {at} of {self!r} may not be executed: protect it so first"
+                errno.EACCES,
+                f"byte {at} of {self!r} may not be executed: call protect with Access.EXEC first",
             )
         changes = self._changes
-        function = native.function_at(self._address() + at, restype, argtypes)
+        function = machine_code.function_at(self._address() + at, restype, argtypes)
 
         def call(*args: Any) -> Any:
             """Call the machine code."""
             area = self._area
             if area is None or self._changes != changes:
                 raise PermissionError(
-                    errno.EACCES, f"{self!r} has changed since the function was got from it"
+                    errno.EACCES,
+                    f"{self!r} has changed since the function was created: call get_function again",
                 )
-            with memoryview(area):  # it can't be closed meanwhile
+            with memoryview(area):  # prevents closing during the call
                 return function(*args)
 
         return call
@@ -264,9 +266,9 @@ class Pages(Area):
     # Parts of resize
 
     def _move(self, length: int, after: int) -> None:
-        """Get memory of another size, with the content, protections and advice of this."""
+        """Replace the memory by memory of another size, with its content, rights and advice."""
         area = self._area
-        # For the kernel it must be one mapping, all of a kind, to be moved as a whole.
+        # The kernel can move the memory only if it is a single mapping with uniform attributes.
         alike = self._rights is None and all(stop is None for _, _, stop in self._advised)
         made: mmap.mmap | None
         if area is not None and after and alike and len(area) == self.size:
@@ -288,7 +290,7 @@ class Pages(Area):
         self._area, self._start, self._rights = made, start, rights
 
     def _rights_for(self, after: int) -> bytearray | None:
-        """Return the rights for another size: pages that are new have the first ones."""
+        """Return the rights for another size: new pages have the initial rights."""
         if self._rights is None and self._initial == FREE:
             return None
         page, kept = mappings.PAGE, min(self.size, after)
@@ -299,14 +301,14 @@ class Pages(Area):
         return None if rights.count(FREE.value) == len(rights) else rights
 
     def _advise_all(self, made: mmap.mmap, start: int, size: int) -> None:
-        """Give new memory the advice that this has."""
+        """Apply the lasting advice to new memory."""
         for advice, first, stop in self._advised:
             last = size if stop is None else min(stop, size)
             if first < last:
                 mappings.advise(made, advice.number(), start + first, last - first)
 
     def _copy_to(self, made: mmap.mmap, at: int, count: int) -> None:
-        """Copy the content to where there are zeros; only what is not zero will use memory."""
+        """Copy the content to zeroed memory; blocks of zeros are skipped and use no memory."""
         assert self._area is not None
         for first, size, value in runs(self._rights, 0, self.size):
             if not value & Access.READ.value:
@@ -319,7 +321,7 @@ class Pages(Area):
                     target[at + done : at + done + step] = piece
 
     def _wipe(self, start: int, stop: int) -> None:
-        """Make bytes zero that no longer count, whatever their rights."""
+        """Zero bytes that are no longer in use, whatever their rights."""
         area, page = self._area, mappings.PAGE
         if area is None or start >= stop:
             return

@@ -1,4 +1,4 @@
-"""What makes arrays in shared memory; it can be imported without numpy."""
+"""Create arrays in shared memory; this module can be imported without numpy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["shared_array"]
 
 
 def shared_array(shape: SupportsIndex | Sequence[SupportsIndex], dtype: Any = float) -> SharedArray:
-    """Make an array of zeros in memory that this process and its isolated children share.
+    """Create an array of zeros in memory that this process and its isolated children share.
 
-    Handed to a child, whatever its ``start``, it is not copied; what the child writes is there, for
-    all who have the array, as soon as it is written, also if the child is killed later. Isolation
-    does not cover it, then. It takes memory only for the pages that are written.
+    Passing the array to a child, with any ``start``, does not copy it. All processes that have the
+    array see the child's writes at once, even if the child is killed later: isolation does not
+    cover the array. It takes memory only for the pages that are written to.
 
-    A view of it whose ``flags.writeable`` is False arrives read-only.
+    A view whose ``flags.writeable`` is False is read-only in the child.
 
     Args:
         shape: as for `numpy.zeros`.
@@ -30,8 +30,8 @@ def shared_array(shape: SupportsIndex | Sequence[SupportsIndex], dtype: Any = fl
         A numpy array.
 
     Raises:
-        ValueError, TypeError: there can be no such array.
-        MemoryError, OSError: it does not fit; the text names the size.
+        ValueError, TypeError: the shape or the data type is not possible.
+        MemoryError, OSError: memory is short; the message has the size.
         ImportError: numpy is not installed.
 
     Example::
@@ -41,6 +41,6 @@ def shared_array(shape: SupportsIndex | Sequence[SupportsIndex], dtype: Any = fl
         show(out)
     """
     numpy_for("shared_array")
-    from .arrays import make  # noqa: PLC0415 - it imports numpy
+    from .arrays import make  # noqa: PLC0415 - imports numpy
 
     return make(shape, dtype)

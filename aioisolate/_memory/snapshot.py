@@ -1,4 +1,4 @@
-"""Snapshots, which any number of processes can have at no cost, and views of them."""
+"""Snapshots, which any number of processes can share without a copy, and views of them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import os
 import weakref
 from typing import Any, ClassVar, Self, SupportsIndex, TypeAlias
 
-from .._os import mappings, memfd
-from .._wire import handles
-from . import places
+from .._os import fds, mappings, memfd
+from .._wire import fd_passing
+from . import file_mappings
 from .access import Access
-from .area import FREE, Area, check_items, runs
+from .backing_file import BackingFile
 from .closing import Closing
+from .file_mappings import Use
 from .optional import numpy_for
-from .places import Use
-from .root import Root
+from .region import FREE, MemoryRegion, check_items, runs
 
-__all__ = ["Snapshot", "View"]
+__all__ = ["Snapshot", "View", "borrow"]
 
 _STEP = 1 << 20
 
@@ -25,11 +25,12 @@ _STEP = 1 << 20
 Layout: TypeAlias = tuple[Any, tuple[int, ...], str]
 
 
-class View(Area):
-    """The bytes of a `Snapshot`, writable: a buffer for memoryview, numpy and the like.
+class View(MemoryRegion):
+    """The writable bytes of a `Snapshot`: a buffer for memoryview, numpy and others.
 
-    Made by `Snapshot.view` or `Snapshot.view_mut`; keeps its snapshot alive. Indexing gives
-    numbers, slicing bytes, and both can be assigned to. In another process it is protected as here.
+    `Snapshot.view` and `Snapshot.view_mut` create it. A view keeps its snapshot alive. Indexing
+    gives numbers, slicing bytes, and both can be assigned to. A view that is sent to another
+    process keeps its protection.
 
     Example::
 
@@ -42,7 +43,7 @@ class View(Area):
 
     def __init__(
         self,
-        root: Root,
+        root: BackingFile,
         layout: Layout | None = None,
         *,
         shared: bool = False,
@@ -59,7 +60,7 @@ class View(Area):
             use = Use.PRIVATE
             if shared:
                 use = Use.WRITER if writer else Use.SHARED
-            places.note(area, root, offset=offset, length=length, use=use)
+            file_mappings.note(area, root, offset=offset, length=length, use=use)
         super().__init__(area, length)
         self._root = root
         self._layout = layout
@@ -70,14 +71,14 @@ class View(Area):
 
     @property
     def writes_through(self) -> bool:
-        """Whether what is written to it reaches the snapshot."""
+        """Whether writes to the view change the snapshot."""
         return self._shared
 
     def restore(self) -> None:
-        """Make it again what the snapshot is: changes and protections are dropped.
+        """Reset the view to the content of the snapshot; changes and protection are dropped.
 
-        It stays where it is, so memoryviews and arrays of it stay valid and show the same. Raises
-        TypeError if it writes to the snapshot, where there is nothing to go back to.
+        The address stays the same, so memoryviews and arrays stay valid and show the restored
+        content. Raises TypeError if the view writes to the snapshot, which keeps no old content.
         """
         self._check_open()
         if self._shared:
@@ -89,9 +90,9 @@ class View(Area):
         self._changes += 1
 
     def take_snapshot(self) -> Snapshot:
-        """Copy it as it is now into a snapshot of its own.
+        """Copy the current content into a new snapshot.
 
-        Raises PermissionError if a part of it may not be read, OSError if the copy does not fit.
+        Raises PermissionError if a part of the view may not be read, OSError if memory is short.
         """
         self._check_open()
         self._check(0, self._length, Access.READ)
@@ -100,34 +101,35 @@ class View(Area):
         return made
 
     def is_changed(self) -> bool:
-        """Tell whether it may differ from its snapshot; where that can't be known, True."""
+        """Return whether the view may differ from its snapshot; True if that is unknown."""
         self._check_open()
         if self._shared or self._area is None:
             return False
         return mappings.is_private_copy(self._address(), self.size)
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
-        packing = _packing(self)
+        bundle = _bundle(self)
         if self._shared:
-            raise TypeError("a view that writes to its snapshot can't go to another process")
+            raise TypeError("a view that writes to its snapshot can't be sent to another process")
         rights = runs(self._rights, 0, self.size) if self._rights else []
         if self._offset or self.is_changed():
-            return _reopen_view, (*self.take_snapshot()._lend(packing), rights)
+            return _reopen_view, (*self.take_snapshot()._lend(bundle), rights)
         snapshot = Snapshot._of(self._root, self._layout)
-        return _reopen_view, (*snapshot._lend(packing), rights)
+        return _reopen_view, (*snapshot._lend(bundle), rights)
 
 
 class Snapshot(Closing):
-    """Bytes that do not change, of which any number of views can be had.
+    """Immutable bytes with any number of views.
 
-    A file in memory (a memfd). Each `view` begins as what the snapshot holds; what is written to
-    it is its own (copy-on-write), page by page. Handing it to an isolated function costs nothing
-    for whatever size, and a process that keeps its large data in snapshots forks in the time of a
-    small one.
+    A snapshot is a file in memory (a memfd). Each `view` begins with the content of the snapshot;
+    writes to a view copy the page (copy-on-write) and change only that view. Passing a snapshot to
+    an isolated function costs nothing, whatever its size, and a process that keeps its large data
+    in snapshots forks as fast as a small one. Besides the methods ``from_...`` of this class,
+    `View.take_snapshot` creates one.
 
-    Until it is sealed `view_mut` can write to it, which pages that a view has not written yet will
-    show as well. It is sealed by `seal`, or when it is handed to a child or comes from one; from
-    then on nobody can change it any more, whatever he does.
+    Until a snapshot is sealed, `view_mut` can write to it; pages that a view has not written to
+    show these changes, too. A snapshot is sealed by `seal`, and when it is passed to a child or
+    comes from one. No process can change a sealed snapshot.
 
     Example::
 
@@ -141,15 +143,15 @@ class Snapshot(Closing):
 
     __slots__ = ("__weakref__", "_layout", "_root")
 
-    _root: Root | None
-    # Of the array that it was made from.
+    _root: BackingFile | None
+    # The layout of the array that the snapshot was made from.
     _layout: Layout | None
 
     def __init__(self) -> None:
         raise TypeError("use Snapshot.zeroed, from_bytes, from_file or from_array")
 
     @classmethod
-    def _of(cls, root: Root, layout: Layout | None = None) -> Self:
+    def _of(cls, root: BackingFile, layout: Layout | None = None) -> Self:
         self = object.__new__(cls)
         self._root = root
         self._layout = layout
@@ -157,43 +159,43 @@ class Snapshot(Closing):
 
     @classmethod
     def zeroed(cls, length: int, /) -> Self:
-        """Make one of *length* zero bytes; memory is used only for what is written.
+        """Create a snapshot of *length* zero bytes, which uses memory only for written pages.
 
-        Raises TypeError or ValueError for what is no length, OSError, naming the size, if it does
-        not fit.
+        Raises TypeError or ValueError if *length* is not a length, OSError with the size if memory
+        is short.
         """
         if isinstance(length, bool) or not isinstance(length, int):
             raise TypeError(f"the length must be a number of bytes, not {length!r}")
         if length < 0:
             raise ValueError(f"the length must be at least 0, not {length}")
-        root = Root.create(length)
+        root = BackingFile.create(length)
         memfd.fix_size(root.fd)
         return cls._of(root)
 
     @classmethod
     def from_bytes(cls, content: Any, /) -> Self:
-        """Copy anything that is a buffer: bytes, bytearray, memoryview, a numpy array...
+        """Copy a buffer: bytes, bytearray, memoryview, a numpy array...
 
-        What is not contiguous is copied in its logical (C) order; what lies in Fortran's order,
-        too. Raises TypeError if it is no buffer or its items are Python objects, OSError, naming
-        the size, if it does not fit.
+        A buffer that is not contiguous, or in Fortran order, is copied in its logical (C) order.
+        Raises TypeError if *content* is no buffer or its items are Python objects, OSError with the
+        size if memory is short.
         """
         flat = _flat(content)
-        root = Root.create(flat.nbytes)
+        root = BackingFile.create(flat.nbytes)
         root.fill(flat)
         memfd.fix_size(root.fd)
         return cls._of(root)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], /) -> Self:
-        """Copy a file as it is now; later changes of the file are not seen. Raises OSError."""
+        """Copy the current content of a file. Raises OSError."""
         with open(path, "rb", buffering=0) as file:
-            root = Root.create(os.fstat(file.fileno()).st_size)
+            root = BackingFile.create(os.fstat(file.fileno()).st_size)
             done = 0
             while piece := file.read(_STEP):
                 root.fill(memoryview(piece), done)
                 done += len(piece)
-        if done != root.length:  # it has no size of its own, as in /proc, or is being written
+        if done != root.length:  # a file without a size, as in /proc, or one that is being written
             os.ftruncate(root.fd, mappings.round_up(done))
             root.length = done
         memfd.fix_size(root.fd)
@@ -201,9 +203,9 @@ class Snapshot(Closing):
 
     @classmethod
     def from_array(cls, array: Any, /) -> Self:
-        """Copy a numpy array, or whatever numpy makes one of; `as_array` gives it back.
+        """Copy a numpy array, or an object that numpy can convert; `as_array` returns the array.
 
-        Raises TypeError if its items are Python objects, OSError if it does not fit, and
+        Raises TypeError if its items are Python objects, OSError if memory is short, and
         ImportError without numpy.
         """
         np = numpy_for("Snapshot.from_array")
@@ -217,15 +219,16 @@ class Snapshot(Closing):
         return self
 
     def as_array(self) -> Any:
-        """Return a numpy array on a view of its own: writable, changes stay in it.
+        """Return a writable numpy array on a new view; changes stay in the array.
 
-        With the data type and shape of what `from_array` was given; of another snapshot, bytes.
+        It has the data type and shape of the array given to `from_array`; for other snapshots it is
+        an array of bytes.
         """
         np = numpy_for("Snapshot.as_array")
         dtype, shape, order = self._layout or (np.dtype(np.uint8), (len(self),), "C")
         if not len(self):
             return np.empty(shape, dtype, order)
-        # Not np.ndarray(buffer=): that would not count as using the view.
+        # Not np.ndarray(buffer=): it would not count as a use of the view.
         flat = np.frombuffer(self.view(), np.uint8)
         return flat.view(dtype).reshape(shape, order=order)
 
@@ -234,18 +237,18 @@ class Snapshot(Closing):
 
     @property
     def size(self) -> int:
-        """Its length in bytes, rounded up to whole pages."""
+        """The length in bytes, rounded up to whole pages."""
         return mappings.round_up(len(self))
 
     @property
     def sealed(self) -> bool:
-        """Whether nobody can change it any more."""
+        """Whether the snapshot is sealed, so that no process can change it."""
         root = self._open()
         return root.frozen or memfd.is_sealed(root.fd)
 
     @property
     def closed(self) -> bool:
-        """Whether it has been closed."""
+        """Whether the snapshot is closed."""
         return self._root is None
 
     def __repr__(self) -> str:
@@ -254,21 +257,23 @@ class Snapshot(Closing):
         return f"<Snapshot of {len(self)} bytes{' sealed' if self.sealed else ''}>"
 
     def view(self) -> View:
-        """Open a view that may be written; what is written is seen only there.
+        """Open a writable view; writes change only that view.
 
-        Any number at once. Raises MemoryError, naming the size, if it can't be mapped.
+        Any number of views can be open. Raises MemoryError with the size if memory is short.
         """
         return View(self._open(), self._layout)
 
     def view_mut(self) -> View:
-        """Open the view that writes to the snapshot itself, until it is closed.
+        """Open a view that writes to the snapshot itself; only one can be open.
 
-        Raises BufferError if there is one already, PermissionError if the snapshot is sealed or
+        Raises BufferError if one is open already, PermissionError if the snapshot is sealed or
         belongs to the process that this one was forked from.
         """
         root = self._open()
         if root.writing() is not None:
-            raise BufferError(f"{self!r} has a view that writes to it already")
+            raise BufferError(
+                f"{self!r} already has a view that writes to it: close that view first"
+            )
         if root.pid != os.getpid():
             raise PermissionError(
                 errno.EPERM, f"{self!r} belongs to process {root.pid}, which is not this one"
@@ -276,72 +281,85 @@ class Snapshot(Closing):
         if self.sealed:
             raise PermissionError(errno.EPERM, f"{self!r} can't be changed: it is sealed")
         view = View(root, self._layout, shared=True, writer=True)
-        # The memory, which arrays may keep when the view itself is forgotten.
+        # The memory, which arrays may keep alive after the view is collected.
         root.writer = weakref.ref(view if view._area is None else view._area)
         return view
 
     def seal(self) -> None:
-        """Let nobody change it any more, in whatever process. Does nothing the second time.
+        """Forbid all later changes of the snapshot to every process. A second call does nothing.
 
-        Raises BufferError while a view is open that writes to it.
+        Raises BufferError while a view that writes to the snapshot is open.
         """
         self._open().seal()
 
     def clone(self) -> Self:
-        """Return another handle of the same bytes, to be closed by itself."""
+        """Return a second snapshot object of the same bytes, which is closed separately."""
         return self._of(self._open(), self._layout)
 
     def close(self) -> None:
-        """Give it up; the memory is given back once views and other handles are closed as well."""
+        """Close this object; the memory is freed when all views and clones are closed, too."""
         self._root = None
 
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> Any:
-        return _reopen, self._lend(_packing(self))
+        return _reopen, self._lend(_bundle(self))
 
-    def _lend(self, packing: handles.Packing) -> tuple[int, int, Layout | None]:
-        """Publish it; return what `_reopen` needs. Raises BufferError if somebody writes to it."""
+    def _lend(self, bundle: fd_passing.FdBundle) -> tuple[int, int, Layout | None]:
+        """Seal and add to *bundle*; return `_reopen`'s arguments. Raises BufferError if in use."""
         root = self._open()
         root.seal()
-        return packing.add(root.fd, root), root.length, self._layout
+        return bundle.add(root.fd, root), root.length, self._layout
 
     def _check_open(self) -> None:
         self._open()
 
-    def _open(self) -> Root:
+    def _open(self) -> BackingFile:
         if self._root is None:
             raise ValueError("the Snapshot is closed")
         return self._root
 
 
-def _packing(what: object) -> handles.Packing:
-    packing = handles.packing()
-    if packing is None or not memfd.sealable():
+def borrow(fd: int, offset: int, length: int, *, shared: bool) -> memoryview:
+    """Map *length* bytes of the file *fd*, which stays open, from *offset*.
+
+    What is *shared* may be written if *fd* may; what is not, in any case: writes stay here.
+    Raises ProtocolError if the file is not what it should be, MemoryError if there is no room.
+    """
+    root = BackingFile.adopt(fd, offset + length, fixed_only=shared)
+    start = offset // mappings.PAGE * mappings.PAGE
+    access = Access.READ if shared and fds.is_for_reading(root.fd) else FREE
+    view = View(root, shared=shared, offset=start, access=access)
+    return memoryview(view)[offset - start :]
+
+
+def _bundle(what: object) -> fd_passing.FdBundle:
+    bundle = fd_passing.bundle()
+    if bundle is None or not memfd.sealable():
         raise TypeError(
             f"{what!r} can't be pickled: it travels only as an argument to an isolated function or "
             f"as its result{'' if memfd.sealable() else ', and not on this platform'}"
         )
-    return packing
+    return bundle
 
 
 def _reopen(index: int, length: int, layout: Layout | None) -> Snapshot:
-    return Snapshot._of(Root.adopt(handles.arrived(index), length), layout)
+    return Snapshot._of(BackingFile.adopt(fd_passing.arrived(index), length), layout)
 
 
 def _reopen_view(
     index: int, length: int, layout: Layout | None, rights: list[tuple[int, int, int]]
 ) -> View:
-    view = View(Root.adopt(handles.arrived(index), length), layout)
+    view = View(BackingFile.adopt(fd_passing.arrived(index), length), layout)
     for start, size, value in rights:
         view.protect(slice(start, start + size), Access(value))
     return view
 
 
 def _flat(content: Any) -> memoryview:
-    """Return the bytes of a buffer, copied only if they do not lie one after the other."""
+    """Return the bytes of a buffer, copied only if they are not contiguous."""
     try:
         view = memoryview(content)
     except (TypeError, ValueError, BufferError) as exc:
-        # numpy exports no buffer of some types (dates); its bytes are as good.
+        # numpy exports no buffer for some types (dates), but can copy their bytes.
         if hasattr(content, "__array_interface__"):
             if content.dtype.hasobject:
                 raise TypeError(

@@ -1,4 +1,4 @@
-"""Facts of the operating system: each function does the thing or raises OSError. No policy."""
+"""Operating-system primitives. A function does its work or raises OSError; it decides no policy."""
 
 import os
 import sys
@@ -7,12 +7,12 @@ __all__ = ["why_not_here"]
 
 
 def why_not_here(*, has_fork: bool, abiflags: str, executable: str) -> str:
-    """Say why this library can't be used, or nothing: a fact about the platform or the build."""
+    """Return why this platform or Python build cannot run the library, or "" if it can."""
     if not has_fork:
         return "aioisolate needs os.fork: it runs on Linux, macOS and the BSDs"
     if "t" in abiflags:
-        # Nobody has tried it there. What it relies on at a fork (who holds which lock, what
-        # gc.freeze and reference counts do to pages) is another thing without a GIL.
+        # Untested there. The library relies on facts about a fork (which locks are held, what
+        # gc.freeze and reference counts do to pages) that differ without a GIL.
         return (
             f"aioisolate does not support free-threaded builds of Python, and {executable} is one "
             '(its sys.abiflags has a "t"), even with its GIL enabled: use the default build'

@@ -1,14 +1,14 @@
-"""A pipe that kills a child when its parent process ends, whichever thread has forked it (Linux).
+"""A pipe that kills a child when its parent process ends, whichever thread forked it (Linux).
 
-The parent-death signal of prctl(2) is about the thread that forked: it comes as soon as that ends.
-The main thread ends with its process only. For a child of any other thread the parent keeps both
-ends of a pipe, of which the child is the owner (F_SETOWN) and SIGKILL the signal. When the parent
-has ended, however it did, the kernel closes both ends, in any order: the first one to be closed is
-an event on the other one. The child itself needs no descriptor for that.
+The parent-death signal of prctl(2) is sent when the thread that forked ends, not its process. Only
+the main thread lives as long as the process. For a child of any other thread, the parent keeps both
+ends of a pipe; the child is their owner (F_SETOWN) and SIGKILL their signal (F_SETSIG). When the
+parent has ended for any reason, the kernel closes both ends, in any order: closing the first end is
+an event on the second. The child needs no descriptor for this.
 
-A copy of the parent that somebody else forks has both ends, too, so they are closed there at once.
-A copy that Python does not know of (a fork by C code, without exec) keeps them open, and the child
-alive as long as itself.
+Another fork of the parent inherits both ends, so a fork hook closes them there at once. A fork that
+Python does not see (by C code, without exec) keeps them open, and the child lives as long as that
+process.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ __all__ = ["is_needed", "keep", "open_pipe", "tie"]
 _fcntl: Any = fcntl  # not every platform has all of it
 _ASYNC: int = getattr(os, "O_ASYNC", 0o20000)
 
-# Which descriptors of this process are such ends, and in whose charge; also some that no longer
-# are, of which their former owner knows.
+# The pipe ends of this process and their owners. Entries of closed ends remain: close() of their
+# owner ignores them.
 _kept: dict[int, Descriptors] = {}
 _hooked = False
 
 
 def is_needed(pid: int) -> bool:
-    """Tell whether the calling thread of this process, *pid*, may end before the process does."""
+    """Return whether the calling thread may end before its process, *pid*, does."""
     return _thread.get_native_id() != pid and hasattr(fcntl, "F_SETSIG")
 
 
 def open_pipe(owner: Descriptors) -> tuple[int, ...]:
-    """Make a pipe for one child; return its ends. Raises OSError if no descriptor is left.
+    """Make a pipe for one child; return its ends. Raises OSError if no descriptor is free.
 
-    Returns () where the kernel or a filter knows no such signals.
+    Returns () where the kernel or a seccomp filter does not support F_SETSIG or O_ASYNC.
     """
     ends = tuple(map(owner.own, os.pipe()))
     try:
@@ -56,16 +56,16 @@ def open_pipe(owner: Descriptors) -> tuple[int, ...]:
 
 
 def tie(ends: Iterable[int], pid: int) -> None:
-    """Have the process *pid* killed when the last one that has *ends* has closed them.
+    """Have the kernel kill the process *pid* when the last process that holds *ends* closes them.
 
-    By the rights of the caller as it is now. Raises OSError if the process has gone.
+    The kernel checks the credentials that the caller has now. Raises OSError if *pid* has ended.
     """
     for end in ends:
         _fcntl.fcntl(end, _fcntl.F_SETOWN, pid)
 
 
 def keep(ends: Iterable[int], owner: Descriptors) -> None:
-    """Close *ends* in copies of this process that are forked from now on."""
+    """Close *ends* in processes that are forked from this one from now on."""
     global _hooked
     if not _hooked:
         _hooked = True

@@ -1,8 +1,8 @@
-"""Turns rules about system calls into a program that the kernel runs before each (classic BPF).
+"""Assemble rules about system calls into a classic BPF program, which the kernel runs before each.
 
-A program finds its rule by halving the range of numbers, in eight comparisons or so. That is
-quick at run time, and also when it is installed: the kernel then works out for every number
-whether it is allowed whatever its arguments, so that such calls later cost next to nothing.
+The program finds the rule for a call by binary search over call numbers, in about eight
+comparisons. This is fast at run time and at installation: the kernel then runs the program for
+every number to find the calls that are allowed with any arguments, and later skips it for those.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import NamedTuple, TypeAlias
 
 __all__ = ["ALLOW", "INSTRUCTION", "Check", "Rule", "assemble", "errno_rule"]
 
-# struct sock_filter: what to do, how many instructions to skip if true and if false, a number.
+# struct sock_filter: code, jt and jf (instructions to skip if true and if false), k.
 INSTRUCTION = struct.Struct("=HBBI")
 
-_LOAD, _AND, _RETURN = 0x20, 0x54, 0x06  # of the word at offset k; with k; k
+_LOAD, _AND, _RETURN = 0x20, 0x54, 0x06  # load the word at offset k; AND with k; return k
 _GOTO, _IF_EQUAL, _IF_AT_LEAST = 0x05, 0x15, 0x35
-_FAR = 255  # how many instructions a condition can skip
+_FAR = 255  # most instructions that a conditional jump can skip
 
-# Where things are in struct seccomp_data.
+# Offsets in struct seccomp_data.
 _NUMBER, _MACHINE, _ARGUMENTS = 0, 4, 16
 
-# A rule is what becomes of a call (SECCOMP_RET_*), or a question about one of its arguments.
+# A rule is an action (SECCOMP_RET_*), or a check of one argument.
 ALLOW = 0x7FFF0000
 _ERRNO = 0x00050000
 _KILL_PROCESS = 0x80000000
 
 
 class Check(NamedTuple):
-    """A question about an argument: is it, or are those of its bits in *mask*, one of *values*?
+    """A check whether an argument, or its bits in *mask*, equals one of *values*.
 
-    Only the lower 32 bits are looked at: the kernel looks at no more where an argument is an int,
-    or is about flags that are all there. *upper*: only the upper ones are.
+    Only the lower 32 bits are compared: the kernel ignores the upper ones of an int argument, and
+    flags have none there. If *upper* is true, only the upper 32 bits are compared.
     """
 
     argument: int
@@ -48,19 +48,19 @@ Rule: TypeAlias = int | Check
 
 
 def errno_rule(number: int) -> int:
-    """Return the rule to fail with the error *number*."""
+    """Return the rule that makes a call fail with the errno *number*."""
     return _ERRNO | number
 
 
 def assemble(rules: Mapping[int, Rule], unknown: Rule, architecture: int) -> bytes:
-    """Put a program together.
+    """Assemble and return a program.
 
     Args:
-        rules: What becomes of each call, by its number.
-        unknown: What becomes of all other numbers. (Those of x32, another interface of x86-64, are
-            among them: they are higher than all.)
-        architecture: The machine that the numbers are of. Calls by the interface of another, as
-            32-bit code can make them, end the process.
+        rules: The rule for each call, by its number.
+        unknown: The rule for all other numbers. (These include the numbers of x32, a second
+            interface of x86-64, which are higher than all others.)
+        architecture: The AUDIT_ARCH_* value that the numbers belong to. A call by the interface of
+            another architecture, which 32-bit code can make, kills the process.
     """
     ranges: list[tuple[int, Rule]] = []
     for number in range(max(rules) + 2):
@@ -77,9 +77,9 @@ def assemble(rules: Mapping[int, Rule], unknown: Rule, architecture: int) -> byt
 
 
 class _Program:
-    """A program that is written from its end to its start, so that all jumps lead to known places.
+    """A program that is written from its end to its start, so that every jump target is known.
 
-    A place is the number of instructions from there to the end.
+    A target is given as the number of instructions from there to the end.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class _Program:
 
     @property
     def size(self) -> int:
-        """The number of instructions, and the place of the one that was written last."""
+        """The number of instructions, which is also the target of the one written last."""
         return len(self._reversed)
 
     def bytes(self) -> bytes:
@@ -107,7 +107,7 @@ class _Program:
         return self.emit(_LOAD, offset)
 
     def jump(self, code: int, k: int, then: int, otherwise: int) -> int:
-        """Go on at one of two places; through another jump if it is too far away."""
+        """Jump to one of two targets; through another jump if the target is too far away."""
         size = self.size
         far_then, far_else = size - then > _FAR - 1, size - otherwise > _FAR - 1
         if far_then:
@@ -117,14 +117,14 @@ class _Program:
         return self.emit(code, k, self.size - then, self.size - otherwise)
 
     def end_with(self, result: int) -> int:
-        """Give the place of an instruction that ends the program, not far from here."""
+        """Return the target of a nearby instruction that returns *result*; write it if needed."""
         place = self._ends.get(result)
         if place is None or self.size - place > _FAR // 2:
             place = self._ends[result] = self.emit(_RETURN, result)
         return place
 
     def rule(self, rule: Rule) -> int:
-        """Give the place of what does as *rule* says."""
+        """Return the target of the instructions for *rule*; write them if needed."""
         if isinstance(rule, int):
             return self.end_with(rule)
         place = self._checks.get(rule)
@@ -148,7 +148,7 @@ class _Program:
         return self.load(_ARGUMENTS + 8 * check.argument + 4 * check.upper, test)
 
     def search(self, ranges: list[tuple[int, Rule]]) -> int:
-        """Find the range that a number is in, and do as its rule says."""
+        """Write the search for the range that a number is in; return its target."""
         if len(ranges) == 1:
             return self.rule(ranges[0][1])
         middle = len(ranges) // 2

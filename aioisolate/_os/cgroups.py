@@ -1,7 +1,7 @@
-"""A control group for one call: limits for a whole tree of processes, and an end to all of them.
+"""A cgroup for one call: it limits a tree of processes, and can kill all of them.
 
-Only memory that is touched after entering counts: what a forked child shares with its parent was
-charged to the parent, and a copied page is charged to the group.
+Only memory that is first touched after entering counts: pages that a forked child shares with its
+parent were charged to the parent, and a copied page is charged to the cgroup.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Self
 
-from .delegation import Delegation, Home, delegated
+from .cgroup_tree import Delegation, Home, delegated, read
 from .fds import Descriptors, lift
-from .hierarchies import read
 from .oom import count
 
-__all__ = ["Events", "Group", "enter", "remove_stale"]
+__all__ = ["Cgroup", "Events", "enter", "remove_stale"]
 
 _os: Any = os  # not every platform has pidfds
 _signal: Any = signal
@@ -32,43 +31,41 @@ _tidied: set[str] = set()
 
 
 class Events(NamedTuple):
-    """What has happened in a group, processes further down included.
+    """The counters of a cgroup, including those of its descendants.
 
     Attributes:
-        oom_kills: processes that the kernel killed for want of memory, by this group's limit or
-            another. In version 1 the others of the group live on; version 2 kills them all, and
-            may count the one that it chose twice.
-        pids_refused: how often a process or thread was refused.
-        peak: the most memory that was in use at once, in bytes; None: not known.
+        oom_kills: processes that the OOM killer killed, because of this cgroup's limit or another.
+            In version 1 the other processes of the cgroup live on; version 2 kills all of them, and
+            may count the process that the kernel selected twice.
+        peak: the peak memory usage in bytes, or None if unknown.
     """
 
     oom_kills: int = 0
-    pids_refused: int = 0
     peak: int | None = None
 
 
 def enter(entrances: Iterable[int]) -> None:
-    """Move this process into the group that these are the entrances of.
+    """Move this process into the cgroup whose *entrances* these are.
 
-    For a freshly forked child, which has one thread: in version 1 others would not come along.
+    For a freshly forked child, which has one thread: version 1 moves only the calling thread.
     """
     for fd in entrances:
         os.write(fd, b"0")
 
 
-class Group:
-    """A group of processes with limits of its own, or one in each of two hierarchies.
+class Cgroup:
+    """A cgroup with its own limits, or one in each of two hierarchies.
 
-    To be removed by who made it, once nobody is in it any more.
+    The process that created it calls `remove` when it is empty.
 
     Attributes:
-        homes: the groups: version, directory.
+        homes: the version and the directory of each.
     """
 
     __slots__ = ("_fds", "_owner_pid", "homes")
 
     def __init__(self, homes: list[Home]) -> None:
-        self.homes = homes
+        self.homes: list[Home] = homes
         self._fds = Descriptors()
         self._owner_pid = os.getpid()
 
@@ -76,9 +73,9 @@ class Group:
     def create(
         cls, memory: int | None, processes: int | None, within: Delegation | None = None
     ) -> Self:
-        """Make a group with limits of memory, in bytes, and of processes and threads.
+        """Create a cgroup that limits memory (in bytes), and processes and threads.
 
-        Raises OSError, naming the file, if a part of it can't be done; nothing is left then.
+        Raises OSError with the file name if a step fails; a failure leaves nothing behind.
         """
         places = delegated() if within is None else within
         wanted = [
@@ -95,10 +92,10 @@ class Group:
             for controller, home, limit in wanted:
                 group._limit(controller, home, limit, name)
             for version, directory, _ in group.homes:
-                # Moving a process by "cgroup.procs" shuts out every fork and exit on the machine
-                # and so waits for an RCU grace period, 10 to 20 ms unless somebody else has just
-                # done so. One thread that moves itself does not have to (Linux 5.16). Version 2
-                # doesn't allow that between groups like these.
+                # Moving a process by "cgroup.procs" blocks every fork and exit on the machine, so
+                # it waits for an RCU grace period: 10 to 20 ms unless another move has just waited.
+                # A thread that moves itself by "tasks" does not wait (Linux 5.16). Version 2 does
+                # not allow that between cgroups like these.
                 entrance = "tasks" if version == 1 else "cgroup.procs"
                 fd = os.open(f"{directory}/{entrance}", os.O_WRONLY | os.O_CLOEXEC)
                 lift(group._fds.own(fd), group._fds)
@@ -117,16 +114,16 @@ class Group:
             _write(f"{home.directory}/cgroup.subtree_control", f"+{' +'.join(home.missing)}")
         directory = f"{home.directory}/{name}"
         made = Home(home.version, directory)
-        if made not in self.homes:  # in version 2 both limits are the same group's
+        if made not in self.homes:  # in version 2 one cgroup has both limits
             os.mkdir(directory)
             self.homes.append(made)
         if controller == "pids":
             _write(f"{directory}/pids.max", str(limit))
         elif home.version == 1:
             _write(f"{directory}/memory.limit_in_bytes", str(limit))
-            # Memory and swap together; not there if the kernel does not count swap.
+            # Memory plus swap; the file is missing if the kernel does not count swap.
             _write(f"{directory}/memory.memsw.limit_in_bytes", str(limit), optional=True)
-            # Inherited: whoever is at the limit would wait for ever.
+            # Inherited; with it, a process that reaches the limit would wait for ever.
             if "oom_kill_disable 1" in (read(directory, "memory.oom_control") or ""):
                 _write(f"{directory}/memory.oom_control", "0")
         else:
@@ -136,38 +133,38 @@ class Group:
 
     @property
     def entrances(self) -> list[int]:
-        """What a child has to pass to `enter`; whether it may is decided by who opened them."""
+        """The descriptors for `enter`; the kernel checks the permissions of the opener."""
         return self._fds.listed()
 
     def close_entrances(self) -> None:
-        """Close them: nobody else will enter."""
+        """Close the entrances: no further process will enter."""
         self._fds.close_all()
 
     def events(self) -> Events:
-        """Tell what has happened in it. It has forgotten once it is removed."""
-        kills = refused = 0
+        """Return the cgroup's counters, which are lost when it is removed."""
+        kills = 0
         peak = None
         for version, directory, _ in self.homes:
             name = "memory.oom_control" if version == 1 else "memory.events"
             kills += sum(
                 count(read(at, name), "oom_kill") or 0 for at in _counted(version, directory)
             )
-            refused += count(read(directory, "pids.events"), "max") or 0
             name = "memory.max_usage_in_bytes" if version == 1 else "memory.peak"
             most = read(directory, name)
             peak = peak if most is None else int(most)
-        return Events(kills, refused, peak)
+        return Events(kills, peak)
 
     def kill(self, patience: float = 0.1) -> bool:
-        """Kill everybody in it, and wait that many seconds at most until nobody is left.
+        """Kill all processes in the cgroup; wait at most *patience* seconds until it is empty.
 
-        False: somebody is, who is still dying, can't be killed now, or can't be seen from here.
+        Return False if it is not: a process is still exiting, can't be killed now, or is not
+        visible in this pid namespace.
         """
         if self._owner_pid != os.getpid():
             return False
         end = time.monotonic() + patience
         for _, directory, _ in self.homes:
-            # From here on nobody can outrun the killing by forking.
+            # From here on, no process can fork faster than they are killed.
             _write(f"{directory}/pids.max", "0", optional=True)
         while True:
             left = False
@@ -181,9 +178,10 @@ class Group:
             time.sleep(_PAUSE)
 
     def remove(self) -> bool:
-        """Remove it, and close the entrances; False if somebody is still in it: try again later.
+        """Remove the cgroup and close the entrances.
 
-        A copy of it in a forked child does nothing.
+        Return False if a process is still in the cgroup; try again later. A copy of this object in
+        a forked child does nothing.
         """
         if self._owner_pid != os.getpid():
             return False
@@ -194,9 +192,10 @@ class Group:
 
 @functools.cache
 def _prefix(pid: int) -> str:
-    """Return the beginning of the names of this process's groups.
+    """Return the prefix of the names of this process's cgroups.
 
-    Its number says something in its pid namespace only, and containers may share a hierarchy.
+    It names the pid namespace as well: containers may share a hierarchy, and a pid is unique only
+    in its namespace.
     """
     try:
         namespace = os.stat("/proc/self/ns/pid").st_ino
@@ -206,9 +205,9 @@ def _prefix(pid: int) -> str:
 
 
 def remove_stale(home: str) -> None:
-    """Remove what is left there of groups whose makers are no more, unless somebody is in it.
+    """Remove empty cgroups in *home* whose creators have ended.
 
-    Those of another pid namespace are let alone: whether their makers live can't be seen.
+    Those of another pid namespace stay: their creators are not visible here.
     """
     prefix = _prefix(0).removesuffix("0")
     for name in os.listdir(home):
@@ -218,11 +217,11 @@ def remove_stale(home: str) -> None:
                 try:
                     _remove(f"{home}/{name}")
                 except OSError:
-                    pass  # somebody else's
+                    pass  # another user's
 
 
 def _remove(directory: str) -> bool:
-    """Remove a group and those that were made below it; False if there is somebody in one."""
+    """Remove a cgroup and its descendants; return False if one of them has a process."""
     try:
         os.rmdir(directory)
     except FileNotFoundError:
@@ -245,10 +244,10 @@ def _remove(directory: str) -> bool:
 
 
 def _below(directory: str) -> Iterator[str]:
-    """Yield the groups that have been made right below one."""
+    """Yield the child cgroups of *directory*."""
     try:
         if os.stat(directory).st_nlink == 2:
-            return  # each one below has a link to it: there are none, the usual case
+            return  # each child directory adds a link: there are none, the usual case
         with os.scandir(directory) as entries:
             found = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
@@ -263,27 +262,28 @@ def _tree(directory: str) -> Iterator[str]:
 
 
 def _counted(version: int, directory: str) -> Iterable[str]:
-    """Give the groups whose counters have to be added up: version 2 has done so."""
+    """Return the cgroups whose counters have to be added up; version 2 includes descendants."""
     return _tree(directory) if version == 1 else (directory,)
 
 
 def _kill_listed(directory: str) -> bool:
-    """Kill whoever is listed in a group and those below it; False if nobody is."""
+    """Kill the processes of a cgroup and its descendants; return False if there are none."""
     pids = _listed(directory)
     if not pids:
         return False
     owner = Descriptors()
     try:
         opened = {}
-        for pid in pids - {0}:  # 0: not in this pid namespace
+        for pid in pids - {0}:  # 0: a process outside this pid namespace
             try:
                 opened[pid] = owner.own(_os.pidfd_open(pid))
             except (OSError, AttributeError) as exc:
-                # -1: there is no such call here, or a filter forbids it; then the number has to do.
-                # Else it has ended; or there are no more descriptors: the next round's.
+                # -1: pidfd_open is missing or a filter forbids it; the pid is used instead. With
+                # other errors the process has ended, or no descriptor is free: the next round
+                # tries again.
                 if isinstance(exc, AttributeError) or exc.errno in (errno.ENOSYS, errno.EPERM):
                     opened[pid] = -1
-        # Who is still listed is who was opened, and nobody else that has got its number since.
+        # A pid that is still listed is the process that was opened, not one that reuses the pid.
         for pid in _listed(directory) & opened.keys():
             _try_kill(pid, opened[pid])
     finally:
@@ -298,10 +298,10 @@ def _try_kill(pid: int, pidfd: int) -> None:
                 _signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 return
             except PermissionError:
-                pass  # a filter forbids this call, perhaps, and not the other
+                pass  # a filter may forbid this call but not os.kill
         os.kill(pid, signal.SIGKILL)
     except OSError:
-        pass  # it has ended, or is not ours to kill
+        pass  # it has ended, or this process has no permission
 
 
 def _listed(directory: str) -> set[int]:
@@ -312,9 +312,9 @@ def _listed(directory: str) -> set[int]:
 
 
 def _write(path: str, text: str, *, optional: bool = False) -> bool:
-    """Write to a control file; False if there is none and it is *optional*."""
+    """Write to a control file; return False if it is *optional* and missing."""
     try:
-        # Never created: in a directory that is no group this is an error, and not a file.
+        # Without O_CREAT: in a directory that is no cgroup this fails instead of creating a file.
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         if optional:

@@ -1,8 +1,8 @@
-"""What this machine offers for sandboxes, found out once by doing it in throw-away children.
+"""Find which sandbox layers work on this machine, by one attempt at each in throw-away children.
 
-What a process may do is decided by its capabilities, its user namespace, filters of system calls,
-security modules and limits of a container, together. So nothing here is concluded from one of
-them: each verdict is that of an attempt.
+Capabilities, the user namespace, seccomp filters, security modules and a container's limits decide
+together what a process may do. No single one of them allows a conclusion, so each result comes from
+an attempt.
 """
 
 from __future__ import annotations
@@ -23,40 +23,39 @@ from .process import fork, hush_fork_warning
 __all__ = ["Containment", "containment", "why_no_landlock"]
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_ENDED = "the attempt was ended, by a filter of system calls perhaps"
-# What is wrong now, and may not be in a moment: no verdict on this machine, nothing to be kept.
+_ENDED = "the attempt was killed, perhaps by a seccomp filter"
+# Transient errors: they say nothing about the machine, so no result is cached.
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 _PASSING_MARK = "passing "
-# A pipe holds more than a child has to say.
+# A child's answer is shorter than what a pipe holds.
 _ANSWER_MAX = 1 << 16
-# Seconds for the attempts in a fresh interpreter.
+# Timeout of the attempts in a fresh interpreter, in seconds.
 _PATIENCE = 5
-# What the view is tried with: a directory that is there, wherever Python runs.
+# A directory for the attempt at a view; it exists wherever Python runs.
 _SAMPLE = os.path.dirname(os.path.abspath(os.__file__))
 
 
 class Containment(NamedTuple):
-    """What a sandbox can count on here.
+    """The sandbox layers that work on this machine.
 
     Attributes:
         platform: `sys.platform`.
-        becomes: this process may become another user, and end the processes of that user.
+        becomes: this process may become another user, and kill the processes of that user.
         namespaces: how it gets namespaces: "privilege", "user" (through a user namespace), or "".
-        why_no_namespaces: what the kernel says, if it gets none.
-        landlock: the version of Landlock, 0: none.
-        seccomp: system calls can be filtered.
-        groups: the controllers of control groups that can be made: "memory", "pids".
-        processes_by_namespace: a user's processes are counted for each user namespace by itself.
-        why_not_becomes: what stands against another user.
-        spare: the first of the ids that children can have, and how many there are.
-        ids_in_namespace: in a user namespace they can have those, too.
-        view: in a mount namespace the root directory can be another.
-        why_no_view: what stands against that.
-        why_no_landlock, why_no_seccomp: likewise.
-        processes_by_user: the processes of this process's user are counted, all together.
+        why_no_namespaces: the kernel's error, if it gets none.
+        landlock: the ABI version of Landlock, or 0.
+        seccomp: seccomp filters can be installed.
+        groups: the controllers of cgroups that can be created: "memory", "pids".
+        processes_by_namespace: RLIMIT_NPROC counts a user's processes by user namespace.
+        why_not_becomes: why this process can't become another user.
+        spare: the first of the user ids that children can have, and their number.
+        view: a mount namespace can have another root directory.
+        why_no_view: why it can't.
+        why_no_landlock, why_no_seccomp: why these layers do not work.
+        processes_by_user: RLIMIT_NPROC counts all processes of this process's user.
         capable: this process has capabilities.
-        host_name: in a namespace for host names it can be changed.
-        dumpable: this process may look into itself, and so may its forked copies.
+        host_name: the host name can be changed in a UTS namespace.
+        dumpable: this process and its forked copies may read their own files in /proc.
     """
 
     platform: str
@@ -69,7 +68,6 @@ class Containment(NamedTuple):
     processes_by_namespace: bool
     why_not_becomes: str = ""
     spare: tuple[int, int] = (0x70000000, 1 << 22)
-    ids_in_namespace: bool = False
     view: bool = True
     why_no_view: str = ""
     why_no_landlock: str = ""
@@ -81,21 +79,21 @@ class Containment(NamedTuple):
 
 
 def containment() -> Containment:
-    """Return what a sandbox can count on here; the first time that takes throw-away children."""
-    from . import prctl, users  # noqa: PLC0415 - most programs do without
+    """Return the layers that work on this machine; the first call forks throw-away children."""
+    from . import prctl, users  # noqa: PLC0415 - most programs do not need them
 
-    # What this process is may change: servers give up their privileges once they have begun.
+    # The cache key: servers drop their privileges after they have started.
     return _containment(os.geteuid(), users.capabilities(), prctl.is_dumpable())
 
 
 @functools.cache
 def _containment(_: int, capabilities: int, dumpable: bool) -> Containment:
-    from . import delegation, landlock, seccomp  # noqa: PLC0415 - as above
+    from . import cgroup_tree, landlock, seccomp  # noqa: PLC0415 - as above
 
     found: dict[str, Any] = {}
     if sys.platform == "linux":
         hush_fork_warning()
-        # A copy of a process that may not be looked into can't, either; a fresh program can.
+        # A forked copy of a non-dumpable process is not dumpable; a new program is.
         found = _attempt_all() if dumpable else _attempt_in_program()
     return Containment(
         platform=sys.platform,
@@ -105,12 +103,11 @@ def _containment(_: int, capabilities: int, dumpable: bool) -> Containment:
         landlock=landlock.abi(),
         seccomp=seccomp.available(),
         groups=frozenset(
-            name for name, home in delegation.delegated()._asdict().items() if home is not None
+            name for name, home in cgroup_tree.delegated()._asdict().items() if home is not None
         ),
         processes_by_namespace=found.get("processes_by_namespace", False),
         why_not_becomes=found.get("why_not_becomes", ""),
         spare=found.get("spare", (0x70000000, 1 << 22)),
-        ids_in_namespace=found.get("ids_in_namespace", False),
         view=found.get("view", False),
         why_no_view=found.get("why_no_view", ""),
         why_no_landlock=why_no_landlock() if sys.platform == "linux" else "",
@@ -123,7 +120,7 @@ def _containment(_: int, capabilities: int, dumpable: bool) -> Containment:
 
 
 def why_no_landlock() -> str:
-    """Say what stands against Landlock; "" if nothing does."""
+    """Return why Landlock does not work, or "" if it does."""
     from . import landlock  # noqa: PLC0415 - as above
 
     code = landlock.refusal()
@@ -133,11 +130,11 @@ def why_no_landlock() -> str:
         return "Landlock is off in this kernel: boot it with lsm=landlock,..."
     if code != errno.ENOSYS or _is_filtered():
         return (
-            "the filter of system calls that this process is under, its container's perhaps, "
-            "forbids Landlock: let the seccomp profile pass landlock_create_ruleset, "
-            "landlock_add_rule and landlock_restrict_self, as Docker's own does"
+            "a seccomp filter of this process, perhaps its container's, forbids Landlock: allow "
+            "landlock_create_ruleset, landlock_add_rule and landlock_restrict_self in the seccomp "
+            "profile, as Docker's default profile does"
         )
-    return "this kernel has no Landlock: it takes Linux 5.13"
+    return "this kernel has no Landlock: Linux 5.13 or newer is needed"
 
 
 def _is_filtered() -> bool:
@@ -150,12 +147,12 @@ def _is_filtered() -> bool:
 
 
 def _attempt_in_program() -> dict[str, Any]:
-    import subprocess  # noqa: PLC0415 - takes long to import
+    import subprocess  # noqa: PLC0415 - slow to import
 
     program = sys.executable
     if not program or not os.path.isabs(program) or getattr(sys, "frozen", None) is True:
         return _untried(f"{program!r} is not the path of a Python interpreter")
-    # The folder comes last: it may be site-packages, with modules named as some of the library.
+    # The folder comes last: it may be site-packages, and modules there may shadow standard ones.
     source = (
         "import sys; sys.path.append(sys.argv[1]); "
         "from aioisolate._os.containment import _write_attempts; _write_attempts()"
@@ -175,7 +172,7 @@ def _attempt_in_program() -> dict[str, Any]:
 
 
 def _untried(reason: str) -> dict[str, Any]:
-    why = f"it could not be tried out: {reason}"
+    why = f"it could not be tested: {reason}"
     return {"why_no_namespaces": why, "why_not_becomes": why, "why_no_view": why}
 
 
@@ -187,14 +184,15 @@ def _attempt_all() -> dict[str, Any]:
     from . import users  # noqa: PLC0415 - as above
 
     found: dict[str, Any] = {}
-    why, ids = "no user ids are to spare in this user namespace", users.spare_ids()
+    why, ids = "this user namespace has no unused user ids", users.spare_ids()
     if ids is not None:
         found["spare"] = tuple(ids)
         why = _try_becoming(ids)
         found["becomes"] = not why
     found["why_not_becomes"] = why
     mapped = None if why else ids
-    # A filter may end who tries it. (Then nothing is told; and the rest may work all the same.)
+    # A filter may kill the child that tries a view. It sends nothing then, so namespaces are tried
+    # again without the view.
     of_namespaces = _in_child(lambda: _try_namespaces(mapped))
     if not of_namespaces:
         of_namespaces = _in_child(lambda: _try_namespaces(mapped, view=False))
@@ -206,7 +204,7 @@ def _attempt_all() -> dict[str, Any]:
 
 
 def _in_child(attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Make an attempt in a throw-away child; return what it has found."""
+    """Make an attempt in a throw-away child; return its result, or {} if the child was killed."""
     owner = Descriptors()
     try:
         read, write = map(owner.own, os.pipe())
@@ -217,7 +215,7 @@ def _in_child(attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             finally:
                 os._exit(0)
         _collect(pid)
-        # Not up to its end: a process that another thread has forked may have the pipe open, too.
+        # Not until end of file: a process forked by another thread may hold the pipe open, too.
         os.set_blocking(read, False)
         try:
             data = os.read(read, _ANSWER_MAX)
@@ -230,7 +228,7 @@ def _in_child(attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _fork() -> int:
-    """Fork a child that no signal but SIGKILL reaches: no handler of this process runs there."""
+    """Fork a child with all signals blocked, so that no handler of this process runs there."""
     mask = signals.block_all()
     pid = -1
     try:
@@ -242,7 +240,7 @@ def _fork() -> int:
 
 
 def _collect(pid: int) -> None:
-    """Wait until a child has ended; where SIGCHLD is ignored there is nothing to collect then."""
+    """Wait until a child has ended. If SIGCHLD is ignored, the kernel reaps the child."""
     try:
         unpatched.waitpid(pid, 0)
     except ChildProcessError:
@@ -250,7 +248,7 @@ def _collect(pid: int) -> None:
 
 
 def _try_becoming(ids: tuple[int, int]) -> str:
-    """Become another user in a child, and kill it; return what stands against that, or ""."""
+    """Become another user in a child, and kill it; return why that fails, or ""."""
     from . import killing, users  # noqa: PLC0415 - as above
 
     owner = Descriptors()
@@ -261,7 +259,7 @@ def _try_becoming(ids: tuple[int, int]) -> str:
         if pid == 0:
             why = _ENDED
             try:
-                owner.close(go)  # so that it ends with its parent
+                owner.close(go)  # so that the read below returns if the parent ends
                 uid = users.spare_id(os.getpid(), users.Ids(*ids))
                 users.become(uid, uid)
                 why = ""
@@ -283,7 +281,7 @@ def _try_becoming(ids: tuple[int, int]) -> str:
         except PermissionError:
             why = why or "killing a process of another user is refused"
             killing.kill_through_descriptor(pid, lambda: False)
-        os.write(go, b"!")  # it ends now, if it was not killed
+        os.write(go, b"!")  # the child exits if it was not killed
         _collect(pid)
     finally:
         owner.close_all()
@@ -293,14 +291,14 @@ def _try_becoming(ids: tuple[int, int]) -> str:
 
 
 def _raise_passing(code: int) -> NoReturn:
-    raise OSError(code, f"{os.strerror(code)}, while it was tried out what a sandbox can have here")
+    raise OSError(code, f"{os.strerror(code)}, while testing which sandbox layers work here")
 
 
 def _try_namespaces(ids: tuple[int, int] | None, *, view: bool = True) -> dict[str, Any]:
-    """Leave all namespaces, get another view of files, and be counted; in a throw-away child."""
-    # All that it takes: in the other view there are no modules to be imported.
-    from . import counting, namespaces, users  # noqa: PLC0415 - as above
-    from .view import make_view  # noqa: PLC0415 - as above
+    """Try new namespaces, a view of the file system and process counts; in a throw-away child."""
+    # Import everything now: in the view there are no modules to import.
+    from . import namespaces, process_count, users  # noqa: PLC0415 - as above
+    from .filesystem_view import make_view  # noqa: PLC0415 - as above
 
     found: dict[str, Any] = {}
     try:
@@ -310,12 +308,11 @@ def _try_namespaces(ids: tuple[int, int] | None, *, view: bool = True) -> dict[s
             return {"passing": exc.errno}
         why = f"{exc.strerror} ({exc.filename})"
         return {"why_no_namespaces": why, "why_no_view": why}
-    found["ids_in_namespace"] = found["namespaces"] == "user" and ids is not None
     try:
         namespaces.set_host_name("isolated")
         found["host_name"] = True
     except OSError:
-        pass  # forbidden by a filter, as Docker's
+        pass  # a filter, such as Docker's, forbids it
     try:
         if view:
             make_view([_SAMPLE], ["/aioisolate"])
@@ -330,15 +327,15 @@ def _try_namespaces(ids: tuple[int, int] | None, *, view: bool = True) -> dict[s
     if found["namespaces"] == "user" and ids is None:
         users.drop_capabilities()
         try:
-            # This process is not the user's only one.
-            found["processes_by_namespace"] = counting.count_tasks() == 1
+            # The user has other processes; a count of one is that of the new namespace.
+            found["processes_by_namespace"] = process_count.count_tasks() == 1
         except OSError:
-            pass  # they are not counted at all
+            pass  # processes are not counted at all
     return found
 
 
 def _leave(ids: tuple[int, int] | None) -> str:
-    """Leave all namespaces; return how. Raises OSError."""
+    """Enter new namespaces; return how. Raises OSError."""
     from . import namespaces  # noqa: PLC0415 - as above
 
     uid, gid = os.getuid(), os.getgid()
@@ -357,7 +354,7 @@ def _leave(ids: tuple[int, int] | None) -> str:
 
 
 def _try_counting() -> dict[str, Any]:
-    from . import counting, users  # noqa: PLC0415 - as above
+    from . import process_count, users  # noqa: PLC0415 - as above
 
     users.drop_capabilities()
-    return {"processes_by_user": counting.is_counted()}
+    return {"processes_by_user": process_count.is_counted()}

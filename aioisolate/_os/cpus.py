@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: affinity and the cgroup's quota included."""
+"""The number of CPUs that this process may use, by its affinity and its cgroup's quota."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import os
 from typing import Any
 
-from .hierarchies import above, place_of, places, read
+from .cgroup_tree import above, place_of, places, read
 
 __all__ = ["available"]
 
@@ -14,7 +14,7 @@ _os: Any = os  # not every platform has all of it
 
 
 def available() -> int:
-    """Return how many CPUs' worth of time this process can get, at least 1."""
+    """Return the number of CPUs that this process may use, at least 1."""
     try:
         count = len(_os.sched_getaffinity(0))
     except AttributeError:  # macOS
@@ -24,12 +24,12 @@ def available() -> int:
 
 
 def _quota() -> float | None:
-    """Return the CPUs that the cgroups of this process allow, or None: no limit."""
+    """Return the number of CPUs that the cgroups of this process allow, or None for no limit."""
     place = place_of("cpu", places())
     if place is None:
         return None
     get = _read_v1 if place.version == 1 else _read_v2
-    # Every group on the way up may have a limit of its own.
+    # Each ancestor may have its own limit.
     limits = [quota for quota in map(get, above(place)) if quota is not None]
     return min(limits, default=None)
 

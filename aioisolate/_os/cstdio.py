@@ -1,4 +1,4 @@
-"""The C library's own buffer of standard output, which os._exit does not write out."""
+"""The C library's buffer of standard output, which os._exit does not flush."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if sys.platform == "linux" and hasattr(_libc, "__fpending"):
     _libc.fflush.argtypes = [ctypes.c_void_p]
 
     def pending() -> bool:
-        """Tell whether C code has printed something that is not yet written out."""
+        """Return whether the buffer holds output of C code that is not yet written."""
         return bool(_libc.__fpending(_stdout))
 
     def purge() -> None:
-        """Drop what is not yet written out: it is the parent's, who will write it."""
+        """Discard the buffer: its content is the parent's, and the parent will write it."""
         _libc.__fpurge(_stdout)
 
     def flush() -> None:
-        """Write out what C code has printed."""
+        """Write the buffer to standard output."""
         _libc.fflush(_stdout)
 
 else:
-    # Only standard output: fflush(NULL) would write the parent's part of every other open
-    # FILE a second time, and other C libraries have no common name for `stdout`.
+    # No fflush(NULL): it would write the parent's part of every other open FILE a second time.
+    # Other C libraries have no common symbol for `stdout`.
 
     def pending() -> bool:
-        """Tell whether C code has printed something that is not yet written out."""
+        """Return whether the buffer holds output of C code that is not yet written."""
         return False
 
     def purge() -> None:

@@ -1,4 +1,4 @@
-"""Which shared libraries a program or library needs, and where the dynamic linker finds them."""
+"""Find the shared libraries that a program or library needs, as the dynamic linker does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SEGMENT = struct.Struct("=IIQQQQQQ")
 _ENTRY = struct.Struct("=qQ")
 _LOAD, _DYNAMIC, _INTERPRETER = 1, 2, 3
 _NEEDED, _STRINGS, _SIZE, _RPATH, _RUNPATH = 1, 5, 10, 15, 29
-_LARGEST = 1 << 20  # of a table that makes sense
+_LARGEST = 1 << 20  # the largest plausible table, in bytes
 
 _CACHE = "/etc/ld.so.cache"
 _MAGIC = b"glibc-ld.so.cache1.1"
@@ -24,12 +24,12 @@ _CACHE_ENTRY = struct.Struct("=iIIIQ")
 
 
 class Needs(NamedTuple):
-    """What is written in a file about others.
+    """The dependencies that an ELF file declares.
 
     Attributes:
-        names: the libraries that it needs.
-        paths: where to look for them first; ``$ORIGIN`` is its own directory.
-        linker: the program that loads it, "" for a library.
+        names: the libraries that the file needs.
+        paths: directories to search first (RUNPATH or RPATH), with ``$ORIGIN`` replaced.
+        linker: the dynamic linker that loads the file, "" for a library.
     """
 
     names: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class Needs(NamedTuple):
 
 
 def needs(path: str) -> Needs:
-    """Read what *path* needs; nothing if it is no ELF file of this machine's kind."""
+    """Return what *path* needs; nothing if it is not a 64-bit little-endian ELF file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -53,7 +53,7 @@ def needs(path: str) -> Needs:
 
 def _read(fd: int, path: str) -> Needs:
     head = os.pread(fd, 4096, 0)
-    if head[:6] != b"\x7fELF\x02\x01":  # of 64 bits, little endian
+    if head[:6] != b"\x7fELF\x02\x01":  # 64-bit, little-endian
         return Needs()
     found = _HEADER.unpack_from(head)
     at, size, count = found[5], found[9], found[10]
@@ -92,7 +92,7 @@ def _read(fd: int, path: str) -> Needs:
 
 
 def _strings(fd: int, address: int, size: int, segments: list[tuple[int, ...]]) -> bytes:
-    """Read the text that a file's entries are about; b"" if it has none."""
+    """Read the string table that the dynamic entries refer to; b"" if there is none."""
     for kind, _, offset, start, _, length, _, _ in segments:
         if kind == _LOAD and start <= address < start + length and size <= 16 * _LARGEST:
             return os.pread(fd, size, offset + address - start)
@@ -103,9 +103,9 @@ class Finder:
     """Finds libraries by name as the dynamic linker does."""
 
     def __init__(self, more: Sequence[str] = ()) -> None:
-        """Prepare; *more* are directories to look into before the system's.
+        """Initialize; *more* are directories to search before the system's.
 
-        Here and in files, relative directories are left out: they depend on the current one.
+        Relative directories are ignored here and in files: they depend on the working directory.
         """
         multiarch = f"{platform.machine()}-linux-gnu"
         self._first = [path for path in more if os.path.isabs(path)]
@@ -132,9 +132,10 @@ class Finder:
         return None
 
     def closure(self, files: Iterable[str], names: Iterable[str] = ()) -> list[str]:
-        """Return all libraries that *files* and the libraries called *names* need, those included.
+        """Return all libraries that *files* and the libraries called *names* need, recursively.
 
-        Without *files* themselves. What can't be found is left out.
+        The result includes the libraries called *names* but not *files*. Libraries that can't be
+        found are left out.
         """
         found: dict[str, None] = {}
         done: set[str] = set()
@@ -155,7 +156,7 @@ class Finder:
             for name in what.names:
                 library = self.find(name, paths)
                 if library is not None:
-                    # All that the linker might choose by what the processor can do.
+                    # All variants: the linker chooses one by the processor's features.
                     for each in (library, *self._cache.get(name, ())):
                         if os.path.exists(each):
                             found[os.path.normpath(each)] = None
@@ -164,7 +165,7 @@ class Finder:
 
 
 def _read_cache() -> dict[str, list[str]]:
-    """Read the linker's own list, which the C library glibc has: where libraries of a name are."""
+    """Read glibc's cache of library paths; return the paths for each library name."""
     try:
         with open(_CACHE, "rb") as file:
             data = file.read()
@@ -183,7 +184,7 @@ def _read_cache() -> dict[str, list[str]]:
             )
             name = os.fsdecode(data[key : data.index(b"\0", key)])
             path = os.fsdecode(data[value : data.index(b"\0", value)])
-            if _is_native(path):  # the first is the one that is preferred
+            if _is_native(path):  # the preferred path comes first
                 found.setdefault(name, []).append(path)
     except (struct.error, ValueError):
         pass

@@ -1,4 +1,4 @@
-"""Descriptors: creating them out of a child's way, and finding those that it must lose."""
+"""Create file descriptors with high numbers, and find those that a child must lose."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Collection, Iterable
 
-from .inheritance import inode_of
+from .fds_after_fork import inode_of
 from .unpatched import select
 
 __all__ = [
@@ -29,31 +29,31 @@ __all__ = [
     "severable",
 ]
 
-# A child's own descriptors live at 64 and above: with standard streams closed in the parent
-# a pipe would get a number from 0 to 2, and code that dups onto small numbers, as shells and
-# C programs do, would cut the channel.
+# The library's descriptors in a child have numbers of at least 64: if the parent's standard streams
+# are closed, a pipe would get a number from 0 to 2, and code that dups onto small numbers, as
+# shells and C programs do, would close the channel.
 FLOOR = 64
 
-# Where nothing lists descriptors: so many numbers are looked at, so many at once.
+# Where no directory lists descriptors: how many numbers are checked, and how many at once.
 _NUMBERS_MAX = 65536
 _AT_ONCE = 1024
 _AT_ONCE_OF_PATHS = 64
 
-# What a child may go on using: files, devices (terminals, /dev/urandom) and directories.
-# Sockets, pipes and everything without a type (epoll, eventfd, pidfd, ...) stay the parent's.
+# A child may use inherited files, devices (terminals, /dev/urandom) and directories. Sockets, pipes
+# and descriptors without a file type (epoll, eventfd, pidfd, ...) remain the parent's alone.
 _HARMLESS = frozenset({stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFDIR})
 
 
-# What this package has open for all calls at once. A child need not look at these to know that it
-# must lose them; with many calls in flight they are most of what there is.
+# This package's open descriptors, of all calls in flight. A child must lose all of them and needs
+# no fstat to know; with many calls in flight they are the majority.
 ours: set[int] = set()
 
-# The files of snapshots: this package's, too, but children go on using them.
+# Descriptors of snapshot files: this package's, too, but children may use them.
 kept: set[int] = set()
 
 
 class Descriptors:
-    """The descriptors that one owner has open; what is still in it is closed at the end."""
+    """The open descriptors of one owner; `close_all` closes those that are left."""
 
     __slots__ = ("_open",)
 
@@ -61,41 +61,41 @@ class Descriptors:
         self._open: list[int] = []
 
     def own(self, fd: int) -> int:
-        """Take charge of *fd* and return it."""
+        """Add *fd* and return it."""
         self._open.append(fd)
         ours.add(fd)
         return fd
 
     def close(self, fd: int) -> None:
-        """Close *fd* now, once; does nothing if it is not (any longer) in charge of it."""
+        """Close *fd* now; do nothing if this owner does not have it (any longer)."""
         if fd in self._open:
             self._open.remove(fd)
             ours.discard(fd)
             os.close(fd)
 
     def listed(self) -> list[int]:
-        """List what it is in charge of, in order."""
+        """Return the descriptors in the order in which they were added."""
         return list(self._open)
 
     def release(self, fd: int) -> int:
-        """Hand *fd* over to somebody else; it stays open."""
+        """Remove *fd* without closing it, and return it: the caller owns it now."""
         self._open.remove(fd)
         ours.discard(fd)
         return fd
 
     def close_all(self) -> None:
-        """Close whatever is left."""
+        """Close all descriptors that are left."""
         while self._open:
             fd = self._open.pop()
             ours.discard(fd)
             try:
                 os.close(fd)
             except OSError:
-                pass  # an error of an earlier write; the number is released all the same
+                pass  # an error of an earlier write; the number is released anyway
 
 
 def pipe(owner: Descriptors) -> tuple[int, int]:
-    """Create a pipe: a non-blocking read end for here, a blocking write end for a child."""
+    """Create a pipe: a non-blocking read end for this process, a blocking write end for a child."""
     read, write = os.pipe()
     owner.own(read)
     owner.own(write)
@@ -104,9 +104,9 @@ def pipe(owner: Descriptors) -> tuple[int, int]:
 
 
 def channel(owner: Descriptors) -> tuple[int, int]:
-    """Create a pair of connected sockets: a non-blocking one for here, a blocking one for a child.
+    """Create a socket pair: a non-blocking end for this process, a blocking one for a child.
 
-    Sockets and no pipe, since descriptors can come through them as well.
+    Unlike a pipe, sockets can also pass descriptors.
     """
     here, there = _socket.socketpair()
     ours_, theirs = owner.own(here.detach()), owner.own(there.detach())
@@ -139,7 +139,7 @@ def lift_above(fd: int, floor: int, owner: Descriptors) -> int:
 
 
 def is_open(fd: int) -> bool:
-    """Tell whether *fd* is an open descriptor of this process."""
+    """Return whether *fd* is an open descriptor of this process."""
     try:
         os.fstat(fd)
     except OSError:
@@ -148,12 +148,12 @@ def is_open(fd: int) -> bool:
 
 
 def is_for_reading(fd: int) -> bool:
-    """Tell whether *fd* was opened for reading only."""
+    """Return whether *fd* was opened for reading only."""
     return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
 
 
 def listed() -> list[int]:
-    """List this process's open descriptors; one of them, the listing's own, is closed by then."""
+    """Return this process's open descriptors, including that of the listing, now closed."""
     for directory in ("/proc/self/fd", "/dev/fd"):
         try:
             return [int(name) for name in os.listdir(directory)]
@@ -166,15 +166,15 @@ def listed() -> list[int]:
         count = min(_AT_ONCE, end - first)  # poll takes no more than the limit
         closed = set(closed_numbers(first, count))
         found += [fd for fd in range(first, first + count) if fd not in closed]
-    # What was opened as a mere path (O_PATH) passes for closed there. It has low numbers, mostly.
+    # poll reports O_PATH descriptors as closed. They mostly have low numbers.
     missed = set(range(max(found, default=0) + _AT_ONCE_OF_PATHS)).difference(found)
     return sorted([*found, *filter(is_open, missed)])
 
 
 def closed_numbers(first: int, count: int) -> list[int]:
-    """List the numbers that no descriptor has, of *count* from *first* on.
+    """Return those of *count* numbers from *first* on that are not open descriptors.
 
-    By what poll says of each: a list of descriptors (/proc) may be out of reach.
+    Uses poll, since the list of descriptors in /proc may be out of reach.
     """
     poll = select.poll()
     for number in range(first, first + count):
@@ -183,9 +183,9 @@ def closed_numbers(first: int, count: int) -> list[int]:
 
 
 def reopen(fd: int, mode: int, proc: int | None = None) -> int:
-    """Open again what *fd* stands for: with an offset, flags and an owner of its own.
+    """Open the file of *fd* again, with a separate offset, flags and owner.
 
-    Raises OSError. *proc*: a descriptor of /proc, where that is not in its place.
+    *proc* is a descriptor of procfs, needed where it is not mounted at /proc. Raises OSError.
     """
     path = f"/proc/self/fd/{fd}" if proc is None else f"self/fd/{fd}"
     return os.open(path, mode | os.O_CLOEXEC, dir_fd=proc)
@@ -198,13 +198,13 @@ def severable(
     files: bool = False,
     foreign: dict[int, int] | None = None,
 ) -> list[int]:
-    """Pick those of *fds* that a child must lose: sockets, pipes, epolls, eventfds, pidfds...
+    """Return those of *fds* that a child must lose: sockets, pipes, epolls, eventfds, pidfds...
 
-    And *files*, devices and directories, if so; but not the files of snapshots. *foreign* gets
-    those that are not this package's, with their inodes.
+    If *files* is true, also files, devices and directories, except the files of snapshots.
+    *foreign* receives the descriptors that are not this package's, with their inodes.
 
-    Of 0, 1 and 2 those that *keep* does not name are picked whatever they are, open or not: a
-    process that was started without them has something else under these numbers.
+    The result includes those of 0, 1 and 2 that are not in *keep*, open or not: in a process that
+    was started without them, these numbers can be any file.
     """
     found = []
     streams = set()

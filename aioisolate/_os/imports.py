@@ -1,11 +1,12 @@
-"""Imports that other threads are in the middle of, and such as are put off (PEP 810).
+"""Imports in progress in other threads, and lazy imports (PEP 810).
 
-The import system has a lock for each module that is being imported. A fork copies it locked, by
-a thread that the child does not have; whoever imports that module there waits for ever.
+The import system has a lock for each module that is being imported. A fork copies a lock that
+another thread holds; that thread does not exist in the child, so importing the module there blocks
+for ever.
 
-From Python 3.15 on an import may be lazy: it is carried out when its name is first used. What this
-package or a fork server has not imported by then, each child would import anew, with descriptors
-replaced and perhaps without access to files. So here lazy imports are carried out ahead.
+From Python 3.15 on an import may be lazy: it runs when its name is first used. Each child would run
+the imports that this package or a fork server has not run before the fork, with descriptors
+replaced and perhaps without access to files. This module runs lazy imports in advance.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ __all__ = [
     "in_progress",
 ]
 
-# There is no public way to ask; without this one the answer is "none".
+# There is no public API for this. Without the private one, `in_progress` finds nothing.
 _bootstrap: Any = importlib._bootstrap
 _locks: dict[Any, Any] = getattr(_bootstrap, "_module_locks", {})
 
-# The type of what stands for a module that is not imported yet, where there is such a thing.
+# The type of the placeholder for a lazy import, or None before Python 3.15.
 LazyImport: type | None = getattr(types, "LazyImportType", None)
 _OWN = __name__.partition(".")[0]
-_sys: Any = sys  # before Python 3.15 it can't do this
+_sys: Any = sys  # its functions for lazy imports are new in Python 3.15
 
 
 def in_progress() -> list[str]:
-    """Name the modules that threads other than this one are importing right now."""
+    """Return the names of the modules that other threads are importing now."""
     me = get_ident()
     found = []
     for name, reference in list(_locks.items()):
@@ -48,18 +49,18 @@ def in_progress() -> list[str]:
 
 
 def _mode() -> str:
-    """Return "all" if all imports are lazy, "normal" if those are that say so."""
+    """Return "all" if all imports are lazy, "normal" if only those marked ``lazy`` are."""
     return "normal" if LazyImport is None else str(_sys.get_lazy_imports())
 
 
 _mode_at_first = _mode()
 _mode_before = ""
-# How many modules there were when the last of this package's lazy imports was carried out.
+# The number of modules when the last of this package's lazy imports ran.
 _finished = 0
 
 
 def be_eager() -> None:
-    """Carry out imports where they stand from now on, but for those that say they are lazy."""
+    """Make imports eager from now on, except those marked ``lazy``."""
     global _mode_before
     if _mode() != "normal":
         _mode_before = _mode()
@@ -67,7 +68,7 @@ def be_eager() -> None:
 
 
 def be_as_lazy_as_before() -> None:
-    """Take back `be_eager`."""
+    """Undo `be_eager`."""
     global _mode_before
     if _mode_before:
         _sys.set_lazy_imports(_mode_before)
@@ -75,7 +76,7 @@ def be_as_lazy_as_before() -> None:
 
 
 def import_at_once(name: str) -> None:
-    """Import a module, and all that it imports unless it says that this is lazy."""
+    """Import a module eagerly, and its imports except those marked ``lazy``."""
     mode = _mode()
     if mode == "normal":
         __import__(name)
@@ -88,9 +89,9 @@ def import_at_once(name: str) -> None:
 
 
 def import_whole(name: str) -> None:
-    """Import a module, and what it and those below it import lazily.
+    """Import a module, and run the lazy imports of it and its submodules.
 
-    If one of the latter fails, it stays lazy: whoever uses it will be told.
+    A lazy import that fails stays lazy, so that its first use raises the error.
     """
     import_at_once(name)
     if LazyImport is not None:
@@ -98,7 +99,7 @@ def import_whole(name: str) -> None:
 
 
 def finish_own() -> None:
-    """Carry out what this package imports lazily because everything is to be imported so."""
+    """Run the imports of this package that are lazy because all imports are."""
     global _finished
     if _mode_at_first == "normal" and _mode() == "normal":
         return
@@ -108,7 +109,7 @@ def finish_own() -> None:
 
 
 def _carry_out(name: str) -> None:
-    """Carry out the lazy imports of a module and of those below it, as often as there are more."""
+    """Run the lazy imports of a module and its submodules until none is left."""
     mode = _mode()
     _sys.set_lazy_imports("normal")
     below = name + "."
@@ -128,6 +129,6 @@ def _carry_out_in(module: object) -> None:
     for name, value in list(getattr(module, "__dict__", {}).items()):
         if type(value) is LazyImport:
             try:
-                getattr(module, name)  # which puts it in its place
+                getattr(module, name)  # runs the import and binds the name
             except Exception:  # noqa: BLE001, S112 - a module may raise anything
                 continue

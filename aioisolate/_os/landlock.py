@@ -1,8 +1,8 @@
-"""Landlock: what a process may do with files, TCP ports and its fellow processes (Linux 5.13).
+"""Landlock: limit a process's access to files, TCP ports and other processes (Linux 5.13).
 
-A ruleset is a descriptor and may be made ahead, by a parent for its children. Whoever restricts
-itself by it enters a domain, which it and its descendants can't leave; a second one nests in the
-first and takes away more.
+A ruleset is a descriptor, which a parent may create in advance for its children. A process that
+restricts itself by a ruleset enters a domain, which it and its descendants can't leave. A second
+domain nests in the first and removes more rights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["TRUNCATE_ABI", "abi", "make_ruleset", "refusal", "restrict"]
 
 _os: Any = os
 
-# The same on every machine.
+# These numbers are the same on all architectures.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _VERSION = 1  # LANDLOCK_CREATE_RULESET_VERSION
 _PATH_BENEATH = 1  # LANDLOCK_RULE_PATH_BENEATH
@@ -29,12 +29,12 @@ _PATH_BENEATH = 1  # LANDLOCK_RULE_PATH_BENEATH
 # LANDLOCK_ACCESS_FS_*
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _MAKE_CHAR, _MAKE_BLOCK = 1 << 6, 1 << 11
-_FIRST = (1 << 13) - 1  # all that the first version knew
+_FIRST = (1 << 13) - 1  # all rights of ABI 1
 _REFER = 1 << 13  # renaming and linking from one directory to another; ABI 2
 _TRUNCATE = 1 << 14
-TRUNCATE_ABI = 3  # before, whoever may not write to a file can still cut it off
+TRUNCATE_ABI = 3  # before ABI 3, a process without the right to write can still truncate
 _IOCTL_DEV = 1 << 15  # ABI 5
-# A rule on anything but a directory may have these only.
+# The only rights that a rule for a non-directory may have.
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
 _TCP = 0b11  # LANDLOCK_ACCESS_NET_BIND_TCP and _CONNECT_TCP; ABI 4
 _SCOPES = 0b11  # LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET and LANDLOCK_SCOPE_SIGNAL; ABI 6
@@ -52,15 +52,15 @@ def _ask() -> tuple[int, int]:
 
 
 def abi() -> int:
-    """Return the highest version of Landlock that the kernel has; 0 if none, or it is off."""
+    """Return the Landlock ABI version of the kernel; 0 if Landlock is missing or off."""
     return _ask()[0]
 
 
 def refusal() -> int:
-    """Return with which error the kernel refuses Landlock; 0: it does not.
+    """Return the errno with which the kernel refuses Landlock, or 0 if it works.
 
-    ENOSYS, also on other systems: there is none, or a filter hides it; EOPNOTSUPP: it is off;
-    EPERM: a filter forbids it, in a container for example.
+    ENOSYS: Landlock is missing (also on other systems), or a filter hides it; EOPNOTSUPP: it is
+    off; EPERM: a filter forbids it, for example in a container.
     """
     return _ask()[1]
 
@@ -73,19 +73,19 @@ def make_ruleset(
     network: bool,
     abi: int | None = None,
 ) -> int:
-    """Make a ruleset and return its descriptor, which is closed on exec.
+    """Create a ruleset and return its descriptor, which is closed on exec.
 
     Args:
-        read: Files, and directories with all below, that may be read.
-        write: Files, and directories with all below, where everything is allowed but making
-            devices, and reading too.
-        execute: Whether programs may be run from both.
-        network: Whether TCP ports may be bound and connected to. (Nothing else of the network is
-            Landlock's business.)
-        abi: Use no more than this version of Landlock offers.
+        read: Files and directory trees that may be read.
+        write: Files and directory trees in which everything is allowed, reading included, except
+            creating devices.
+        execute: Whether programs in both may be executed.
+        network: Whether TCP ports may be bound and connected to. (Landlock restricts nothing else
+            of the network.)
+        abi: The highest ABI version to use.
 
     Raises:
-        OSError: It cannot be made; FileNotFoundError and others name the path they are about.
+        OSError: The ruleset cannot be created; errors about a path name the path.
     """
     version = _version(abi)
     rights = _rights(version)
@@ -104,20 +104,20 @@ def make_ruleset(
 
 
 def restrict(ruleset: int) -> None:
-    """Enter a new domain under *ruleset*, for good; it applies to this thread and what it starts.
+    """Enter a new domain under *ruleset*, irrevocably, with this thread and all that it starts.
 
-    Needs no_new_privs (or the right to administrate the system), otherwise OSError (EPERM).
+    Needs no_new_privs or CAP_SYS_ADMIN; raises OSError (EPERM) without.
     """
     syscall(_RESTRICT_SELF, ruleset, 0)
 
 
 def _version(wanted: int | None) -> int:
-    """Return the version to use: the kernel's, or a lower one that is asked for."""
+    """Return the ABI version to use: the kernel's, or *wanted* if that is lower."""
     return abi() if wanted is None else min(wanted, abi())
 
 
 def _rights(version: int) -> int:
-    """Return all rights on files that a version knows."""
+    """Return all file system rights of an ABI version."""
     rights = _FIRST
     if version >= 2:
         rights |= _REFER
@@ -129,7 +129,7 @@ def _rights(version: int) -> int:
 
 
 def _create(version: int, files: int, ports: int, scopes: int) -> int:
-    """Create a ruleset that takes away *files*, *ports* and *scopes*, as far as there are these."""
+    """Create a ruleset that handles *files*, *ports* and *scopes*, as far as *version* has them."""
     words = [files]
     if version >= 4:
         words.append(ports)

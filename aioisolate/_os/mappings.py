@@ -1,7 +1,7 @@
-"""Memory mappings: made as `mmap` objects, which count who uses them, and changed in place.
+"""Memory mappings: created as `mmap` objects, which count their exports, and changed in place.
 
-Each mapping begins as anonymous memory and gets its file laid over it: `mmap` itself would hold a
-duplicate of the descriptor for as long as the mapping lives (before Python 3.13).
+Each mapping begins as anonymous memory, and its file is then mapped over it: `mmap` itself would
+hold a duplicate of the descriptor for as long as the mapping lives (before Python 3.13).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 PAGE = mmap.PAGESIZE
 NONE, READ, WRITE, EXEC = 0, mmap.PROT_READ, mmap.PROT_WRITE, mmap.PROT_EXEC
-_MAP_FIXED = 0x10  # on Linux, the BSDs and macOS alike
+_MAP_FIXED = 0x10  # the same on Linux, the BSDs and macOS
 _ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _FAILED = ctypes.c_void_p(-1).value
 _PAGEMAP_PRESENT, _PAGEMAP_SWAPPED, _PAGEMAP_FILE = 1 << 63, 1 << 62, 1 << 61
@@ -57,7 +57,7 @@ _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class _Buffer(ctypes.Structure):
-    """Py_buffer; only its beginning is looked at."""
+    """Py_buffer; only its first fields are used."""
 
     _fields_ = (
         ("buf", ctypes.c_void_p),
@@ -80,9 +80,9 @@ def round_up(size: int) -> int:
 
 
 def reserve(size: int) -> mmap.mmap:
-    """Map *size* bytes of private, readable and writable memory, full of zeros.
+    """Map *size* bytes of private, readable and writable memory, filled with zeros.
 
-    Raises MemoryError, naming the size, if there is no room for it.
+    Raises MemoryError with the size if memory is short.
     """
     try:
         return mmap.mmap(-1, size, flags=_ANONYMOUS)
@@ -91,25 +91,25 @@ def reserve(size: int) -> mmap.mmap:
 
 
 def vet_unused(area: mmap.mmap) -> None:
-    """Raise BufferError if something uses the memory: a memoryview, an array."""
+    """Raise BufferError if an object such as a memoryview or an array uses the memory."""
     try:
         area.resize(len(area))
     except (OSError, SystemError):
-        pass  # the kernel can't, or has no such call; whether it is used was looked at before
+        pass  # the kernel can't resize it, or has no such call; mmap checks the exports first
 
 
 def resize(area: mmap.mmap, size: int) -> mmap.mmap:
-    """Return memory of *size* bytes with the content of *area*, which is used up.
+    """Return memory of *size* bytes with the content of *area*, which must not be used afterwards.
 
-    *area* must be private, readable and writable, and nothing may use it. Where the kernel can move
-    pages, nothing is copied. What is added is zero. Raises MemoryError, naming the size, and leaves
-    *area* as it is, if there is no room.
+    *area* must be private, readable and writable, without exports. Nothing is copied where the
+    kernel can move pages. Added memory is zero. Raises MemoryError with the size, and leaves *area*
+    unchanged, if memory is short.
     """
     if sys.platform == "linux":
         try:
             area.resize(size)
         except (OSError, OverflowError, ValueError) as exc:
-            # It may consist of several parts for the kernel, which it does not move together.
+            # EFAULT: the area consists of several mappings, which mremap does not move together.
             if getattr(exc, "errno", None) != errno.EFAULT:
                 raise MemoryError(f"{size} bytes of memory can't be mapped: {exc}") from exc
         else:
@@ -131,10 +131,10 @@ def map_file(
     shared: bool,
     rights: int = READ | WRITE,
 ) -> None:
-    """Put *size* bytes of a file in the place of the memory at the beginning of *area*.
+    """Map *size* bytes of a file over the beginning of *area*.
 
-    Private: writes stay here. *shared*: they reach the file and all who map it so. *rights* are
-    what may be done with the memory. Raises OSError.
+    If *shared* is true, writes reach the file and all other shared mappings of it; otherwise they
+    stay in this mapping. *rights* is the memory's protection. Raises OSError.
     """
     flags = _MAP_FIXED | (mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE)
     found = _libc.mmap(address_of(area), size, rights, flags, fd, offset)
@@ -143,19 +143,19 @@ def map_file(
 
 
 def map_empty(address: int, size: int) -> None:
-    """Put private memory, full of zeros, in the place of whatever is mapped there. Raises OSError.
+    """Replace the mappings at *address* by private memory, filled with zeros. Raises OSError.
 
-    The address and the size must be those of whole pages.
+    The address and the size must be multiples of the page size.
     """
     if _libc.mmap(address, size, READ | WRITE, _MAP_FIXED | _ANONYMOUS, -1, 0) == _FAILED:
         raise _error(f"{size} bytes of memory can't be replaced")
 
 
 def map_private(fd: int, offset: int, length: int) -> memoryview:
-    """Map a part of a sealed file copy-on-write: writable here, unchanged for everyone else.
+    """Map a part of a sealed file copy-on-write: writes change only this mapping.
 
-    *offset* must be a multiple of the page size. The mapping lives as long as the view or
-    anything made from it. Raises MemoryError if there is no room for it.
+    *offset* must be a multiple of the page size. The mapping lives as long as the view or any
+    object made from it. Raises MemoryError if memory is short.
     """
     area = reserve(length)
     map_file(area, fd, offset, length, shared=False)
@@ -163,7 +163,7 @@ def map_private(fd: int, offset: int, length: int) -> memoryview:
 
 
 def address_of(buffer: Any) -> int:
-    """Return the address of the first byte of anything contiguous that exports a buffer."""
+    """Return the address of the first byte of an object that exports a contiguous buffer."""
     view = _Buffer()
     _get_buffer(buffer, ctypes.byref(view), _ANY_CONTIGUOUS)
     address = view.buf or 0
@@ -172,24 +172,24 @@ def address_of(buffer: Any) -> int:
 
 
 def protect(address: int, size: int, rights: int) -> None:
-    """Set what may be done with memory, a combination of READ, WRITE and EXEC. Raises OSError."""
+    """Set the protection of memory, a combination of READ, WRITE and EXEC. Raises OSError."""
     if _libc.mprotect(address, size, rights) != 0:
         raise _error("the protection of memory can't be changed")
 
 
 def advise(area: mmap.mmap, advice: int, start: int, size: int) -> None:
-    """Tell the kernel how memory is going to be used. Raises OSError."""
+    """Call madvise for a part of *area*. Raises OSError."""
     area.madvise(advice, start, size)
 
 
 def decommit(area: mmap.mmap, start: int, size: int, rights: int) -> None:
-    """Give private memory back to the kernel: it reads as zeros from then on. Raises OSError.
+    """Return private memory to the kernel; it reads as zeros afterwards. Raises OSError.
 
-    *rights* are what it has, all of it.
+    *rights* is the protection of all of that memory.
     """
     if sys.platform == "linux":
         area.madvise(mmap.MADV_DONTNEED, start, size)
-    # Elsewhere that may keep the content; so other pages are put in the place.
+    # On other systems MADV_DONTNEED may keep the content, so new pages are mapped over it.
     elif _libc.mmap(address_of(area) + start, size, rights, _MAP_FIXED | _ANONYMOUS, -1, 0) == (
         _FAILED
     ):
@@ -197,9 +197,9 @@ def decommit(area: mmap.mmap, start: int, size: int, rights: int) -> None:
 
 
 def is_private_copy(address: int, size: int) -> bool:
-    """Tell whether some page of a private mapping of a file differs, perhaps, from the file.
+    """Return whether a page of a private file mapping may differ from the file.
 
-    Where the kernel does not say (Linux does, in /proc), it is taken to be so.
+    Return True where the kernel does not tell (Linux does, in /proc/self/pagemap).
     """
     if sys.byteorder != "little":
         return True
@@ -228,7 +228,7 @@ def _owned(top: int) -> bool:
     return bool(there) and not entry & _PAGEMAP_FILE
 
 
-# The last byte of an entry that is no page of this process's own.
+# The possible last bytes of a pagemap entry for a page that is not private to this process.
 _NOT_OWN = bytes(top for top in range(256) if not _owned(top))
 
 
@@ -242,7 +242,7 @@ def huge_page_size() -> int:
 
 
 def vet_huge_pages() -> None:
-    """Raise OSError if the kernel is set never to give huge pages to those who ask."""
+    """Raise OSError if transparent huge pages are turned off in the kernel."""
     huge_page_size()
     with open("/sys/kernel/mm/transparent_hugepage/enabled") as file:
         if "[never]" in file.read():

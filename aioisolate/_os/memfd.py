@@ -1,4 +1,4 @@
-"""The scratch file of a call: anonymous memory that parent and child both have open."""
+"""The scratch file of a call: anonymous memory that both the parent and the child have open."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
     "sealable",
 ]
 
-# Not every platform has what is used of these; `sealable` is asked first.
+# Not every platform has all of these; callers check `sealable` first.
 _fcntl: Any = fcntl
 _os: Any = os
 
@@ -39,9 +39,10 @@ _sealable: bool | None = None
 
 
 def sealable() -> bool:
-    """Tell whether a scratch file can be sealed here, so that large results can go through it.
+    """Return whether a scratch file can be sealed here, so that large results can go through it.
 
-    It is tried out once in a process, and its forked children, which may not do so, know it then.
+    A process tries this once; its forked children, which may not call memfd_create, inherit the
+    result.
     """
     global _sealable
     if not hasattr(os, "memfd_create"):
@@ -51,7 +52,7 @@ def sealable() -> bool:
             os.close(_memfd())
         except OSError as exc:
             if exc.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
-                return True  # for want of a descriptor, say
+                return True  # another cause, such as no free descriptor
             _sealable = False  # forbidden by a filter
         else:
             _sealable = True
@@ -59,9 +60,9 @@ def sealable() -> bool:
 
 
 def create(owner: Descriptors) -> int:
-    """Open a scratch file: a sealable memfd, or an unlinked temporary file where there is none."""
+    """Open a scratch file: a sealable memfd, or an unlinked temporary file without memfds."""
     if not sealable():
-        import tempfile  # noqa: PLC0415 - takes long to import, and only other systems need it
+        import tempfile  # noqa: PLC0415 - slow to import, and only other systems need it
 
         with tempfile.TemporaryFile() as file:
             return lift(owner.own(os.dup(file.fileno())), owner)
@@ -84,41 +85,41 @@ def _memfd() -> int:
 
 
 def seal(fd: int) -> None:
-    """Forbid every later change of the file, by anyone."""
+    """Forbid all later changes of the file to every process."""
     fcntl.fcntl(fd, _fcntl.F_ADD_SEALS, _SEALS)
 
 
 def is_sealed(fd: int) -> bool:
-    """Tell whether nobody can change the file any more, its length included."""
+    """Return whether no process can change the file's content or length any more."""
     return sealable() and _seals(fd) & _SEALS == _SEALS
 
 
 def fix_size(fd: int) -> None:
-    """Forbid every later change of the file's length, by anyone, if that is possible here."""
+    """Forbid later changes of the file's length to every process, if this system can."""
     if sealable():
         fcntl.fcntl(fd, _fcntl.F_ADD_SEALS, _SIZE_SEALS)
 
 
 def has_fixed_size(fd: int) -> bool:
-    """Tell whether nobody can change the file's length any more."""
+    """Return whether no process can change the file's length any more."""
     return sealable() and _seals(fd) & _SIZE_SEALS == _SIZE_SEALS
 
 
 def bar_reopening(fd: int) -> None:
-    """Forbid everybody but root to open the file again for writing, through /proc.
+    """Forbid all users but root to reopen the file for writing through /proc.
 
-    Its owner may allow it again by chmod, which a sandbox forbids.
+    The file's owner may allow it again by chmod, which a sandbox forbids.
     """
     try:
         os.fchmod(fd, 0o444)
     except OSError:
-        pass  # a filter of somebody else's forbids chmod; descriptors for reading hold without it
+        pass  # an outer filter forbids chmod; read-only descriptors stay read-only without it
 
 
 def mark(fd: int, at: int) -> None:
-    """Leave a mark on the file, which nobody can take back: a seal (against shrinking).
+    """Mark the file by a seal against shrinking, which no process can remove.
 
-    Where there are no seals it is a byte of the file, the one *at* that place.
+    Without seals, the mark is the byte at offset *at* of the file.
     """
     if sealable():
         fcntl.fcntl(fd, _fcntl.F_ADD_SEALS, _MARK)
@@ -127,14 +128,14 @@ def mark(fd: int, at: int) -> None:
 
 
 def is_marked(fd: int, at: int) -> bool:
-    """Tell whether somebody has left a mark on the file."""
+    """Return whether a process has marked the file."""
     if sealable():
         return bool(_seals(fd) & _MARK)
     return os.pread(fd, 1, at) == b"\1"
 
 
 def _seals(fd: int) -> int:
-    """Return the seals of a file; none if it is of a kind that has none."""
+    """Return the seals of a file; 0 if its type does not support seals."""
     try:
         return fcntl.fcntl(fd, _fcntl.F_GET_SEALS)
     except OSError:

@@ -1,7 +1,7 @@
-"""Bytes and descriptors together, over a Unix socket.
+"""Send and receive bytes with descriptors over a Unix socket.
 
-On the C type of sockets: `socket` itself brings enums and selectors along, which a small fork
-server would copy for each of its children.
+Uses `_socket`: `socket` would import enums and selectors, whose pages a small fork server would
+copy for each of its children.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ from collections.abc import Sequence
 __all__ = ["FDS_MAX", "receive", "receive_on", "send", "send_on"]
 
 _INT = struct.calcsize("i")
-# As many as the kernel lets travel with one message.
+# SCM_MAX_FD: the most descriptors that the kernel passes with one message.
 FDS_MAX = 253
 _ROOM = _socket.CMSG_SPACE(FDS_MAX * _INT)
 _CLOEXEC: int = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
 
 
 def receive(sock: _socket.socket, size: int) -> tuple[bytes, list[int], bool]:
-    """Receive at most *size* bytes, and the descriptors that come with them.
+    """Receive at most *size* bytes with the descriptors of at most one message.
 
-    At most one message's descriptors come at once. Of these the last may be missing, if this
-    process may not have so many: then the third of what is returned is true.
+    Return the bytes, the descriptors, and whether descriptors are missing because of this process's
+    limit. No bytes mean that the other side has closed the socket.
 
-    Raises OSError as recvmsg does (BlockingIOError: nothing is there). No bytes: the other side
-    has closed.
+    Raises OSError as recvmsg does (BlockingIOError: no message is there).
     """
     data, ancillary, flags, _ = sock.recvmsg(size, _ROOM, _CLOEXEC)
     fds: list[int] = []
@@ -41,7 +40,7 @@ def receive(sock: _socket.socket, size: int) -> tuple[bytes, list[int], bool]:
 
 
 def send(sock: _socket.socket, data: bytes, fds: Sequence[int] = ()) -> int:
-    """Send bytes with descriptors, which stay open here. Returns how many bytes were sent."""
+    """Send bytes with descriptors, which stay open here. Return the number of bytes sent."""
     if not fds:
         return sock.send(data)
     rights = struct.pack(f"{len(fds)}i", *fds)

@@ -1,4 +1,4 @@
-"""Namespaces and mounts (Linux): a network, a host name, a view of the files of one's own."""
+"""Namespaces and mounts (Linux): a private network, host name and view of the file system."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NEWIPC = 0x08000000
 NEWUSER = 0x10000000
 NEWPID = 0x20000000
 NEWNET = 0x40000000
-# What can be had without a process more.
+# All namespaces that a process can enter without forking. (User namespaces are used separately.)
 ALL = NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWNET
 
 _MS_RDONLY = 1
@@ -53,12 +53,12 @@ _MS_REC = 16384
 _MS_PRIVATE = 1 << 18
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
-# The same on every machine, since Linux 5.12.
+# The same number on all architectures; since Linux 5.12.
 _MOUNT_SETATTR = 442
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _NOATIME, _ANY_ATIME = 0x10, 0x70  # MOUNT_ATTR_*
-_ATTRIBUTES = struct.Struct("=4Q")  # struct mount_attr: to be set, to be cleared, propagation, -
-# Of pivot_root, which the C library has no function for.
+_ATTRIBUTES = struct.Struct("=4Q")  # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
+# System call numbers of pivot_root, which has no function in the C library.
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -71,10 +71,10 @@ def _check(result: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Leave the namespaces that *flags* name for new ones; a process one is for children.
+    """Move this process into new namespaces, as *flags* say; NEWPID affects its children only.
 
     Raises OSError: EPERM without the privilege (or where a container forbids it), EINVAL for
-    what the kernel does not know, ENOSPC or EUSERS if there are too many.
+    unknown flags, ENOSPC or EUSERS if there are too many namespaces.
     """
     if not hasattr(_libc, "unshare"):
         raise OSError(errno.ENOSYS, f"there are no namespaces on {sys.platform}")
@@ -82,9 +82,9 @@ def unshare(flags: int) -> None:
 
 
 def map_user(uid: int, gid: int, proc: int | None = None) -> None:
-    """In a new user namespace be who one was outside; nobody else exists there.
+    """Map only the user's own ids into a new user namespace, unchanged.
 
-    *proc* is a descriptor of /proc, where that is not in its place.
+    *proc* is a descriptor of procfs, needed where it is not mounted at /proc.
     """
     for name, text in (
         ("setgroups", "deny"),
@@ -95,7 +95,7 @@ def map_user(uid: int, gid: int, proc: int | None = None) -> None:
 
 
 def _write_map(whose: str, name: str, text: str, proc: int | None) -> None:
-    # One system call: these files take a single write.
+    # A single system call: these files accept only one write.
     path = f"/proc/{whose}/{name}" if proc is None else f"{whose}/{name}"
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
     try:
@@ -105,11 +105,11 @@ def _write_map(whose: str, name: str, text: str, proc: int | None) -> None:
 
 
 def unshare_with_ids(flags: int, uid: int, gid: int, first: int, count: int) -> None:
-    """Leave the namespaces that *flags* name through a new user namespace that has ids to become.
+    """Enter new namespaces, including a user namespace with more ids than the user's own.
 
-    Those are the ids from *first* on, *count* of them, the same outside, beside one's own. Only a
-    process outside, with the privilege to become any user, may map more than one's own id; so one
-    is forked for that. Raises OSError.
+    It maps *count* ids from *first* on, unchanged, besides the user's own. Only a process outside,
+    with the privilege to become any user, may map more than one id, so this function forks one.
+    Raises OSError.
     """
     asked, ask = os.pipe()
     told, tell = os.pipe()
@@ -144,7 +144,7 @@ def unshare_with_ids(flags: int, uid: int, gid: int, first: int, count: int) -> 
         try:
             unpatched.waitpid(pid, 0)
         except ChildProcessError:
-            pass  # SIGCHLD is ignored, so nobody has to collect it
+            pass  # SIGCHLD is ignored, so the kernel has reaped it
 
 
 def _mount(
@@ -158,37 +158,37 @@ def _mount(
 
 
 def seclude_mounts() -> None:
-    """Have no later mount seen outside this namespace, nor one from outside seen here."""
+    """Stop the propagation of mounts between this mount namespace and others."""
     _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
 
 
 def set_host_name(name: str) -> None:
-    """Give the host name namespace that this process is in a name, and no domain."""
+    """Set the host name of this process's UTS namespace, and clear its domain name."""
     text = name.encode()
     _check(_libc.sethostname(text, ctypes.c_size_t(len(text))), "host name")
     _check(_libc.setdomainname(b"", ctypes.c_size_t(0)), "domain name")
 
 
 def mount_tmpfs(target: str, options: str) -> None:
-    """Mount an empty file system in memory."""
+    """Mount an empty tmpfs at *target*."""
     _mount("aioisolate", target, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
 
 
 def bind(source: str, target: str) -> None:
-    """Have *source*, with all that is mounted below it, appear at *target*, too."""
+    """Bind-mount *source*, with all mounts below it, at *target*."""
     _mount(source, target, None, _MS_BIND | _MS_REC)
 
 
 def seal_root() -> None:
-    """Make the file system at / read-only, without what is mounted below."""
+    """Make the mount at / read-only, but not the mounts below it."""
     _mount(None, "/", None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
 
 
 def keep_access_times(root: str) -> bool:
-    """Let reading change no file's time of last access, at *root* and all that is mounted below.
+    """Stop updates of access times at *root* and all mounts below it.
 
-    By such times processes that may only read could leave each other word. Returns False where the
-    kernel refuses it: mounts of a user namespace further out may keep what they have.
+    Processes that may only read could exchange data through access times. Return False if the
+    kernel refuses: options of mounts from an outer user namespace may be locked.
     """
     wanted = _ATTRIBUTES.pack(_NOATIME, _ANY_ATIME, 0, 0)
     arguments = os.fsencode(root), ctypes.c_uint(_AT_RECURSIVE), wanted
@@ -198,11 +198,11 @@ def keep_access_times(root: str) -> bool:
 
 
 def make_root(directory: str, spare: str) -> None:
-    """Make the mount at *directory* the root, and let nothing of the old one be in reach.
+    """Make the mount at *directory* the root, and make the old root unreachable.
 
     *spare* is the name of a directory in it, which is removed. Where pivot_root is forbidden, as
-    in containers, or impossible, the mount is moved over the old root instead: whoever has
-    a directory of the old one open, and may change its root, could still get out of that.
+    in containers, or impossible, the mount is moved over the old root instead. Then a process that
+    has a directory of the old root open, and may call chroot, could still reach the old root.
     """
     os.chdir(directory)
     try:
@@ -219,12 +219,14 @@ def make_root(directory: str, spare: str) -> None:
 def _pivot(new: str, old: str) -> None:
     number = _PIVOT_ROOT.get(machine() or "")
     if number is None:
-        raise OSError(errno.ENOSYS, f"pivot_root is not known for {os.uname().machine}")
+        raise OSError(
+            errno.ENOSYS, f"the number of pivot_root is not known for {os.uname().machine}"
+        )
     result = _libc.syscall(ctypes.c_long(number), os.fsencode(new), os.fsencode(old))
     _check(result, new)
     os.chdir("/")
 
 
 def detach(target: str) -> None:
-    """Take a mount away, with all below it; what is in use of it stays until it no longer is."""
+    """Detach a mount and all mounts below it; the kernel unmounts them when they are unused."""
     _check(_libc.umount2(os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW), target)

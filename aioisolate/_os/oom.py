@@ -1,24 +1,24 @@
-"""Who has killed a process that was killed: the kernel, for want of memory? (Linux)."""
+"""Find out whether the kernel's OOM killer killed a process (Linux)."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from .hierarchies import Place, above, place_of, places, read
+from .cgroup_tree import CgroupPosition, above, place_of, places, read
 
 __all__ = ["Kills", "count", "kills", "kills_at", "since"]
 
-# What memory.limit_in_bytes says where there is none: the largest number of whole pages, and they
-# may be large (64 KiB).
+# memory.limit_in_bytes without a limit is the largest multiple of the page size, which may be
+# 64 KiB.
 _NO_LIMIT = (1 << 63) - (1 << 16)
 
 
 class Kills(NamedTuple):
-    """How many processes the kernel has killed so far for want of memory; None: nothing tells.
+    """The numbers of processes that the OOM killer has killed so far; None if unknown.
 
     Attributes:
-        system: anywhere on this machine, other containers included.
-        group: in the group of this process (in version 2 also in those below it).
+        system: on the whole machine, other containers included.
+        group: in the cgroup of this process (in version 2 including its descendants).
     """
 
     system: int | None
@@ -26,12 +26,12 @@ class Kills(NamedTuple):
 
 
 def kills() -> Kills:
-    """Count."""
+    """Return the numbers for this process."""
     return kills_at(place_of("memory", places()))
 
 
-def kills_at(place: Place | None) -> Kills:
-    """Count for a process that has its place there."""
+def kills_at(place: CgroupPosition | None) -> Kills:
+    """Return the numbers for a process in that cgroup."""
     group = None
     if place is not None:
         name = "memory.oom_control" if place.version == 1 else "memory.events"
@@ -40,17 +40,17 @@ def kills_at(place: Place | None) -> Kills:
 
 
 def count(text: str | None, key: str) -> int | None:
-    """Return the number beside *key* in a file of such pairs, one a line."""
-    # Searched, not split: /proc/vmstat has some two hundred lines.
+    """Return the number after *key* in a file with one pair on each line."""
+    # A search instead of a split: /proc/vmstat has about two hundred lines.
     _, found, rest = f"\n{text or ''}".partition(f"\n{key} ")
     return int(rest.partition("\n")[0]) if found else None
 
 
 def since(before: Kills) -> str:
-    """Say in words who has killed a process of this one's group since then; "" if nobody has.
+    """Name what has killed a process in this process's cgroup since *before*; "" if nothing has.
 
-    If the group's counter can be read, that of the system says nothing of us. Processes that have
-    been put in a group of their own are not asked about here: that group has its own counter.
+    The system's counter is used only if the cgroup's can't be read. Processes that were moved to
+    another cgroup are not included: that cgroup has its own counter.
     """
     place = place_of("memory", places())
     now = kills_at(place)
@@ -65,8 +65,8 @@ def since(before: Kills) -> str:
     return ""
 
 
-def _limited(place: Place) -> bool:
-    """Tell whether a group from ours upwards has a limit of memory; what is hidden is not seen."""
+def _limited(place: CgroupPosition) -> bool:
+    """Return whether this cgroup or a visible ancestor has a memory limit."""
     if place.version == 1:
         limit = count(read(place.group, "memory.stat"), "hierarchical_memory_limit")
         return limit is not None and limit < _NO_LIMIT

@@ -1,4 +1,4 @@
-"""Attributes of a process that prctl(2) has: how it dies, what it may become (Linux)."""
+"""Process attributes of prctl(2), such as the parent-death signal and no_new_privs (Linux)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _PR_GET_CHILD_SUBREAPER = 37
 _PR_SET_NO_NEW_PRIVS = 38
 
 if sys.platform == "linux":
-    # Without use_errno and argtypes: both cost page faults in a fresh child, where this is called,
-    # and each of the calls below has but one reason to fail.
+    # Without use_errno and argtypes: both cost page faults in a new child, where this is called,
+    # and each of the calls below can fail for one reason only.
     _prctl = ctypes.CDLL(None).prctl
     _answer = ctypes.c_int(0)
     _answer_at = ctypes.byref(_answer)
@@ -35,67 +35,68 @@ if sys.platform == "linux":
     def set_parent_death_signal(number: int) -> None:
         """Have the kernel send *number* to this process when the thread that forked it ends.
 
-        The main thread ends with its process; for others see `alive_pipe`. Too late if the parent
-        is gone by now: compare os.getppid() afterwards. Not inherited.
+        The main thread ends with its process; for other threads see `alive_pipe`. No signal comes
+        if the parent has already ended: compare os.getppid() afterwards. Not inherited.
         """
         if _prctl(_PR_SET_PDEATHSIG, number) != 0:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     def set_dumpable(flag: bool) -> None:
-        """Let other processes of the same user look into this one, or not, root excepted.
+        """Set whether other processes of the same user may inspect this one; root always may.
 
-        Off, it leaves no core file, and its /proc entries belong to root. Inherited by a fork.
+        If *flag* is false, a crash leaves no core file, and root owns the process's files in /proc.
+        Inherited by a fork.
         """
         if _prctl(_PR_SET_DUMPABLE, int(flag), 0, 0, 0) != 0:  # only a seccomp filter refuses it
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     def is_dumpable() -> bool:
-        """Tell whether this process may look into itself; after os.setuid(), say, it may not."""
+        """Return whether this process may inspect itself; for example, not after os.setuid()."""
         return bool(_prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) == 1)
 
     def is_filtered() -> bool:
-        """Tell whether there is a filter on this process's system calls."""
+        """Return whether this process has a seccomp filter."""
         return bool(_prctl(_PR_GET_SECCOMP, 0, 0, 0, 0) == 2)
 
     def set_no_new_privs() -> None:
-        """Give up, for good, all rights that programs with set-user-ID would bring. Inherited."""
+        """Make set-user-ID and file capabilities ineffective, irrevocably. Inherited."""
         if _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:  # Linux before 3.5
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     def set_subreaper() -> None:
-        """Have orphaned descendants become this process's own children. Not inherited by a fork."""
+        """Make this process the new parent of orphaned descendants. Not inherited by a fork."""
         if _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:  # Linux before 3.4
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     def is_subreaper() -> bool:
-        """Tell whether orphaned descendants become this process's own children."""
+        """Return whether orphaned descendants become this process's children."""
         _prctl(_PR_GET_CHILD_SUBREAPER, _answer_at)
         return _answer.value != 0 or os.getpid() == 1
 
 else:
 
     def set_parent_death_signal(number: int) -> None:
-        """Do nothing: there is no such attribute here (see docs/design.md, platforms)."""
+        """Do nothing: this system has no such attribute (see docs/design.md, platforms)."""
 
-    def set_dumpable(flag: bool) -> None:  # noqa: ARG001 - what Linux has
-        """Raise OSError: there is no such attribute here."""
+    def set_dumpable(flag: bool) -> None:  # noqa: ARG001 - the signature on Linux
+        """Raise OSError: this system has no such attribute."""
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     def is_dumpable() -> bool:
-        """Tell whether this process may look into itself: there is no such attribute here."""
+        """Return True: this system has no such attribute."""
         return True
 
     def is_filtered() -> bool:
-        """Tell whether there is a filter on this process's system calls: there are none here."""
+        """Return False: this system has no seccomp filters."""
         return False
 
     def set_no_new_privs() -> None:
-        """Raise OSError: there is no such attribute here."""
+        """Raise OSError: this system has no such attribute."""
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     def set_subreaper() -> None:
-        """Do nothing: there is no such attribute here; the system collects orphans."""
+        """Do nothing: this system has no such attribute; init reaps orphans."""
 
     def is_subreaper() -> bool:
-        """Tell whether orphaned descendants become this process's own children."""
+        """Return whether orphaned descendants become this process's children."""
         return os.getpid() == 1

@@ -1,10 +1,10 @@
-"""A child process of this one: forking it, signalling it, waiting for it, never mistaking it.
+"""Fork a child process, signal it and wait for it, without confusing it with another process.
 
-A pid is only safe to use while its process has not been waited for: afterwards the number may
-belong to somebody else. A `Process` therefore signals through a pidfd, which keeps naming the
-one process that it was opened for, and waits through it too. Where there are no pidfds (an old
-kernel, a seccomp filter, macOS), a helper thread waits without collecting the status, so that
-the pid stays reserved until `Process.reap` collects it.
+A pid is safe to use only until its process has been waited for: afterwards the number may belong
+to another process. A `Process` therefore signals and waits through a pidfd, which always refers to
+the one process that it was opened for. Where there are no pidfds (an old kernel, a seccomp filter,
+macOS), a helper thread waits without collecting the status, so that the pid stays reserved until
+`Process.reap` collects it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import warnings
 from typing import Any, Literal, NamedTuple
 
 from .._outcome import Exit
-from . import alive_pipe, imports, threads, trackers, unpatched
+from . import alive_pipe, imports, resource_trackers, threads, unpatched
 from .fds import Descriptors
-from .filters import action_for, filters
-from .killing import kill_through_descriptor
+from .killing import kill_through_descriptor, signal_group
 from .prctl import is_subreaper
 from .unpatched import select
+from .warning_filters import action_for, filters
 
 __all__ = [
     "Process",
@@ -42,12 +42,11 @@ __all__ = [
 
 _log = logging.getLogger("aioisolate.call")
 
-# Not every platform has pidfds and waitid; a plan is made only where there is the latter.
+# Not every platform has pidfds and waitid. `make_plan` refuses platforms without waitid.
 _os: Any = os
 _signal: Any = signal
 
 _LINUX = sys.platform == "linux"
-_SIGNAL_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 _GET_INFO = 0xC040FF0B  # PIDFD_GET_INFO: _IOWR(0xFF, 11, struct pidfd_info of 64 bytes)
 _INFO_EXIT = 1 << 3  # PIDFD_INFO_EXIT, Linux 6.15
 _INFO = struct.Struct("=QQ11Ii")
@@ -57,7 +56,7 @@ _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class Status(NamedTuple):
-    """How a process ended and what it used; None and 0 where somebody else collected it."""
+    """How a process ended and what it used; None and 0 if other code reaped it."""
 
     exit: Exit | None
     user: float = 0.0
@@ -65,7 +64,7 @@ class Status(NamedTuple):
     max_rss: int = 0
 
 
-# Our own filters of Python's warning, by what they do with it.
+# The warning filters that this module has installed, by action.
 _own_filters: dict[str, object] = {}
 
 
@@ -76,17 +75,17 @@ def fork() -> int:
 
 
 def hush_fork_warning(*, judged: bool = True) -> None:
-    """Hold back Python's own warning about forking a process with threads.
+    """Suppress Python's warning about forking a process with threads.
 
-    It is issued once the child exists; under ``-W error`` some versions raise it there, and the
-    child would be lost. The caller warns before the fork instead, but after this. Unless *judged*,
-    the caller can't tell which threads there are: then it is shown where it would be, and not
-    raised.
+    Python issues it when the child exists; under ``-W error`` some versions raise it then, and the
+    child would be lost. The caller warns itself, after this call and before the fork. If *judged*
+    is false, the caller can't tell which threads there are, and Python's warning is shown where it
+    would be, but not raised.
     """
-    # (Python 3.11 has no such warning; there the filter just does nothing.)
+    # (Python 3.11 has no such warning; there the filter has no effect.)
     action = "ignore" if judged else _shown()
-    # A filter for this one module, first in the list, put there again only if it no longer is.
-    # (Not warnings.catch_warnings: leaving it makes Python forget which warnings it has shown.)
+    # A filter for this module, first in the list, inserted again only if it is no longer first.
+    # (Not warnings.catch_warnings: its exit resets the registry of warnings already shown.)
     there = filters()
     if not there or there[0] is not _own_filters.get(action):
         module = __name__.replace(".", r"\.") + "$"
@@ -106,17 +105,19 @@ def _shown() -> Literal["default", "always", "ignore"]:
 
 
 def group_is_gone(pid: int, pidfd: int) -> bool:
-    """Tell whether nobody is left of the group that the process *pid* led, which has ended.
+    """Return whether the process group of the ended process *pid* has no members left.
 
-    Dead members that have become children of this process are collected. *pidfd* is -1 if there
-    is none.
+    Dead members that have become children of this process are reaped. *pidfd* is -1 if there is
+    none.
     """
     try:
-        _look_for_group(pid, pidfd)
-        # So there is somebody, and the number is still that group's.
+        # Signal 0 affects no process. Without a pidfd the id may be another group's by now, which
+        # costs only a vain wait.
+        signal_group(pidfd, 0, pid)
+        # The group has members, so its id has not been reused.
         while is_subreaper() and _os.waitid(os.P_PGID, pid, os.WEXITED | os.WNOHANG) is not None:
             pass
-        _look_for_group(pid, pidfd)
+        signal_group(pidfd, 0, pid)
     except (ChildProcessError, PermissionError):
         return False
     except OSError:
@@ -124,30 +125,15 @@ def group_is_gone(pid: int, pidfd: int) -> bool:
     return False
 
 
-def _look_for_group(pid: int, pidfd: int) -> None:
-    """Raise OSError if there is nobody in the group, or nobody whom this process may signal."""
-    if pidfd >= 0:
-        try:
-            _signal.pidfd_send_signal(pidfd, 0, None, _SIGNAL_GROUP)
-            return
-        except OSError as exc:
-            if exc.errno not in (errno.EINVAL, errno.EPERM):
-                raise
-    # Before Linux 6.9, or where a filter forbids that call. A number is taken as long as there is
-    # anybody in its group. Afterwards it may be another group's, which gets no signal by this, and
-    # is waited for in vain for a while.
-    os.killpg(pid, 0)
-
-
 def has_ended(pidfd: int, seconds: float = 0) -> bool:
-    """Tell whether the process that a pidfd names has ended, blocking at most *seconds* for it."""
+    """Return whether the process of a pidfd has ended; wait at most *seconds* for that."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
 
 
 def is_child_of(parent: int, pid: int) -> bool:
-    """Tell whether a process has not ended and is a child of *parent* (Linux; elsewhere: True)."""
+    """Return whether a process is running and a child of *parent* (Linux; elsewhere True)."""
     if not _LINUX:
         return True
     try:
@@ -159,32 +145,33 @@ def is_child_of(parent: int, pid: int) -> bool:
 
 
 def kill_adopted(pid: int, session: int) -> bool:
-    """Kill a process with its group, if it has become a child of this process; collect it.
+    """Kill and reap a process and kill its group, if it has become a child of this process.
 
-    It is one of a dead process that led *session*, or leads a session itself. Return whether it has
-    not ended yet.
+    The process is in *session*, whose leader is dead, or leads a session itself. Return whether it
+    has not ended yet.
     """
     try:
-        # While it has not been collected its number is its own.
+        # Its pid can't be reused before it is reaped.
         _os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if os.getsid(pid) not in (pid, session):
-            return False  # somebody else's, with that number
+            return False  # another process with that pid
         for kill in (os.killpg, os.kill):
             try:
                 kill(pid, signal.SIGKILL)
             except (ProcessLookupError, PermissionError):
-                pass  # it has not got as far as having a group; or it has changed its user
+                pass  # it has no group of its own yet, or has changed its user
         return _os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is None
     except (ChildProcessError, ProcessLookupError):
-        return False  # no child of this process, or somebody else has collected it
+        return False  # not a child of this process, or other code has reaped it
 
 
 def reap_adopted(leader: int) -> bool:
-    """Collect what the child *leader*, which has ended, left in its session and this process got.
+    """Kill and reap orphans in the session of the ended child *leader*.
 
-    That happens where this process is a subreaper or pid 1, as servers in containers are. Those in
-    the group have been killed with the leader; here those are that made a group of their own. (Who
-    made a session of its own is a daemon, and lives on.) Return whether there may be more to come.
+    This process adopts orphans if it is a subreaper or pid 1, as servers in containers are. The
+    members of the leader's group were killed with it; this function kills those that made their own
+    group. (A process that made its own session is a daemon, and lives on.) Return whether more may
+    follow.
     """
     if leader <= 0 or not is_subreaper():
         return False
@@ -193,7 +180,7 @@ def reap_adopted(leader: int) -> bool:
         try:
             os.kill(pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
-            continue  # somebody else has collected it; or it has changed its user
+            continue  # other code has reaped it, or it has changed its user
         more |= _reap_group(group)
     return more
 
@@ -208,17 +195,17 @@ def _reap_group(group: int) -> bool:
 
 
 def _adopted(session: int) -> list[tuple[int, int]]:
-    """List the children of this process that belong to a session but lead or share other groups."""
+    """Return pid and group of the children in *session* that are not in the leader's group."""
     found = []
     try:
-        # Orphans go to the main thread.
+        # The main thread adopts orphans.
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
             for pid in map(int, file.read().split()):
                 group, belongs_to = (-1, -1) if pid in _owned else _group_and_session(pid)
                 if belongs_to == session != group:
                     found.append((pid, group))
     except OSError:
-        pass  # no such file here
+        pass  # this system has no such file
     return found
 
 
@@ -232,7 +219,7 @@ def _group_and_session(pid: int) -> tuple[int, int]:
 
 
 def stopped_by(pid: int) -> str:
-    """Name the signal that has stopped a process, which has not ended; "" if none has."""
+    """Return the name of the signal that has stopped a running process; "" if none has."""
     try:
         options = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
         info = _os.waitid(os.P_PID, pid, options)
@@ -247,20 +234,20 @@ def stopped_by(pid: int) -> str:
     return "a signal" if state in "Tt" else ""
 
 
-# The children that have a `Process`; there is no need to look at those.
+# The children that have a `Process`; `_adopted` skips them.
 _owned: set[int] = set()
 
 
 class Process:
-    """The one owner of a forked child, until it is closed.
+    """The sole owner of a forked child, until it is closed.
 
-    A copy of it in another process (a forked child has copies of all its siblings' owners) does
-    nothing.
+    A copy of it in another process does nothing. (A forked child has copies of its siblings'
+    owners.)
 
     Attributes:
-        pid: the child, or 0 before there is one.
-        owner_pid: the process that forked it.
-        watched: a thread waits for its late end, and will close it.
+        pid: the child's pid, or 0 before the fork.
+        owner_pid: the process that forked the child.
+        watched: a thread waits for the child's late end, and will close this object.
     """
 
     __slots__ = (
@@ -282,7 +269,7 @@ class Process:
         self.owner_pid = os.getpid()
         self.watched = False
         self._reaped = False
-        self._spared: dict[int, trackers.Spared] = {}  # by pidfd
+        self._spared: dict[int, resource_trackers.SparedTracker] = {}  # by pidfd
         self._closed = False
         self._fds = Descriptors()
         self._ends: tuple[int, ...] = ()
@@ -291,17 +278,16 @@ class Process:
         self._wait_fd = -1
 
     def outlast_thread(self) -> tuple[int, ...]:
-        """Get ready for a child that is to outlive the thread that forks it: the calling one.
+        """Prepare for a child that must outlive the calling thread, which will fork it.
 
-        Returns the ends of an `alive_pipe` to tie it to; () if its parent-death signal will do.
-        Raises OSError.
+        Return the ends of an `alive_pipe`; () if the parent-death signal suffices. Raises OSError.
         """
         if alive_pipe.is_needed(self.owner_pid):
             self._ends = alive_pipe.open_pipe(self._fds)
         return self._ends
 
     def adopt(self, pid: int) -> None:
-        """Begin to own the child *pid*, or raise OSError if it can't be watched."""
+        """Take ownership of the child *pid*; raise OSError if its end can't be watched."""
         self.pid = pid
         if self._ends:
             alive_pipe.keep(self._ends, self._fds)
@@ -322,14 +308,14 @@ class Process:
         try:
             _os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
-            pass  # SIGCHLD is ignored, or somebody else waited for it: it is gone all the same
+            pass  # SIGCHLD is ignored, or other code has reaped it: it has ended anyway
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable once the process has ended."""
+        """Return a descriptor that becomes readable when the process has ended."""
         return self._wait_fd
 
     def is_owned(self) -> bool:
-        """Tell whether there is a child, it is this process's, and nobody has let it go."""
+        """Return whether there is a child, this process forked it, and `close` was not called."""
         return self.pid > 0 and not self._closed and self.owner_pid == os.getpid()
 
     def signal(self, number: int) -> None:
@@ -342,44 +328,40 @@ class Process:
                     _signal.pidfd_send_signal(self._wait_fd, number)
                     return
                 except PermissionError:
-                    pass  # a filter forbids this call, perhaps, and not the other
-            if not self._reaped:  # while it is not, nobody else can have its number
+                    pass  # a filter may forbid this call but not os.kill
+            if not self._reaped:  # until then no other process can have its pid
                 os.kill(self.pid, number)
         except ProcessLookupError:
             pass
         except PermissionError:
             if number == signal.SIGKILL and not kill_through_descriptor(self.pid, self.ended):
-                _log.error("process %d may not be killed by this one", self.pid)
+                _log.error("no permission to kill process %d, which may still be running", self.pid)
 
     def signal_group(self, number: int) -> None:
-        """Send a signal to every process of the group that the child leads, if it leads one."""
+        """Send a signal to the process group that the child leads, if it leads one."""
         if not self.is_owned():
             return
+        # Its number is nobody else's until it has been reaped.
+        pid = 0 if self._reaped else self.pid
         try:
-            if self._is_pidfd:
-                try:
-                    _signal.pidfd_send_signal(self._wait_fd, number, None, _SIGNAL_GROUP)
-                    return
-                except OSError as exc:
-                    # EINVAL: before Linux 6.9. EPERM: a filter forbids this call, perhaps.
-                    if exc.errno not in (errno.EINVAL, errno.EPERM):
-                        raise
-            if not self._reaped:  # while it is not, nobody else can have its number
-                os.killpg(self.pid, number)
+            signal_group(self._wait_fd if self._is_pidfd else -1, number, pid)
         except (ProcessLookupError, PermissionError):
             pass  # what is left of the group has changed its user: not ours to kill any more
+        except OSError as exc:
+            if exc.errno != errno.EINVAL or pid:
+                raise
 
     def ended(self, seconds: float = 0) -> bool:
-        """Tell whether the process has ended, blocking at most *seconds* for it."""
+        """Return whether the process has ended; wait at most *seconds* for that."""
         if self._reaped:
             return True
         return has_ended(self._wait_fd, seconds)
 
     def reap(self, *, spare: bool = False) -> Status:
-        """Collect the status of the process, which must have ended.
+        """Reap the process, which must have ended, and return its status.
 
-        Whatever remains of its process group is killed first, while its number is still taken; but
-        for its trackers, which have something to do now, if they are to be *spared*.
+        First kill the remaining members of its process group, while its id is still reserved. If
+        *spare* is true, its resource trackers live on to clean up.
         """
         if not (spare and self._spare()):
             self.signal_group(signal.SIGKILL)
@@ -389,20 +371,20 @@ class Process:
         return status
 
     def _spare(self) -> bool:
-        """Kill the group without its trackers; False if it has none."""
+        """Kill the group except its trackers; return False if it has none."""
         if self.is_owned() and self._is_pidfd:
             try:
-                for tracker in trackers.end_all_others(self.pid):
+                for tracker in resource_trackers.end_all_others(self.pid):
                     pidfd = self._fds.own(_os.pidfd_open(tracker))
-                    self._spared[pidfd] = trackers.Spared(tracker)
-            except OSError:  # it has just ended; or no descriptor is left
+                    self._spared[pidfd] = resource_trackers.SparedTracker(tracker)
+            except OSError:  # it has just ended, or no descriptor is free
                 pass
         return bool(self._spared)
 
     def trackers_are_gone(self, *, kill: bool = False) -> bool:
-        """Return whether the trackers that were spared have ended; kill those that are late.
+        """Return whether the spared trackers have ended; kill those that are late.
 
-        *kill*: all of them.
+        If *kill* is true, kill all of them.
         """
         spared = bool(self._spared)
         for pidfd, tracker in list(self._spared.items()):
@@ -411,24 +393,24 @@ class Process:
                 try:
                     _signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 except OSError:
-                    pass  # it has ended by now; or a filter forbids this call
+                    pass  # it has just ended, or a filter forbids this call
             if late or has_ended(pidfd):
                 del self._spared[pidfd]
                 self._fds.close(pidfd)
         if spared and not self._spared and self._wait_fd >= 0:
-            # A tracker forks nobody. What only looked like one may have. (Not by its number: if
-            # nobody is left of the group, somebody else may have that.)
+            # A tracker does not fork, but a process that only looked like one may have forked.
+            # (Without a pidfd the signal could reach another group that reuses the id.)
             try:
-                _signal.pidfd_send_signal(self._wait_fd, signal.SIGKILL, None, _SIGNAL_GROUP)
+                signal_group(self._wait_fd, signal.SIGKILL)
             except OSError:
-                pass  # nobody is left; or before Linux 6.9
+                pass  # the group is empty, or before Linux 6.9
         return not self._spared
 
     def _collect(self) -> Status:
         kind, ident = (_os.P_PIDFD, self._wait_fd) if self._is_pidfd else (os.P_PID, self.pid)
         try:
-            # Look first: if somebody else has collected the child, its pid may by now be that
-            # of another child of ours, whose status wait4 would take.
+            # Check first: if other code has reaped the child, its pid may belong to another child
+            # of this process, whose status wait4 would take.
             info = _os.waitid(kind, ident, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return Status(self._exit_from_pidfd())
@@ -447,7 +429,7 @@ class Process:
         )
 
     def _exit_from_pidfd(self) -> Exit | None:
-        """Ask the pidfd how a process ended that somebody else waited for (Linux 6.15)."""
+        """Return the exit status of a process that other code reaped, by its pidfd (Linux 6.15)."""
         if not self._is_pidfd:
             return None
         buffer = bytearray(_INFO.size)
@@ -460,19 +442,19 @@ class Process:
         return Exit(os.waitstatus_to_exitcode(code)) if mask & _INFO_EXIT else None
 
     def reap_adopted(self) -> bool:
-        """Collect members of the child's session that have become children of this process.
+        """Kill and reap members of the child's session that this process has adopted.
 
-        Return whether there may be more to come.
+        Return whether more may follow.
         """
         return reap_adopted(self.pid)
 
     def group_is_gone(self) -> bool:
-        """Tell whether nobody is left of its process group."""
+        """Return whether the child's process group has no members left."""
         pidfd = self._wait_fd if self._is_pidfd else -1
         return not self.is_owned() or group_is_gone(self.pid, pidfd)
 
     def close(self) -> None:
-        """Forget the process; afterwards nothing done here can reach any process."""
+        """Release the process; afterwards no method of this object affects any process."""
         if not self._closed:
             self._closed = True
             if self.owner_pid == os.getpid():

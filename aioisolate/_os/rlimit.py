@@ -1,4 +1,4 @@
-"""Resource limits of a process: what they may be set to, and setting them."""
+"""Resource limits of a process: set them, and measure the address space."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ __all__ = [
 ]
 
 INFINITY = resource.RLIM_INFINITY
-# No process has more addresses.
+# The largest address space of a process, in bytes.
 _ADDRESSES = 1 << 57
 
 _resource: Any = resource
-# By the name of the option; not every platform has all of them.
+# Limit numbers by option name; not every platform has all of them.
 NUMBERS: dict[str, int] = {
     option: getattr(_resource, name)
     for option, name in {
@@ -38,9 +38,9 @@ NUMBERS: dict[str, int] = {
 
 
 def address_space() -> int:
-    """Return how many bytes of addresses this process has in use; 0 where nothing tells.
+    """Return the size of this process's address space in bytes, or 0 if it is unknown.
 
-    RLIMIT_AS counts them, those included that a child inherits: a limit has to come on top.
+    RLIMIT_AS includes what a child inherits, so a child's limit must be added to this size.
     """
     try:
         with open("/proc/self/statm", "rb") as file:
@@ -50,10 +50,11 @@ def address_space() -> int:
 
 
 def measure_address_space() -> int:
-    """Find out how many bytes of addresses this process has in use, where /proc does not tell.
+    """Measure the size of this process's address space in bytes, where there is no /proc.
 
-    By the limit under which not a page more can be had; it is put back. Other threads may be
-    refused memory meanwhile. 0: there is no such limit, or it does not hold.
+    It is the largest RLIMIT_AS under which no further page can be mapped; the limit is restored.
+    Memory requests of other threads may fail meanwhile. Return 0 if the system has no such limit or
+    does not enforce it.
     """
     which = NUMBERS.get("address_space")
     if which is None:
@@ -78,20 +79,20 @@ def measure_address_space() -> int:
 def apply(limits: Sequence[tuple[int, int, int]]) -> None:
     """Set limits, each given as its number, the soft and the hard value.
 
-    Raises OSError if one can't be set, by which time those before it are.
+    Raises OSError if one can't be set; the limits before it stay set.
     """
     for number, soft, hard in limits:
         try:
             resource.setrlimit(number, (soft, hard))
-        except ValueError as exc:  # Python's word for EINVAL (soft above hard) and EPERM
+        except ValueError as exc:  # Python raises it for EINVAL (soft above hard) and EPERM
             code = errno.EINVAL if "exceeds" in str(exc) else errno.EPERM
             raise OSError(code, f"{exc}: {soft}, {hard}", _name(number)) from None
 
 
 def limit_pending_signals(most: int) -> None:
-    """Let this process's user have no more signals waiting, and timers, by its doing.
+    """Limit the queued signals and timers that this process may add to its user's.
 
-    Does nothing where there is no such limit. Raises OSError.
+    Does nothing on systems without RLIMIT_SIGPENDING. Raises OSError.
     """
     number = getattr(_resource, "RLIMIT_SIGPENDING", None)
     if number is not None:

@@ -1,7 +1,7 @@
-"""seccomp filters: which system calls a process may still make, and about what (Linux 4.14).
+"""seccomp filters, which restrict the system calls of a process and their arguments (Linux 4.14).
 
-A filter is a program for the kernel, made here as bytes, so that a parent can do it once for all
-its children. `seccomp_rules` tells what it is about, `bpf` how it is put together.
+A filter is a BPF program for the kernel. This module compiles it to bytes, so that a parent does
+this once for all its children. `seccomp_rules` has the rules, `bpf` the assembler.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ __all__ = [
     "why_unavailable",
 ]
 
-_NUMBER = {"x86_64": 317, "aarch64": 277}  # of seccomp itself
+_NUMBER = {"x86_64": 317, "aarch64": 277}  # of the system call seccomp
 _SET_MODE_FILTER, _GET_ACTION_AVAIL = 1, 2
 _KILL_PROCESS = struct.pack("=I", 0x80000000)
 
-# seccomp_rules.OWN_PID, where it stands in an instruction. (Those modules are for whoever compiles
-# a filter; a child that just installs one need not have them.)
+# seccomp_rules.OWN_PID as it is in an instruction, and its offset there. (Only compiling a filter
+# takes that module; a child that just installs a filter need not import it.)
 _OWN_PID = struct.pack("=I", 0xA105_01A7)
 _OFFSET = 4
 
 
 def available() -> bool:
-    """Tell whether filters can be installed here: the kernel has them, and the machine is known."""
+    """Return whether filters can be installed: the kernel has them, and the machine is known."""
     return not why_unavailable()
 
 
 @functools.cache
 def why_unavailable() -> str:
-    """Say why no filter can be installed here; "" if one can be."""
+    """Return why no filter can be installed, or "" if one can be."""
     machine = syscalls.machine()
     if machine is None:
-        return f"no system call numbers are known of {os.uname().machine} on {sys.platform}"
+        return f"no system call numbers are known for {os.uname().machine} on {sys.platform}"
     try:
         syscall(_NUMBER[machine], _GET_ACTION_AVAIL, 0, _KILL_PROCESS)
     except OSError as exc:
         if exc.errno == errno.ENOSYS and not is_filtered():
-            return "this kernel has no seccomp filters: it takes Linux 4.14"
+            return "this kernel has no seccomp filters: Linux 4.14 or newer is needed"
         return (
-            "the filter of system calls that this process is under, its container's perhaps, "
-            "forbids the call seccomp: let the seccomp profile pass it, as Docker's own does"
+            "a seccomp filter of this process, perhaps its container's, forbids the call seccomp: "
+            "allow it in the seccomp profile, as Docker's default profile does"
         )
     return ""
 
@@ -74,28 +74,29 @@ def compile_filter(
     writes: bool = True,
     machine: str | None = None,
 ) -> bytes:
-    """Make a filter: the bytes of an array of struct sock_filter.
+    """Compile a filter: the bytes of an array of struct sock_filter.
 
-    A call that is forbidden fails with EPERM (EACCES where it is about the network), one that is
-    newer than the tables with ENOSYS. By the interface of another architecture, calls kill.
+    A forbidden call fails with EPERM (EACCES if it is about the network), a call that is newer than
+    the tables with ENOSYS. A call by the interface of another architecture kills the process.
 
     Args:
-        kind: "default" forbids what leads out of the process, or deep into the kernel; "strict"
-            allows only what computing takes, in memory and in such files as may be opened.
-        part: "whole", or in two parts, whose sum is the same: "base" leaves out what a fork server
-            and the setting up of its children take, "final" forbids just that.
-        subprocesses: Allow to start processes and, since their pids can't be known, to signal any.
-        network: Allow to make sockets.
-        truncate: Allow to cut off a file that is not open for writing. Landlock has had a say in
-            that since its version 3 only.
-        threads: Allow to start threads.
-        counting: Allow to count the processes and threads of the user, see `counting`.
-        writes: Allow what only those need who may write to some file or device: locks, requests
-            (ioctl) that are not listed, to wait until a file has been written out.
-        machine: As `uname -m` has it; this one if not given.
+        kind: "default" forbids calls that affect other processes or the system, or expose much of
+            the kernel; "strict" allows only calls for computing in memory and in files that may be
+            opened.
+        part: "whole", or one of two parts that together are the same: "base" allows the calls that
+            a fork server needs, also to set up its children; "final" forbids just those.
+        subprocesses: Allow starting processes and, since their pids are unknown, signalling any.
+        network: Allow creating sockets.
+        truncate: Allow truncating a file that is not open for writing. Landlock controls this only
+            since its ABI version 3.
+        threads: Allow starting threads.
+        counting: Allow counting the processes and threads of the user, see `process_count`.
+        writes: Allow calls that only processes with a writable file or device need: locks, ioctl
+            requests that are not listed, and waiting until a file has been written to disk.
+        machine: A machine name of `uname -m`; this machine by default.
 
     Raises:
-        OSError: Nothing is known of the machine.
+        OSError: The machine's system call numbers are unknown.
     """
     from .seccomp_rules import UNKNOWN, rules  # noqa: PLC0415 - see _OWN_PID
     from .syscall_numbers import NUMBERS  # noqa: PLC0415
@@ -120,9 +121,9 @@ def compile_filter(
 
 
 def bind_pid(program: bytes, pid: int) -> bytes:
-    """Make a filter, whole or final, that of the process *pid*, the only one it may be about.
+    """Return a filter ("whole" or "final") whose calls may name only the process *pid*.
 
-    Raises ValueError if the filter has no place for a pid, as a base has none.
+    Raises ValueError if the filter has no place for a pid; a "base" filter has none.
     """
     bound = bytearray(program)
     for at in _places(program):
@@ -131,46 +132,46 @@ def bind_pid(program: bytes, pid: int) -> bytes:
 
 
 def _places(program: bytes) -> list[int]:
-    """Tell where the pid goes."""
+    """Return the offsets of the pid in a filter."""
     numbers = range(_OFFSET, len(program), INSTRUCTION.size)
     places = [at for at in numbers if program.startswith(_OWN_PID, at)]
     if not places:
-        raise ValueError("this filter has no place for a pid, or is bound already")
+        raise ValueError("this filter has no place for a pid, or is already bound to one")
     return places
 
 
 class Prepared:
-    """A filter with all laid out that it takes to install it, so that children have little to do.
+    """A filter with all data that its installation needs.
 
-    Made by a parent for its children: what it takes to make one costs a fresh child, which copies
-    each page that it touches, as much as the kernel's work.
+    A parent prepares it for its children: the preparation would cost a new child, which copies each
+    page that it writes to, as much as the kernel's work.
     """
 
     __slots__ = ("_argument", "_code", "_number", "_pids")
 
     def __init__(self, program: bytes, *, of_a_pid: bool = False) -> None:
-        """Lay out *program*; *of_a_pid*: it has a place for a pid, which `install` fills in."""
+        """Prepare *program*; if *of_a_pid* is true, `install` fills in the pid."""
         machine = syscalls.machine()
         if machine is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         self._number = _NUMBER[machine]
         self._code = ctypes.create_string_buffer(program, len(program))
-        # struct sock_fprog: how many instructions, and where.
+        # struct sock_fprog: the number of instructions and their address.
         count, address = len(program) // INSTRUCTION.size, ctypes.addressof(self._code)
         self._argument = struct.pack("=H6xQ", count, address)
         places = _places(program) if of_a_pid else []
         self._pids = [ctypes.c_uint32.from_buffer(self._code, at) for at in places]
 
     def install(self, pid: int = 0) -> None:
-        """Do what `install` does; for the process *pid*, if the filter has a place for one."""
+        """Install the filter, with *pid* if it has a place for one; see the function `install`."""
         for place in self._pids:
             place.value = pid
         syscall(self._number, _SET_MODE_FILTER, 0, self._argument)
 
 
 def install(program: bytes) -> None:
-    """Put a filter on this thread, and on all that it starts, for good.
+    """Install a filter for this thread, irrevocably; threads and processes it starts inherit it.
 
-    Needs no_new_privs (or the right to administrate the system), otherwise OSError (EACCES).
+    Needs no_new_privs or CAP_SYS_ADMIN; raises OSError (EACCES) without.
     """
     Prepared(program).install()

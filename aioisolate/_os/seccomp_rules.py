@@ -1,8 +1,8 @@
-"""What becomes of each system call in a process that is contained: lists, and how they combine.
+"""The rules for each system call of a sandboxed process: lists, and their combination.
 
-They go beyond a container's usual lists where those count on namespaces that a contained process
-may not have: it may change nobody else's scheduling, limits or files' modes, make no socket, and so
-on. Names that a machine lacks do no harm in a list.
+They forbid more than a container's usual profile, which relies on namespaces that a sandboxed
+process may not have: the process can't change scheduling or limits of other processes, can't change
+file modes, can't create sockets, and so on. Names that a machine lacks are ignored.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import errno
 from collections.abc import Mapping
 
 from .bpf import ALLOW, Check, Rule, errno_rule
-from .counting import CLONE_FLAGS, NOWHERE
+from .process_count import CLONE_FLAGS, NOWHERE
 
 __all__ = ["ALWAYS_DENIED", "OWN_PID", "SETTING_UP", "STRICT", "UNKNOWN", "rules"]
 
-# Stands for the pid of the process; no process has such a number.
+# A placeholder for the pid of the process; no process has this number.
 OWN_PID = 0xA105_01A7
 
 _DENY = errno_rule(errno.EPERM)
 _NO_NETWORK = errno_rule(errno.EACCES)
 _NO_FAMILY = errno_rule(errno.EAFNOSUPPORT)
-# What a kernel answers that does not have the call; a C library then does without it.
+# The error of a kernel without the call; a C library then falls back to another one.
 UNKNOWN = errno_rule(errno.ENOSYS)
 
 _ALWAYS_DENIED = """
@@ -52,7 +52,7 @@ seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self lsm_set
 """
 ALWAYS_DENIED = frozenset(_ALWAYS_DENIED.split())
 
-# What an interpreter and its usual libraries need to compute, in memory and in files.
+# The calls that an interpreter and its usual libraries need to compute, in memory and in files.
 _STRICT = """
 read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek sendfile
 copy_file_range open openat creat close close_range dup dup2 dup3 fcntl ioctl flock
@@ -86,8 +86,8 @@ _PROGRAMS = ("fork", "vfork", "execve", "execveat")
 _SIGNALS = ("kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
 _PIDFDS = ("pidfd_open", "pidfd_send_signal")
 _WRITING_OUT = ("fsync", "fdatasync", "sync_file_range")
-# Extended attributes, which Landlock does not see, are contents, too; those of a socket may name
-# the security label of who made it.
+# Landlock does not restrict extended attributes, which can hold data, too; those of a socket may
+# name the security label of its creator.
 _ATTRIBUTES = (
     *("getxattr", "lgetxattr", "fgetxattr", "getxattrat"),
     *("listxattr", "llistxattr", "flistxattr", "listxattrat"),
@@ -95,7 +95,7 @@ _ATTRIBUTES = (
 _NO_ATTRIBUTES = errno_rule(errno.EOPNOTSUPP)
 _NETWORK = ("socket", "connect", "bind", "listen", "accept", "accept4")
 _CLOCKS = ("clock_gettime", "clock_getres", "clock_nanosleep", "timer_create")
-# These ask, also which processes there are.
+# These calls query a process; their errors tell which processes exist.
 _ABOUT_A_PID = (
     "getpgid",
     "getsid",
@@ -115,7 +115,8 @@ _OF_A_PID = (
     "move_pages",
 )
 
-# What a fork server does for its children after it has restricted itself, and they before fn.
+# The calls that a fork server makes for its children after it has restricted itself, and those that
+# the children make before fn runs.
 _SETTING_UP = """
 fork vfork clone unshare setns mount umount2 setpgid prctl seccomp memfd_create
 landlock_create_ruleset landlock_add_rule landlock_restrict_self
@@ -126,42 +127,42 @@ SETTING_UP = frozenset(_SETTING_UP.split()).union(_SIGNALS, _PIDFDS, _OF_A_PID, 
 
 
 def _own(argument: int) -> Check:
-    """Let a call be about the process itself only; 0 says so, too."""
+    """Allow a call about the process itself only, by its pid or 0."""
     return Check(argument, (0, OWN_PID), ALLOW, _DENY)
 
 
-# Every CLONE_NEW* that clone has (CLONE_NEWTIME shares its bit with the signal there), and
-# CLONE_PARENT, by which a process becomes its parent's sibling.
+# Every CLONE_NEW* of clone (CLONE_NEWTIME shares its bit with the signal there), and CLONE_PARENT,
+# which makes a process its parent's sibling.
 _CLONE_NEW = 0x7E02_0000
 _CLONE_PARENT = 0x0000_8000
 _CLONE_THREAD = 0x0001_0000
-# CLONE_VM, FS, FILES, SIGHAND and THREAD, as C libraries have it. A thread with descriptors of its
-# own would have the limit on them once more.
+# CLONE_VM, FS, FILES, SIGHAND and THREAD, as C libraries set them. A thread with its own descriptor
+# table would get the limit on descriptors a second time.
 _CLONE_SHARING = 0x0001_0F00
 _THREAD_ONLY = Check(0, (_CLONE_SHARING,), ALLOW, _DENY, mask=_CLONE_SHARING)
 _THREAD_OR_PROCESS = _THREAD_ONLY._replace(
     otherwise=Check(0, (0,), ALLOW, _DENY, mask=_CLONE_THREAD)
 )
-_CLOSE_RANGE_UNSHARE = 2  # the same, once a thread is there
+_CLOSE_RANGE_UNSHARE = 2  # gives a thread its own descriptor table as well
 
-# What `counting` asks, which never makes a process, for what its address is.
+# The clone call of `process_count`, which never creates a process because its address is invalid.
 _UPPER = Check(2, (NOWHERE >> 32 & 0xFFFF_FFFF,), ALLOW, _DENY, upper=True)
 _NOWHERE = Check(2, (NOWHERE & 0xFFFF_FFFF,), _UPPER, _DENY)
 
-# A file may be made for anybody to run as its owner by the mode that it is created with, not by
-# chmod only. O_CREAT or __O_TMPFILE: only then the mode means something.
+# The mode with which a file is created can make it set-user-ID, as chmod can. The mode has a
+# meaning only with O_CREAT or __O_TMPFILE.
 _CREATING = 0o100 | 0o20000000
 _SET_ID = 0o6000
 
 
-_MAP_HUGETLB = 0x4_0000  # pages of a pool of the machine's
-# MAP_SHARED (or MAP_SHARED_VALIDATE) and MAP_ANONYMOUS: a file that has no name. Of that pages stay
-# that are mapped no more, until its last page is unmapped; so the address space does not bound it.
+_MAP_HUGETLB = 0x4_0000  # pages of the machine's hugetlb pool
+# MAP_SHARED (or MAP_SHARED_VALIDATE) and MAP_ANONYMOUS: an unnamed file. Its unmapped pages stay
+# allocated until its last page is unmapped, so a limit on the address space does not bound it.
 _MAP_UNNAMED = 0x21
 _MS_SYNC = 4
 
-# Opening cuts a file off whatever it is opened for: for reading, or for neither (3), which Landlock
-# does not even look at.
+# O_TRUNC truncates in every access mode: also with read-only, and with mode 3 (neither), which
+# Landlock does not check.
 _O_TRUNC = 0o1000
 _ACCESS_MODE = 3
 
@@ -176,37 +177,36 @@ def _opening(flags: int, *, truncate: bool) -> Check:
 
 
 _FCNTL = (
-    8,  # F_SETOWN: have signals sent to any process of the same user
+    8,  # F_SETOWN: makes the kernel signal any process of the same user
     15,  # F_SETOWN_EX
-    1024,  # F_SETLEASE: make others wait who open the file
-    1026,  # F_NOTIFY: watch a directory, as inotify does
-    1031,  # F_SETPIPE_SZ: what a user's pipes may hold is counted for all of them together
+    1024,  # F_SETLEASE: blocks other processes that open the file
+    1026,  # F_NOTIFY: watches a directory, as inotify does
+    1031,  # F_SETPIPE_SZ: the capacity of all pipes of a user is limited together
 )
-# Where nothing can be written nothing need be locked. A lock of a file that others use holds them
-# up, and takes memory of the kernel's that no limit counts.
-# F_GETLK tells by which process a file is locked.
+# A process that can't write needs no locks. A lock on a file that others use blocks them, and takes
+# kernel memory that no limit counts. F_GETLK tells which process has locked a file.
 _LOCKS = (5, 6, 7, 36, 37, 38)  # F_GETLK, SETLK, SETLKW, OFD_GETLK, OFD_SETLK, OFD_SETLKW
 _NO_LOCKS = errno_rule(errno.ENOLCK)
 _IOCTL = (
-    0x5412,  # TIOCSTI: type into the terminal, as the user
+    0x5412,  # TIOCSTI: inserts input into the terminal, as if the user typed it
     0x541C,  # TIOCLINUX
     0x541D,  # TIOCCONS
     0x5423,  # TIOCSETD
-    0x8901,  # FIOSETOWN: as F_SETOWN
+    0x8901,  # FIOSETOWN: like F_SETOWN
     0x8902,  # SIOCSPGRP
-    0x4008_6602,  # FS_IOC_SETFLAGS: as chmod, of files that are open for reading
+    0x4008_6602,  # FS_IOC_SETFLAGS: like chmod, also for files that are open for reading
     0x4008_7602,  # FS_IOC_SETVERSION
     0x401C_5820,  # FS_IOC_FSSETXATTR
     0x4080_6685,  # FS_IOC_ENABLE_VERITY
     0x800C_6613,  # FS_IOC_SET_ENCRYPTION_POLICY
 )
-# Whatever is asked of a socket: the channel to the parent is a handle on the parent's network
-# namespace, whose interfaces can be listed by it and, with the privilege, changed. 0x89 is for
-# SIOC* (0x8946 is ethtool), 0x8B for wireless networks.
+# All requests for sockets: the channel to the parent belongs to the parent's network namespace, and
+# such requests can list its interfaces and, with the privilege, change them. 0x89 is for SIOC*
+# (0x8946 is ethtool), 0x8B for wireless networks.
 _TYPE_OF_IOCTL = 0xFF00
 _TYPES_OF_SOCKETS = (0x8900, 0x8A00, 0x8B00)
 _IOCTL_STRICT = (
-    0x5401,  # TCGETS, by which isatty asks
+    0x5401,  # TCGETS, which isatty uses
     0x802C_542A,  # TCGETS2
     0x5413,  # TIOCGWINSZ
     0x541B,  # FIONREAD
@@ -215,8 +215,8 @@ _IOCTL_STRICT = (
     0x5451,  # FIOCLEX
     0xC040_FF0B,  # PIDFD_GET_INFO
 )
-# Where there is neither a network nor a device that may be written to, terminals are all that may
-# be there: a request that nobody has heard of yet is none of theirs.
+# Without a network and writable devices, only terminals can remain. They need no requests that are
+# not known yet, so the allowed ones are listed.
 _IOCTL_LISTED = (
     *_IOCTL_STRICT,
     *range(0x5402, 0x5406),  # TCSETS, TCSETSW, TCSETSF, TCGETA
@@ -244,13 +244,13 @@ _PRCTL_STRICT = (
     39,  # PR_GET_NO_NEW_PRIVS
     41,  # PR_SET_THP_DISABLE
     42,  # PR_GET_THP_DISABLE
-    51,  # PR_SVE_GET_VL, by which libraries on aarch64 learn how wide its vectors are
+    51,  # PR_SVE_GET_VL, which tells libraries on aarch64 the vector length
     64,  # PR_SME_GET_VL
-    0x5356_4D41,  # PR_SET_VMA, by which allocators name their memory
+    0x5356_4D41,  # PR_SET_VMA, with which allocators name their memory
 )
 
-# Listed, not what is forbidden: there are new ones in most kernels, one of which (78,
-# PR_FUTEX_HASH) takes any amount of the kernel's memory.
+# A list of allowed operations, not of forbidden ones: most kernels add new ones, one of which (78,
+# PR_FUTEX_HASH) takes any amount of kernel memory.
 _PRCTL_DEFAULT = (
     *_PRCTL_STRICT,
     5,  # PR_GET_UNALIGN
@@ -261,7 +261,7 @@ _PRCTL_DEFAULT = (
     50,  # PR_SVE_SET_VL
     52,  # PR_GET_SPECULATION_CTRL
     54,  # PR_PAC_RESET_KEYS
-    55,  # PR_SET_TAGGED_ADDR_CTRL, for allocators that mark addresses
+    55,  # PR_SET_TAGGED_ADDR_CTRL, for allocators that tag addresses
     56,  # PR_GET_TAGGED_ADDR_CTRL
     61,  # PR_PAC_GET_ENABLED_KEYS
     63,  # PR_SME_SET_VL
@@ -270,10 +270,10 @@ _PRCTL_DEFAULT = (
     0x4155_5856,  # PR_GET_AUXV
 )
 _SOL_SOCKET = 1
-# A pidfd of whoever made the pair, that is, of the parent.
+# It returns a pidfd of the creator of a socket pair, that is, of the parent.
 _GETSOCKOPT = (77,)  # SO_PEERPIDFD
-# Where there are only pairs of sockets, what may be asked is listed: not who made the pair (pid,
-# user, groups, security label), nor a cookie of the parent's network namespace.
+# With socket pairs only, the allowed options are listed: not those that tell the creator of the
+# pair (pid, user, groups, security label) or a cookie of the parent's network namespace.
 _GETSOCKOPT_WITHOUT = (
     *range(2, 11),  # SO_REUSEADDR, TYPE, ERROR, DONTROUTE, BROADCAST, SNDBUF, RCVBUF, KEEPALIVE...
     13,  # SO_LINGER
@@ -286,21 +286,21 @@ _GETSOCKOPT_WITHOUT = (
     67,  # SO_SNDTIMEO_NEW
 )
 _SETSOCKOPT = (
-    26,  # SO_ATTACH_FILTER: programs for the kernel
+    26,  # SO_ATTACH_FILTER: loads a BPF program into the kernel
     32,  # SO_SNDBUFFORCE
     33,  # SO_RCVBUFFORCE
     50,  # SO_ATTACH_BPF
     51,  # SO_ATTACH_REUSEPORT_CBPF
     52,  # SO_ATTACH_REUSEPORT_EBPF
-    76,  # SO_PASSPIDFD: pidfds of all who send something
+    76,  # SO_PASSPIDFD: passes pidfds of all senders
 )
-# Where there are only pairs of sockets, what may be set is listed. SO_SNDBUF is what bounds the
-# memory that the kernel keeps for a pair, up to some MiB if it may be raised. It seems to succeed,
-# as where the kernel sets less than was asked for, and changes nothing: trio makes one smaller.
+# With socket pairs only, the allowed options are listed. SO_SNDBUF bounds the kernel memory of a
+# pair, and would allow some MiB if it could be raised. The call succeeds without effect, as if the
+# kernel had set less than requested, because trio sets a smaller size.
 _SNDBUF = Check(2, (7,), errno_rule(0), _DENY)
 _SETSOCKOPT_WITHOUT = (
     2,  # SO_REUSEADDR
-    8,  # SO_RCVBUF, which counts for nothing in a pair
+    8,  # SO_RCVBUF, which has no effect in a pair
     9,  # SO_KEEPALIVE
     13,  # SO_LINGER
     15,  # SO_REUSEPORT
@@ -310,18 +310,18 @@ _SETSOCKOPT_WITHOUT = (
     66,  # SO_RCVTIMEO_NEW
     67,  # SO_SNDTIMEO_NEW
 )
-# A futex with priority inheritance holds the number of a thread, and the kernel tells whether there
-# is such a one. FUTEX_LOCK_PI, UNLOCK_PI, TRYLOCK_PI, WAIT_REQUEUE_PI, CMP_REQUEUE_PI, LOCK_PI2.
+# A futex with priority inheritance holds a thread id, and the kernel's answer tells whether that
+# thread exists. FUTEX_LOCK_PI, UNLOCK_PI, TRYLOCK_PI, WAIT_REQUEUE_PI, CMP_REQUEUE_PI, LOCK_PI2.
 _FUTEX_PI = (6, 7, 8, 11, 12, 13)
 _FUTEX_COMMAND = 0x7F
 _MSG_OOB = 1
-# Clocks that are negative as an int are about a process of some number.
+# A negative clock id stands for the CPU time of another process or thread.
 _NO_CLOCK = Check(0, (0,), ALLOW, errno_rule(errno.EINVAL), mask=0x8000_0000)
 
-# Unix, IPv4, IPv6 and netlink, which tells a resolver which addresses this machine has.
+# Unix, IPv4, IPv6 and netlink, from which a resolver gets this machine's addresses.
 _FAMILIES = (1, 2, 10, 16)
-# A datagram socket, even one of a pair, can send to any address; one for streams (1) or sequenced
-# packets (5) to its peer only. (The kernel takes raw ones for datagram sockets.)
+# A datagram socket, even one of a pair, can send to any address; a socket for streams (1) or
+# sequenced packets (5) only to its peer. (The kernel treats raw ones as datagram sockets.)
 _CONNECTED = Check(1, (1, 5), ALLOW, _NO_NETWORK, mask=0xF)
 
 
@@ -337,7 +337,7 @@ def rules(
     counting: bool = False,
     writes: bool = True,
 ) -> dict[str, Rule]:
-    """Tell the rule of every call in *names*, whatever number it has.
+    """Return the rule for each call in *names*.
 
     See `seccomp.compile_filter` for the arguments.
     """
@@ -356,7 +356,7 @@ def rules(
     base = {name: ALLOW if name in SETTING_UP else rule for name, rule in whole.items()}
     if part == "base":
         return base
-    # Both filters see every call, and the stricter answer counts.
+    # The kernel runs both filters for every call, and the stricter result counts.
     return {name: rule if rule != base[name] else ALLOW for name, rule in whole.items()}
 
 
@@ -371,13 +371,13 @@ def _whole(
     allowed.update(_NETWORK)
     found: dict[str, Rule] = {name: ALLOW if name in allowed else _DENY for name in names}
     found.update({name: rule for name, rule in checks.items() if name in allowed})
-    # Their arguments lie in memory, where a filter can't look. Who uses them does without.
+    # Their arguments are in memory, which a filter can't read. C libraries use other calls then.
     found.update(clone3=UNKNOWN, openat2=UNKNOWN)
     return {name: found[name] for name in names}
 
 
 def _for_files(*, truncate: bool, writes: bool) -> dict[str, Rule]:
-    """Tell the rules of calls about files."""
+    """Return the rules for calls about files."""
     found: dict[str, Rule] = {
         "open": _opening(1, truncate=truncate),
         "openat": _opening(2, truncate=truncate),
@@ -389,8 +389,8 @@ def _for_files(*, truncate: bool, writes: bool) -> dict[str, Rule]:
     if not writes:
         found["flock"] = _NO_LOCKS
         found.update(dict.fromkeys(_ATTRIBUTES, _NO_ATTRIBUTES))
-        # By a file that is open for reading these have written out, and wait for, what others have
-        # written to it.
+        # On a file that is open for reading, these calls flush the data that other processes have
+        # written, and wait for that.
         found.update(dict.fromkeys(_WRITING_OUT, _DENY))
         found["msync"] = Check(2, (0,), ALLOW, _DENY, mask=_MS_SYNC)
     return found
@@ -404,7 +404,7 @@ def _ioctl_without_network(*, writes: bool) -> Check:
 
 
 def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rule]:
-    """Tell the rules of those calls that are allowed under conditions."""
+    """Return the rules for calls that are allowed conditionally."""
     clone = _THREAD_OR_PROCESS if subprocesses else _THREAD_ONLY
     found: dict[str, Rule] = {
         "clone": Check(0, (0,), clone, _DENY, mask=_CLONE_NEW | _CLONE_PARENT),
@@ -415,7 +415,7 @@ def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rul
         "mmap": Check(3, (0,), ALLOW, _DENY, mask=_MAP_HUGETLB),
         "close_range": Check(2, (0,), ALLOW, _DENY, mask=_CLOSE_RANGE_UNSHARE),
         "personality": Check(0, (0, 0xFFFF_FFFF), ALLOW, _DENY),
-        # The first argument tells whether the second is about a process, a group or a user.
+        # The first argument tells whether the second is a process, a group or a user.
         "setpriority": Check(0, (0,), _own(1), _DENY),
         "ioprio_set": Check(0, (1,), _own(1), _DENY),
         "getpriority": Check(0, (0,), _own(1), _DENY),
@@ -427,24 +427,24 @@ def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rul
     found.update(dict.fromkeys(_OF_A_PID, _own(0)))
     found.update(dict.fromkeys(_CLOCKS, _NO_CLOCK))
     if not subprocesses:
-        # Nobody is there to share memory with.
+        # There is no other process with which to share memory.
         unnamed = Check(3, (_MAP_UNNAMED,), _DENY, ALLOW, mask=_MAP_UNNAMED)
         found["mmap"] = Check(3, (0,), unnamed, _DENY, mask=_MAP_HUGETLB)
         found.update(dict.fromkeys(_ABOUT_A_PID, _own(0)))
-        # A C library that asks about a thread goes on if there is no such call.
+        # A C library that queries a thread continues if the call does not exist.
         found["sched_getaffinity"] = _own(0)._replace(otherwise=UNKNOWN)
         found["futex"] = Check(1, _FUTEX_PI, UNKNOWN, ALLOW, mask=_FUTEX_COMMAND)
-        # The pid lies in memory, where a filter can't look.
+        # The pid is in memory, which a filter can't read.
         found["capget"] = _DENY
         found.update(dict.fromkeys(_SIGNALS, _own(0)))
-        # Into somebody else's group it could signal all of that by pid 0.
+        # In another process group, it could signal all members with pid 0.
         found["setpgid"] = _own(1)
     if network:
         found["socket"] = Check(0, _FAMILIES, ALLOW, _NO_FAMILY)
     else:
         found.update(dict.fromkeys(_NETWORK, _NO_NETWORK))
-        # Into a pair of sockets it moves pages, not bytes: a few bytes keep whole (huge) pages
-        # of a file, also after that has been cut off. Programs fall back to read and write.
+        # sendfile into a socket pair moves pages, not bytes: a few bytes keep whole (huge) pages of
+        # a file allocated, even after it is truncated. Programs fall back to read and write.
         found["sendfile"] = _DENY
         found["getsockopt"] = Check(
             1, (_SOL_SOCKET,), Check(2, _GETSOCKOPT_WITHOUT, ALLOW, _DENY), ALLOW
@@ -452,7 +452,7 @@ def _checks(*, strict: bool, subprocesses: bool, network: bool) -> dict[str, Rul
         found["setsockopt"] = Check(
             1, (_SOL_SOCKET,), Check(2, _SETSOCKOPT_WITHOUT, ALLOW, _SNDBUF), ALLOW
         )
-        # Out-of-band data wakes who reads and is not there to be read.
+        # Out-of-band data wakes up the reader, but is not returned by its reads.
         found["sendto"] = found["sendmmsg"] = Check(3, (0,), ALLOW, _DENY, mask=_MSG_OOB)
         found["sendmsg"] = Check(2, (0,), ALLOW, _DENY, mask=_MSG_OOB)
     return found

@@ -1,15 +1,15 @@
-"""The numbers of the system calls, by machine: data only, without a word on what they are for.
+"""The system call numbers of each machine (data only).
 
-Up to 450 they are those of the kernel's own headers, asm/unistd_64.h for x86-64 and
-asm-generic/unistd.h for aarch64 (Linux 6.1, compared with them in the tests). 451 to 469 are of
-Linux 6.5 to 6.17; from 424 on, all machines share their numbers. A number, once given, stays.
+The numbers up to 450 are those of the kernel's headers, asm/unistd_64.h for x86-64 and
+asm-generic/unistd.h for aarch64 (Linux 6.1; the tests compare them). 451 to 469 are from Linux 6.5
+to 6.17; from 424 on, all machines have the same numbers. The kernel never changes a number.
 """
 
 from __future__ import annotations
 
 __all__ = ["NUMBERS"]
 
-# Each line begins with the number of its first name; those that follow count on from there.
+# Each line begins with the number of its first name; the following names have the next numbers.
 _X86_64 = """
 0 read write open close stat fstat lstat poll lseek mmap mprotect munmap brk rt_sigaction
 14 rt_sigprocmask rt_sigreturn ioctl pread64 pwrite64 readv writev access pipe select
@@ -105,7 +105,7 @@ def _table(text: str) -> dict[str, int]:
     return numbers
 
 
-# By the name of the machine, as `uname -m` has it, and the name of the call.
+# By machine, as `uname -m` names it, and by the name of the call.
 NUMBERS: dict[str, dict[str, int]] = {
     "x86_64": _table(_X86_64 + _COMMON),
     "aarch64": _table(_AARCH64 + _COMMON),

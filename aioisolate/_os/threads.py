@@ -1,4 +1,4 @@
-"""A short-lived helper thread whose end can be awaited as a readable descriptor."""
+"""A short-lived helper thread whose end makes a descriptor readable."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .fds import Descriptors
 
 __all__ = ["Helper", "NoThreadError", "helpers", "others"]
 
-# How these threads are told from the user's own: they hold no lock that a child could need.
+# Distinguishes helpers from the user's threads: a helper holds no lock that a child could need.
 _PREFIX = "aioisolate-"
-# Somebody may have set SIGPIPE to end the process.
+# The program may have set SIGPIPE to SIG_DFL, which would kill the process.
 _NO_SIGNAL: int = getattr(_socket, "MSG_NOSIGNAL", 0)
-# Those that have not ended.
+# The helper threads that have not ended.
 _working: set[threading.Thread] = set()
 
 
 class NoThreadError(OSError):
-    """A thread can't be started, or there is no descriptor left for it."""
+    """A thread can't be started, or no descriptor is free for it."""
 
 
 class Helper:
-    """A daemon thread that does one thing and ends.
+    """A daemon thread that runs one function and ends.
 
     Raises NoThreadError if it can't be started. *work* must not raise.
     """
@@ -35,7 +35,7 @@ class Helper:
     def __init__(self, name: str, work: Callable[[], object]) -> None:
         self._fds = Descriptors()
         try:
-            # Not just a pipe that ends: gevent's selectors are not woken up by that.
+            # Not the end of a pipe: it does not wake up gevent's selectors.
             here, there = _socket.socketpair()
         except OSError as exc:
             raise NoThreadError(exc.errno, exc.strerror) from exc
@@ -47,7 +47,7 @@ class Helper:
                 work()
             finally:
                 _working.discard(thread)
-                with contextlib.suppress(OSError):  # nobody waits for it any more
+                with contextlib.suppress(OSError):  # the read end is closed
                     there.send(b"\0", _NO_SIGNAL)
                 there.close()
 
@@ -55,18 +55,18 @@ class Helper:
         _working.add(thread)
         try:
             self._thread.start()
-        except RuntimeError as exc:  # "can't start new thread": the system has said EAGAIN
+        except RuntimeError as exc:  # "can't start new thread": EAGAIN
             _working.discard(thread)
             there.close()
             self.close()
             raise NoThreadError(errno.EAGAIN, str(exc)) from exc
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable once the work is done."""
+        """Return a descriptor that becomes readable when the work is done."""
         return self._read
 
     def done(self) -> None:
-        """See the thread off whose work is done: a fork should not find even its last breath."""
+        """Join the thread, whose work is done, so that it does not exist at the next fork."""
         self._thread.join()
 
     def close(self) -> None:
@@ -75,8 +75,8 @@ class Helper:
 
 
 def others() -> list[str]:
-    """Name the Python threads of this process besides this one and the helpers."""
-    if not _thread._count():  # no thread but the main one: the common case, for next to nothing
+    """Return the names of the Python threads besides this one and the helpers."""
+    if not _thread._count():  # only the main thread: a fast path for the common case
         return []
     me = threading.current_thread()
     return [
@@ -87,6 +87,6 @@ def others() -> list[str]:
 
 
 def helpers() -> bool:
-    """Tell whether there are any helpers: these may import modules, and open files."""
-    # In a forked copy of this process they are threads that have stopped.
+    """Return whether a helper is running, which may import modules and open files."""
+    # In a forked copy of this process, helpers are in the set but not alive.
     return bool(_working) and any(thread.is_alive() for thread in list(_working))

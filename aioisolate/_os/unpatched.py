@@ -1,10 +1,9 @@
-"""What Python itself has in `select` and `os`, whatever a library has put in its place.
+"""The original functions of `select` and `os`, even if a library has replaced them.
 
-gevent and eventlet replace what blocks by functions that wait in an event loop of their own
-("monkey patching"), before or after this package is imported: a fork that watches the child, and
-collects it; a poll that runs other code meanwhile. And they take epoll away. Here nothing waits
-longer than it may, children are collected by who has forked them, and a forked child has no such
-loop.
+gevent and eventlet replace blocking functions by functions that wait in their own event loop
+("monkey patching"), before or after this package is imported: their fork watches and reaps the
+child, their poll runs other code meanwhile, and they remove epoll. This package needs none of it:
+it blocks only for bounded times, reaps its children itself, and a forked child has no such loop.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ __all__ = ["fork", "select", "waitpid"]
 
 
 def _load(name: str) -> Any:
-    """Load a module of the standard library that is written in C once more, for this package."""
+    """Load a second copy of a C module of the standard library, for this package."""
     from importlib._bootstrap import module_from_spec  # noqa: PLC0415
 
     __import__(name)

@@ -1,4 +1,4 @@
-"""Users and privileges (Linux): becoming somebody who owns nothing."""
+"""Users and privileges (Linux): switch to an unused user id, and drop capabilities."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ class Ids(NamedTuple):
     """A range of user and group ids.
 
     Attributes:
-        first: the lowest.
-        size: how many there are.
+        first: the lowest id.
+        size: the number of ids.
     """
 
     first: int
     size: int
 
 
-# Ids that nobody has been given: 0x70000000 up to 0x7fffffff are unused by systemd's plan of user
-# and group ids, which containers' and DynamicUser's ranges follow, too. As many as there are pids,
-# which are below 2**22: two living processes never have the same one.
+# Unused ids: systemd's allocation of user and group ids, which the ranges of containers and
+# DynamicUser follow, leaves 0x70000000 to 0x7fffffff free. There are as many ids as pids, which are
+# below 2**22, so two living processes never have the same id.
 SPARE = Ids(0x70000000, 1 << 22)
-# In a user namespace of 65536 ids, as containers' engines make them: above what distributions give
-# to system users and to persons, below what systemd gives to services (DynamicUser).
+# For a user namespace of 65536 ids, as container engines create them: above the ids that
+# distributions assign to system users and persons, below those of systemd services (DynamicUser).
 _SPARE_OF_FEW = Ids(32768, 60000 - 32768)
 
 
 def capabilities() -> int:
-    """Return this process's permitted capabilities, as bits; 0 where there are none."""
+    """Return this process's permitted capabilities as a bit mask; 0 on other systems."""
     if not hasattr(_libc, "capget"):
         return 0
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
@@ -68,11 +68,11 @@ def _capabilities_as_told() -> int:
                     return int(line.split()[1], 16)
     except OSError:
         pass
-    return _ALL if os.geteuid() == 0 else 0  # nothing tells: those that are to be given up
+    return _ALL if os.geteuid() == 0 else 0  # unknown: assume all, since they will be dropped
 
 
 def spare_ids() -> Ids | None:
-    """Return ids that nobody has been given and that exist in this user namespace, or None."""
+    """Return unused ids that exist in this user namespace, or None."""
     for ids in (SPARE, _SPARE_OF_FEW):
         if all(_is_mapped(f"/proc/self/{name}", ids) for name in ("uid_map", "gid_map")):
             return ids
@@ -84,33 +84,33 @@ def _is_mapped(path: str, ids: Ids) -> bool:
         with open(path) as file:
             extents = [tuple(map(int, line.split())) for line in file]
     except OSError:
-        return ids is SPARE  # nothing tells: it is tried out
+        return ids is SPARE  # unknown: an attempt will tell
     return any(
         first <= ids.first and ids.first + ids.size <= first + count for first, _, count in extents
     )
 
 
 def spare_id(pid: int, ids: Ids = SPARE) -> int:
-    """Return a user and group id for the process *pid*, of those that are to be had."""
+    """Return one of *ids* as user and group id for the process *pid*."""
     return ids.first + pid % ids.size
 
 
 def become(uid: int, gid: int) -> None:
-    """Give up the user, the group and all further groups for *uid* and *gid*, for good.
+    """Switch to *uid* and *gid* irrevocably, and drop the supplementary groups and capabilities.
 
     Raises OSError: EPERM without the privilege, EINVAL if the id does not exist in this user
     namespace.
     """
     os.setgroups([])
-    # Not setuid(): that changes all three ids only with the privilege.
+    # Not setuid(): it changes all three ids only with the privilege.
     _os.setresgid(gid, gid, gid)
     _os.setresuid(uid, uid, uid)
-    # Only root loses them by that, and not even root if it has been told to keep them.
+    # Changing the ids clears root's capabilities only, and not even those with PR_SET_KEEPCAPS.
     drop_capabilities()
 
 
 def drop_capabilities() -> None:
-    """Give up every capability that this process has. Raises OSError."""
+    """Drop all capabilities of this process. Raises OSError."""
     _libc.prctl(_PR_CAP_AMBIENT, ctypes.c_ulong(_PR_CAP_AMBIENT_CLEAR_ALL), 0, 0, 0)
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     if _libc.capset(header, bytes(_WORDS.size)) != 0:

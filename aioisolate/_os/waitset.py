@@ -1,8 +1,8 @@
 """One descriptor that is readable when any of several is: an epoll, or a kqueue.
 
-An event loop watches this one, registered before the fork; what a call waits for is then put in
-and taken out by a single system call each, whatever the loop. (After a fork each page that is
-touched costs a copy, so what a loop does to register a reader is better done ahead of it.)
+An event loop watches this descriptor, registered before the fork. Adding and removing the
+descriptors of a call then takes a single system call each, with every loop. (After a fork each page
+that is written to costs a copy, so the loop's work to register a reader is done before it.)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["WaitSet"]
 if sys.platform == "linux":
 
     class WaitSet:
-        """A set of descriptors to wait for, itself a descriptor to wait for."""
+        """A set of descriptors to wait for; its own descriptor can be waited for, too."""
 
         __slots__ = ("_epoll", "_members")
 
@@ -27,22 +27,22 @@ if sys.platform == "linux":
             self._members: set[int] = set()
 
         def fileno(self) -> int:
-            """Return the descriptor that is readable when one of the set is."""
+            """Return the descriptor that is readable when a member of the set is."""
             return self._epoll.fileno()
 
         def add(self, fd: int) -> None:
-            """Begin to wait for *fd* to be readable or at its end."""
+            """Add *fd*, to wait until it is readable or at its end."""
             self._epoll.register(fd, select.EPOLLIN)
             self._members.add(fd)
 
         def remove(self, fd: int) -> None:
-            """Stop waiting for *fd*, if it was waited for; it must still be open."""
+            """Remove *fd* if it is in the set; *fd* must still be open."""
             if fd in self._members:
                 self._members.remove(fd)
                 self._epoll.unregister(fd)
 
         def poll(self, seconds: float = 0) -> list[int]:
-            """List the descriptors that are readable, waiting at most *seconds* for one."""
+            """Return the readable descriptors; wait at most *seconds* for one."""
             return [fd for fd, _ in self._epoll.poll(seconds)]
 
         def close(self) -> None:
@@ -54,7 +54,7 @@ if sys.platform == "linux":
 else:
 
     class WaitSet:
-        """A set of descriptors to wait for, itself a descriptor to wait for."""
+        """A set of descriptors to wait for; its own descriptor can be waited for, too."""
 
         __slots__ = ("_kqueue", "_members")
 
@@ -63,22 +63,22 @@ else:
             self._members: set[int] = set()
 
         def fileno(self) -> int:
-            """Return the descriptor that is readable when one of the set is."""
+            """Return the descriptor that is readable when a member of the set is."""
             return self._kqueue.fileno()
 
         def add(self, fd: int) -> None:
-            """Begin to wait for *fd* to be readable or at its end."""
+            """Add *fd*, to wait until it is readable or at its end."""
             self._change(fd, select.KQ_EV_ADD)
             self._members.add(fd)
 
         def remove(self, fd: int) -> None:
-            """Stop waiting for *fd*, if it was waited for; it must still be open."""
+            """Remove *fd* if it is in the set; *fd* must still be open."""
             if fd in self._members:
                 self._members.remove(fd)
                 self._change(fd, select.KQ_EV_DELETE)
 
         def poll(self, seconds: float = 0) -> list[int]:
-            """List the descriptors that are readable, waiting at most *seconds* for one."""
+            """Return the readable descriptors; wait at most *seconds* for one."""
             return [event.ident for event in self._kqueue.control(None, 16, seconds)]
 
         def close(self) -> None:

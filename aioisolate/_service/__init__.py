@@ -1,1 +1,1 @@
-"""What a service of isolated calls consists of: jobs, their queue, their figures."""
+"""The parts of an `Isolator`: jobs, their queue, sources of children, and figures."""

@@ -1,4 +1,4 @@
-"""A `concurrent.futures.Executor` whose every call runs in a child of its own."""
+"""A `concurrent.futures.Executor` that runs each call in a child of its own."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import threading
 from collections.abc import Callable
 from concurrent import futures
 from types import TracebackType
-from typing import Any, ParamSpec, Protocol, TypeVar
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .job import Job
+
+if TYPE_CHECKING:
+    from .service import Service
 
 __all__ = ["Executor"]
 
@@ -18,65 +20,42 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class _Service(Protocol):
-    post: Callable[[Callable[[], object]], object]
-    dependants: WeakSet[Any]
-
-    @property
-    def state(self) -> str: ...
-
-    def check_owner(self) -> None:
-        """Raise RuntimeError in a forked copy of the process that it belongs to."""
-
-    def is_owned(self) -> bool:
-        """Tell whether this process is no such copy."""
-        ...
-
-    def would_block(self) -> bool:
-        """Tell whether this is the thread of the event loop, which nothing may hold up."""
-        ...
-
-    def submit(self, call: Callable[[], Any]) -> Job[Any]:
-        """Make a job of a call, in the loop's thread."""
-        ...
-
-
 class _Future(futures.Future[Any]):
     """A future that can be cancelled while it runs: the child is killed.
 
-    In the thread of the event loop, which carries it out, nobody can wait for it by blocking.
+    In the thread of the event loop, which runs the call, waiting for it raises RuntimeError.
     """
 
-    def __init__(self, service: _Service) -> None:
+    def __init__(self, service: Service) -> None:
         super().__init__()
         self._service = service
         self._waiters = _Waiters(service)
         self.job: Job[Any] | None = None
 
     def result(self, timeout: float | None = None) -> Any:
-        """Return what fn returned or raise what came instead, as futures do.
+        """Return the result of fn or raise its exception, like any future.
 
         Raises RuntimeError in the event loop's own thread, and in a forked copy of its process,
-        where that would be to wait for ever.
+        where waiting would never end.
         """
         _check_thread(self._service, self.done, timeout)
         try:
             return super().result(timeout)
         finally:
-            del self  # as in the standard library: the traceback of an exception would hold it
+            del self  # as in the standard library: a traceback refers to this frame
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return what `result` would raise, or None."""
+        """Return the exception that `result` would raise, or None."""
         _check_thread(self._service, self.done, timeout)
         return super().exception(timeout)
 
     def cancel(self) -> bool:
-        """Cancel it, whether it waits or runs; False only if it is done."""
+        """Cancel the call, whether it waits or runs; return False only if it is done."""
         with self._condition:
             if self._state == "FINISHED":
                 return False
             if self._state == "RUNNING":
-                self._state = "PENDING"  # so that it may still be cancelled
+                self._state = "PENDING"  # so that it can still be cancelled
         cancelled = super().cancel()
         try:
             self._service.post(self._end_job)
@@ -89,11 +68,11 @@ class _Future(futures.Future[Any]):
             self.job.cancel()
 
 
-def _check_thread(service: _Service, is_done: Callable[[], bool], timeout: float | None) -> None:
+def _check_thread(service: Service, is_done: Callable[[], bool], timeout: float | None) -> None:
     if is_done():
         return
-    service.check_owner()  # in a copy it never is
-    # Who does not wait asks, and blocks nothing.
+    service.check_owner()  # in a copy the future is never done
+    # A timeout of 0 does not block.
     if (timeout is None or timeout > 0) and service.would_block():
         raise RuntimeError(
             "waiting here would block the event loop that has to do the work: use `await "
@@ -103,9 +82,9 @@ def _check_thread(service: _Service, is_done: Callable[[], bool], timeout: float
 
 
 class _Waiters(list[Any]):
-    """Where `concurrent.futures.wait` and `as_completed` register, before they block."""
+    """The list to which `concurrent.futures.wait` and `as_completed` add, before they block."""
 
-    def __init__(self, service: _Service) -> None:
+    def __init__(self, service: Service) -> None:
         super().__init__()
         self._service = service
 
@@ -116,9 +95,9 @@ class _Waiters(list[Any]):
 
 
 class _Event:
-    """An event that is not waited for in the event loop's own thread."""
+    """An event that cannot be waited for in the event loop's own thread."""
 
-    def __init__(self, service: _Service, event: threading.Event) -> None:
+    def __init__(self, service: Service, event: threading.Event) -> None:
         self._service = service
         self.set = event.set
         self.clear = event.clear
@@ -133,18 +112,22 @@ class _Event:
 class Executor(futures.Executor):
     """Runs each call in a child of its own; may be used from any thread.
 
+    `Isolator.executor` returns one::
+
+        result = await loop.run_in_executor(iso.executor(), parse, data)
+
     Cancelling a future kills its child, and so does cancelling the asyncio future that
     ``loop.run_in_executor`` returned for it.
 
-    Its futures, its `map` and `concurrent.futures.wait` are for other threads than the event loop's
-    own: waiting there, blocking, for what the loop has to do is a RuntimeError.
+    Waiting for its futures, its `map` or in `concurrent.futures.wait` raises RuntimeError in the
+    event loop's own thread: the loop could not run the calls meanwhile.
 
-    It keeps its Isolator from being collected, and ends with it: when the Isolator has been closed,
-    futures raise RuntimeError whose calls have not begun, and so do those of later calls. When that
-    is entered again, ask it for another executor.
+    An executor keeps its Isolator from being collected, and ends with it: once that is closed,
+    futures of calls that have not begun raise RuntimeError, and so do those of later calls. If the
+    Isolator is entered again, ask it for another executor.
     """
 
-    def __init__(self, service: _Service, keep: object = None) -> None:
+    def __init__(self, service: Service, keep: object = None) -> None:
         self._service = service
         self._kept = keep
         self._lock = threading.Condition()
@@ -152,7 +135,7 @@ class Executor(futures.Executor):
         self._shut = False
         self._ended = False
         service.dependants.add(self)
-        if service.state == "closed":  # by the loop's thread, just now
+        if service.state == "closed":  # closed just now by the event loop's thread
             self._ended = True
 
     def __repr__(self) -> str:
@@ -160,7 +143,7 @@ class Executor(futures.Executor):
         return f"<Executor{state}: {len(self._futures)} calls not done>"
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> futures.Future[T]:
-        """Have ``fn(*args, **kwargs)`` run in a child; return a future for its result.
+        """Run ``fn(*args, **kwargs)`` in a child; return a future for its result.
 
         Raises RuntimeError if the executor has been shut down, if its Isolator's loop is closed, or
         in a forked copy of its Isolator's process.
@@ -183,13 +166,13 @@ class Executor(futures.Executor):
 
     def _begin(self, future: _Future, call: Callable[[], Any]) -> None:
         if future not in self._futures:
-            return  # refused by now
+            return  # the call was refused meanwhile
         if not future.set_running_or_notify_cancel():
             self._forget(future)
             return
         try:
             job = future.job = self._service.submit(call)
-        except BaseException as exc:  # noqa: BLE001 - whatever it is, it is the future's
+        except BaseException as exc:  # noqa: BLE001 - every exception goes to the future
             future.set_exception(exc)
             self._forget(future)
             return
@@ -201,18 +184,18 @@ class Executor(futures.Executor):
                 elif job.error is not None:
                     future.set_exception(job.error)
                 else:
-                    future.set_result(job.take_value())
+                    future.set_result(job._take_value())
             except futures.InvalidStateError:
-                pass  # it was cancelled just now
+                pass  # the future was cancelled just now
             finally:
-                future.job = None  # whoever keeps the result need not keep the call
+                future.job = None  # a kept result must not keep the call
                 self._forget(future)
 
-        job.on_done = done
-        job.start()
+        job._on_done = done
+        job._start()
 
-    def end(self) -> None:
-        """Take note that the Isolator has been closed: what has not begun never will."""
+    def _end_with_service(self) -> None:
+        """Note that the Isolator has been closed: calls that have not begun are refused."""
         with self._lock:
             self._ended = True
             left = [future for future in self._futures if future.job is None]
@@ -232,20 +215,20 @@ class Executor(futures.Executor):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._service.is_owned():  # else it is a copy that unwinds its stack
+        if self._service.is_owned():  # a forked copy only unwinds its stack
             self.shutdown()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls.
 
         Args:
-            wait: block until those that are there are done. Not in the event loop's own thread,
+            wait: block until the present calls are done. Not in the event loop's own thread,
                 which has to carry them out: RuntimeError, unless there are none.
-            cancel_futures: cancel those that have not begun.
+            cancel_futures: cancel the calls that have not begun.
 
         Raises RuntimeError in a forked copy of its Isolator's process.
         """
-        self._service.check_owner()  # in a copy the futures are the original's
+        self._service.check_owner()  # in a forked copy the futures are the original's
         with self._lock:
             self._shut = True
             pending = list(self._futures)

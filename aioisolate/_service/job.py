@@ -12,71 +12,79 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import anyio
 
-from .._call import loops
+from .._async_backend import AsyncBackend
+from .._call import eventloop
 from .._call.child import Child
-from .._call.drive import supervise
+from .._call.deadlines import Deadlines
 from .._call.plan import Plan, name_of
-from .._call.settle import loss_of_item, outcome_of, settle
-from .._call.supervise import OnItem, Supervision
-from .._call.turn import Turn
-from .._child.order import AsyncBackend
+from .._call.result import loss_of_item, outcome_of, settle
+from .._call.run import supervise
+from .._call.supervision import OnItem, Supervision
+from .._call.verdict import KilledFor
 from .._errors import CallableDidNotExecuteError, IsolationError, Reason, StartTimeoutError
 from .._outcome import Outcome, Progress
-from .._wire.verdict import KilledFor
 
-__all__ = ["Job", "Service"]
+__all__ = ["Job", "JobService"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _numbers = itertools.count(1)
-# A child that ended before it was given its call is replaced so many times.
+# How often a child that ended before it was given its call is replaced.
 _TRIES = 3
 
 
-class Service(Protocol):
-    """Where a job gets what it needs."""
+class JobService(Protocol):
+    """Where a job gets what it needs.
+
+    A `Service`, whose module imports this one, or what `stream_isolated` has instead of one.
+    """
 
     backend: AsyncBackend
 
     def enter_nowait(self, job: Job[Any]) -> bool:
-        """Take the job's turn if it need not wait for it."""
+        """Start the job's turn if it need not wait in the queue."""
         ...
 
     async def enter(self, job: Job[Any]) -> None:
-        """Wait for the job's turn. Raises CallableDidNotExecuteError if it does not come."""
+        """Wait for the job's turn. Raises CallableDidNotExecuteError if the job is refused."""
 
     def provide_nowait(self, job: Job[Any]) -> Child | None:
-        """Get the job a child if there is one."""
+        """Return a child for the job, or None if none is ready."""
         ...
 
     async def provide(self, job: Job[Any]) -> Child:
-        """Get the job a child. Raises CallableDidNotExecuteError if there can be none."""
+        """Return a child for the job. Raises CallableDidNotExecuteError if there can be none."""
         ...
 
     def hindrance(self) -> str:
-        """Say what keeps a job from getting a child."""
+        """Return why a job has not got a child yet."""
         ...
 
     def note_imports(self, job: Job[Any]) -> None:
-        """Take note of what its child had to import first."""
+        """Note the imports that the job's child had to do first."""
 
     def leave(self, job: Job[Any]) -> None:
-        """Give the job's turn to the next one; called once, if it had one."""
+        """End the job's turn, so the next job can begin; called once, if the job had a turn."""
 
     def finished(self, job: Job[Any]) -> None:
-        """Take note of how the job has ended."""
+        """Note how the job has ended."""
 
 
 class Job(Generic[T]):
-    """One isolated call: what it is, how far it is, and a way to end it.
+    """One isolated call: its name, its state, its result, and a way to end it.
+
+    `Isolator.open_job` gives the job of a new call, `Isolator.jobs` lists those of all calls that
+    wait or run, and `Stream.job` is the one behind a stream. A program does not make jobs itself.
+    ``Job[bytes]`` is the type of a job whose function returns bytes.
 
     Attributes:
         id: a number, unique in this process.
         name: the function's name.
-        created_at: when it was submitted, in seconds since the epoch.
-        started_at: when it was given its child, in seconds since the epoch; None: it waits.
+        created_at: when the job was submitted, in seconds since the epoch.
+        started_at: when the job got its child, in seconds since the epoch; None: it waits.
         progress: the last that fn has reported by `report_progress`, or None.
+        error: what `result` raises; None if fn returned, or while the job is not done.
 
     Example::
 
@@ -89,38 +97,38 @@ class Job(Generic[T]):
 
     def __init__(
         self,
-        service: Service,
+        service: JobService,
         plan: Plan,
         *,
         whole: bool = False,
         on_item: OnItem | None = None,
         queue_timeout: float | None = None,
     ) -> None:
-        self.id = next(_numbers)
+        self.id: int = next(_numbers)
         self.name: str = name_of(plan.fn)
-        self.created_at = time.time()
+        self.created_at: float = time.time()
         self.started_at: float | None = None
         self.progress: Progress | None = None
         self._service = service
         self._owner_pid = os.getpid()
-        self.plan = plan
-        self.turn: Turn
+        self._plan = plan
+        self._deadlines: Deadlines
         self._queue_timeout = queue_timeout
         self._whole = whole
         self._on_item = on_item
         self._born = time.monotonic()
-        self.child_wait = 0.0
-        self.queue_wait = 0.0
-        self.supervision: Supervision | None = None
-        # Around its wait for a turn and for a child; what it is ended for, once it is.
+        self._child_wait = 0.0
+        self._queue_wait = 0.0
+        self._supervision: Supervision | None = None
+        # The scope of waiting for a turn and a child; why the job was ended, if it was.
         self._queueing: anyio.CancelScope | None = None
         self._ended_for: KilledFor | None = None
         self._why: CallableDidNotExecuteError | None = None
         self._done = False
-        self.value: Any = None
+        self._value: Any = None
         self.error: BaseException | None = None
         self._finished: anyio.Event | None = None
-        self.on_done: Callable[[], object] | None = None
+        self._on_done: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
         state: str = self.state
@@ -134,80 +142,80 @@ class Job(Generic[T]):
         return f"<Job {self.id} of {self.name}: {state}>"
 
     @property
-    def quiet(self) -> bool:
-        """Nobody wants to know at once that fn is about to be called."""
-        options = self.plan.options
-        return not (options.on_event or options.on_progress or self.plan.streaming)
+    def _quiet(self) -> bool:
+        """Whether no callable needs to know at once that fn is about to be called."""
+        options = self._plan.options
+        return not (options.on_event or options.on_progress or self._plan.streaming)
 
-    # For its owner
+    # For users
 
     @property
     def state(self) -> Literal["queued", "running", "done"]:
-        """Where it is."""
+        """The stage of the job."""
         if self._done:
             return "done"
-        return "queued" if self.supervision is None else "running"
+        return "queued" if self._supervision is None else "running"
 
     @property
     def pid(self) -> int | None:
         """The child's process id, or None while there is none."""
-        return None if self.supervision is None else self.supervision.child.pid
+        return None if self._supervision is None else self._supervision.child.pid
 
     @property
     def age(self) -> float:
-        """Seconds since it was submitted."""
+        """Seconds since the job was submitted."""
         return time.monotonic() - self._born
 
     @property
     def stdout(self) -> str | None:
-        """What the child has written to standard output so far, with ``output="capture"``."""
+        """The child's standard output so far, with ``output="capture"``; else None."""
         return self._output(0)
 
     @property
     def stderr(self) -> str | None:
-        """What the child has written to standard error so far, with ``output="capture"``."""
+        """The child's standard error so far, with ``output="capture"``; else None."""
         return self._output(1)
 
     def _output(self, number: int) -> str | None:
-        streams = () if self.supervision is None else self.supervision.child.streams
+        streams = () if self._supervision is None else self._supervision.child.streams
         return streams[number].text() if streams else None
 
     def done(self) -> bool:
-        """Tell whether it has ended, in whatever way."""
+        """Return whether the job has ended, however it ended."""
         return self._done
 
     def cancel(self) -> None:
-        """End it: a waiting one never begins, a running one's child is terminated or killed.
+        """End the job: a queued one never begins, a running one's child is terminated or killed.
 
         `result` then raises an `IsolationError` with ``Reason.CANCELLED``, unless the result had
-        already come. Does nothing if it is done.
+        already come. Does nothing if the job is done.
         """
-        self.end(KilledFor.CANCELLED)
+        self._end(KilledFor.CANCELLED)
 
     async def result(self) -> T:
-        """Wait for it; return what fn returned or raise what came instead, as `run_isolated`."""
+        """Wait for the job; return fn's result or raise its error, as `run_isolated` does."""
         await self.wait()
         if self.error is not None:
             raise self.error
-        value: T = self.value
+        value: T = self._value
         return value
 
     async def outcome(self) -> Outcome[T]:
-        """Wait for it; return what became of it."""
+        """Wait for the job; return its `Outcome`."""
         await self.wait()
-        return self.as_outcome()
+        return self._as_outcome()
 
     async def wait(self) -> None:
-        """Wait until it is done. Raises RuntimeError in a forked copy of its process."""
+        """Wait until the job is done. Raises RuntimeError in a forked copy of its process."""
         if not self._done:
-            self.check_owner()
+            self._check_owner()
             if self._finished is None:
                 self._finished = anyio.Event()
             await self._finished.wait()
 
-    # For its service
+    # For the service
 
-    def check_owner(self) -> None:
+    def _check_owner(self) -> None:
         """Raise RuntimeError in a forked copy of its process."""
         if not self._is_owned():
             raise RuntimeError(
@@ -215,48 +223,48 @@ class Job(Generic[T]):
                 f"{os.getpid()} is a forked copy: it never ends here"
             )
 
-    def end(self, cause: KilledFor, why: CallableDidNotExecuteError | None = None) -> None:
-        """End it for a reason of the caller's. A copy of it in a forked process does nothing.
+    def _end(self, cause: KilledFor, why: CallableDidNotExecuteError | None = None) -> None:
+        """End the job for *cause*; do nothing in a forked copy of its process.
 
-        *why* is what it raises if it has not begun.
+        *why* is the error of a job that has not begun.
         """
         if self._done or not self._is_owned():
             return
         if self._ended_for is None:
             self._ended_for, self._why = cause, why
-        if self.supervision is not None:
-            self.supervision.end(cause, self.plan.options.grace)
+        if self._supervision is not None:
+            self._supervision.end(cause, self._plan.options.grace)
         elif self._queueing is not None:
             self._queueing.cancel()
 
-    def start(self) -> None:
-        """Carry it out in the background."""
-        # What it returns is not kept: that refers to this job, as its `on_done` does.
-        loops.spawn(self._service.backend, self._in_background, self._after_background)
+    def _start(self) -> None:
+        """Run the job in the background."""
+        # The task is not kept: like `_on_done`, it refers to this job.
+        eventloop.spawn(self._service.backend, self._in_background, self._after_background)
 
     async def _in_background(self) -> None:
         try:
-            await self.carry_out()
+            await self._run()
         except IsolationError as refusal:
-            # It is the job's error. Nobody has any use for where in here it was raised, and by the
-            # frames of that it would refer to this job, and so to fn's arguments, until a
-            # collection.
+            # The refusal is the job's error. Its traceback is of no use to the user, and its frames
+            # refer to this job, and so to fn's arguments, which would be freed only by the garbage
+            # collector.
             refusal.__traceback__ = None
         except Exception as exc:  # noqa: BLE001 - a callable of the caller's raised
             self.error = exc
 
     def _after_background(self) -> None:
-        if not self._done:  # cancelled, by whoever cancels all tasks, before it began
+        if not self._done:  # the task was cancelled before it began
             self.error = self._refusal()
             self._finish()
 
-    async def spoil(self, failure: BaseException) -> IsolationError:
-        """End it because an item could not be decoded; return the error that it ends with.
+    async def _spoil(self, failure: BaseException) -> IsolationError:
+        """End the job because an item could not be decoded; return the job's error.
 
-        That can't be cancelled.
+        This method can't be cancelled.
         """
-        supervision = self.supervision
-        assert supervision is not None  # or there would be no items
+        supervision = self._supervision
+        assert supervision is not None  # items come from a supervision only
         if not self._done:
             supervision.kill(KilledFor.RESULT_DECODING)
             supervision.child.waiter.ring()
@@ -265,30 +273,30 @@ class Job(Generic[T]):
         self.error = error = loss_of_item(supervision, failure)
         return error
 
-    async def abort(self) -> None:
-        """End it, and wait until it is; that can't be cancelled."""
+    async def _abort(self) -> None:
+        """End the job, and wait until it has ended; that can't be cancelled."""
         if not self._is_owned():
             return
-        self.end(KilledFor.CANCELLED)
+        self._end(KilledFor.CANCELLED)
         with anyio.CancelScope(shield=True):
             await self.wait()
 
     def _is_owned(self) -> bool:
         return self._owner_pid == os.getpid()
 
-    async def carry_out(self) -> tuple[Any, BaseException | None]:
-        """Do it; return what fn returned and None, or None and the error.
+    async def _run(self) -> tuple[Any, BaseException | None]:
+        """Run the job; return fn's result and None, or None and the error.
 
-        Raises CallableDidNotExecuteError if it never had a child, and what cancels it.
+        Raises CallableDidNotExecuteError if there never was a child, or the cancellation.
         """
         try:
-            self.value, self.error = await self._carry_out()
+            self._value, self.error = await self._carry_out()
         except BaseException as exc:
             self.error = exc
             raise
         finally:
             self._finish()
-        return self.value, self.error
+        return self._value, self.error
 
     def _finish(self) -> None:
         self._done = True
@@ -296,7 +304,7 @@ class Job(Generic[T]):
         if self._finished is not None:
             self._finished.set()
         # Not kept: it refers to this job, and neither would be freed without a collection.
-        on_done, self.on_done = self.on_done, None
+        on_done, self._on_done = self._on_done, None
         if on_done is not None:
             on_done()
 
@@ -310,8 +318,8 @@ class Job(Generic[T]):
                     f"fn was not called: its turn did not come within {self._queue_timeout:g} s",
                     reason=Reason.QUEUE_TIMEOUT,
                 )
-        self.turn = Turn(self.plan.options)
-        self.queue_wait = time.monotonic() - self._born
+        self._deadlines = Deadlines(self._plan.options)
+        self._queue_wait = time.monotonic() - self._born
         try:
             value, error = await self._try()
             for _ in range(_TRIES - 1):
@@ -323,32 +331,32 @@ class Job(Generic[T]):
             service.leave(self)
 
     async def _try(self) -> tuple[Any, BaseException | None]:
-        self.supervision = None
+        self._supervision = None
         self._check_wanted()
         start = time.monotonic()
         child = self._service.provide_nowait(self)
         if child is None:
-            left = self.turn.left()
+            left = self._deadlines.left()
             found = await self._queue(self._service.provide, None if left == math.inf else left)
             if not found:
-                raise self.turn.late(self._service.hindrance())
+                raise self._deadlines.late(self._service.hindrance())
             child = found[0]
         if self._ended_for is not None:
-            child.put_down()
+            child.kill_now()
             child.release()
             raise self._refusal()
-        self.child_wait = time.monotonic() - start
+        self._child_wait = time.monotonic() - start
         self.started_at = time.time()
-        options = self.plan.options
+        options = self._plan.options
         supervision = Supervision(
             child,
             options,
-            self.turn,
+            self._deadlines,
             whole=self._whole,
             on_item=self._on_item,
-            fn=self.plan.fn,
+            fn=self._plan.fn,
         )
-        self.supervision = supervision
+        self._supervision = supervision
         try:
             await supervise(supervision, options.grace)
             settled = await settle(supervision)
@@ -361,7 +369,7 @@ class Job(Generic[T]):
     async def _queue(
         self, wait: Callable[[Job[T]], Awaitable[R]], seconds: float | None
     ) -> tuple[R] | None:
-        """Wait for something, at most *seconds*; None if it has not come by then.
+        """Wait for something, at most *seconds*; return None after that.
 
         Raises CallableDidNotExecuteError if the job is ended meanwhile.
         """
@@ -378,18 +386,18 @@ class Job(Generic[T]):
             raise self._refusal()
 
     def _is_worth_another_try(self, error: BaseException | None) -> bool:
-        """Tell whether the child was dead before it was given its call."""
+        """Return whether the child was dead before it was given its call."""
         return (
             isinstance(error, CallableDidNotExecuteError)
             and error.reason is Reason.CHILD_SETUP
             and self._ended_for is None
-            and self.supervision is not None
-            and self.supervision.child.talks
-            and self.supervision.conversation.answer is None
+            and self._supervision is not None
+            and self._supervision.child.talks
+            and self._supervision.conversation.answer is None
         )
 
     def _refusal(self) -> CallableDidNotExecuteError:
-        if self._why is not None:  # not itself: each that raises it adds to its traceback
+        if self._why is not None:  # make a new one: each raise adds to an exception's traceback
             refusal = copy.copy(self._why)
             refusal.__cause__ = self._why.__cause__
             return refusal
@@ -398,13 +406,13 @@ class Job(Generic[T]):
             f"fn was not called: {cause.value}", reason=Reason[cause.name]
         )
 
-    def take_value(self) -> Any:
-        """Return what fn returned, and keep no reference to it."""
-        value, self.value = self.value, None
+    def _take_value(self) -> Any:
+        """Return fn's result, and keep no reference to it."""
+        value, self._value = self._value, None
         return value
 
-    def as_outcome(self) -> Outcome[T]:
-        """Put together all that is known of it, now that it is done."""
-        if self.supervision is None:
+    def _as_outcome(self) -> Outcome[T]:
+        """Return the outcome of the job, which is done."""
+        if self._supervision is None:
             return Outcome(error=self.error)
-        return outcome_of(self.supervision, self.value, self.error)
+        return outcome_of(self._supervision, self._value, self.error)

@@ -11,16 +11,18 @@ from .job import Job
 
 __all__ = ["Figures", "Statistics", "Times"]
 
-# Quantiles are those of the last so many calls.
+# Quantiles are those of the last 1000 calls.
 _WINDOW = 1000
 
 
 class Times(NamedTuple):
     """How long a part of the last calls (at most 1000) took, in seconds.
 
+    Four fields of `Statistics` are of this type: ``iso.statistics().run.p99``.
+
     Attributes:
-        calls: how many were measured; with 0, all else is 0.
-        p50, p90, p99, max: so many in a hundred took no longer.
+        calls: how many calls were measured; if 0, all other fields are 0.
+        p50, p90, p99, max: the time that so many calls in a hundred did not exceed.
     """
 
     calls: int
@@ -33,20 +35,25 @@ class Times(NamedTuple):
 class Statistics(NamedTuple):
     """The figures of an `Isolator` at one moment, since it was last entered.
 
+    `Isolator.statistics` returns them::
+
+        now = iso.statistics()
+        log.info("%d running, %d queued, p99 %.3f s", now.running, now.queued, now.run.p99)
+
     Attributes:
-        submitted: calls so far, those that were refused included.
+        submitted: calls so far, refused ones included.
         queued: calls that wait for their turn or for a child.
         running: calls that have a child.
         idle: warm children that wait for a call.
-        outcomes: how many calls have ended how: "returned", "raised" (fn's own exception),
+        outcomes: the number of calls by how they ended: "returned", "raised" (fn's own exception),
             "failed" (an `IsolationError`), "cancelled" (by their caller).
-        reasons: how many calls have failed for which `Reason`.
+        reasons: the number of failed calls by `Reason`.
         restarts: how often the fork server died and was started again.
-        queue: waiting for a turn.
-        fork: pickling the call and getting a child: waiting for one of the fork server's, or the
-            fork itself.
-        run: from giving the child its call to its answer, or its end.
-        reap: from its answer until it was gone, where the call waited for that.
+        queue: time spent waiting for a turn.
+        fork: time for pickling the call and getting a child: waiting for one of the fork
+            server's, or the fork itself.
+        run: time from giving the child its call to its answer, or its end.
+        reap: time from the answer until the child was gone, where the call waited for that.
     """
 
     submitted: int
@@ -63,7 +70,7 @@ class Statistics(NamedTuple):
 
 
 class Figures:
-    """Takes note of jobs that have ended."""
+    """Collects the figures of jobs that have ended."""
 
     def __init__(self) -> None:
         self.submitted = 0
@@ -74,7 +81,7 @@ class Figures:
         }
 
     def note(self, job: Job[Any]) -> None:
-        """Take note of a job that has ended."""
+        """Add a job that has ended."""
         error = job.error
         samples = self._samples
         if error is None:
@@ -86,12 +93,12 @@ class Figures:
             self.outcomes["raised"] += 1
         else:
             self.outcomes["cancelled"] += 1
-        samples["queue"].append(job.queue_wait)
-        supervision = job.supervision
+        samples["queue"].append(job._queue_wait)
+        supervision = job._supervision
         if supervision is None:
             return
         child = supervision.child
-        samples["fork"].append(job.child_wait + child.fork_seconds)
+        samples["fork"].append(job._child_wait + child.fork_seconds)
         answered = supervision.answered_at
         samples["run"].append((answered or supervision.ended_at) - child.forked_at)
         if answered is not None and supervision.ended_at > answered and not supervision.left:

@@ -1,4 +1,4 @@
-"""The items of a generator that runs in a child, one by one, no faster than they are wanted."""
+"""The items of a generator that runs in a child, one by one, with back-pressure."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any, Generic, Self, TypeVar
 
 import anyio.lowlevel
 
-from .._call.decoding import INLINE_MAX, Decoding
-from .._call.supervise import OnItem
+from .._call.result import INLINE_MAX, Decoding
+from .._call.supervision import OnItem
 from .._errors import IsolationError
 from .._os.fds import Descriptors
 from .._wire import codecs
+from .consumers import Consumers
 from .job import Job
-from .takers import Takers
 
 __all__ = ["Stream"]
 
@@ -27,24 +27,31 @@ T = TypeVar("T")
 
 _log = logging.getLogger("aioisolate.service")
 
-# The child is held up while so much is here that nobody has asked for.
+# The child is paused while this many items wait to be taken.
 _ITEMS_MAX = 64
 _BYTES_MAX = 256 * 1024
-# When it is told to end, its channel is read to the end all the same: that is less than so much.
+# A child that is ending has its channel read to the end all the same, up to this much.
 _FLOOD_ITEMS = 64 * 1024
 _FLOOD_BYTES = 4 << 20
-# So many seconds items are decoded in a row.
+# Seconds for which items are decoded before the event loop runs.
 _TURN = 0.005
 
 
 class Stream(Generic[T]):
     """The items of a generator in a child: an async context manager and an async iterator.
 
+    `Isolator.stream` and `stream_isolated` return one. ``Stream[Row]`` is the type of a stream
+    whose items are of the type ``Row``::
+
+        async with iso.stream(read_rows, path) as rows:
+            async for row in rows:
+                await store(row)
+
     The child runs ahead as far as a pipe and some 64 items (or 256 KiB) reach, then waits. What
     the generator raises comes after the items before it. Leaving the context ends the child: it
     is killed, or with ``grace`` its generator is closed.
 
-    Several tasks may take items, each of which goes to one of them.
+    Several tasks may take items; each item goes to one of them.
 
     Attributes:
         job: the call behind it.
@@ -55,14 +62,14 @@ class Stream(Generic[T]):
         self._items: deque[tuple[Sequence[bytes], Descriptors]] = deque()
         self._bytes = 0
         self._flooded = False
-        self._takers = Takers()
+        self._consumers = Consumers()
         self._closed = False
-        # Why an item could not be decoded, once one could not.
+        # Why an item could not be decoded, or None.
         self._failure: BaseException | None = None
-        # When the event loop last had a turn.
+        # The time at which the event loop last ran.
         self._rested_at = -math.inf
-        # Items that are being decoded, by their order; and those of them that nobody waits for any
-        # more, because who did was cancelled: they are to be had next.
+        # Items that are being decoded, by their order; and those of them whose consumer was
+        # cancelled: they are returned next.
         self._number = 0
         self._decoding: dict[int, Decoding] = {}
         self._abandoned: list[int] = []
@@ -75,10 +82,10 @@ class Stream(Generic[T]):
 
     async def __aenter__(self) -> Self:
         if self._closed or hasattr(self, "job"):
-            raise RuntimeError("a stream is entered once")
+            raise RuntimeError("a stream can be entered once only")
         self.job = self._make_job(self._take)
-        self.job.on_done = self._takers.wake
-        self.job.start()
+        self.job._on_done = self._consumers.wake
+        self.job._start()
         return self
 
     async def __aexit__(
@@ -90,7 +97,7 @@ class Stream(Generic[T]):
         self._close()
         job = self.job
         was_done = job.done()
-        await job.abort()
+        await job._abort()
         error = job.error
         if not was_done and error is not None and not isinstance(error, IsolationError):
             _log.warning("%s raised while its stream was left", job.name, exc_info=error)
@@ -103,58 +110,60 @@ class Stream(Generic[T]):
             decoding.close()
         self._decoding.clear()
         self._abandoned.clear()
-        self._takers.wake()
+        self._consumers.wake()
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
 
-    async def __anext__(self) -> T:  # noqa: C901 - the short way is not taken by a call more
+    async def __anext__(self) -> T:  # noqa: C901 - another call would cost the fast path
         if not hasattr(self, "job"):
-            raise RuntimeError("a stream is used inside `async with`")
-        # Several tasks may take items. So after each await all has to be looked at again.
+            raise RuntimeError("take items of a stream inside `async with`")
+        # Several tasks may take items, so after each await the state must be checked again.
         while not self._closed:
             if self._abandoned:
                 return await self._decoded(self._abandoned.pop(0))
             if not self._items:
                 await self._wait_for_one()
             elif time.monotonic() - self._rested_at > _TURN:
-                # All of them are here, and who takes them may never wait for anything else.
+                # A consumer that finds all items ready would never let the event loop run.
                 await anyio.lowlevel.checkpoint()
                 self._rested_at = time.monotonic()
             else:
-                pieces, luggage = self._items.popleft()
+                pieces, passed_fds = self._items.popleft()
                 size = sum(map(len, pieces))
                 self._bytes -= size
-                supervision = self.job.supervision
+                supervision = self.job._supervision
                 if not self._is_full() and supervision is not None:
                     supervision.resume()
-                # The short way: most are small, and there may be many.
+                # The fast path: most items are small, and there may be many.
                 if self._effort(pieces, size) <= INLINE_MAX:
                     try:
-                        item: T = self._load(pieces, luggage, at_once=True)
+                        item: T = self._load(pieces, passed_fds, at_once=True)
                     except codecs.ImportNeeded:
-                        pass  # in a thread, then
+                        pass  # decode it in a thread
                     except BaseException as exc:  # noqa: BLE001 - a pickle may raise anything
                         self._failure = exc
                         self._close()
                         break
                     else:
                         return item
-                return await self._decoded(self._decode(pieces, luggage))
+                return await self._decoded(self._decode(pieces, passed_fds))
         raise await self._end()
 
     async def _end(self) -> BaseException:
-        """Return what to raise where nothing more is to be had."""
-        if self._failure is not None and self._takers.error is None:
-            self._takers.fail(await self.job.spoil(self._failure))
-            self.job.error = self._takers.error
-        return self._takers.end()
+        """Return the exception to raise when there are no more items."""
+        if self._failure is not None and self._consumers.error is None:
+            self._consumers.fail(await self.job._spoil(self._failure))
+            self.job.error = self._consumers.error
+        return self._consumers.end()
 
-    def _decode(self, pieces: Sequence[bytes], luggage: Descriptors) -> int:
+    def _decode(self, pieces: Sequence[bytes], passed_fds: Descriptors) -> int:
         """Begin to decode an item in a thread; return its number."""
-        load = functools.partial(self._load, pieces, luggage)
+        load = functools.partial(self._load, pieces, passed_fds)
         self._number += 1
-        self._decoding[self._number] = Decoding(INLINE_MAX + 1, load, otherwise=luggage.close_all)
+        self._decoding[self._number] = Decoding(
+            INLINE_MAX + 1, load, otherwise=passed_fds.close_all
+        )
         return self._number
 
     async def _decoded(self, number: int) -> T:
@@ -166,10 +175,10 @@ class Stream(Generic[T]):
             if number in self._decoding:
                 self._abandoned.append(number)
                 self._abandoned.sort()
-                self._takers.wake()
+                self._consumers.wake()
             raise
         self._decoding.pop(number, None)
-        self._takers.wake()
+        self._consumers.wake()
         if decoding.failure is not None:
             self._failure = decoding.failure
             self._close()
@@ -178,63 +187,65 @@ class Stream(Generic[T]):
         return value
 
     async def _wait_for_one(self) -> None:
-        """Wait until something has changed. Raises what is to be had at the end, if that is now."""
-        # While others still have theirs decoded, these may come back, or turn out to be bad.
+        """Wait until something has changed. Raises the final exception at the end of the stream."""
+        # While items of other consumers are decoded, these may come back, or turn out to be bad.
         if self.job.done() and not self._decoding:
             if self.job.error is not None:
-                self._takers.fail(self.job.error)
+                self._consumers.fail(self.job.error)
                 self._closed = True
-            raise self._takers.end()
-        self.job.check_owner()
-        await self._takers.wait()
+            raise self._consumers.end()
+        self.job._check_owner()
+        await self._consumers.wait()
         self._rested_at = time.monotonic()
 
     def _effort(self, pieces: Sequence[bytes], size: int) -> int:
-        options = self.job.plan.options
+        options = self.job._plan.options
         if options.codec == "pickle":
             return size
-        from .._wire import plain  # noqa: PLC0415 - only for those who ask for it
+        from .._wire import plain_data  # noqa: PLC0415 - only with a data codec
 
-        return plain.effort(options.codec, pieces, options.result_type)
+        return plain_data.effort(options.codec, pieces, options.result_type)
 
-    def _load(self, pieces: Sequence[bytes], luggage: Descriptors, *, at_once: bool = False) -> Any:
-        # Closed here, not by whoever waits for it: who does no more must not pull them away.
+    def _load(
+        self, pieces: Sequence[bytes], passed_fds: Descriptors, *, at_once: bool = False
+    ) -> Any:
+        # The decoding thread closes them: a cancelled consumer must not close them meanwhile.
         again = False
         try:
-            options = self.job.plan.options
+            options = self.job._plan.options
             if options.codec == "pickle":
                 load = codecs.load_at_once if at_once else codecs.load
-                return load(pieces, fds=luggage.listed())
-            from .._wire import plain  # noqa: PLC0415 - only for those who ask for it
+                return load(pieces, fds=passed_fds.listed())
+            from .._wire import plain_data  # noqa: PLC0415 - only with a data codec
 
-            return plain.load(options.codec, pieces, options.result_type)
+            return plain_data.load(options.codec, pieces, options.result_type)
         except codecs.ImportNeeded:
             again = True
             raise
         finally:
             if not again:
-                luggage.close_all()
+                passed_fds.close_all()
 
     def _take(self, pieces: Sequence[bytes], fds: Sequence[int]) -> None:
-        luggage = Descriptors()
+        passed_fds = Descriptors()
         for fd in fds:
-            luggage.own(fd)
+            passed_fds.own(fd)
         if self._closed or self._is_flooded():
-            luggage.close_all()
+            passed_fds.close_all()
             return
-        self._items.append((pieces, luggage))
+        self._items.append((pieces, passed_fds))
         self._bytes += sum(map(len, pieces))
-        if self._is_full() and self.job.supervision is not None:
-            self.job.supervision.pause()
-        self._takers.wake()
+        if self._is_full() and self.job._supervision is not None:
+            self.job._supervision.pause()
+        self._consumers.wake()
 
     def _is_full(self) -> bool:
         return len(self._items) >= _ITEMS_MAX or self._bytes >= _BYTES_MAX
 
     def _is_flooded(self) -> bool:
-        """Tell whether so much is here that what comes is dropped.
+        """Return whether so many items wait that new ones are dropped.
 
-        Only a child that is being ended can't be held up, and one that does not end goes on.
+        Only a child that is being ended can't be paused, and that one may not end.
         """
         if self._bytes >= _FLOOD_BYTES or len(self._items) >= _FLOOD_ITEMS:
             self._flooded = True

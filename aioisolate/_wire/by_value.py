@@ -1,16 +1,16 @@
-"""Functions that travel by value: cloudpickle's way, with their file names and their source.
+"""Pickle functions by value with cloudpickle, keeping their file names and source.
 
 cloudpickle replaces the file name of a code object by ``<dynamic-code>`` (from 3.1.3 on), so a
-traceback or a crash report would not say where the code is from. Code objects are therefore
-pickled here, by marshal, which keeps all of it. Both sides run the same interpreter.
+traceback or a crash report would not show where the code is from. Code objects are therefore
+pickled by marshal, which keeps the file name. Both sides run the same interpreter.
 
-Where the child can't read the file, the lines of the function travel along and go into
-`linecache` there: those of a notebook's cell, of ``python -c``, and, for a child in a sandbox, of
-any file.
+If the child can't read the file, the function's source lines are sent with the call and put into
+the child's `linecache`: lines of a notebook cell, of ``python -c``, and, for a child in a sandbox,
+of any file.
 
-What a module imports lazily (PEP 810) and has not used so far, cloudpickle finds among the globals
-of its functions, and pickle refuses it. It travels as what it is: the child imports that module
-when it is used, this process does not.
+Lazy imports (PEP 810) that a module has not used yet are among the globals of its functions, and
+pickle refuses them. They are pickled as lazy imports: the child imports the module on first use,
+this process does not import it.
 """
 
 from __future__ import annotations
@@ -34,36 +34,36 @@ from .sources import load_class, load_code, load_lazy
 __all__ = ["CodePickler", "by_name"]
 
 
-_HEAP_TYPE = 1 << 9  # as CPython's headers have it: not a static type
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: not a static type
 
 
 class CodePickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """cloudpickle, but code objects keep their file name.
 
     Attributes:
-        needs_source: tells of a file name whether the lines of its code are to travel along.
-        names_culprit: what is pickled is a function and its arguments; if it can't be, the error
-            says where in it that is.
+        needs_source: return whether the source lines of a file are to be sent with the call.
+        names_culprit: the object is a function and its arguments; if pickling fails, the error
+            names the part that can't be pickled.
     """
 
     needs_source: Callable[[str], bool] | None = None
     names_culprit = True
 
     def dump(self, obj: Any) -> Any:
-        """Pickle a call. Raises PicklingError that names the part of it that can't be pickled."""
+        """Pickle a call. Raise PicklingError naming the part that can't be pickled."""
         try:
             return super().dump(obj)
         except Exception as exc:
-            from . import parcel  # noqa: PLC0415 - only where something is wrong
+            from . import large_call  # noqa: PLC0415 - only where something is wrong
 
-            stopped = isinstance(exc, parcel.Halt) or parcel.shows_change(exc)
+            stopped = isinstance(exc, large_call.Halt) or large_call.shows_change(exc)
             where = self._where(obj) if self.names_culprit and not stopped else ""
             if not where:
                 raise
             raise pickle.PicklingError(f"{where}: {type(exc).__name__}: {exc}") from exc
 
     def _where(self, call: Any) -> str:
-        from . import culprit  # noqa: PLC0415 - only where something is wrong
+        from . import unpicklable  # noqa: PLC0415 - only where something is wrong
 
         known = getattr(self, "persistent_id", None)
 
@@ -73,10 +73,10 @@ class CodePickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
             def persistent_id(self, obj: Any) -> Any:
                 return known(obj) if type(obj) is FunctionType and known is not None else None
 
-        return culprit.find_in_call(Probe, *call)
+        return unpicklable.find_in_call(Probe, *call)
 
     def reducer_override(self, obj: Any) -> Any:
-        """Reduce a code object; leave all else to cloudpickle."""
+        """Reduce a code object; delegate all other objects to cloudpickle."""
         if type(obj) is CodeType:
             return self._reduce_code(obj)
         if type(obj) is LazyImport:
@@ -101,8 +101,8 @@ class CodePickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
 
 
 def _reduce_lazy(lazy: Any) -> Any:
-    """Reduce what stands for a module, or a part of one, that is not imported yet."""
-    # There is no public way to ask what it is; where this one fails it is imported here.
+    """Reduce a lazy import of a module or of a module's attribute."""
+    # No public API tells the target of a lazy import; if this fails, it is imported here.
     name = repr(lazy).partition("'")[2].partition("'")[0]
     module, _, part = name.rpartition(".")
     if not name or not all(map(str.isidentifier, name.split("."))):
@@ -113,7 +113,7 @@ def _reduce_lazy(lazy: Any) -> Any:
 
 
 def by_name(cls: type) -> object:
-    """Return what is found where a class says that it is, other than in ``__main__``."""
+    """Look up a class by ``__module__`` and ``__qualname__``, except in ``__main__``."""
     if cls.__module__ == "__main__":
         return None
     found: object = sys.modules.get(cls.__module__)
@@ -123,23 +123,23 @@ def by_name(cls: type) -> object:
 
 
 def _other_place(cls: type) -> tuple[str, str] | None:
-    """Find a class that is not where it says, for example in ``builtins``: module and name."""
+    """Return module and name of a class whose ``__module__`` is wrong, for example ``builtins``."""
     name = cls.__qualname__
     if cls.__module__ == "__main__" or "<" in name or by_name(cls) is cls:
         return None
-    if not cls.__flags__ & _HEAP_TYPE:  # cloudpickle knows these
+    if not cls.__flags__ & _HEAP_TYPE:  # cloudpickle handles static types
         return None
     for module, found in list(sys.modules.items()):
         value: object = found
         for part in name.split("."):
-            value = getattr(value, "__dict__", {}).get(part)  # nothing is imported by asking
+            value = getattr(value, "__dict__", {}).get(part)  # does not import anything
         if value is cls and module != "__main__":
             return module, name
     return None
 
 
 def _source(code: CodeType) -> tuple[int, list[str]]:
-    """Return the number of the first line of a code object, and its lines; none if not known."""
+    """Return the first line number of a code object, and its source lines if they are known."""
     first = code.co_firstlineno
     if code.co_filename == "<string>":
         lines = _lines_of_command(code)
@@ -155,17 +155,17 @@ def _last_line(code: CodeType) -> int:
 
 
 def _lines_of_command(code: CodeType) -> list[str]:
-    """Return the lines of the program that was given as ``-c``, if *code* is from there."""
+    """Return the lines of the ``-c`` program if *code* is from that program."""
     lines = _registered(code)
     options = sys.orig_argv
     if not lines and "-c" in options[:-1]:
         lines = options[options.index("-c") + 1].splitlines(keepends=True)
-    # `exec` names its code the same.
+    # Code from `exec` has the same file name.
     begins = "".join(lines[code.co_firstlineno - 1 : code.co_firstlineno])
     return lines if code.co_name.strip("<>") in begins else []
 
 
 def _registered(code: CodeType) -> list[str]:
-    """Return the lines of what was typed, or given as ``-c``, as the interpreter knows them."""
+    """Return the lines that the interpreter keeps for interactive input and ``-c``."""
     known = getattr(linecache, "_getlines_from_code", None)  # not before 3.13.1
     return [] if known is None else list(known(code))

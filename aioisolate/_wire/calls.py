@@ -1,10 +1,9 @@
-"""Pickling a call without holding up the event loop: at once if it is little, else in a thread.
+"""Pickle a call without blocking the event loop: inline if it is small, else in a thread.
 
-The C pickler keeps the GIL until it calls something that is written in Python. So a thread helps
-only if it writes to a file that is: that gets each frame (64 KiB), and whatever is larger than one
-as the object that it is. How long it takes nobody knows ahead; so whether it is little is found out
-by trying: with a file that refuses a second frame, and a pickler that refuses what may take long
-before it writes a byte.
+The C pickler keeps the GIL until it calls Python code. So a thread helps only if the pickler writes
+to a file object written in Python: `write` gets each frame (64 KiB), and each larger object as is.
+The duration of pickling can't be predicted, so a call counts as small if an attempt succeeds with a
+file that refuses a second frame and a pickler that refuses slow objects before it writes a byte.
 """
 
 from __future__ import annotations
@@ -14,78 +13,80 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from . import codecs, handles, relation
-from .asides import Asides, reduce_array
+from . import ancestry, codecs, fd_passing
 from .codecs import Call
-from .effort import PAYLOAD_MAX, find_large, may_take_long, shows_long_text
-from .handles import Lent
-from .parcel import ChangedError, Halt, Parcel, TooMuch, UnwritableError, shows_change
+from .fd_passing import BufferRef
+from .large_call import ChangedError, Halt, LargeCall, TooMuch, UnwritableError, shows_change
+from .out_of_band import OutOfBand, reduce_array
+from .pickle_cost import PAYLOAD_MAX, find_large, may_take_long, shows_long_text
 
 __all__ = ["NeedsSource", "dump_at_once", "dump_into"]
 
-# So much of small objects is pickled at once, about a millisecond's work.
+# Bytes of small objects that are pickled inline: about a millisecond's work.
 _FRAMES_MAX = 64 * 1024
-# Objects from this size on the C pickler hands over to its file as they are; and the codes that a
-# length precedes: of 4 bytes, for text and bytes, and of 8.
+# The C pickler passes objects from this size on to its file without copying them. Below: opcodes
+# followed by a length of 4 bytes, for text and bytes, and of 8.
 _PAYLOAD_MIN = 64 * 1024
 _TEXT = b"X\x8d"
 _BYTES = b"B\x8e\x96"
 _LONG_LENGTHS = b"\x8d\x8e\x96"
 _LENGTH_MAX = 1 << 48
-# A text of so many bytes is copied in some milliseconds.
+# A text of this many bytes is copied in some milliseconds.
 _TEXT_COPIED_MAX = 8 << 20
-# So many objects are looked at before, for long texts and lists.
+# Number of objects that are searched for long texts and lists before pickling.
 _LOOK_AT = 20_000
 
-# Tells of a file name whether the child can't read that file.
+# Return whether the child can't read the file of that name.
 NeedsSource: TypeAlias = Callable[[str], bool]
 
 
 def dump_at_once(
     fn: Callable[..., Any],
     args: Sequence[Any],
-    functions: relation.Functions | None,
+    functions: ancestry.Functions | None,
     needs_source: NeedsSource,
 ) -> Call:
-    """Pickle a call if that is done in a moment. Raises TooMuch, and whatever pickling raises.
+    """Pickle a small call. Raise TooMuch if it is not small, and any error that pickling raises.
 
-    Either for a fresh fork server's child: what ``__main__`` defines, lambdas and closures travel
-    by value, modules' functions by name. Or for a copy of this process that has *functions*:
-    these are not copied again.
+    For a child of a fresh fork server, objects of ``__main__``, lambdas and closures are pickled by
+    value, and functions of modules by name. For a copy of this process, *functions* are pickled
+    by address.
     """
     if shows_long_text((fn, args)):
         raise TooMuch
     if functions is None:
-        stream, lent, packing = _try_plain((fn, args))
-        # There, __main__ is another module.
+        stream, buffer_refs, bundle = _try_plain((fn, args))
+        # In the child, __main__ is another module.
         if stream and b"__main__" not in stream:
-            return Call(stream, lent, packing)
+            return Call(stream, buffer_refs, bundle)
     if f"{__package__}.code_calls" not in sys.modules:  # cloudpickle takes long to import
         raise TooMuch(by_value=True)
     from .code_calls import QuickCodePickler  # noqa: PLC0415 - only where pickle is not enough
 
-    file, lent = _Little(), []
+    file, buffer_refs = _Little(), []
     try:
-        with handles.Packing() as packing:
-            pickler = QuickCodePickler(file, 5, buffer_callback=codecs.taking_lent(lent, packing))
+        with fd_passing.FdBundle() as bundle:
+            pickler = QuickCodePickler(
+                file, 5, buffer_callback=codecs.taking_buffer_refs(buffer_refs, bundle)
+            )
             pickler.functions, pickler.needs_source = functions or {}, needs_source
             pickler.dump((fn, args))
     except TooMuch:
         raise TooMuch(by_value=True) from None
-    return Call(file.joined(), lent, packing, by_cloudpickle=functions is None)
+    return Call(file.joined(), buffer_refs, bundle, by_cloudpickle=functions is None)
 
 
-def _try_plain(call: object) -> tuple[bytes, list[Lent], handles.Packing]:
-    """Pickle by plain pickle; no bytes: it can't. Raises TooMuch."""
+def _try_plain(call: object) -> tuple[bytes, list[BufferRef], fd_passing.FdBundle]:
+    """Pickle by plain pickle; return no bytes if that fails. Raise TooMuch."""
     file = _Little()
-    lent: list[Lent] = []
-    with handles.Packing() as packing:
+    buffer_refs: list[BufferRef] = []
+    with fd_passing.FdBundle() as bundle:
         try:
-            callback = codecs.taking_lent(lent, packing)
+            callback = codecs.taking_buffer_refs(buffer_refs, bundle)
             _QuickPickler(file, 5, buffer_callback=callback).dump(call)
         except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
-            return b"", lent, packing
-    return file.joined(), lent, packing
+            return b"", buffer_refs, bundle
+    return file.joined(), buffer_refs, bundle
 
 
 class _QuickPickler(pickle.Pickler):
@@ -96,7 +97,7 @@ class _QuickPickler(pickle.Pickler):
 
 
 class _Little:
-    """A file for what takes a moment to pickle. It raises TooMuch once that is more."""
+    """A file for small pickles. `write` raises TooMuch when the pickle gets large."""
 
     __slots__ = ("_announced", "_framed", "_payload", "_pieces")
 
@@ -111,21 +112,21 @@ class _Little:
             return
         self._pieces.append(data)
         self._framed += len(data)
-        # Here, before the pickler copies a text, which it can't hand over as it is.
+        # Checked before the pickler copies a text, which it can't pass on without a copy.
         self._announced = _announced(data)
         self._payload += self._announced
         if self._framed > _FRAMES_MAX or self._payload > PAYLOAD_MAX:
             raise TooMuch
 
     def joined(self) -> bytes:
-        """Return all of it."""
+        """Return all bytes that were written."""
         return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
 
 
 def _announced(data: bytes, codes: bytes = _TEXT + _BYTES) -> int:
-    """Return how long the object is that is handed over next; 0 if *data* does not end so.
+    """Return the length of the object that is written next; 0 if *data* announces none.
 
-    *codes*: of the kinds of objects that are meant.
+    *codes*: opcodes of the kinds of objects to look for.
     """
     size = len(data)
     if size >= 9 and data[-9] in _LONG_LENGTHS:
@@ -143,19 +144,19 @@ def _announced(data: bytes, codes: bytes = _TEXT + _BYTES) -> int:
 
 
 def dump_into(
-    parcel: Parcel,
+    large_call: LargeCall,
     fn: Callable[..., Any],
     args: Sequence[Any],
-    functions: relation.Functions | None,
+    functions: ancestry.Functions | None,
     needs_source: NeedsSource,
     *,
     by_value: bool = False,
 ) -> Call:
-    """Pickle a call into files, letting other threads run all the while.
+    """Pickle a call of any size into files, letting other threads run meanwhile.
 
-    Like `dump_at_once`, but of any size. *by_value*: it is known that plain pickle can't do it.
-    Raises TooMuch if the parcel is not wanted any more, ChangedError if an argument was seen to
-    change, UnwritableError, and whatever pickling raises.
+    See `dump_at_once`. *by_value*: plain pickle is known to fail. Raise TooMuch if the large call
+    was cancelled, ChangedError if an argument changed during pickling, UnwritableError, and any
+    error that pickling raises.
     """
     call = (fn, args)
     by_value = by_value or functions is not None or _is_by_value(fn)
@@ -164,14 +165,16 @@ def dump_into(
         try:
             large = list(find_large(call, _LOOK_AT))
             texts = texts or any(isinstance(found, str) for found in large)
-            with handles.Packing() as packing:
+            with fd_passing.FdBundle() as bundle:
                 lists = [found for found in large if isinstance(found, list)]
-                asides = Asides(parcel, packing, lists)
+                out_of_band = OutOfBand(large_call, bundle, lists)
                 if by_value:
-                    _dump_by_value(parcel, call, asides, functions, needs_source, texts=texts)
+                    _dump_by_value(
+                        large_call, call, out_of_band, functions, needs_source, texts=texts
+                    )
                 else:
-                    _dump_plain(parcel, call, asides, texts=texts)
-                return asides.settle(by_cloudpickle=by_value and functions is None)
+                    _dump_plain(large_call, call, out_of_band, texts=texts)
+                return out_of_band.settle(by_cloudpickle=by_value and functions is None)
         except _LongTextError:
             texts = True
         except (ChangedError, UnwritableError):
@@ -182,31 +185,31 @@ def dump_into(
             if by_value:
                 raise
             by_value = True
-        parcel.rewind()
+        large_call.rewind()
 
 
 def _is_by_value(fn: Callable[..., Any]) -> bool:
-    """Tell whether plain pickle can't do even the function."""
+    """Return whether plain pickle can't pickle the function."""
     try:
         stream = _try_plain(fn)[0]
     except TooMuch:
-        return False  # it can't be told
+        return False  # unknown
     return not stream or b"__main__" in stream
 
 
 class _ByValueError(Exception):
-    """Something of ``__main__`` is among it, which is another module there."""
+    """The call refers to ``__main__``, which is another module in the child."""
 
 
 class _LongTextError(Halt):
-    """A long text is among it, which the pickler is about to copy."""
+    """The pickler is about to copy a long text of the call."""
 
 
 class _Attentive:
-    """A file that looks at what it passes on."""
+    """A file that inspects the data that it passes on."""
 
-    def __init__(self, parcel: Parcel, *, plain: bool, texts: bool) -> None:
-        self._parcel = parcel
+    def __init__(self, large_call: LargeCall, *, plain: bool, texts: bool) -> None:
+        self._large_call = large_call
         self._plain = plain
         self._texts = texts
 
@@ -216,7 +219,7 @@ class _Attentive:
                 raise _ByValueError
             if not self._texts and _announced(data, _TEXT) > _TEXT_COPIED_MAX:
                 raise _LongTextError
-        self._parcel.write(data)
+        self._large_call.write(data)
 
 
 class _AsidePickler(pickle.Pickler):
@@ -225,27 +228,29 @@ class _AsidePickler(pickle.Pickler):
 
 
 class _AsideTextPickler(_AsidePickler):
-    asides: Asides
+    out_of_band: OutOfBand
 
     def persistent_id(self, obj: Any) -> int | None:
-        return self.asides.number(obj) if type(obj) is str else None
+        return self.out_of_band.number(obj) if type(obj) is str else None
 
 
-def _dump_plain(parcel: Parcel, call: object, asides: Asides, *, texts: bool) -> None:
-    file = _Attentive(parcel, plain=True, texts=texts)
+def _dump_plain(
+    large_call: LargeCall, call: object, out_of_band: OutOfBand, *, texts: bool
+) -> None:
+    file = _Attentive(large_call, plain=True, texts=texts)
     if not texts:
-        _AsidePickler(file, 5, buffer_callback=asides.take_buffer).dump(call)
+        _AsidePickler(file, 5, buffer_callback=out_of_band.take_buffer).dump(call)
         return
-    pickler = _AsideTextPickler(file, 5, buffer_callback=asides.take_buffer)
-    pickler.asides = asides
+    pickler = _AsideTextPickler(file, 5, buffer_callback=out_of_band.take_buffer)
+    pickler.out_of_band = out_of_band
     pickler.dump(call)
 
 
 def _dump_by_value(
-    parcel: Parcel,
+    large_call: LargeCall,
     call: object,
-    asides: Asides,
-    functions: relation.Functions | None,
+    out_of_band: OutOfBand,
+    functions: ancestry.Functions | None,
     needs_source: NeedsSource,
     *,
     texts: bool,
@@ -253,11 +258,11 @@ def _dump_by_value(
     # Only where pickle is not enough.
     from .code_calls import AsideCodePickler, AsideTextPickler  # noqa: PLC0415
 
-    file = _Attentive(parcel, plain=False, texts=texts or functions is not None)
+    file = _Attentive(large_call, plain=False, texts=texts or functions is not None)
     if not texts and functions is None:
-        pickler = AsideCodePickler(file, 5, buffer_callback=asides.take_buffer)
+        pickler = AsideCodePickler(file, 5, buffer_callback=out_of_band.take_buffer)
     else:
-        pickler = AsideTextPickler(file, 5, buffer_callback=asides.take_buffer)
-        pickler.asides, pickler.functions = asides, functions or {}
+        pickler = AsideTextPickler(file, 5, buffer_callback=out_of_band.take_buffer)
+        pickler.out_of_band, pickler.functions = out_of_band, functions or {}
     pickler.needs_source = needs_source
     pickler.dump(call)

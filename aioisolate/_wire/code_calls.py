@@ -1,70 +1,70 @@
-"""Picklers for calls that plain pickle can't do: at once, or in a thread."""
+"""Picklers for calls that plain pickle can't pickle: inline, or in a thread."""
 
 from __future__ import annotations
 
 from types import FunctionType
 from typing import Any
 
-from . import relation
-from .asides import Asides, reduce_array
+from . import ancestry
 from .by_value import CodePickler
-from .effort import TEXT_MAX, may_take_long
-from .parcel import TooMuch
+from .large_call import TooMuch
+from .out_of_band import OutOfBand, reduce_array
+from .pickle_cost import TEXT_MAX, may_take_long
 
 __all__ = ["AsideCodePickler", "AsideTextPickler", "QuickCodePickler"]
 
 
 class QuickCodePickler(CodePickler):
-    """One that raises TooMuch where something may take long.
+    """A CodePickler that raises TooMuch for an object that may take long.
 
     Attributes:
-        functions: what the other side has, too, since it is a copy of this process.
+        functions: the functions that the other process shares, being a copy of this one.
     """
 
-    functions: relation.Functions
+    functions: ancestry.Functions
 
     def persistent_id(self, obj: Any) -> int | None:
-        """Return the address of what is not pickled; None for all else."""
+        """Return the address of a shared function; None for all other objects."""
         kind = type(obj)
         if kind is str and len(obj) > TEXT_MAX:
             raise TooMuch
         return _address(self.functions, obj) if kind is FunctionType else None
 
     def reducer_override(self, obj: Any) -> Any:
-        """Refuse an object, or leave it to `CodePickler`."""
+        """Refuse a slow object, or delegate to `CodePickler`."""
         if may_take_long(obj):
             raise TooMuch
         return super().reducer_override(obj)
 
 
 class AsideCodePickler(CodePickler):
-    """One that lays large arrays aside."""
+    """A CodePickler that writes large arrays as out-of-band data."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """Reduce a large array; leave all else to `CodePickler`."""
+        """Reduce a large array; delegate all other objects to `CodePickler`."""
         reduced = reduce_array(obj)
         return super().reducer_override(obj) if reduced is NotImplemented else reduced
 
 
 class AsideTextPickler(AsideCodePickler):
-    """One that lays long texts aside, too, at twice the effort.
+    """An AsideCodePickler that also writes long texts as out-of-band data, at twice the cost.
 
     Attributes:
-        functions: as above.
-        asides: what lies aside.
+        functions: see `QuickCodePickler`.
+        out_of_band: the out-of-band data.
     """
 
-    functions: relation.Functions
-    asides: Asides
+    functions: ancestry.Functions
+    out_of_band: OutOfBand
 
     def persistent_id(self, obj: Any) -> int | None:
-        """Return the number or address of what is not pickled; None for all else."""
+        """Return the number of a long text or the address of a function; None for other objects."""
         kind = type(obj)
         if kind is str:
-            return self.asides.number(obj)
+            return self.out_of_band.number(obj)
         return _address(self.functions, obj) if kind is FunctionType else None
 
 
-def _address(functions: relation.Functions, obj: object) -> int | None:
+def _address(functions: ancestry.Functions, obj: object) -> int | None:
     reference = functions.get(id(obj))
     return id(obj) if reference is not None and reference() is obj else None

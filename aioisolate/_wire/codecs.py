@@ -1,7 +1,7 @@
-"""Python objects to bytes and back: pickle first, cloudpickle where pickle refuses.
+"""Convert Python objects to bytes and back, by pickle, or by cloudpickle if pickle fails.
 
-Buffers that support it (numpy arrays and whatever else speaks pickle protocol 5) leave the
-stream when they are large, so that they can travel through the scratch file.
+Large buffers of objects that support pickle protocol 5 (numpy arrays, for example) are kept out of
+the stream, so that they can be passed through the scratch file.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from .._os import imports
-from . import handles, relation
-from .handles import Lent
+from . import ancestry, fd_passing
+from .fd_passing import BufferRef
 
 if TYPE_CHECKING:
-    from .parcel import Parcel, Part
+    from .large_call import LargeCall, Part
 
 __all__ = [
     "Call",
@@ -34,95 +34,97 @@ __all__ = [
     "load_call",
     "make_array",
     "set_objects",
-    "taking_lent",
+    "taking_buffer_refs",
     "vet_import",
     "view_as",
 ]
 
-# Below this a buffer is as cheap inside the stream as in a mapping of its own, or cheaper, as
-# benchmarks/memory.py shows; and a longer stream would be loaded in a thread.
+# Smaller buffers are as cheap inside the stream as in a mapping of their own, or cheaper (see
+# benchmarks/memory.py). Longer streams are loaded in a thread.
 OUT_OF_BAND_MIN = 128 * 1024
 AT_ONCE = 128 * 1024
 _STEP = 1 << 20
-# What finds a module's name and that of something in it, from version 4 of pickle on.
+# The opcode STACK_GLOBAL, which pickle uses for globals from protocol 4 on.
 _GLOBAL = b"\x93"
-# Functions that import what they are given.
+# Functions that import the module named by an argument.
 _IMPORTERS = frozenset({"__import__", "import_module", "load_lazy", "subimport"})
 _OWN = __name__.partition(".")[0]
-# Of the thread: whether it is in `load_at_once`.
+# Per thread: whether the thread is in `load_at_once`.
 _here = _local()
-_MAX_BUFFERS = 4000  # with the stream's own region fewer than frames allow
+_MAX_BUFFERS = 4000  # below the limit of frames, including the stream's region
 
 
-# A stream, the buffers that it refers to, and what travels with it, if anything does.
-Dumped: TypeAlias = tuple[bytes, "list[memoryview | Lent]", "handles.Packing | None"]
+# A stream, the buffers that it refers to, and the descriptors to pass with it, if any.
+Dumped: TypeAlias = tuple[bytes, "list[memoryview | BufferRef]", "fd_passing.FdBundle | None"]
 
 
 def dump(value: object) -> Dumped:
     """Pickle *value* into a stream and the large buffers that the stream refers to.
 
-    Raises whatever cloudpickle raises if neither pickle nor cloudpickle can do it.
+    Raise cloudpickle's error if neither pickle nor cloudpickle can pickle the value.
     """
-    buffers: list[memoryview | Lent] = []
+    buffers: list[memoryview | BufferRef] = []
     try:
-        if handles.find is not None:
-            with handles.Packing() as packing:
-                callback = _taking(buffers, packing)
-                return pickle.dumps(value, 5, buffer_callback=callback), buffers, packing
+        if fd_passing.find is not None:
+            with fd_passing.FdBundle() as bundle:
+                callback = _taking(buffers, bundle)
+                return pickle.dumps(value, 5, buffer_callback=callback), buffers, bundle
         return pickle.dumps(value, 5, buffer_callback=_taking(buffers)), buffers, None
     except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
-        from .kinship import KinPickler  # noqa: PLC0415 - small servers do without cloudpickle
+        from .shared_classes import SharedClassPickler  # noqa: PLC0415 - imports cloudpickle
 
-        return dump_by(KinPickler, value)
+        return dump_by(SharedClassPickler, value)
 
 
-def dump_whole(value: object) -> tuple[bytes, handles.Packing]:
-    """Pickle *value* into a stream that holds everything but what descriptors stand for.
+def dump_whole(value: object) -> tuple[bytes, fd_passing.FdBundle]:
+    """Pickle *value* into a stream that holds everything but memory passed as descriptors.
 
-    Raises like `dump`.
+    Raise the same errors as `dump`.
     """
-    with handles.Packing() as packing:
+    with fd_passing.FdBundle() as bundle:
         try:
-            return pickle.dumps(value, 5), packing
+            return pickle.dumps(value, 5), bundle
         except Exception:  # noqa: BLE001 - pickle raises anything that a __reduce__ raises
-            from .kinship import KinPickler  # noqa: PLC0415 - not in every child, see `dump`
+            from .shared_classes import SharedClassPickler  # noqa: PLC0415 - imports cloudpickle
 
             file = io.BytesIO()
-            KinPickler(file, 5).dump(value)
-            return file.getvalue(), packing
+            SharedClassPickler(file, 5).dump(value)
+            return file.getvalue(), bundle
 
 
 class Call(NamedTuple):
     """A pickled call.
 
     Attributes:
-        stream: the pickle, if it is not in the parcel.
-        lent: where the buffers are that are not in it; -1: in the parcel's second file.
-        luggage: the descriptors that travel with it.
-        by_cloudpickle: it needs cloudpickle to be loaded.
-        texts: where the texts are that are not in it, in the parcel's second file.
-        parcel: the files that travel with it, or None.
+        stream: the pickle, if it is not in the files of a large call.
+        buffer_refs: positions of the out-of-band buffers; -1: in the large call's second file.
+        passed_fds: the descriptors that are passed with the call.
+        by_cloudpickle: loading the pickle needs cloudpickle.
+        texts: positions of the out-of-band texts in the large call's second file.
+        large_call: the files that are passed with the call, or None.
     """
 
     stream: bytes
-    lent: list[Lent]
-    luggage: handles.Packing
+    buffer_refs: list[BufferRef]
+    passed_fds: fd_passing.FdBundle
     by_cloudpickle: bool = False
     texts: tuple[Part, ...] = ()
-    parcel: Parcel | None = None
+    large_call: LargeCall | None = None
 
     @property
     def size(self) -> int:
-        """How many bytes are sent for it."""
-        return len(self.stream) if self.parcel is None else self.parcel.total
+        """Return the number of bytes that are sent for the call."""
+        return len(self.stream) if self.large_call is None else self.large_call.total
 
 
 def dump_plain_call(fn: Callable[..., Any], args: Sequence[Any]) -> Call:
-    """Pickle a small call that plain pickle can do."""
-    lent: list[Lent] = []
-    with handles.Packing() as packing:
-        stream = pickle.dumps((fn, args), 5, buffer_callback=taking_lent(lent, packing))
-    return Call(stream, lent, packing)
+    """Pickle a small call that plain pickle supports."""
+    buffer_refs: list[BufferRef] = []
+    with fd_passing.FdBundle() as bundle:
+        stream = pickle.dumps(
+            (fn, args), 5, buffer_callback=taking_buffer_refs(buffer_refs, bundle)
+        )
+    return Call(stream, buffer_refs, bundle)
 
 
 def load_call(
@@ -130,9 +132,9 @@ def load_call(
     buffers: Sequence[memoryview] = (),
     texts: Sequence[memoryview] = (),
 ) -> tuple[Callable[..., Any], Sequence[Any]]:
-    """Unpickle a call. It may raise anything. *texts*: those that it only numbers, in UTF-8."""
+    """Unpickle a call. It may raise any exception. *texts*: out-of-band texts in UTF-8."""
     call: tuple[Callable[..., Any], Sequence[Any]]
-    if not relation.known and not texts:
+    if not ancestry.known and not texts:
         call = pickle.loads(stream, buffers=buffers)  # noqa: S301 - from this process's own parent
         return call
     made: dict[int, str] = {}
@@ -143,7 +145,7 @@ def load_call(
                 if key not in made:
                     made[key] = str(texts[-key - 1], "utf-8", "surrogatepass")
                 return made[key]
-            found = relation.known[key]()
+            found = ancestry.known[key]()
             if found is None:
                 raise LookupError("a function of the template's no longer exists")
             return found
@@ -154,8 +156,8 @@ def load_call(
 
 
 def make_array(kind: str, content: Any) -> Any:
-    """Make an `array.array` of that type code."""
-    import array  # noqa: PLC0415 - for few
+    """Return an `array.array` with type code *kind* and the given content."""
+    import array  # noqa: PLC0415 - rarely needed
 
     made = array.array(kind)
     made.frombytes(content)
@@ -163,43 +165,43 @@ def make_array(kind: str, content: Any) -> Any:
 
 
 def set_objects(array: Any, state: tuple[Sequence[Any], Sequence[list[Any]]]) -> None:
-    """Give an array its objects, which come in parts; it may be one of them itself."""
+    """Set an array's objects, which are pickled in parts; the array may contain itself."""
     given, parts = state
     array.__setstate__((*given, [obj for part in parts for obj in part]))
 
 
 def view_as(array: Any, kind: type) -> Any:
-    """Make an array of numpy's one of a subclass."""
+    """Return a numpy array as an instance of a subclass."""
     return array.view(kind)
 
 
 def dump_by(pickler: Callable[..., Any], value: object, *, lend: bool = True) -> Dumped:
-    """Like `dump`, by a pickler of one's own; buffers that lie in files are copied, if wanted."""
-    buffers: list[memoryview | Lent] = []
+    """Like `dump`, by the given pickler; without *lend*, buffers in files are copied."""
+    buffers: list[memoryview | BufferRef] = []
     file = io.BytesIO()
-    with handles.Packing() as packing:
-        pickler(file, 5, buffer_callback=_taking(buffers, packing if lend else None)).dump(value)
-    return file.getvalue(), buffers, packing
+    with fd_passing.FdBundle() as bundle:
+        pickler(file, 5, buffer_callback=_taking(buffers, bundle if lend else None)).dump(value)
+    return file.getvalue(), buffers, bundle
 
 
 def _taking(
-    buffers: list[memoryview | Lent], packing: handles.Packing | None = None
+    buffers: list[memoryview | BufferRef], bundle: fd_passing.FdBundle | None = None
 ) -> Callable[[pickle.PickleBuffer], bool]:
-    """Make a callback that takes buffers out of a stream; True leaves one inside.
+    """Return a pickle buffer callback; its result True keeps a buffer inside the stream.
 
-    It takes large ones, and those that lie in a file that can travel.
+    The callback takes large buffers, and buffers in a file whose descriptor can be passed.
     """
-    find = handles.find
+    find = fd_passing.find
 
     def callback(buffer: pickle.PickleBuffer) -> bool:
         try:
             view = buffer.raw()
         except BufferError:  # not contiguous
             return True
-        if packing is not None and find is not None:
-            lent = find(view, packing)
-            if lent is not None and len(buffers) < _MAX_BUFFERS:
-                buffers.append(lent)
+        if bundle is not None and find is not None:
+            buffer_ref = find(view, bundle)
+            if buffer_ref is not None and len(buffers) < _MAX_BUFFERS:
+                buffers.append(buffer_ref)
                 return False
         if view.nbytes < OUT_OF_BAND_MIN or len(buffers) >= _MAX_BUFFERS:
             return True
@@ -209,31 +211,31 @@ def _taking(
     return callback
 
 
-def taking_lent(
-    lent: list[Lent], packing: handles.Packing
+def taking_buffer_refs(
+    buffer_refs: list[BufferRef], bundle: fd_passing.FdBundle
 ) -> Callable[[pickle.PickleBuffer], bool] | None:
-    """Make a callback that takes only those buffers that lie in a file that can travel."""
-    find = handles.find
+    """Return a callback that takes only buffers in a file whose descriptor can be passed."""
+    find = fd_passing.find
     if find is None:
         return None
 
     def callback(buffer: pickle.PickleBuffer) -> bool:
         try:
-            found = find(buffer.raw(), packing)
+            found = find(buffer.raw(), bundle)
         except BufferError:  # not contiguous
             return True
         if found is None:
             return True
-        lent.append(found)
+        buffer_refs.append(found)
         return False
 
     return callback
 
 
 class ImportNeeded(BaseException):
-    """What is unpickled needs a module that is not imported yet; that may take a second.
+    """The pickle needs a module that is not imported yet; importing may take a second.
 
-    No Exception: what is called while unpickling, and expects some, must not catch it.
+    Not an Exception, so that code that runs during unpickling does not catch it by accident.
     """
 
 
@@ -242,19 +244,19 @@ def load(
     buffers: Sequence[memoryview] = (),
     fds: Sequence[int] = (),
 ) -> Any:
-    """Unpickle a stream that came in pieces. It may raise anything: pickles run code.
+    """Unpickle a stream in pieces. It may raise any exception: pickles run code.
 
-    *fds* came with it; they stay open, and whoever needs one duplicates it.
+    *fds* came with the stream; they stay open, and an object that keeps one duplicates it.
     """
     if fds:
-        with handles.Unpacking(fds):
+        with fd_passing.FdUnbundling(fds):
             return load(stream, buffers)
     if len(stream) == 1 and len(stream[0]) <= AT_ONCE:
         return pickle.loads(stream[0], buffers=buffers)  # noqa: S301 - the child is trusted
-    # Through a file that is written in Python: pickle.loads keeps the GIL until it is done, and
-    # with it every event loop of the process, even when it runs in another thread. This way
-    # the interpreter gets a chance to switch at every frame (64 KiB) of the stream.
-    return pickle.load(PieceReader(stream), buffers=buffers)  # noqa: S301 - likewise
+    # Read from a file object written in Python: pickle.loads holds the GIL until it returns, which
+    # blocks every event loop of the process, even if pickle.loads runs in another thread. With the
+    # file object, the interpreter can switch threads at every frame (64 KiB) of the stream.
+    return pickle.load(PieceReader(stream), buffers=buffers)  # noqa: S301 - the child is trusted
 
 
 def load_at_once(
@@ -264,10 +266,10 @@ def load_at_once(
 ) -> Any:
     """Unpickle like `load`, but raise ImportNeeded rather than import a module."""
     data = stream[0] if len(stream) == 1 else b"".join(stream)
-    # Most have no globals at all. (A memoryview can't be searched.)
+    # Most pickles have no globals. (A memoryview can't be searched.)
     if isinstance(data, bytes) and _GLOBAL not in data:
         return load((data,), buffers, fds)
-    with handles.Unpacking(fds):
+    with fd_passing.FdUnbundling(fds):
         _here.at_once = True
         try:
             return _ImportlessUnpickler(io.BytesIO(data), buffers=buffers).load()
@@ -282,15 +284,15 @@ class _ImportlessUnpickler(pickle.Unpickler):
 
 
 def vet_import(module: str, name: str) -> None:
-    """Raise ImportNeeded if finding a global means to import, inside `load_at_once`.
+    """Raise ImportNeeded if finding a global needs an import, inside `load_at_once`.
 
-    For unpicklers of others that work inside.
+    Other unpicklers that run inside `load_at_once` call this function.
     """
     if not getattr(_here, "at_once", False):
         return
     if module not in sys.modules:
         needed = module.partition(".")[0] != _OWN
-    else:  # another thread may be in the middle of it
+    else:  # another thread may still be importing it
         needed = name in _IMPORTERS or module in imports.in_progress()
     if needed:
         raise ImportNeeded(module)
@@ -303,7 +305,7 @@ class PieceReader:
         self._pieces = [memoryview(piece) for piece in reversed(pieces)]
 
     def readinto(self, target: bytearray | memoryview) -> int:
-        """Fill *target*, or as much of it as there is."""
+        """Fill *target* with as many bytes as remain, and return their number."""
         view = memoryview(target).cast("B")
         filled = 0
         while filled < len(view) and self._pieces:
@@ -316,7 +318,7 @@ class PieceReader:
         return filled
 
     def read(self, size: int = -1) -> bytes:
-        """Read *size* bytes, or all."""
+        """Read *size* bytes, or all remaining bytes."""
         if size < 0:
             size = sum(map(len, self._pieces))
         target = bytearray(min(size, sum(map(len, self._pieces))))

@@ -1,8 +1,8 @@
-"""Cutting encoded data into parts of bounded size, so that no step of decoding takes long.
+"""Cut encoded data into parts of bounded size, so that no step of decoding takes long.
 
-A decoder in C keeps the interpreter's lock from its first byte to its last, in whatever thread it
-runs, and the event loop waits. So what is large is decoded in steps: here is found out where it can
-be cut, namely between two elements of a list or dict, and nothing is decoded yet.
+A decoder written in C holds the GIL from the first byte to the last, in any thread, and blocks the
+event loop. Large data is therefore decoded in steps. This module finds the places where data can be
+cut, between two elements of a list or dict; it decodes nothing.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ __all__ = [
     "is_costly",
 ]
 
-# So many bytes are decoded in one step, about, but for texts, which can't be cut. The worst that
-# was found takes 10 ms for these: numbers as Decimal. See `shapes.amplification` for types that
-# make more of it.
+# The approximate number of bytes that are decoded in one step. A text can't be cut, so a step with
+# a long text may be larger. The slowest known data, numbers decoded as Decimal, takes 10 ms for a
+# step. See `shapes.amplification` for types whose steps are smaller.
 WINDOW = 128 * 1024
 
-# So many bytes are looked through in one step.
+# Bytes that are scanned in one step.
 _STEP = 64 * 1024
 _exponent = re.compile(rb"[eE][-+]?[0-9]").search
-# Where numbers have exponents, a step has so many bytes: there are ones that take msgspec 15 µs.
+# The bytes of a step if numbers have exponents: msgspec may take 15 µs for one such number.
 COSTLY_WINDOW = 4 * 1024
 
 
 def is_costly(data: bytes) -> bool:
-    """Tell whether JSON may have numbers in it that take long: some of those with exponents."""
-    # Such a thing may be cut by a step's end.
+    """Return whether JSON may have numbers with exponents that are slow to decode."""
+    # The end of a step may split an exponent, so steps overlap by 3 bytes.
     return any(_exponent(data, at, at + _STEP + 3) for at in range(0, len(data), _STEP))
 
 
@@ -44,10 +44,11 @@ class Run(NamedTuple):
     """Elements that are decoded in one step.
 
     Attributes:
-        start, end: where they are; in JSON with a comma at the end, if they are not the *last*.
-        number: how many, for MessagePack.
-        last: the list or dict ends here.
-        follows: a comma precedes them, so there must be one.
+        start, end: the position of the elements. In JSON it includes the comma at the end, except
+            for the *last* run.
+        number: the number of elements, for MessagePack.
+        last: whether the list or dict ends with this run.
+        follows: whether a comma precedes the run, so the run must not be empty.
     """
 
     start: int
@@ -58,7 +59,7 @@ class Run(NamedTuple):
 
 
 class Child(NamedTuple):
-    """An element that is cut into parts itself; its key, if it has one, is at *start* to *end*."""
+    """An element that is itself cut into parts; in a dict, its key is at *start* to *end*."""
 
     start: int
     end: int
@@ -66,7 +67,7 @@ class Child(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A list or a dict in parts."""
+    """A list or dict that is cut into parts."""
 
     is_dict: bool
     parts: list[Run | Child]
@@ -75,25 +76,26 @@ class Part(NamedTuple):
 class _Frame:
     __slots__ = ("after", "begin", "follows", "is_dict", "key_end", "missing", "parts", "start")
 
-    def __init__(  # noqa: PLR0917 - as `Cutter.open`
+    def __init__(  # noqa: PLR0917 - the arguments of `Cutter.open`
         self, is_dict: bool, begin: int, key_end: int, start: int, missing: int, after: int
     ) -> None:
         self.is_dict = is_dict
-        self.begin = begin  # where it begins as an element of another: at its key, in a dict
+        self.begin = begin  # its position in the outer one; in a dict, that of its key
         self.key_end = key_end
-        self.start = start  # of what has not been cut yet
-        self.missing = missing  # values that were missing there
-        self.after = after  # values that are missing in the other one after it
+        self.start = start  # the start of the part that has not been cut yet
+        self.missing = missing  # the number of values still to come at *start*
+        self.after = after  # the number of values still to come in the outer one after it
         self.parts: list[Run | Child] | None = None
         self.follows = False
 
 
 class Cutter:
-    """Is told of the lists and dicts in some data, and when it is time to cut.
+    """Collects the parts of some data from calls at the beginnings and ends of lists and dicts.
 
     Attributes:
-        at: before this, all is cut.
-        whole: all of it in parts, or None if it need not be cut.
+        at: the position of the last cut.
+        window: the number of bytes after which to cut.
+        whole: the outermost list or dict in parts, or None if it has not been cut.
     """
 
     def __init__(self, window: int) -> None:
@@ -104,17 +106,21 @@ class Cutter:
 
     @property
     def depth(self) -> int:
-        """How many lists and dicts are around this place, as far as has been told."""
+        """Return the number of open lists and dicts."""
         return len(self._frames)
 
-    def open(  # noqa: PLR0917 - keywords take time, and there may be many
+    def open(  # noqa: PLR0917 - keyword arguments are slower
         self, is_dict: bool, begin: int, key_end: int, start: int, missing: int = 0, after: int = 0
     ) -> None:
-        """A list or dict begins, in the innermost one, with so many values to come."""
+        """Begin a list or dict inside the innermost one.
+
+        *missing*: its number of values. *after*: the number of values still to come in the outer
+        one after it.
+        """
         self._frames.append(_Frame(is_dict, begin, key_end, start, missing, after))
 
     def cut(self, at: int, missing: int = 0) -> None:
-        """Cut between two elements of the innermost list or dict, and so in each one around it."""
+        """Cut between two elements of the innermost list or dict, and so in all outer ones, too."""
         self.at = at
         frames = self._frames
         outer: _Frame | None = None
@@ -140,7 +146,7 @@ class Cutter:
         frame.start, frame.missing = end, missing
 
     def close(self, end: int, after: int) -> bool:
-        """The innermost one ends: what it has in it at *end*, itself *after* that.
+        """End the innermost list or dict: its last element ends at *end*, the list at *after*.
 
         Return whether it was cut.
         """
@@ -160,7 +166,7 @@ class Cutter:
         return True
 
     def separate(self, after: int) -> None:
-        """A comma follows one that was cut."""
+        """Continue after the comma that follows an element that was cut."""
         frame = self._frames[-1]
         frame.start, frame.follows = after, True
 
@@ -170,7 +176,7 @@ class Cutter:
 _TEXT = rb'"(?:[^"\\]++|\\.)*+"'
 _PLAIN = rb'[^\[\]{}",]*+'
 _BARE = rb'[^\[\]{}"]*+'
-# Lists and dicts with lists and dicts in them, with nothing but plain values in those.
+# Lists and dicts that contain lists and dicts, which contain only plain values.
 _INNER = rb"[\[{]" + _BARE + rb"(?:" + _TEXT + _BARE + rb")*+[\]}]"
 _OUTER = rb"[\[{]" + _BARE + rb"(?:(?:" + _TEXT + rb"|" + _INNER + rb")" + _BARE + rb")*+[\]}]"
 _ELEMENT = _PLAIN + rb"(?:(?:" + _TEXT + rb"|" + _OUTER + rb")" + _PLAIN + rb")*+"
@@ -180,25 +186,25 @@ _in_text = re.compile(rb'(?s:[^"\\]*+(?:\\.[^"\\]*+)*+)').match
 _spaces = re.compile(rb"[ \t\r\n]*+").match
 
 
-def cut_json(  # noqa: C901, PLR0912, PLR0915 - by what comes next
+def cut_json(  # noqa: C901, PLR0912, PLR0915 - one branch for each token
     data: bytes, window: int
 ) -> Part | None:
-    """Find out where JSON can be cut; None: it is decoded in one step.
+    """Return where JSON can be cut; None: it is decoded in one step.
 
-    What is wrong with it may be left to the decoder to find. Raises ValueError.
+    Raises ValueError. Some errors in the data are left to the decoder.
     """
     end = len(data)
     at = _skip_spaces(data, 0)
     if at >= end or data[at] not in b"[{":
         return None
     cutter = Cutter(window)
-    # The innermost last: the byte that closes it, and where it begins with its key.
+    # The open lists and dicts, innermost last: the closing byte, and the start with the key.
     opened: list[tuple[int, int]] = [(data[at] + 2, at)]
     cutter.open(data[at] == 0x7B, at, at, at + 1)
     at += 1
     begin = at
     while opened:
-        # `at` is in an element of the innermost that begins at `begin`.
+        # `at` is inside an element of the innermost list or dict; the element begins at `begin`.
         if at == begin:
             found = _elements(data, at, min(at + window, end))
             assert found is not None
@@ -210,14 +216,14 @@ def cut_json(  # noqa: C901, PLR0912, PLR0915 - by what comes next
         at = found.end()
         if at >= end:
             raise ValueError("Input data was truncated")
-        if at - begin >= window and cutter.at < begin:  # so that it is a part of its own
+        if at - begin >= window and cutter.at < begin:  # make the element a separate part
             cutter.cut(begin)
         code = data[at]
         if code == 0x2C:  # a comma
             at = begin = at + 1
             if at - cutter.at >= window:
                 cutter.cut(at)
-        elif code == 0x22:  # a text that has not ended within a step
+        elif code == 0x22:  # a text that is longer than a step
             at = end_of_text(data, at + 1)
             if not at:
                 raise ValueError("Input data was truncated")
@@ -255,7 +261,7 @@ def _skip_spaces(data: bytes, at: int) -> int:
 
 
 def end_of_text(data: bytes, at: int) -> int:
-    """Return where a text of JSON ends whose inside *at* lies in, or 0: nowhere."""
+    """Return the end of the JSON text that contains position *at*; 0 if the text does not end."""
     while True:
         found = _in_text(data, at, at + _STEP)
         assert found is not None
@@ -265,5 +271,5 @@ def end_of_text(data: bytes, at: int) -> int:
                 return 0
             case b'"':
                 return at + 1
-            case b"\\":  # cut off from what it escapes
+            case b"\\":  # the step ends inside an escape
                 at += 2

@@ -1,6 +1,6 @@
-"""What cloudpickle does not send by value: functions that functools has wrapped, structs, slots.
+"""Pickle objects by value that cloudpickle can't: functools wrappers, msgspec structs, slots.
 
-A script's own are not in the ``__main__`` of another process, so a name does not help there.
+Objects of a script's ``__main__`` do not exist in another process, so they can't be sent by name.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _DESCRIPTORS = (
     functools.partialmethod,
     functools.singledispatchmethod,
 )
-# What the decorators give to what they make.
+# Attributes that decorators set on their wrappers.
 _GIVEN = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "__annotate__", "__type_params__"}
 _GIVEN |= {"cache_parameters", "register", "dispatch", "registry", "_clear_cache"}
 
-# Structs that have travelled, by a name that both processes know: what comes back is the same one.
+# Structs that were sent, by an id that both processes know: a returned struct is the same object.
 _by_id: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 _ids: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _unfinished: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -45,7 +45,7 @@ _NOT_OWN |= {"__annotate__", "__annotate_func__", "__annotations__", "__static_a
 
 
 def reduce(obj: Any) -> Any:
-    """Reduce what is wrapped, or a struct; NotImplemented for all else, and where its name does."""
+    """Reduce a wrapper or a struct; NotImplemented for other objects and importable ones."""
     cls = type(obj)
     if cls is _cached_type:
         return NotImplemented if _is_there(obj) else _reduce_cached(obj)
@@ -61,13 +61,14 @@ def reduce(obj: Any) -> Any:
 
 
 def keep_slots(obj: Any, reduced: Any) -> Any:
-    """Give a class the ``__slots__`` that cloudpickle leaves out when it makes it.
+    """Add the ``__slots__`` that cloudpickle leaves out when it rebuilds a class.
 
-    Else its instances would not be laid out as those here, and could not come back.
+    Without them, instances of the rebuilt class would have another layout, and could not be sent
+    back.
     """
     if reduced is NotImplemented or not issubclass(type(obj), type):
         return reduced
-    if vars(obj).get("__slots__"):  # without any, as those of a NamedTuple, it makes no difference
+    if vars(obj).get("__slots__"):  # empty ones, such as a NamedTuple's, change nothing
         arguments = reduced[1]
         if len(arguments) == 6 and type(arguments[3]) is dict:
             arguments[3]["__slots__"] = obj.__slots__
@@ -75,7 +76,7 @@ def keep_slots(obj: Any, reduced: Any) -> Any:
 
 
 def _is_there(obj: Any) -> bool:
-    """Tell whether a name leads to *obj* in any process."""
+    """Return whether *obj* can be imported by name in any process."""
     module = getattr(obj, "__module__", None)
     if module is None or module == "__main__":
         return False
@@ -93,8 +94,8 @@ def _set_attributes(obj: Any, attributes: dict[str, Any]) -> None:
     vars(obj).update(attributes)
 
 
-# Of functools. What they wrap may lead back to them: pickle then finds two of them under way, and
-# takes the first that is complete.
+# functools. A wrapped function may refer back to its wrapper: pickle then rebuilds the wrapper
+# twice, and uses the first complete one.
 
 
 def _reduce_cached(cached: Any) -> Any:
@@ -120,11 +121,11 @@ def _set_registry(fn: Any, state: tuple[list[tuple[type, Any]], dict[str, Any]])
 
 
 def _reduce_descriptor(obj: Any) -> Any:
-    if type(obj) is functools.cached_property:  # has a lock, before Python 3.12
+    if type(obj) is functools.cached_property:  # contains a lock before Python 3.12
         return _make_property, (obj.func, obj.attrname)
-    if type(obj) is functools.partialmethod:  # can't be made without, from 3.14 on
+    if type(obj) is functools.partialmethod:  # needs arguments from Python 3.14 on
         return _make_partial_method, (obj.func, obj.args, obj.keywords)
-    # From Python 3.13 on it has a cache that is made of weak references.
+    # singledispatchmethod: from Python 3.13 on it contains a cache of weak references.
     state: Any = list(obj.dispatcher.registry.items()), {}
     return functools.singledispatchmethod, (obj.func,), state, None, None, _set_methods
 
@@ -145,7 +146,7 @@ def _make_property(fn: Callable[[Any], Any], name: str | None) -> Any:
     return made
 
 
-# Of msgspec
+# msgspec
 
 
 def _reduce_of_msgspec(msgspec: Any, cls: type, obj: Any) -> Any:
@@ -159,7 +160,7 @@ def _reduce_of_msgspec(msgspec: Any, cls: type, obj: Any) -> Any:
 
 def _reduce_struct(msgspec: Any, cls: Any) -> Any:
     if cls not in _ids:
-        import uuid  # noqa: PLC0415 - for few
+        import uuid  # noqa: PLC0415 - rarely needed
 
         _ids[cls] = uuid.uuid4().hex
         _by_id[_ids[cls]] = cls
@@ -181,7 +182,7 @@ def _reduce_struct(msgspec: Any, cls: Any) -> Any:
         for name in _CONFIG
         if getattr(cls.__struct_config__, name, None) is not None
     }
-    # Its signature would say so, too, but evaluates all annotations for that.
+    # inspect.signature shows keyword-only fields, too, but evaluates all annotations.
     config["kw_only"] = any(name not in cls.__match_args__ for name, *_ in fields)
     namespace = {
         name: value
@@ -197,10 +198,10 @@ def _reduce_struct(msgspec: Any, cls: Any) -> Any:
 
 
 def _annotations(msgspec: Any, cls: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a struct's own fields are annotated with, and what of it leads to the struct.
+    """Return the annotations of a struct's own fields, and those that refer back to the struct.
 
-    Names are resolved, if they can be: they mean nothing where the struct is going. What leads back
-    to the struct itself is set when that is there, until then it is text.
+    Names are resolved if possible, since they have no meaning in the child. An annotation that
+    refers to the struct itself is text until the struct exists, and is set afterwards.
     """
     own, circular = _written(cls), {}
     resolved = _resolved(msgspec, cls)
@@ -210,13 +211,13 @@ def _annotations(msgspec: Any, cls: Any) -> tuple[dict[str, Any], dict[str, Any]
                 circular[name] = resolved[name]
             else:
                 own[name] = resolved[name]
-        elif _leads_to(msgspec, annotation, cls, set()):  # it has travelled, or Python is 3.14
+        elif _leads_to(msgspec, annotation, cls, set()):  # a received struct, or Python 3.14
             own[name], circular[name] = "object", annotation
     return own, circular
 
 
 def _set_annotations(cls: Any, annotations: dict[str, Any]) -> None:
-    """Complete a struct that has just been made; one that was there stays as it is."""
+    """Complete a new struct; a struct that existed before is not changed."""
     if cls in _unfinished:
         _unfinished.discard(cls)
         cls.__annotations__.update(annotations)
@@ -244,7 +245,7 @@ def _resolved(msgspec: Any, cls: Any) -> dict[str, Any]:
 
 def _leads_to(msgspec: Any, annotation: Any, cls: Any, seen: set[int]) -> bool:
     origin = typing.get_origin(annotation)
-    made_of = annotation if origin is None else origin  # of a generic one
+    made_of = annotation if origin is None else origin  # a generic struct has an origin
     if made_of is cls:
         return True
     inner: Sequence[Any] = typing.get_args(annotation)
@@ -255,12 +256,12 @@ def _leads_to(msgspec: Any, annotation: Any, cls: Any, seen: set[int]) -> bool:
 
 
 def _make_meta(given: dict[str, Any]) -> Any:
-    import msgspec  # noqa: PLC0415 - for few
+    import msgspec  # noqa: PLC0415 - rarely needed
 
     return msgspec.Meta(**given)
 
 
-def _make_struct(  # noqa: PLR0917 - pickle passes them so
+def _make_struct(  # noqa: PLR0917 - pickle passes positional arguments
     ident: str,
     meta: Any,
     name: str,
@@ -269,10 +270,10 @@ def _make_struct(  # noqa: PLR0917 - pickle passes them so
     fields: Sequence[tuple[str, str, Any, Any]],
     config: dict[str, Any],
 ) -> Any:
-    """Make a struct, unless it is from here or has come before."""
+    """Return the struct with id *ident*; create it if this process doesn't have it yet."""
     made = _by_id.get(ident)
     if made is None:
-        import msgspec  # noqa: PLC0415 - for few
+        import msgspec  # noqa: PLC0415 - rarely needed
 
         defined = {}
         for field, encoded, default, factory in fields:

@@ -1,8 +1,8 @@
-"""Frames: what travels over the channel, from bytes and to bytes.
+"""Frames: encoding and decoding the messages of the channel.
 
-A frame is magic, the call's nonce, a kind, the number of descriptors that travel with it, a length
-and a body. The nonce tells this call's bytes from anything else that might be written to the
-channel; the length is believed only as far as bytes really arrive.
+A frame is magic, the call's nonce, a kind, the number of descriptors sent with it, a length
+and a body. The nonce distinguishes this call's bytes from other data written to the channel. Memory
+is allocated for bytes that have arrived, not for the announced length.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ __all__ = [
     "encode",
     "encode_failure",
     "encode_small_value",
+    "parse_failure",
+    "parse_layers",
 ]
 
 MAGIC = b"\x89iso"
@@ -34,19 +36,20 @@ _TABLE = struct.Struct("<BH")
 _REGION = struct.Struct("<QQBB")
 _NO_TABLE = _TABLE.pack(False, 0)
 
-# A pickle up to this size travels in the frame: it fits into a pipe at once, so the child need
-# not wait for anyone to read. A larger one goes to the scratch file, if there is one.
+# A pickle up to this size travels in the frame: it fits into a pipe, so the child does
+# not wait for a reader. A larger one goes to the scratch file, if there is one.
 INLINE_MAX = 32 * 1024
 _MAX_REGIONS = 4096
+_ERRNO_DIGITS = 4
 _MAX_LENGTH = 1 << 40
-# What is not a result is words; with a limit on results these have one of their own.
+# Frames that are not results hold text, which has a limit of its own if results are limited.
 _WORDS_MAX = 128 * 1024
-# Pieces shorter than this are joined: each costs memory of its own.
+# Shorter pieces are joined, since each bytes object has an overhead.
 _JOINED_MAX = 32 * 1024
 
 
 class Kind(enum.IntEnum):
-    """What a frame says."""
+    """The kind of a frame."""
 
     STARTED = 1  # fn is called next; no body
     VALUE = 2  # what fn returned, a Payload
@@ -54,13 +57,13 @@ class Kind(enum.IntEnum):
     LOST = 4  # fn ended; its result can't be sent: reason's name, newline, text
     FAILED = 5  # the child failed before fn: step, newline, text
     ITEM = 6  # what a generator yielded, a pickle
-    PROGRESS = 7  # how far fn has got, see `inert`
+    PROGRESS = 7  # how far fn has got, see `safe_text`
     READY = 8  # the layers that the child has engaged: their names, with commas
     IMPORTED = 9  # loading the call took long: CPU and other seconds, newline, new packages, commas
     LEAVING = 10  # fn has ended, and something that it left has not: names, one a line
 
 
-# What is never long, whatever a result may be.
+# Kinds that have a fixed limit, whatever the limit on results is.
 _LONGEST = {Kind.LEAVING: _WORDS_MAX, Kind.IMPORTED: _WORDS_MAX}
 _VALUE = int(Kind.VALUE)
 _KINDS = {int(kind): kind for kind in Kind}
@@ -70,13 +73,13 @@ class ProtocolError(Exception):
     """The bytes on the channel are not what a child of this call writes."""
 
 
-class TooLarge(ProtocolError):  # noqa: N818 - what it says is what is wrong
-    """A frame announces more than is allowed.
+class TooLarge(ProtocolError):  # noqa: N818 - the name says the error
+    """A frame announces more bytes than allowed.
 
     Attributes:
-        kind: what kind of frame.
-        size: how many bytes it announces.
-        limit: how many are allowed.
+        kind: the kind of the frame.
+        size: the announced number of bytes.
+        limit: the allowed number of bytes.
     """
 
     def __init__(self, kind: Kind, size: int, limit: int) -> None:
@@ -87,36 +90,51 @@ class TooLarge(ProtocolError):  # noqa: N818 - what it says is what is wrong
         self.limit = limit
 
 
-def encode(nonce: bytes, kind: Kind, body: bytes = b"", luggage: int = 0) -> bytes:
-    """Make the bytes of a frame that so many descriptors travel with."""
-    return _HEADER.pack(MAGIC, nonce, kind, luggage, len(body)) + body
+def encode(nonce: bytes, kind: Kind, body: bytes = b"", passed_fds: int = 0) -> bytes:
+    """Encode a frame that is sent with *passed_fds* descriptors."""
+    return _HEADER.pack(MAGIC, nonce, kind, passed_fds, len(body)) + body
 
 
 def encode_failure(nonce: bytes, step: str, exc: BaseException) -> bytes:
-    """Make the bytes of a FAILED frame: the step, an errno or 0, and what happened."""
+    """Encode a FAILED frame: the step, an errno or 0, and the exception text."""
     number = (exc.errno or 0) if isinstance(exc, OSError) else 0
     text = f"{step}\n{number}\n{type(exc).__name__}: {exc}"
     return encode(nonce, Kind.FAILED, text.encode(errors="replace"))
 
 
+def parse_failure(text: str) -> tuple[str, int, str]:
+    """Return what the text of a FAILED frame says: the step, the errno or 0, what happened."""
+    step, _, rest = text.partition("\n")
+    number, _, what = rest.partition("\n")
+    # The child may be untrusted: a longer number is no errno, and int() of it could take long.
+    is_errno = number.isascii() and number.isdigit() and len(number) <= _ERRNO_DIGITS
+    return step, int(number) if is_errno else 0, what
+
+
+def parse_layers(body: Sequence[bytes]) -> list[str]:
+    """Return the layers that the body of a READY frame names."""
+    text = b"".join(body).decode(errors="replace")
+    return text.split(",") if text else []
+
+
 def encode_small_value(nonce: bytes, stream: bytes) -> bytes:
-    """Make the bytes of a VALUE frame whose payload is just a stream: most results are."""
+    """Encode a VALUE frame whose payload is only a stream, as for most results."""
     return _HEADER.pack(MAGIC, nonce, _VALUE, 0, _TABLE.size + len(stream)) + _NO_TABLE + stream
 
 
-# A whole frame: its kind, its body in the pieces in which it arrived, its number of descriptors.
+# A complete frame: its kind, its body in pieces as received, its number of descriptors.
 Frame: TypeAlias = tuple[Kind, Sequence[bytes], int]
 
 
 class FrameDecoder:
-    """Turns the bytes of a channel, in whatever pieces they come, into frames.
+    """Decode the bytes of a channel, received in pieces of any size, into frames.
 
     Args:
-        nonce: what its frames begin with.
-        limit: how many bytes a result or an item may have, or None.
+        nonce: the nonce that the frames carry.
+        limit: the maximum size of a result or an item in bytes, or None.
     """
 
-    __slots__ = ("_body", "_head", "_kind", "_limit", "_luggage", "_missing", "_nonce")
+    __slots__ = ("_body", "_head", "_kind", "_limit", "_missing", "_nonce", "_passed_fds")
 
     def __init__(self, nonce: bytes, limit: int | None = None) -> None:
         self._nonce = nonce
@@ -124,11 +142,11 @@ class FrameDecoder:
         self._head = b""
         self._kind: Kind | None = None
         self._missing = 0
-        self._luggage = 0
+        self._passed_fds = 0
         self._body: list[bytes] = []
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Take more bytes; yield the frames that they complete. Raises ProtocolError."""
+        """Add bytes; yield the frames that they complete. Raise ProtocolError."""
         at = 0
         while at < len(data):
             kind = self._kind
@@ -140,7 +158,7 @@ class FrameDecoder:
                     self._head = head
                     break
                 self._head = b""
-                self._kind, self._luggage, self._missing = kind, _, _ = self._parse(head)
+                self._kind, self._passed_fds, self._missing = kind, _, _ = self._parse(head)
             if self._missing:
                 piece = data[at : at + self._missing]
                 at += len(piece)
@@ -153,34 +171,34 @@ class FrameDecoder:
             if not self._missing:
                 body, self._body = self._body, []
                 self._kind = None
-                yield kind, body, self._luggage
+                yield kind, body, self._passed_fds
 
     def _add(self, piece: bytes) -> None:
         body = self._body
-        # Equals with equals, as in a binary number: so a byte is copied a few times at most, and a
-        # child that sends one byte at a time does not cost an object for each.
+        # Join pieces of similar size, as in a binary counter: each byte is copied a few times at
+        # most, and a child that sends single bytes does not cause an object for each byte.
         while body and len(body[-1]) <= len(piece) < _JOINED_MAX:
             piece = body.pop() + piece
         body.append(piece)
 
     def _check_start(self, head: bytes) -> None:
-        # A few stray bytes must not pass for a header that is merely slow.
+        # Stray bytes must not be mistaken for an incomplete header.
         if not head.startswith((MAGIC + self._nonce)[: len(head)]):
             raise ProtocolError(f"the channel carries {head!r}, which is no frame")
 
     def _parse(self, head: bytes) -> tuple[Kind, int, int]:
-        magic, nonce, number, luggage, length = _HEADER.unpack(head)
+        magic, nonce, number, passed_fds, length = _HEADER.unpack(head)
         if magic != MAGIC or nonce != self._nonce:
             raise ProtocolError(f"the channel carries {head!r}, which is no frame")
         kind = _KINDS.get(number)
         if kind is None:
             raise ProtocolError(f"the channel carries a frame of unknown kind {number}")
-        if self._limit is not None:  # a limit of the caller's is told of as that, whatever came
+        if self._limit is not None:  # report the caller's limit first
             self._check_length(kind, length, self._limit)
         longest = _LONGEST.get(kind, _MAX_LENGTH)
-        if length > longest or ((length or luggage) and kind is Kind.STARTED):
+        if length > longest or ((length or passed_fds) and kind is Kind.STARTED):
             raise ProtocolError(f"the channel carries a {kind.name} frame of {length} bytes")
-        return kind, luggage, length
+        return kind, passed_fds, length
 
     def _check_length(self, kind: Kind, length: int, limit: int) -> None:
         if kind is Kind.ITEM:
@@ -199,9 +217,9 @@ class Region(NamedTuple):
     """A part of a file that holds a buffer.
 
     Attributes:
-        offset, length: where, in bytes.
-        source: 0, the scratch file; or, from 1, one of the descriptors that came with the frame.
-        shared: both sides are to see each other's changes.
+        offset, length: the position in the file, in bytes.
+        source: 0 for the scratch file; from 1 on, a descriptor that came with the frame.
+        shared: both processes see each other's changes.
     """
 
     offset: int
@@ -211,7 +229,7 @@ class Region(NamedTuple):
 
 
 class Payload(NamedTuple):
-    """A pickled object: its stream, and where in which file its large buffers are.
+    """A pickled object: its stream, and the regions of its large buffers.
 
     Attributes:
         stream: the pickle in pieces; empty if it is in the scratch file.
@@ -224,20 +242,18 @@ class Payload(NamedTuple):
     stream_in_scratch: bool = False
 
     def encode(self) -> bytes:
-        """Make the body of a frame."""
+        """Encode the payload as the body of a frame."""
         table = b"".join(_REGION.pack(*region) for region in self.regions)
         head = _TABLE.pack(self.stream_in_scratch, len(self.regions))
         return b"".join((head, table, *self.stream))
 
     @classmethod
     def decode(cls, body: Sequence[bytes], *, plain: bool = False) -> Payload:
-        """Read the body of a frame without joining its pieces.
+        """Decode the body of a frame without joining its pieces.
 
-        If it is to be *plain* it may be nothing but a stream.
-
-        Raises ProtocolError.
+        If *plain* is true, only a stream is accepted. Raise ProtocolError for an invalid body.
         """
-        if body and body[0].startswith(_NO_TABLE):  # just a stream, as most results are
+        if body and body[0].startswith(_NO_TABLE):  # only a stream, as for most results
             return cls((body[0][_TABLE.size :], *body[1:]))
         pieces = list(body)
         head = _take(pieces, _TABLE.size)

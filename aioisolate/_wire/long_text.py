@@ -1,4 +1,4 @@
-"""Texts of JSON that are too long to be decoded in one step."""
+"""Decode JSON strings that are too long to be decoded in one step."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from .cutting import end_of_text
 
 __all__ = ["LONG_TEXT", "decode_around"]
 
-# Texts of so many bytes are decoded in steps.
+# JSON strings of more bytes are decoded in steps.
 LONG_TEXT = 2 << 20
 _STEP = 128 * 1024
 
-# What lies between two texts: in data that is a single text, or a list or dict of one that is long.
+# The data before the first string, and between a key and its value, if the data is a single string,
+# or a list or dict with a single, long string.
 _before = re.compile(rb"[ \t\r\n\[{]{0,64}").match
 _between = re.compile(rb"[ \t\r\n]{0,64}:[ \t\r\n]{0,64}").match
-# Whole characters and escapes; both halves of a pair together.
+# Whole characters and escapes; the two halves of a surrogate pair stay together.
 _units = re.compile(
     rb'(?s:[^"\\]++|\\u[dD][89aAbB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}'
     rb"|\\u(?![dD][89aAbB])[0-9a-fA-F]{4}|\\[^u])*+"
@@ -25,22 +26,22 @@ _units = re.compile(
 
 
 def decode_around(data: bytes, decode: Callable[[bytes], Any]) -> Any:
-    """Decode a text, or a list or dict of one element that is one, as *decode* would do it.
+    """Decode a string, or a list or dict with one string, with the same result as *decode*.
 
-    Whatever else it is, *decode* does it. Raises what that raises.
+    All other data is passed to *decode*. Raises the errors of *decode*.
     """
     found = _before(data)
     assert found is not None
     start = found.end()
     end = end_of_text(data, start + 1) if data[start : start + 1] == b'"' else 0
     between = _between(data, end) if end else None
-    if between is not None:  # that was a key
+    if between is not None:  # the first string was a key
         start = between.end()
         end = end_of_text(data, start + 1) if data[start : start + 1] == b'"' else 0
     if end - start <= LONG_TEXT:
         return decode(data)
     text = _decode_text(data, start + 1, end - 1, decode)
-    # The rest is decoded with nothing in its place, and that is replaced.
+    # The rest of the data is decoded with null in place of the string, which is inserted then.
     made = decode(data[:start] + b"null" + data[end:])
     if made is None:
         return text
@@ -57,9 +58,9 @@ def _decode_text(data: bytes, at: int, end: int, decode: Callable[[bytes], Any])
         found = _units(data, at, min(at + _STEP, end))
         assert found is not None
         stop = found.end()
-        while stop < end and stop > at and data[stop] & 0xC0 == 0x80:  # in a character
+        while stop < end and stop > at and data[stop] & 0xC0 == 0x80:  # inside a character
             stop -= 1
-        if stop == at:  # it is no text
+        if stop == at:  # malformed: *decode* raises the error
             stop = end
         parts.append(decode(b'"%b"' % data[at:stop]))
         at = stop

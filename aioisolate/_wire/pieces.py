@@ -1,7 +1,7 @@
-"""Decoding plain data in steps, none of which keeps the interpreter's lock for long.
+"""Decode plain data in steps, so that no step holds the GIL for long.
 
-In between, other threads get it: the event loop's, which waits for this one. What comes out is what
-decoding at once would give.
+Other threads, such as the event loop's, can run between the steps. The result is the same as that
+of decoding in one step.
 """
 
 from __future__ import annotations
@@ -18,64 +18,64 @@ Decode: TypeAlias = Callable[[bytes], Any]
 
 
 class Form(Protocol):
-    """How elements that lie in a row are made into data of their own.
+    """How to make complete data of a codec from some elements of a list or dict.
 
     Attributes:
-        head: so many bytes are put in front of them.
+        head: the number of bytes that are put before the elements.
     """
 
     head: int
 
     def text(self, data: bytes, part: Part, run: Run) -> bytes:
-        """Make a list or dict of what is in a run."""
+        """Return a list or dict, encoded, of the elements of a run."""
         ...
 
     def key(self, data: bytes, child: Child) -> bytes:
-        """Make a dict of one key, whose value is None."""
+        """Return a dict, encoded, of the child's key with the value None."""
         ...
 
 
 class Json:
-    """Of JSON."""
+    """The `Form` of JSON."""
 
     head = 1
 
     @staticmethod
     def text(data: bytes, part: Part, run: Run) -> bytes:
-        """Make a list or dict of what is in a run. Raises ValueError."""
+        """Return a list or dict, encoded, of the elements of a run. Raises ValueError."""
         inner = data[run.start : run.end if run.last else run.end - 1]
-        # A comma with nothing behind it.
+        # A comma without an element after it.
         if (run.follows or not run.last) and not inner.lstrip(b" \t\r\n"):
             raise ValueError(f"JSON is malformed: invalid character (byte {run.end})")
         return b"{%b}" % inner if part.is_dict else b"[%b]" % inner
 
     @staticmethod
     def key(data: bytes, child: Child) -> bytes:
-        """Make a dict of one key, whose value is None."""
+        """Return a dict, encoded, of the child's key with the value None."""
         return b"{%bnull}" % data[child.start : child.end]
 
 
 class MessagePack:
-    """Of MessagePack."""
+    """The `Form` of MessagePack."""
 
     head = 5
 
     @staticmethod
     def text(data: bytes, part: Part, run: Run) -> bytes:
-        """Make a list or dict of what is in a run."""
+        """Return a list or dict, encoded, of the elements of a run."""
         head = b"\xdf" if part.is_dict else b"\xdd"
         return head + run.number.to_bytes(4, "big") + data[run.start : run.end]
 
     @staticmethod
     def key(data: bytes, child: Child) -> bytes:
-        """Make a dict of one key, whose value is None."""
+        """Return a dict, encoded, of the child's key with the value None."""
         return b"\x81%b\xc0" % data[child.start : child.end]
 
 
 def runs_of(form: Form, data: bytes, part: Part, decode: Decode) -> Iterator[tuple[Any, Any]]:
-    """Yield what is decoded of a part: (elements, None) or (None, the child that comes next).
+    """Yield the pieces of a part in order: (decoded elements, None) or (None, child).
 
-    Raises ValueError, and what *decode* raises.
+    Raises ValueError, and errors of *decode*.
     """
     for piece in part.parts:
         if isinstance(piece, Child):
@@ -91,7 +91,7 @@ def runs_of(form: Form, data: bytes, part: Part, decode: Decode) -> Iterator[tup
 
 
 def build(form: Form, data: bytes, part: Part, decode: Decode) -> Any:
-    """Decode what has been cut, as whatever it is. Raises what *decode* raises."""
+    """Decode cut data without a given type. Raises errors of *decode*."""
     found: Any = {} if part.is_dict else []
     add = found.update if part.is_dict else found.extend
     for elements, child in runs_of(form, data, part, decode):
@@ -118,17 +118,17 @@ _path = re.compile(r" - at `(key in )?\$((?:[^`]|`(?!$))*)`$", re.DOTALL)
 
 
 def _moved(exc: ValueError, by: int) -> ValueError:
-    """Return an error of a step with the byte that it names counted from the beginning."""
+    """Return an error of a step with its byte position counted from the start of the data."""
     return ValueError(_byte.sub(lambda found: f"(byte {int(found[1]) + by})", str(exc)))
 
 
 def located(exc: Exception, path: str, start: int | None = None) -> ValueError:
-    """Return an error with the place at which it is counted from the outermost value.
+    """Return an error of a step with its path counted from the outermost value.
 
     Args:
-        exc: an error of a step.
-        path: where the step is.
-        start: it was a list, and began at this element of another.
+        exc: the error of the step.
+        path: the path of the list or dict that contains the step.
+        start: the index of the step's first element, if that is a list; else None.
     """
     text = str(exc)
     found = _path.search(text)

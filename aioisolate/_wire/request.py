@@ -1,7 +1,7 @@
-"""What a fork server's child is asked to do, to bytes and from bytes.
+"""Encode and decode the request to a fork server's child.
 
-Plain data goes by marshal, which is built in; the call itself is a pickle, loaded only when all
-else is known, so that a failure of it can be told from ours.
+Plain data is sent by marshal, which is built in. The call itself is a pickle that is loaded last,
+so that its errors can be distinguished from the library's own.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ class Request(NamedTuple):
         call: the pickled function and arguments, or their length if they are in a file.
         in_file: they are in a file, the first descriptor that comes along.
         beside: so are large buffers and texts, in a file of their own, which comes next.
-        quiet, streaming, progress: as in `Order`.
+        quiet, streaming, progress: see `ChildSpec`.
         backend: the caller's event loop, "asyncio" or "trio".
         uvloop: it is uvloop's.
-        stdin: a descriptor comes along that is to become 0.
-        output: two descriptors come along that are to become 1 and 2.
-        numbers: what the next descriptors are to be called.
-        lent: the call's buffers that are in files: which of the remaining descriptors (from 0), or
-            -1 for the file beside; offset, length, and whether both sides are to see each other's
-            changes.
-        luggage: how many descriptors remain, for the call's objects.
-        codec, result_size: as in `Order`.
-        bounds: the fields of its `Bounds`, or None.
-        entrances: how many descriptors come along, first of all, by which it enters control groups.
+        stdin: a descriptor is passed that becomes 0.
+        output: two descriptors are passed that become 1 and 2.
+        numbers: the numbers that the next descriptors get.
+        buffer_refs: where the buffers of the call are that lie in files: the index of the remaining
+            descriptor (from 0; -1: the file that comes with the request), offset, length, and
+            whether both processes are to see changes of the other.
+        passed_fds: the number of remaining descriptors, for the call's objects.
+        codec, result_size: see `ChildSpec`.
+        bounds: the fields of its `RlimitSpec`, or None.
+        entrances: the number of descriptors, sent first, of control groups that the child joins.
         texts: the call's texts that are in the file beside: offset and length.
-        exit_timeout: as in `Order`.
+        exit_timeout: see `ChildSpec`.
     """
 
     nonce: bytes
@@ -52,8 +52,8 @@ class Request(NamedTuple):
     stdin: bool = False
     output: bool = False
     numbers: tuple[int, ...] = ()
-    lent: tuple[tuple[int, int, int, bool], ...] = ()
-    luggage: int = 0
+    buffer_refs: tuple[tuple[int, int, int, bool], ...] = ()
+    passed_fds: int = 0
     codec: str = "pickle"
     result_size: int | None = None
     bounds: tuple[Any, ...] | None = None
@@ -64,16 +64,16 @@ class Request(NamedTuple):
 
     @property
     def descriptors(self) -> int:
-        """How many descriptors come along."""
+        """Return the number of descriptors that are passed."""
         own = self.entrances + self.in_file + self.beside + self.stdin + 2 * self.output
-        return own + len(self.numbers) + self.luggage
+        return own + len(self.numbers) + self.passed_fds
 
     def encode(self) -> bytes:
-        """Make the bytes of the request, header included."""
+        """Encode the request, header included."""
         body = marshal.dumps(tuple(self))
         return HEADER.pack(len(body), self.descriptors) + body
 
     @classmethod
     def decode(cls, body: bytes) -> Request:
-        """Read the bytes behind a header."""
+        """Decode the bytes after a header."""
         return cls(*marshal.loads(body))  # noqa: S302 - it comes from this program's own parent

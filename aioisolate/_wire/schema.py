@@ -1,4 +1,4 @@
-"""Which types are safe to decode a stranger's data into."""
+"""Check that untrusted data can be decoded safely as a type."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from msgspec import inspect
 
 __all__ = ["check"]
 
-# Hashed with a secret of the process, or few.
+# Types whose hashes depend on a secret of the process, or that have few values.
 _SAFE = (
     inspect.StrType,
     inspect.BytesType,
@@ -15,23 +15,23 @@ _SAFE = (
     inspect.EnumType,
     inspect.LiteralType,
 )
-# In MessagePack these are numbers as keys, and so looked at by `bounds` before.
+# As keys in MessagePack these are numbers, which `data_limits` has already checked.
 _NUMBERS = (inspect.IntType, inspect.FloatType, inspect.AnyType)
 
 
 def check(result_type: object, *, text_keys: bool) -> None:
-    """Refuse types that can't be decoded into, or that make hashing a weapon.
+    """Refuse types that can't be decoded, and types that allow attacks by hash collisions.
 
     Args:
         result_type: the type.
-        text_keys: keys are always text when they are encoded.
+        text_keys: whether the codec encodes all keys as text.
 
     Raises:
         TypeError: with the reason.
     """
     found = inspect.type_info(result_type)
     todo: list[object] = [found]
-    # By identity: a type may contain itself.
+    # The keys are id(node), since a type may contain itself.
     seen: dict[int, object] = {}
     while todo:
         node = todo.pop()
@@ -53,7 +53,7 @@ def _check_node(node: inspect.Type | inspect.Field, *, text_keys: bool) -> None:
             "take a list"
         )
     if isinstance(node, inspect.DictType) and not _safe(node.key_type):
-        # A key that may be anything is text in JSON, and stays that.
+        # In JSON, a key of type Any is text, and stays text after decoding.
         if isinstance(node.key_type, inspect.AnyType) or (
             not text_keys and _safe(node.key_type, _NUMBERS)
         ):

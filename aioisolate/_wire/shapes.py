@@ -1,4 +1,4 @@
-"""Decoding plain data in steps as some type: each step as the part of the type that it is of."""
+"""Decode plain data in steps as a type: each step as the matching part of the type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .pieces import Decode, Form, build, located, only_key, runs_of
 
 __all__ = ["Shapes", "amplification"]
 
-# Of a type that is neither text nor bytes, a text may have so many bytes.
+# The maximum size in bytes of a text that is decoded as a type other than text or bytes.
 _LONG = 1 << 20
 
 _SIMPLE: dict[type, Any] = {
@@ -46,7 +46,7 @@ _LISTS: dict[type, Any] = {
     inspect.SetType: set,
     inspect.FrozenSetType: frozenset,
 }
-# As values, since what is in the brackets is known at run time only.
+# Typed as Any, since the type parameters are known at run time only.
 _LIST: Any = list
 _DICT: Any = dict
 _TUPLE: Any = tuple
@@ -61,12 +61,12 @@ _DICTS: tuple[Any, ...] = (inspect.DictType, _FROZEN_DICT) if _FROZEN_DICT else 
 
 
 def _type_of(node: Any) -> Any:
-    """Return the type that msgspec has described as *node*."""
+    """Return the type that *node*, an object of msgspec.inspect, describes."""
     cls = type(node)
     if isinstance(node, inspect.Metadata):
         return _type_of(node.type)
     if isinstance(node, inspect.UnionType):
-        return Union[tuple(map(_type_of, node.types))]  # noqa: UP007 - so many as there are
+        return Union[tuple(map(_type_of, node.types))]  # noqa: UP007 - a computed tuple
     if isinstance(node, inspect.LiteralType):
         return Literal[node.values]
     if isinstance(node, inspect.TupleType):
@@ -89,13 +89,13 @@ def _type_of(node: Any) -> Any:
 def _dict_class(node: Any) -> Any:
     if isinstance(node, inspect.DictType):
         return dict
-    import builtins  # noqa: PLC0415 - from Python 3.15 on
+    import builtins  # noqa: PLC0415 - for Python 3.15 and newer only
 
     return builtins.frozendict  # type: ignore[attr-defined]
 
 
 def _members(node: Any) -> list[Any]:
-    """Return what a value of this type may be."""
+    """Return the members of a union; [node] for any other type."""
     if isinstance(node, inspect.Metadata):
         return _members(node.type)
     if isinstance(node, inspect.UnionType):
@@ -104,16 +104,16 @@ def _members(node: Any) -> list[Any]:
 
 
 def _takes_long_text(node: Any) -> bool:
-    """Tell whether a text of any length costs no more to take than to read."""
+    """Return whether decoding a text as this type takes time linear in its length."""
     kinds = (inspect.StrType, inspect.BytesType, inspect.ByteArrayType, inspect.MemoryViewType)
     return any(isinstance(part, (*kinds, inspect.AnyType)) for part in _members(node))
 
 
 def amplification(node: Any) -> tuple[int, int]:
-    """Tell what an empty value of this type may be made into, at most.
+    """Return the maximum cost of decoding one empty value of this type, as two factors.
 
-    Return how many lists, dicts and other objects that the garbage collector looks at, and how
-    many times as long that takes as one.
+    The first is the number of lists, dicts and other objects that the garbage collector tracks. The
+    second is the time, as a multiple of the time for one object.
     """
     objects = effort = 1
     todo, seen = [node], set[int]()
@@ -136,8 +136,8 @@ class Shapes:
 
     Args:
         result_type: the type.
-        make: makes a decoder of what is given to it, such as `msgspec.json.Decoder`.
-        form: how elements are made into data.
+        make: returns a decoder for a type, such as `msgspec.json.Decoder`.
+        form: joins encoded elements to valid data of the codec.
     """
 
     def __init__(self, result_type: object, make: Callable[[Any], Any], form: Form) -> None:
@@ -147,7 +147,7 @@ class Shapes:
         self._decoders: dict[Any, Decode] = {}
 
     def decoder(self, key: str, node: Any) -> Decode:
-        """Return a decoder for values of a type, or for lists ("list") or dicts of them."""
+        """Return a decoder for a type; *key* "list": for lists of it, "key": for its dict keys."""
         found = self._decoders.get((key, id(node)))
         if found is None:
             made = _type_of(node)
@@ -173,7 +173,7 @@ class Shapes:
         return found
 
     def build(self, data: bytes, part: Part, node: Any, path: str = "") -> Any:
-        """Decode what has been cut as a type. Raises ValueError, and what a class raises."""
+        """Decode cut data as a type. Raises ValueError, and errors that a class raises."""
         members = _members(node)
         if any(isinstance(member, inspect.AnyType) for member in members):
             try:
@@ -190,7 +190,7 @@ class Shapes:
         return self._row(data, part, kind, path)
 
     def _kind(self, data: bytes, part: Part, members: list[Any], path: str) -> Any:
-        """Return which of the types of a union it is."""
+        """Return the member of a union that the data has."""
         fitting = [member for member in members if _is_object(member) is part.is_dict]
         if not fitting:
             names = " | ".join(_word(member) for member in members)
@@ -262,7 +262,7 @@ class Shapes:
             return decode
 
         def checked(data: bytes) -> Any:
-            self.check_text(len(data), node, path)  # which is more than a step, but for a text
+            self.check_text(len(data), node, path)  # only a long text exceeds a step
             return decode(data)
 
         return checked
@@ -310,10 +310,10 @@ class Shapes:
                 raise _error(f"Object missing required field `{field.encode_name}`", path)
         return _make_object(kind, values, path)
 
-    def _pass_over(  # noqa: PLR0917 - all that is known of it
+    def _pass_over(  # noqa: PLR0917 - the state of _object
         self, data: bytes, raw: Any, kind: Any, name: str, tag_field: str | None, path: str
     ) -> None:
-        """Look at a field that the class does not have."""
+        """Check a field that the class does not have, and ignore its value."""
         if name == tag_field:
             if isinstance(raw, Part) or self._any(raw) != kind.tag:
                 raise _error("Invalid value", f"{path}.{name}")
@@ -323,10 +323,10 @@ class Shapes:
         if isinstance(raw, Part):
             build(self._form, data, raw, self._any)
 
-    def _row(  # noqa: C901 - by what comes next
+    def _row(  # noqa: C901 - one case for each kind of element
         self, data: bytes, part: Part, kind: Any, path: str
     ) -> Any:
-        """Decode a list in which each place has a type of its own."""
+        """Decode a list in which each index has its own type."""
         is_tuple = isinstance(kind, inspect.TupleType)
         nodes = list(kind.item_types) if is_tuple else [field.type for field in kind.fields]
         fields = [] if is_tuple else list(kind.fields)
@@ -389,14 +389,15 @@ def _check_length(kind: Any, length: int, path: str, what: str) -> None:
 
 
 def _make_object(kind: Any, values: dict[str, Any], path: str) -> Any:
-    """Make an instance as msgspec does. Raises what its class raises, as ValueError."""
+    """Make an instance as msgspec does. Errors of its class are raised as ValueError."""
     if isinstance(kind, inspect.TypedDictType):
         return values
     cls = getattr(kind.cls, "__origin__", None) or kind.cls
     try:
         if not isinstance(kind, inspect.DataclassType) or hasattr(cls, "__attrs_attrs__"):
             return cls(**values)
-        # A dataclass's constructor need not take its fields, so msgspec does not call that.
+        # A dataclass's constructor may have other parameters than its fields, so msgspec doesn't
+        # call the constructor.
         made = cls.__new__(cls)
         for field in kind.fields:
             if field.name in values:

@@ -1,4 +1,4 @@
-"""What functions that travel by value need in the child: source lines, and lazy imports."""
+"""Loaders for parts of functions sent by value: source lines, classes, lazy imports."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["load_class", "load_code", "load_lazy"]
 def load_code(data: bytes, first: int, lines: list[str]) -> CodeType:
     """Load a code object whose source, from line *first* on, is *lines*.
 
-    They go into `linecache`.
+    The lines are stored in `linecache`, so that tracebacks show them.
     """
-    import linecache  # noqa: PLC0415 - small servers do without
-    import marshal  # noqa: PLC0415 - likewise
+    import linecache  # noqa: PLC0415 - small servers do not need it
+    import marshal  # noqa: PLC0415 - same
 
     code: CodeType = marshal.loads(data)  # noqa: S302 - from this process's own parent
     name = code.co_filename
@@ -22,14 +22,14 @@ def load_code(data: bytes, first: int, lines: list[str]) -> CodeType:
     known = list(entry[2]) if entry is not None and len(entry) == 4 else []
     known += ["\n"] * (first - 1 + len(lines) - len(known))
     known[first - 1 : first - 1 + len(lines)] = lines
-    # Without a time of modification: it is never compared with a file.
+    # A modification time of None: linecache never compares the entry with a file.
     linecache.cache[name] = (sum(map(len, known)), None, known, name)
     return code
 
 
 def load_class(module: str, name: str) -> Any:
-    """Return a class that is in *module*, whatever it says of itself."""
-    import importlib  # noqa: PLC0415 - small servers do without
+    """Return the class *name* of *module*; its `__module__` may differ."""
+    import importlib  # noqa: PLC0415 - small servers do not need it
 
     found: Any = importlib.import_module(module)
     for part in name.split("."):
@@ -38,7 +38,7 @@ def load_class(module: str, name: str) -> Any:
 
 
 def load_lazy(statement: str, name: str) -> Any:
-    """Return what a lazy import binds to *name*, which is not imported yet (PEP 810)."""
+    """Return the lazy import object that *statement* binds to *name* (PEP 810)."""
     namespace: dict[str, Any] = {}
-    exec(statement, namespace)  # noqa: S102 - there is no other way to make one
+    exec(statement, namespace)  # noqa: S102 - only a statement makes a lazy import
     return namespace[name]

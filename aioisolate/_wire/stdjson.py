@@ -1,4 +1,4 @@
-"""JSON by the standard library, as msgspec does it, where that is not installed."""
+"""JSON by the standard library, compatible with msgspec, for when msgspec is not installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["decode", "encode", "number"]
 
 
 def encode(value: object) -> bytes:
-    """Encode plain data; sets become lists, bytes base64, dataclasses dicts. Raises anything."""
+    """Encode plain data; sets become lists, bytes base64, dataclasses dicts. Raises any error."""
     text = json.dumps(
         value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain
     )
@@ -48,13 +48,13 @@ def decode(data: bytes) -> Any:
     """Decode JSON. Raises ValueError, or RecursionError."""
     value = json.loads(data.decode(), parse_float=number, parse_constant=_no_number)
     if _SURROGATE.search(data):
-        # Halves of pairs, which no text may have: whoever writes it to a file would fail.
+        # Raises UnicodeEncodeError for unpaired surrogates, which can't be written to a file.
         json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
 def number(text: str) -> float:
-    """Read a number, as msgspec does. Raises ValueError where a float is too small for it."""
+    """Parse a float as msgspec does. Raises ValueError for numbers beyond the range of float."""
     value = float(text)
     if value in (_INFINITY, -_INFINITY):
         raise ValueError("Number out of range")

@@ -1,8 +1,8 @@
 """For handlers of Starlette and FastAPI: end a job when its client disconnects.
 
-A plain handler is not cancelled when its client goes away, on any server: it runs to its end for
-nobody. A job that runs isolated should be killed then, and this is what tells it. What is raised
-in the handler then has a handler of its own here, to be registered once for an application::
+A plain handler is not cancelled when its client disconnects, on any server: it runs to its end, and
+nobody reads its answer. An isolated job should be killed then; `cancel_on_disconnect` does that. It
+raises `ClientDisconnect`, for which this module has an exception handler, to be registered once::
 
     app.add_exception_handler(ClientDisconnect, client_closed_request)
 """
@@ -18,7 +18,7 @@ try:
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import Response
 except ModuleNotFoundError as _missing:
-    if str(_missing.name).partition(".")[0] != "starlette":  # it is there, another is not
+    if str(_missing.name).partition(".")[0] != "starlette":  # a dependency is missing
         raise
     raise ImportError(
         f'{__name__} needs starlette: pip install "aioisolate[starlette]"', name="starlette"
@@ -35,8 +35,8 @@ async def cancel_on_disconnect(
 ) -> T:
     """Await ``job(*args)``, and cancel it if the client of *request* disconnects meanwhile.
 
-    The body of the request is read to its end first, unless the handler has read it, and can still
-    be had from ``request.body()`` afterwards: a disconnect is announced only behind the body.
+    The body of the request is read to its end first, unless the handler has read it, and is still
+    available from ``request.body()`` afterwards: servers report a disconnect only after the body.
 
     Args:
         request: the request whose client is waiting.
@@ -44,14 +44,14 @@ async def cancel_on_disconnect(
         args: its positional arguments.
 
     Returns:
-        what the job returns.
+        the result of the job.
 
     Raises:
         ClientDisconnect: the client went away; the job has been cancelled, and if it was an
-            isolated call, its child has been killed and reaped. There is nobody to answer: let it
-            through, and register `client_closed_request`, or else Starlette logs it as an error of
-            the application.
-        what the job raises, as itself.
+            isolated call, its child has been killed and reaped. There is no client to answer: let
+            the exception propagate, and register `client_closed_request`, or else Starlette logs it
+            as an error of the application.
+        the exception that the job raises.
 
     Example::
 
@@ -67,7 +67,7 @@ async def cancel_on_disconnect(
     try:
         await request.body()
     except RuntimeError:
-        pass  # it has been read, by stream() or form()
+        pass  # stream() or form() has read it
 
     async def listen(scope: anyio.CancelScope) -> None:
         nonlocal gone
@@ -81,22 +81,22 @@ async def cancel_on_disconnect(
         try:
             result.append(await job(*args))
         except Exception as exc:  # noqa: BLE001 - raised again below, outside the group
-            # Not through the group: it would wrap it in an ExceptionGroup.
+            # Not through the group, which would wrap it in an ExceptionGroup.
             failure.append(exc)
         group.cancel_scope.cancel()
     if failure:
         raise failure[0]
     if result:
         return result[0]
-    assert gone  # cancelled from outside, the group has raised that
+    assert gone  # after a cancellation from outside, the group has raised
     raise ClientDisconnect
 
 
 async def client_closed_request(request: Request, exc: Exception) -> Response:
     """Answer for a handler whose client has gone; an exception handler for `ClientDisconnect`.
 
-    Nobody reads the answer. It has the status 499, as nginx logs such requests. Without a handler
-    Starlette takes the exception for an error of the application: it logs a traceback, and raises
+    Nobody reads the answer. It has the status 499, as in nginx's logs. Without a handler
+    Starlette treats the exception as an error of the application: it logs a traceback, and raises
     it to the server.
 
     Example::

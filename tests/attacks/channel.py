@@ -86,9 +86,9 @@ def _search_scratch():
     return -1
 
 
-def frame(nonce, kind, body=b"", luggage=0, length=None):
+def frame(nonce, kind, body=b"", passed_fds=0, length=None):
     size = len(body) if length is None else length
-    return struct.pack("<4s8sBBQ", _MAGIC, nonce, kind, luggage, size) + body
+    return struct.pack("<4s8sBBQ", _MAGIC, nonce, kind, passed_fds, size) + body
 
 
 def write(fd, data):
@@ -102,11 +102,11 @@ def begin(line):
         write(line.channel, frame(line.nonce, _STARTED))
 
 
-def answer(kind, body, *, luggage=0, length=None):
+def answer(kind, body, *, passed_fds=0, length=None):
     """Send an answer of one's own making."""
     line = find_line()
     begin(line)
-    write(line.channel, frame(line.nonce, kind, body, luggage, length))
+    write(line.channel, frame(line.nonce, kind, body, passed_fds, length))
     return line
 
 
@@ -451,7 +451,7 @@ def send_needless_descriptors(times):
 
 
 def announce_missing_descriptors():
-    answer(_VALUE, _NO_TABLE + b"\x80\x05N.", luggage=200)
+    answer(_VALUE, _NO_TABLE + b"\x80\x05N.", passed_fds=200)
     os._exit(0)
 
 

@@ -107,7 +107,7 @@ def enlarge_a_buffer():
 
 def _fill(pair: tuple[socket.socket, socket.socket]) -> socket.socket:
     """Have one socket keep as much as can be, and close the other."""
-    sender, keeper = pair
+    sender, owner = pair
     sender.setblocking(False)
     for size in (212_900, 100_000, 10_000, 1000, 1):
         try:
@@ -116,7 +116,7 @@ def _fill(pair: tuple[socket.socket, socket.socket]) -> socket.socket:
         except OSError:
             continue
     sender.close()
-    return keeper
+    return owner
 
 
 def _pairs():

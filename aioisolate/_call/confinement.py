@@ -1,0 +1,282 @@
+"""From a sandbox and limits to the layers to engage, or a refusal; pure.
+
+Layers that this machine lacks are refused here, by name, before any fork.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
+from .._child.layers import ConfinementSpec, Layer, Start
+from .._os import namespaces, seccomp
+from .._os.containment import Containment
+from .._os.landlock import TRUNCATE_ABI
+from ..sandbox import PYTHON, Sandbox
+from .enforcement import CONTROL_GROUP, count_by
+from .missing_features import TO_BECOME, TO_UNSHARE, MissingFeature, object_to, refusal
+from .python_paths import python_paths
+
+__all__ = ["make_policy", "survey"]
+
+_Layers: TypeAlias = tuple[tuple[str, Callable[[ConfinementSpec], object]], ...]
+
+# Each layer, and what it follows from. A fork server engages the first ones once, for all its
+# children; a direct child engages all.
+_OF_SERVER: _Layers = (
+    (Layer.PRIVILEGES, lambda _: True),
+    (Layer.NAMESPACES, lambda policy: policy.unshare),
+    (Layer.VIEW, lambda policy: policy.view),
+    (Layer.ENVIRONMENT, lambda policy: policy.env is not None),
+)
+_SERVER_FILTER = (Layer.SECCOMP, lambda policy: policy.server_filter)
+_OF_CHILD: _Layers = (
+    (Layer.SCRATCH, lambda policy: policy.scratch),
+    (Layer.PROCESSES, lambda policy: policy.init),
+    (Layer.USER, lambda policy: policy.uid >= 0 or policy.as_user),
+    (Layer.CAPABILITIES, lambda policy: policy.drop),  # with another user they are gone anyway
+    (Layer.LANDLOCK, lambda policy: policy.landlock),
+    (Layer.SECCOMP, lambda policy: policy.child_filter),
+)
+
+
+def make_policy(sandbox: Sandbox, here: Containment, start: Start) -> ConfinementSpec:
+    """Decide which layers a sandbox's children engage.
+
+    Raises CallableDidNotExecuteError, naming each layer that is missing here and what to change;
+    with ``missing="warn"`` it warns instead.
+    """
+    policy, lacks = survey(sandbox, here, start)
+    object_to(sandbox, [lack for lack in lacks if lack.hard or lack.name in sandbox.require])
+    return policy
+
+
+def _add_required(
+    sandbox: Sandbox, policy: ConfinementSpec, here: Containment, lacks: list[MissingFeature]
+) -> None:
+    """Add the required layers that are neither engaged nor known to be missing."""
+    known = {lack.name for lack in lacks} | {*policy.server_layers, *policy.child_layers}
+    if policy.uid >= 0 or policy.as_user or not here.capable:
+        known.add(Layer.CAPABILITIES)  # dropped with the user id, or there are none
+    lacks += [
+        MissingFeature(name, f"{name!r} is required, and this sandbox does without")
+        for name in sandbox.require
+        if name not in known and name != CONTROL_GROUP and not name.startswith("limits.")
+    ]
+
+
+@functools.lru_cache(32)
+def survey(
+    sandbox: Sandbox, here: Containment, start: Start
+) -> tuple[ConfinementSpec, tuple[MissingFeature, ...]]:
+    """Return the policy, and its missing features. Raises CallableDidNotExecuteError."""
+    if sandbox.fresh and start != "zygote":
+        raise refusal(
+            f"this sandbox is for children of a fresh interpreter, Isolator(start='zygote'): with "
+            f"start={start!r} fn would run in a copy of this process, with every secret that it "
+            "holds in memory"
+        )
+    lacks: list[MissingFeature] = []
+    here = _as_started(here, start)
+    policy = _without_filters(sandbox, here, lacks)
+    if sandbox.syscalls != "off" and here.seccomp:
+        way = count_by(sandbox, policy._replace(child_filter=b"?"), here)
+        limits = sandbox.limits
+        if not way and not sandbox.subprocesses and limits is not None and limits.processes:
+            policy = policy._replace(threads=False)
+        policy = _with_filters(policy, sandbox, counting=way == "user")
+    in_child = (*_OF_SERVER, *_OF_CHILD) if start == "fork" else _OF_CHILD
+    policy = policy._replace(
+        server_layers=_engaged((*_OF_SERVER, _SERVER_FILTER), policy),
+        child_layers=_engaged(in_child, policy),
+    )
+    _add_required(sandbox, policy, here, lacks)
+    return policy, tuple(lacks)
+
+
+def _as_started(here: Containment, start: Start) -> Containment:
+    """Return what this machine offers to children that are started so."""
+    if not here.dumpable and start != "zygote" and here.namespaces == "user":
+        why = "this process is not dumpable, as after os.setuid(), so a copy of it may not map ids"
+        return here._replace(namespaces="", why_no_namespaces=why)
+    return here
+
+
+def _without_filters(
+    sandbox: Sandbox, here: Containment, lacks: list[MissingFeature]
+) -> ConfinementSpec:
+    """Return the policy but for its filters of system calls and the names of its layers."""
+    landlock = _restrictions(sandbox, here, lacks)
+    unshare, init, view = _namespaces(sandbox, here, lacks)
+    as_user = bool(unshare) and here.namespaces == "user"
+    uid = _user(sandbox, here, lacks, as_user=as_user)
+    read = _expand(sandbox.read, programs=sandbox.subprocesses)
+    write = _expand(sandbox.write, programs=False)
+    if read is not None and write is not None:
+        write = (*write, *(path for path in ("/dev/null",) if os.path.exists(path)))
+    return ConfinementSpec(
+        unshare=unshare,
+        as_user=as_user,
+        uid=uid,
+        spare=(uid, 1) if uid > 0 else here.spare,
+        ids=as_user and uid >= 0,
+        drop=uid < 0 and not as_user and sandbox.user != "keep" and here.capable,
+        host_name=bool(unshare) and here.host_name,
+        view=view,
+        init=init,
+        read=read,
+        optional=frozenset(python_paths(programs=sandbox.subprocesses))
+        if sandbox.read is not None and PYTHON in sandbox.read
+        else frozenset(),
+        write=write,
+        execute=sandbox.subprocesses,
+        network=sandbox.network == "inherit",
+        landlock=landlock,
+        scratch=sandbox.scratch or 0 if view else 0,
+        env=None if sandbox.env is None else dict(sandbox.env),
+        codec=sandbox.codec,
+    )
+
+
+def _restrictions(sandbox: Sandbox, here: Containment, lacks: list[MissingFeature]) -> int:
+    """Return the version of Landlock to use, or 0."""
+    landlock = here.landlock if sandbox.confines_files else 0
+    filtering = sandbox.syscalls != "off" and here.seccomp
+    if here.platform != "linux":
+        if sandbox.confines_files or sandbox.network == "none":
+            text = f"files and the network can't be closed off on {here.platform}"
+            lacks.append(MissingFeature(Layer.LANDLOCK, text))
+    elif sandbox.confines_files and not landlock:
+        why = here.why_no_landlock or "this kernel has no Landlock"
+        remedy = "or leave out read and write: without=['landlock']"
+        lacks.append(MissingFeature(Layer.LANDLOCK, f"files can't be confined: {why}", remedy))
+    elif sandbox.confines_files and landlock < TRUNCATE_ABI and not filtering:
+        text = (
+            f"this kernel's Landlock (version {landlock}) lets any file be emptied, unless system "
+            "calls are filtered"
+        )
+        lacks.append(MissingFeature(Layer.LANDLOCK, text))
+    if sandbox.syscalls != "off" and not here.seccomp:
+        text = f"system calls can't be filtered here: {here.why_no_seccomp or 'no seccomp'}"
+        remedy = "or leave that out, and the network open: without=['seccomp']"
+        lacks.append(MissingFeature(Layer.SECCOMP, text, remedy))
+    if sandbox.network == "none" and sandbox.syscalls == "off":
+        raise ValueError("sandbox.network='none' needs a system call filter, and syscalls='off'")
+    return landlock
+
+
+def _namespaces(
+    sandbox: Sandbox, here: Containment, lacks: list[MissingFeature]
+) -> tuple[int, bool, bool]:
+    """Return the namespaces to enter, whether to have an init, and whether to have a view."""
+    if sandbox.namespaces == "off":
+        return 0, False, False
+    why = here.why_no_namespaces or f"there are none on {here.platform}"
+    if not here.namespaces:
+        hard = sandbox.namespaces == "require"
+        remedy = TO_UNSHARE if here.platform == "linux" else ""
+        lacks.append(
+            MissingFeature(Layer.NAMESPACES, f"namespaces can't be had ({why})", remedy, hard)
+        )
+        if sandbox.confines_files:
+            text = f"names of files can be seen: there can be no other root ({why})"
+            lacks.append(MissingFeature(Layer.VIEW, text, remedy, hard=False))
+        if sandbox.scratch:
+            text = f"a scratch directory needs a mount namespace ({why})"
+            lacks.append(MissingFeature(Layer.SCRATCH, text, f"{TO_UNSHARE}, or leave out scratch"))
+        if sandbox.subprocesses and sandbox.codec != "pickle":
+            text = f"without a process namespace programs that it starts could outlive it ({why})"
+            remedy = f"{TO_UNSHARE}, or set subprocesses=False"
+            lacks.append(MissingFeature(Layer.PROCESSES, text, remedy, not hard))
+        return 0, False, False
+    flags = namespaces.ALL
+    if sandbox.network == "inherit":
+        flags &= ~namespaces.NEWNET
+    view = _view(sandbox, here, lacks)
+    if not view:
+        flags &= ~namespaces.NEWNS
+    return flags, sandbox.subprocesses, view
+
+
+def _view(sandbox: Sandbox, here: Containment, lacks: list[MissingFeature]) -> bool:
+    """Return whether to have another root directory, in a mount namespace."""
+    if not sandbox.confines_files:
+        return False
+    if "/" in (*(sandbox.read or ()), *(sandbox.write or ())):
+        why = "'/' is among its paths"
+        remedy = "name the directories below '/' instead"
+    elif not here.view:
+        why = here.why_no_view
+        remedy = "let the container's seccomp profile and its security module pass mount"
+    else:
+        return True
+    text = f"names of files can be seen: there can be no other root ({why})"
+    lacks.append(MissingFeature(Layer.VIEW, text, remedy, hard=False))
+    if sandbox.scratch:
+        text = f"a scratch directory needs another root directory ({why})"
+        lacks.append(MissingFeature(Layer.SCRATCH, text, f"{remedy}, or leave out scratch"))
+    return False
+
+
+def _user(
+    sandbox: Sandbox, here: Containment, lacks: list[MissingFeature], *, as_user: bool
+) -> int:
+    """Return the user id for the children, as in `ConfinementSpec.uid`."""
+    wanted = sandbox.user
+    if wanted in ("keep", "unprivileged"):
+        return -1
+    if isinstance(wanted, int):
+        if here.becomes:
+            return wanted
+        text = f"this process may not become the user {wanted} ({here.why_not_becomes})"
+        lacks.append(MissingFeature(Layer.USER, text, f"{TO_BECOME}, or leave out user"))
+        return -1
+    if here.becomes:
+        return 0
+    if here.platform == "linux" and not as_user:
+        text = f"it stays this user, without capabilities ({here.why_not_becomes})"
+        lacks.append(MissingFeature(Layer.USER, text, TO_BECOME, hard=False))
+    return -1
+
+
+def _with_filters(policy: ConfinementSpec, sandbox: Sandbox, *, counting: bool) -> ConfinementSpec:
+    kind: Literal["default", "strict"] = "strict" if sandbox.syscalls == "strict" else "default"
+    subprocesses, network = sandbox.subprocesses, policy.network
+    # Landlock before this version confines files, but not truncate().
+    truncate = not 0 < policy.landlock < TRUNCATE_ABI
+    writes = sandbox.write != () or bool(policy.scratch)
+
+    def compiled(part: Literal["whole", "base", "final"]) -> bytes:
+        return seccomp.compile_filter(
+            kind,
+            part,
+            subprocesses=subprocesses,
+            network=network,
+            truncate=truncate,
+            threads=policy.threads,
+            counting=counting,
+            writes=writes,
+        )
+
+    return policy._replace(
+        whole_filter=compiled("whole"),
+        server_filter=compiled("base"),
+        child_filter=compiled("final"),
+    )
+
+
+def _engaged(layers: _Layers, policy: ConfinementSpec) -> tuple[str, ...]:
+    return tuple(sorted(layer for layer, is_engaged in layers if is_engaged(policy)))
+
+
+def _expand(paths: Sequence[str] | None, *, programs: bool) -> tuple[str, ...] | None:
+    if paths is None:
+        return None
+    expanded: list[str] = []
+    for path in paths:
+        for one in python_paths(programs=programs) if path == PYTHON else (path,):
+            if one not in expanded:
+                expanded.append(one)
+    return tuple(expanded)

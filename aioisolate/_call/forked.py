@@ -1,0 +1,436 @@
+"""Forking a child: everything is prepared before, so that little work is left after the fork."""
+
+from __future__ import annotations
+
+import errno
+import faulthandler
+import os
+import signal
+import sys
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+import anyio
+
+from .._async_backend import AsyncBackend
+from .._child import (
+    bootstrap,
+    coroutines,
+    execution,
+    finalization,
+    multiprocessing_state,
+    random_seeds,
+    stdio,
+)
+from .._child.layers import ConfinementSpec
+from .._child.spec import ChildSpec
+from .._errors import CallableDidNotExecuteError, CallableStatusUnknownError, Reason, may_pass
+from .._os import cstdio, imports, memfd, signals, threads, unpatched
+from .._os import fds as os_fds
+from .._os.fds import Descriptors
+from .._os.killing import kill_through_descriptor
+from .._os.process import Process, Status, fork
+from .._os.waitset import WaitSet
+from .._wire.conversation import Conversation
+from .._wire.frames import NONCE_SIZE, Kind, encode
+from .._wire.shared_constants import GO
+from . import fork_safety, registry
+from .child import Members
+from .deadlines import Deadlines
+from .eventloop import AnyioWaiter, AsyncioWaiter, Waiter
+from .output import OutputStream, open_streams
+from .plan import Plan
+
+if TYPE_CHECKING:
+    from .call_cgroup import CallCgroup
+
+__all__ = ["ForkedChild", "draft_order", "hint", "let_imports_finish", "open_empty"]
+
+_STREAMS = ((1, "__stdout__"), (2, "__stderr__"))
+# With more descriptors than this the child searches them itself: that takes longer there
+# (each page it touches is copied), but it does not block the event loop.
+_LOOK_HERE_MAX = 128
+
+
+async def let_imports_finish(deadlines: Deadlines) -> None:
+    """Wait while other threads are in the middle of an import.
+
+    A child forked meanwhile would wait for ever if it imports the same module. Raises
+    StartTimeoutError if the imports do not finish in time.
+    """
+    while names := imports.in_progress():
+        if not deadlines.left():
+            raise deadlines.late(
+                f"another thread is still importing {', '.join(names)}, and a child that is forked "
+                "now would wait for that import for ever"
+            )
+        await anyio.sleep(0.002)
+
+
+class ForkedChild:
+    """A `Child` that is a copy of this process at the time of its launch.
+
+    Attributes:
+        process: the child process.
+        fds: every descriptor of this call except those of the process and the wait set.
+    """
+
+    __slots__ = (
+        "_spec",
+        "_threaded",
+        "channel",
+        "end_fd",
+        "fds",
+        "fork_seconds",
+        "forked_at",
+        "group",
+        "has_init",
+        "layers",
+        "nonce",
+        "pid",
+        "process",
+        "scratch",
+        "streams",
+        "suspicion",
+        "waiter",
+        "waitset",
+    )
+
+    waiter: Waiter
+    waitset: Members
+    channel: int
+    scratch: int
+    nonce: bytes
+    streams: tuple[OutputStream, ...]
+    _spec: ChildSpec
+
+    # A short call wakes this process up only once, at its end.
+    talks = False
+    lost = ""
+
+    def __init__(
+        self,
+        plan: Plan,
+        backend: AsyncBackend,
+        other_threads: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Prepare everything that a child needs, so that little work is left after the fork.
+
+        *environment*: the child's; None: this process's.
+        Raises CallableDidNotExecuteError if a descriptor can't be had.
+        """
+        others = fork_safety.look(other_threads)
+        others.warn()
+        # A helper thread may import a module, or open a file between the listing of open
+        # descriptors and the fork, like any other thread. But its locks are not worth a warning.
+        self._threaded = bool(others) or threads.helpers()
+        self.suspicion = others.suspicion()
+        self.fds = fds = Descriptors()
+        self.process = Process()
+        self.group: CallCgroup | None = None
+        self.layers: Sequence[str] | None = None
+        self.has_init = plan.policy is not None and plan.policy.init
+        self.pid = 0
+        self.end_fd = -1
+        self.forked_at = time.monotonic()
+        self.fork_seconds = 0.0
+        try:
+            self._prepare(plan, backend, fds)
+            if environment is not None:
+                from .._child.environment import difference  # noqa: PLC0415 - rarely needed
+
+                self._spec.environment = difference(environment)
+        except BaseException as exc:
+            self.close()
+            self.process.close()
+            if isinstance(exc, OSError):
+                raise _refusal(exc, Reason.PIPE_CREATION) from exc
+            raise
+
+    def _prepare(  # noqa: PLR0915 - one line for each attribute
+        self, plan: Plan, backend: AsyncBackend, fds: Descriptors
+    ) -> None:
+        null = fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+        self.channel, channel_write = os_fds.channel(fds)
+        self.scratch = scratch = memfd.create(fds)
+        self.streams, stdout, stderr = open_streams(
+            plan.options.output, null, fds, stdio.encodings()
+        )
+        self.waitset = waitset = WaitSet()
+        if backend.loop is not None:
+            self.waiter = AsyncioWaiter(backend.loop, waitset.fileno(), self._abandon)
+        else:
+            self.waiter = AnyioWaiter(waitset.fileno())
+        for stream in self.streams:
+            waitset.add(stream.fd)
+        keep = plan.options.pass_fds | {channel_write, scratch, null, stdout, stderr}
+        if plan.options.stdin == "inherit" and sys.__stdin__ is not None:
+            keep |= {0}
+        self.nonce = nonce = os.urandom(NONCE_SIZE)
+        policy = plan.policy
+        empty, confined = open_empty(policy, fds)
+        keep |= {empty}
+        self._spec = spec = draft_order(
+            keep, backend, self._threaded, self.process.outlast_thread(), confined=confined
+        )
+        bounded = plan.enforcement.bounds is not None
+        spec.then = execution.work_within if bounded else execution.work
+        spec.quiet = False
+        spec.streaming = plan.streaming
+        spec.progress = plan.options.on_progress is not None
+        spec.fn = plan.fn
+        spec.args = plan.args
+        spec.nonce = nonce
+        spec.parent_pid = self.process.owner_pid
+        spec.channel = channel_write
+        spec.scratch = scratch
+        spec.null = null
+        spec.empty = empty
+        spec.stdout = stdout
+        spec.stderr = stderr
+        spec.deadline_stack = plan.options.timeout is not None
+        spec.started_mark = encode(nonce, Kind.STARTED)
+        spec.policy = policy
+        spec.bounds = plan.enforcement.bounds
+        spec.codec = plan.options.codec
+        spec.exit_timeout = plan.options.exit_timeout
+        if plan.options.limits is not None:
+            spec.result_size = plan.options.limits.result_size
+            if plan.enforcement.group is not None:
+                from . import call_cgroup  # noqa: PLC0415 - only with limits
+
+                self.group = call_cgroup.make(plan.enforcement.group)
+                spec.entrances = self.group.entrances
+        if policy is not None:
+            self.layers = policy.child_layers
+        if policy is not None or spec.bounds is not None:
+            from .._child import confine  # noqa: PLC0415 - before the fork, for the child
+
+            if policy is not None:
+                confine.get_ready(policy)
+
+    def go(self) -> None:
+        """Let the child call fn: its layers are as planned."""
+        os.write(self.channel, GO)
+
+    def launch(self) -> None:
+        """Fork this process and let the child carry out its `ChildSpec`.
+
+        Raises CallableDidNotExecuteError if that fails; then nothing is left behind.
+        """
+        process = self.process
+        registry.register(process)
+        try:
+            # Until the child has removed the parent's handlers, a signal would run them there,
+            # too; and until the child is adopted here, a KeyboardInterrupt would leave an orphan.
+            mask = signals.block_all()
+            try:
+                self.forked_at = start = time.monotonic()
+                pid = fork()
+                if pid == 0:
+                    bootstrap.main(self._spec)
+                self.fork_seconds = time.monotonic() - start
+                try:
+                    process.adopt(pid)
+                except OSError as exc:
+                    self._disown(pid, exc)
+            finally:
+                signals.set_mask(mask)
+            if self.group is not None:
+                self.group.close_entrances()
+            self.pid = pid
+            self.end_fd = process.fileno()
+            self.waitset.add(self.end_fd)
+        except BaseException as exc:
+            registry.kill_now(process)
+            self.close()
+            if not process.watched:
+                process.close()
+            if isinstance(exc, OSError):
+                raise _refusal(exc, Reason.FORK) from exc
+            raise
+
+    def _disown(self, pid: int, exc: OSError) -> NoReturn:
+        """Kill a child that can't be watched. Its pid is not reused before waitpid."""
+        try:
+            os.killpg(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass  # the child has no group of its own yet; or it has another user
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except PermissionError:
+            kill_through_descriptor(pid, lambda: False)
+        unpatched.waitpid(pid, 0)
+        conversation = Conversation(self.nonce)
+        try:
+            conversation.receive(os.read(self.channel, 65536))
+        except BlockingIOError:
+            pass  # the child has sent nothing
+        if conversation.started:
+            raise CallableStatusUnknownError(
+                f"the child was killed while fn was running: it could not be watched ({exc})",
+                reason=Reason.WAIT,
+                pid=pid,
+            ) from exc
+        raise exc
+
+    def _abandon(self) -> None:
+        registry.abandon(self.process, self.fds)
+
+    def signal(self, number: int) -> None:
+        """Send the child a signal, if it has not ended."""
+        self.process.signal(number)
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to the child's process group."""
+        self.process.signal_group(number)
+
+    def has_ended(self) -> bool:
+        """Return False: `end_fd` shows the end."""
+        return False
+
+    def reap(self, *, spare: bool = False) -> Status:
+        """Collect the status of the ended child. *spare*: let its trackers finish their work."""
+        status = self.process.reap(spare=spare)
+        registry.discard(self.process)
+        return status
+
+    def reap_adopted(self) -> bool:
+        """Collect the child's orphans that this process adopted; return whether more may remain."""
+        if not self.process.trackers_are_gone():
+            return True
+        more = self.process.reap_adopted()
+        # A killed init ends all other processes of its namespace, and is the last of its group.
+        more |= self.has_init and not self.process.group_is_gone()
+        return more or not (self.group is None or self.group.dissolve())
+
+    def waits_for_trackers(self) -> bool:
+        """Return whether spared trackers still have work to do."""
+        return not self.process.trackers_are_gone()
+
+    def leave(self) -> bool:
+        """Return False: only the caller can collect the child."""
+        return False
+
+    def kill_now(self) -> None:
+        """Kill the child, and wait for its end, blocking."""
+        registry.kill_now(self.process)
+
+    def give_up(self) -> None:
+        """Keep watching the child in a thread."""
+        registry.discard(self.process)
+        registry.watch_on(self.process)
+
+    def release(self) -> None:
+        """Close everything that belonged to the call. The child must be gone."""
+        self.close()
+        if not self.process.watched:
+            self.process.close()
+
+    def close(self) -> None:
+        """Close everything but the process."""
+        # Close the wait set before the descriptors in it: a loop that polls a closed descriptor of
+        # which a sibling has a copy would spin.
+        if hasattr(self, "waiter"):
+            self.waiter.close()
+        if hasattr(self, "waitset"):
+            self.waitset.close()
+        self.fds.close_all()
+        if self.group is not None:
+            self.group.dissolve()
+
+
+def open_empty(policy: ConfinementSpec | None, owner: Descriptors) -> tuple[int, bool]:
+    """Return what replaces the descriptors of a copy, and whether that is also so for files.
+
+    It is open for reading only: a write to a lost pipe or eventfd must fail in the child.
+    """
+    empty = owner.own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    if policy is None:
+        return empty, False
+    return empty, policy.codec != "pickle" or policy.read is not None
+
+
+def draft_order(
+    keep: frozenset[int],
+    backend: AsyncBackend,
+    threaded: bool,
+    ends: Sequence[int],
+    *,
+    confined: bool = False,
+) -> ChildSpec:
+    """Draft the `ChildSpec` of a copy of this process: what it must close and forget.
+
+    Raises CallableDidNotExecuteError where a copy could not run.
+
+    *ends* are the ends of the `alive_pipe` that ties it to this process, if there is one. If
+    *confined*, it closes open files, too.
+    """
+    if obstacle := coroutines.not_to_forget():
+        raise CallableDidNotExecuteError(
+            f"{obstacle}: use an Isolator with start='zygote'", reason=Reason.FEATURE_UNAVAILABLE
+        )
+    if confined:
+        from .._child import descriptors  # noqa: F401, PLC0415 - before the fork, for the child
+    keep |= {fd for fd, name in _STREAMS if getattr(sys, name) is not None}
+    keep = keep.union(ends) if ends else keep
+    # One by one: passing twenty names touches twenty strings.
+    spec = ChildSpec()
+    spec.keep = keep
+    spec.ends = ends
+    spec.sever, spec.foreign = _severable(keep, threaded, confined)
+    spec.confined = confined
+    spec.threaded = threaded
+    spec.signals = signals.handled()
+    spec.faulthandler = faulthandler.is_enabled()
+    spec.purge_c_stdout = cstdio.pending()
+    spec.streams = stdio.prepared()
+    spec.inherited = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    spec.forget_loop = coroutines.steps_to_forget(backend)
+    spec.disown = multiprocessing_state.steps_to_disown(keep)
+    spec.backend = backend
+    spec.reseed = random_seeds.reseeder()
+    spec.policy = spec.bounds = spec.result_size = None
+    spec.entrances = ()
+    spec.environment = None
+    spec.codec = "pickle"
+    spec.exits = -1
+    spec.thread_exits = finalization.thread_exits()
+    spec.rehearsing = False
+    spec.weak = weakref.finalize._index_iter  # type: ignore[attr-defined]
+    spec.finalizers = -1
+    return spec
+
+
+def _severable(
+    keep: frozenset[int], threaded: bool, confined: bool
+) -> tuple[list[int] | None, dict[int, int] | None]:
+    # A function that runs after each fork may open a file, which matters to a confined child.
+    if confined:
+        return None, None
+    listed = os_fds.listed()
+    if len(listed) - len(os_fds.ours) > _LOOK_HERE_MAX:
+        return None, None
+    foreign: dict[int, int] = {}
+    sever = os_fds.severable(listed, keep, foreign=foreign)
+    # Another thread may open a file between the listing and the fork.
+    return None if threaded else sever, foreign
+
+
+def hint(exc: OSError) -> str:
+    """Return advice on an error of a fork, in brackets; "" if there is none."""
+    return {
+        errno.EMFILE: " (this process may not open more descriptors: raise RLIMIT_NOFILE, or run "
+        "fewer calls at once)",
+        errno.ENFILE: " (the system has no descriptor left)",
+        errno.EAGAIN: " (too many processes: RLIMIT_NPROC or the pids limit of the container)",
+        errno.ENOMEM: " (the kernel will not promise the memory of a second copy)",
+    }.get(exc.errno or 0, "")
+
+
+def _refusal(exc: OSError, reason: Reason) -> CallableDidNotExecuteError:
+    message = f"{reason.value}: {exc.strerror or exc}{hint(exc)}"
+    return CallableDidNotExecuteError(message, reason=reason, transient=may_pass(exc.errno))

@@ -1,0 +1,165 @@
+"""Resource limits that a child sets for itself, right before it calls fn.
+
+If fn is trusted, the soft limit is the requested one, and the hard limit leaves room for the answer
+that is encoded after fn: the child must be able to report a MemoryError. Untrusted fn could raise
+the soft limit itself, so the hard limit is the requested one. The room for the answer is then part
+of the requested memory, and the answer uses no descriptors.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import resource
+import signal
+
+from .._os import process_count, rlimit
+from .._os.fds import closed_numbers
+from .layers import RlimitSpec
+
+__all__ = ["apply", "ease", "open_statm", "rehearse"]
+
+_ROOM = 64 << 20
+# The share of the requested memory that is kept for the answer: one eighth, at most 64 MiB.
+_PART, _PART_MAX = 8, 64 << 20
+_DESCRIPTORS_ROOM = 32
+# How many descriptor numbers are checked in one step, and in total.
+_AT_ONCE = 128
+_NUMBERS_MAX = 1 << 20
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+_eased: list[int] = []
+# From `note`: the lowest closed descriptor number at that time, and the numbers, among the first
+# ones, that will be closed right before fn.
+_noted: tuple[int, list[int]] = -1, []
+_rehearsing = False
+_EVERYTHING = RlimitSpec(1, 1, 1, 1, 1, 1, 0, strict=True)
+
+
+def open_statm(proc: int | None = None) -> int:
+    """Open the file of this process's size, for use when /proc is inaccessible; -1 if impossible.
+
+    *proc* is a file descriptor of /proc, if /proc is not at its usual path.
+    """
+    path = "/proc/self/statm" if proc is None else "self/statm"
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    except OSError:
+        return -1
+
+
+def rehearse(statm: int, scratch: int) -> None:
+    """Run the code of `apply` without changing any limit."""
+    global _rehearsing
+    _rehearsing = True
+    apply(_EVERYTHING, statm, scratch)
+    _rehearsing = False
+
+
+def note(statm: int) -> None:
+    """Find in advance the numbers that are closed once *statm* is closed; the search is slow."""
+    global _noted
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    closed = closed_numbers(0, min(_AT_ONCE, most))
+    _noted = closed[0] if closed else -1, sorted({*closed, statm} - {-1})
+
+
+def apply(bounds: RlimitSpec, statm: int, scratch: int, *, as_noted: bool = False) -> None:
+    """Set the limits. Raises OSError naming the one that can't be set.
+
+    *statm* is from `open_statm`, and is closed. When CPU time is used up, the stack is written to
+    *scratch*. *as_noted*: no descriptors have been received since `note`.
+    """
+    _eased.clear()
+    size = 0
+    if bounds.memory is not None or (bounds.address_space is not None and statm >= 0):
+        size = _address_space(statm)
+    # A file opened since `note`, by unpickling for example, took the lowest closed number.
+    closed = _noted[1] if as_noted and _noted[0] == _lowest_closed() else []
+    if statm >= 0 and not _rehearsing:
+        os.close(statm)  # before descriptors are counted
+    if bounds.core_size is not None:
+        _set("core_size", bounds.core_size)
+    if bounds.file_size is not None:
+        # The child's result is written to a file, and may be larger.
+        room = 0 if bounds.strict else rlimit.INFINITY
+        _set("file_size", bounds.file_size, room)
+    if bounds.processes is not None:
+        others = process_count.count_tasks() - 1 if bounds.besides else 0
+        _set("processes", others + bounds.processes)
+    if bounds.cpu_time is not None:
+        # One second after SIGXCPU the kernel kills the child, even if fn handles the signal.
+        _set("cpu_time", bounds.cpu_time, 1)
+        faulthandler.register(signal.SIGXCPU, scratch, chain=True)
+    if bounds.open_files is not None:
+        count = bounds.open_files
+        number = closed[count] if count < len(closed) else _number_after(count)
+        _set("open_files", number, 0 if bounds.strict else _DESCRIPTORS_ROOM)
+    # Last, so that the steps above have enough memory.
+    _limit_memory(bounds, size)
+
+
+def _limit_memory(bounds: RlimitSpec, size: int) -> None:
+    """Limit the address space, of which *size* bytes are in use."""
+    space = bounds.address_space
+    if bounds.memory is not None:
+        above = size + bounds.memory
+        space = above if space is None else min(space, above)
+    if space is not None and bounds.strict:
+        room = min(max(0, space - size) // _PART, _PART_MAX)
+        _set("memory", space - room, room)
+    elif space is not None:
+        # Leave room for the answer above the current size, even if fn may allocate nothing.
+        _set("memory", space, max(_ROOM, size + _ROOM - space))
+
+
+def ease() -> None:
+    """Raise the soft limits to the hard limits, to make room for the answer."""
+    while _eased:
+        which = _eased.pop()
+        _, hard = resource.getrlimit(which)
+        rlimit.apply([(which, hard, hard)])
+
+
+def _set(name: str, soft: int, room: int = 0) -> None:
+    which = rlimit.NUMBERS["address_space" if name == "memory" else name]
+    _, hard = resource.getrlimit(which)
+    ceiling = rlimit.INFINITY if room == rlimit.INFINITY else soft + room
+    if hard != rlimit.INFINITY:  # a lower hard limit stays
+        ceiling = hard if ceiling == rlimit.INFINITY else min(ceiling, hard)
+        soft = min(soft, hard)
+    if _rehearsing:
+        soft, ceiling = resource.getrlimit(which)
+    rlimit.apply([(which, soft, ceiling)])
+    if room and name != "cpu_time":
+        _eased.append(which)
+
+
+def _number_after(count: int) -> int:
+    """Return the RLIMIT_NOFILE that allows opening *count* more descriptors."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == rlimit.INFINITY:
+        most = _NUMBERS_MAX
+    first = 0
+    while first < most:  # the current limit is the maximum
+        closed = closed_numbers(first, min(_AT_ONCE, most - first))
+        if count < len(closed):
+            return closed[count]
+        count -= len(closed)
+        first += _AT_ONCE
+    return most
+
+
+def _lowest_closed() -> int:
+    try:
+        number = os.dup(0)
+    except OSError:  # descriptor 0 is closed, for example
+        return -1
+    os.close(number)
+    return number
+
+
+def _address_space(statm: int) -> int:
+    if statm < 0:
+        return rlimit.measure_address_space()
+    return int(os.pread(statm, 64, 0).split()[0]) * _PAGE

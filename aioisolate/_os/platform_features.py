@@ -1,0 +1,33 @@
+"""The features of this platform, found by one attempt; `containment` has those for sandboxes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from typing import NamedTuple
+
+from .containment import Containment, containment
+
+__all__ = ["Containment", "Features", "containment", "current"]
+
+
+class Features(NamedTuple):
+    """The features of this platform that calls use.
+
+    Attributes:
+        platform: `sys.platform`.
+        waitid: os.waitid exists; without it children can't be reaped safely.
+    """
+
+    platform: str
+    waitid: bool
+
+
+@functools.cache
+def current() -> Features:
+    """Return the features of this platform."""
+    return Features(
+        platform=sys.platform,
+        waitid=hasattr(os, "waitid"),
+    )

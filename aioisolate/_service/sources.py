@@ -1,0 +1,418 @@
+"""Sources of a service's children: forks of this process, or a fork server."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import anyio
+import anyio.lowlevel
+
+from .._async_backend import AsyncBackend
+from .._call import fork_safety
+from .._call.child import Child
+from .._call.deadlines import Deadlines
+from .._call.forked import ForkedChild, let_imports_finish
+from .._call.plan import Plan
+from .._child.layers import ConfinementSpec, Layer
+from .._errors import CallableDidNotExecuteError, Reason, may_pass
+from .._forkserver import protocol
+from .._forkserver.launch import launch_interpreter
+from .._forkserver.pool import Pool
+from .._forkserver.template import launch_copy
+from .._forkserver.worker import Worker
+from .._forkserver.worker_call import WorkerCall, drop, encode_call, encode_large_call
+from .._os import imports, threads
+from .._wire import ancestry, codecs
+from .._wire.large_call import TooMuch
+from .call_costs import CallCosts, warn_of_generators
+
+__all__ = ["ForkSource", "ServerSource", "Source", "fresh_interpreter", "template"]
+
+
+_log = logging.getLogger("aioisolate.zygote")
+
+
+class Source(Protocol):
+    """Makes children for calls."""
+
+    @property
+    def idle(self) -> int: ...
+    @property
+    def restarts(self) -> int: ...
+
+    async def start(self) -> None:
+        """Prepare the source."""
+
+    def provide_nowait(self, plan: Plan, *, quiet: bool) -> Child | None:
+        """Return a child for a call, or None if none is ready."""
+        ...
+
+    async def provide(self, plan: Plan, deadlines: Deadlines, *, quiet: bool) -> Child:
+        """Return a child for a call. Raises CallableDidNotExecuteError if there can be none."""
+        ...
+
+    def hindrance(self) -> str:
+        """Return why a call has not got a child yet."""
+        ...
+
+    def note_imports(self, plan: Plan, told: bytes) -> None:
+        """Note the imports that a child reported, which it needed to load its call."""
+
+    def after_call(self) -> None:
+        """Do the work that can wait until a call is over."""
+
+    async def aclose(self) -> None:
+        """End all processes; no call runs any more."""
+
+    def kill_now(self) -> None:
+        """End all processes at once, blocking."""
+
+
+class ForkSource:
+    """Copies of this process, forked at each call.
+
+    *preload* is imported by `start`; calls wait for that. *environment*: the children's.
+    """
+
+    idle = 0
+    restarts = 0
+
+    def __init__(
+        self,
+        backend: AsyncBackend,
+        *,
+        preload: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._backend = backend._replace(task=None)
+        self._preload = preload
+        self._environment = environment
+        self._ready = anyio.Event() if preload else None
+
+    async def start(self) -> None:
+        """Import *preload* in this process. Raises CallableDidNotExecuteError if that fails."""
+        for name in self._preload:
+            # In this thread, which is the one that forks, as a fork server's main thread does: some
+            # modules can only be imported in a main thread, and thread-locals that an import sets
+            # reach the child only this way. The loop runs between two imports.
+            await anyio.lowlevel.checkpoint()
+            _import_here(name)
+        if self._ready is not None:
+            self._ready.set()
+            self._ready = None
+
+    def provide_nowait(self, plan: Plan, *, quiet: bool) -> Child | None:
+        """Fork, unless another thread is importing."""
+        del quiet
+        if self._ready is not None or threads.others() or threads.helpers():
+            return None
+        return self._make_child(plan, ())
+
+    async def provide(self, plan: Plan, deadlines: Deadlines, *, quiet: bool) -> Child:
+        """Fork, once *preload* is imported and no other thread is in the middle of an import."""
+        del quiet
+        if self._ready is not None:
+            await self._ready.wait()
+        others = threads.others()
+        if others or threads.helpers():
+            await let_imports_finish(deadlines)
+        return self._make_child(plan, others)
+
+    def _make_child(self, plan: Plan, others: Sequence[str]) -> ForkedChild:
+        environment = self._environment
+        if environment is None:
+            return ForkedChild(plan, self._of_task(), others)
+        if plan.policy is not None:
+            plan = plan._replace(policy=_with_environment(plan.policy, environment, copied=True))
+            environment = None  # it is set with the other layers
+        return ForkedChild(plan, self._of_task(), others, environment)
+
+    def hindrance(self) -> str:
+        """Return why a call has not got a child yet."""
+        return "the event loop was held up"
+
+    def _of_task(self) -> AsyncBackend:
+        backend = self._backend
+        if backend.loop is None:
+            return backend
+        # The child has to forget the task that is running now.
+        return backend._replace(task=sys.modules["asyncio"].current_task())
+
+    def note_imports(self, plan: Plan, told: bytes) -> None:
+        """Do nothing: a copy has all modules of this process."""
+
+    def after_call(self) -> None:
+        """Do nothing."""
+
+    async def aclose(self) -> None:
+        """Do nothing: without a call there is no child."""
+
+    def kill_now(self) -> None:
+        """Do nothing."""
+
+
+class ServerSource:
+    """Children of a fork server."""
+
+    def __init__(
+        self,
+        backend: AsyncBackend,
+        pool: Pool,
+        functions: ancestry.Functions | None = None,
+        *,
+        policy: ConfinementSpec | None = None,
+        suspicion: str = "",
+    ) -> None:
+        """Prepare the source; *functions*: those that the server has as a copy of this process.
+
+        *policy*: what confines the children. *suspicion*: as in `Child`.
+        """
+        self._suspicion = suspicion
+        self._layers = None if policy is None else policy.child_layers
+        self._backend = backend
+        self._pool = pool
+        self._functions = functions
+        self._told: set[str] = set()
+        self._codecs = {"pickle"}
+        # The plan that could not be pickled at once just now, and whether it needs cloudpickle.
+        self._large: tuple[Plan | None, bool] = (None, False)
+        self._call_costs = CallCosts()
+
+    @property
+    def idle(self) -> int:
+        """The number of workers that wait for a call."""
+        return self._pool.idle
+
+    @property
+    def restarts(self) -> int:
+        """How often the fork server was started again."""
+        return self._pool.restarts
+
+    async def start(self) -> None:
+        """Start the fork server."""
+        await self._pool.start()
+        warn_of_generators(self._pool.repeating)
+
+    def provide_nowait(self, plan: Plan, *, quiet: bool) -> Child | None:
+        """Take an idle worker."""
+        if not self._pool.idle:
+            return None
+        try:
+            call = self._encode(plan)
+        except TooMuch as exc:
+            self._large = plan, exc.by_value
+            return None
+        worker = self._pool.acquire_nowait()
+        if worker is None:
+            return None
+        if self._layers is not None and not self._is_proved(worker, self._layers):
+            self._pool.give_back(worker)
+            return None
+        return self._given(worker, plan, call, quiet)
+
+    async def provide(self, plan: Plan, deadlines: Deadlines, *, quiet: bool) -> Child:
+        """Wait for a worker."""
+        call = await self._encode_any(plan, deadlines)
+        try:
+            worker = await self._pool.acquire()
+            if self._layers is not None:
+                await self._prove(worker, self._layers)
+            return self._given(worker, plan, call, quiet)
+        except BaseException:
+            if call.large_call is not None:
+                drop(call.large_call)
+            raise
+
+    async def _encode_any(self, plan: Plan, deadlines: Deadlines) -> codecs.Call:
+        (large, by_value), self._large = self._large, (None, False)
+        if large is not plan:  # otherwise it has just been tried
+            try:
+                return self._encode(plan)
+            except TooMuch as exc:
+                by_value = exc.by_value
+        deadlines.held_up = "its arguments were still being pickled"
+        call = await encode_large_call(plan, self._functions, by_value=by_value)
+        deadlines.held_up = ""
+        if call.large_call is not None:
+            self._pool.learn("aioisolate._os.mappings")
+        return self._noted(plan, call)
+
+    def _given(self, worker: Worker, plan: Plan, call: codecs.Call, quiet: bool) -> WorkerCall:
+        child = WorkerCall(worker, plan, call, self._backend, quiet=quiet)
+        child.suspicion = self._suspicion
+        return child
+
+    def hindrance(self) -> str:
+        """Return why a call has not got a child yet."""
+        return self._pool.hindrance()
+
+    def _is_proved(self, worker: Worker, layers: Sequence[str]) -> bool:
+        """Return whether a worker has proved its layers. Raises if they are not as planned."""
+        try:
+            return worker.prove(layers)
+        except BaseException:
+            self._pool.let_go(worker)
+            raise
+
+    async def _prove(self, worker: Worker, layers: Sequence[str]) -> None:
+        """Wait until a worker has proved its layers."""
+        while not self._is_proved(worker, layers):
+            try:
+                await anyio.wait_readable(worker.channel)
+            except BaseException:
+                self._pool.give_back(worker)
+                raise
+
+    def _encode(self, plan: Plan) -> codecs.Call:
+        return self._noted(plan, encode_call(plan, self._functions))
+
+    def _noted(self, plan: Plan, call: codecs.Call) -> codecs.Call:
+        """Make the fork server import the modules that the children need for such calls."""
+        self._call_costs.note_size(plan, call)
+        # Once for each codec: searching for a library that is not installed takes long.
+        if plan.options.codec not in self._codecs:
+            self._codecs.add(plan.options.codec)
+            from .._wire import plain_data  # noqa: PLC0415 - only with a data codec
+
+            self._pool.learn("aioisolate._wire.plain_data")
+            self._pool.learn(plain_data.module_name(plan.options.codec))
+        if plan.enforcement.bounds is not None:
+            self._pool.learn("aioisolate._child.rlimits")
+        if self._functions is not None:
+            return call
+        if call.by_cloudpickle:
+            self._pool.learn("cloudpickle")
+        if call.passed_fds.fds:
+            self._pool.learn("aioisolate._memory.snapshot")
+        module = getattr(plan.fn, "__module__", None) or "builtins"
+        if module not in self._told and module != "__main__":
+            self._told.add(module)
+            if not self._pool.has_imported(module):
+                _log.debug("each child imports %s for itself: name it in preload", module)
+        return call
+
+    def note_imports(self, plan: Plan, told: bytes) -> None:
+        """Warn of imports that each call waits for."""
+        self._call_costs.note_imports(plan, told)
+
+    def after_call(self) -> None:
+        """Request another worker in place of the used one."""
+        self._pool.after_call()
+
+    async def aclose(self) -> None:
+        """End the fork server and its children."""
+        await self._pool.aclose()
+
+    def kill_now(self) -> None:
+        """End the fork server and its children at once, blocking."""
+        self._pool.kill_now()
+
+
+def fresh_interpreter(
+    backend: AsyncBackend,
+    *,
+    preload: Sequence[str],
+    environment: Mapping[str, str] | None,
+    python: str,
+    warm: int,
+    policy: ConfinementSpec | None,
+    patience: float | None,
+) -> ServerSource:
+    """Return a source of children of a fresh interpreter.
+
+    *patience*: how many seconds a call may wait for its child. *python*: the program of the
+    interpreter; "": this process's.
+    """
+    if policy is not None:
+        if environment is not None:  # but not the sandbox's environment
+            policy = _with_environment(policy, environment)
+        own = os.environ if policy.env is None else policy.env
+        # Each further arena of malloc takes 64 MiB of the address space that a limit leaves.
+        environment = {"MALLOC_ARENA_MAX": "2", **own}
+    told = None if policy is None else tuple(policy)
+    wanted = None if policy is None else policy.server_layers
+
+    def setup() -> protocol.Setup:
+        try:
+            here = os.getcwd()
+        except OSError:
+            here = ""  # deleted, or out of reach; the server needs no directory
+        # Python skips entries that are not strings, but fails at one that can't be a path.
+        entries = [entry for entry in map(_as_text, sys.path) if entry is not None]
+        path = [entry or here for entry in entries]
+        early = "LD_BIND_NOW" not in (os.environ if environment is None else environment)
+        return protocol.Setup(os.getpid(), path, tuple(preload), early, told)
+
+    backend = backend._replace(task=None)
+    launch = launch_interpreter(environment, python)
+    pool = Pool(backend, launch, setup, warm=warm, layers=wanted, patience=patience)
+    return ServerSource(backend, pool, policy=policy)
+
+
+def _as_text(entry: object) -> str | None:
+    return str(entry) if isinstance(entry, str) and "\0" not in entry else None
+
+
+def template(
+    backend: AsyncBackend,
+    *,
+    preload: Sequence[str],
+    environment: Mapping[str, str] | None,
+    warm: int,
+    policy: ConfinementSpec | None,
+    patience: float | None,
+) -> ServerSource:
+    """Return a source of children of a copy of this process as it is now."""
+    if policy is not None:
+        if environment is not None:
+            policy = _with_environment(policy, environment)
+        environment = policy.env  # for *preload*, too
+    functions = ancestry.functions_of_now()
+    others = fork_safety.look(threads.others())
+    launch = launch_copy(
+        backend, functions, others, policy, preload=preload, environment=environment
+    )
+    layers = None if policy is None else policy.server_layers
+    backend = backend._replace(task=None)  # only the copy itself has to forget the task
+    pool = Pool(backend, launch, None, warm=warm, layers=layers, patience=patience)
+    return ServerSource(
+        backend,
+        pool,
+        functions,
+        policy=policy,
+        suspicion=others.suspicion(),
+    )
+
+
+def _with_environment(
+    policy: ConfinementSpec, environment: Mapping[str, str], *, copied: bool = False
+) -> ConfinementSpec:
+    """Return a policy with another environment; *copied*: the child sets it, not its server."""
+    policy = policy._replace(env=dict(environment))
+    if copied:
+        layers = tuple(sorted({*policy.child_layers, Layer.ENVIRONMENT}))
+        return policy._replace(child_layers=layers)
+    layers = tuple(sorted({*policy.server_layers, Layer.ENVIRONMENT}))
+    return policy._replace(server_layers=layers)
+
+
+def _import_here(name: str) -> None:
+    try:
+        imports.import_whole(name)
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as exc:  # importing runs any code
+        text = "".join(traceback.format_exception(exc)).rstrip()
+        what = f"{type(exc).__name__}: {exc}".partition("\n")[0]  # logs may show one line only
+        number = exc.errno if isinstance(exc, OSError) else None
+        raise CallableDidNotExecuteError(
+            f"{name!r} of preload can't be imported: {what}\n{text}",
+            reason=Reason.CHILD_SETUP,
+            crash_traceback=text,
+            transient=may_pass(number),
+        ) from exc
