@@ -86,7 +86,7 @@ class Service:
         made_at: str,
     ) -> None:
         self.state: Literal["new", "entering", "open", "closing", "closed"] = "new"
-        self.owner_pid = os.getpid()
+        self.owner_pid: int = os.getpid()
         self.backend: AsyncBackend
         self.limiter: anyio.CapacityLimiter
         self.post: Callable[[Callable[[], object]], object]
