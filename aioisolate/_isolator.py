@@ -93,8 +93,8 @@ class Isolator:
             safe to retry (``Reason.QUEUE_TIMEOUT``). None: no limit. *timeout* and
             *start_timeout* count from the call's turn on, the time for pickling the arguments
             included.
-        python: the program of the zygote's interpreter, an absolute path; of the same version and
-            build as this process's. None: `sys.executable`. Needed where that is not an
+        python: the program of the fork server's interpreter, an absolute path; of the same version
+            and build as this process's. None: `sys.executable`. Needed where that is not an
             interpreter: in a frozen application, an embedded Python. Other starts ignore it.
         env: the children's whole environment. None: this process's, as it is when the Isolator is
             entered, or with ``start="fork"`` at each call. A zygote is started with it, a template
@@ -177,11 +177,11 @@ class Isolator:
         self._default_options = CallOptions(**self._defaults)
 
         def make_source(backend: AsyncBackend) -> Source:
-            policy = None
+            confinement = None
             if sandbox is not None:
-                from ._call.confinement import make_policy  # noqa: PLC0415 - only with a sandbox
+                from ._call.confinement import make_confinement  # noqa: PLC0415 - only with a sandbox
 
-                policy = make_policy(sandbox, look_around(), start)
+                confinement = make_confinement(sandbox, look_around(), start)
             if start == "fork":
                 return ForkSource(backend, preload=modules, environment=environment)
             if start == "template":
@@ -190,7 +190,7 @@ class Isolator:
                     preload=modules,
                     environment=environment,
                     warm=warm,
-                    policy=policy,
+                    confinement=confinement,
                     patience=start_timeout,
                 )
             return fresh_interpreter(
@@ -199,7 +199,7 @@ class Isolator:
                 environment=environment,
                 python=program,
                 warm=warm,
-                policy=policy,
+                confinement=confinement,
                 patience=start_timeout,
             )
 

@@ -221,13 +221,13 @@ _ELSEWHERE = dict.fromkeys(
 def _why_unknown(name: str) -> str:
     """Return what is wrong with an unknown keyword argument."""
     if name in _ELSEWHERE:
-        return f"{name!r} is no option of this call: it {_ELSEWHERE[name]}"
+        return f"{name!r} is not an option of this call: it {_ELSEWHERE[name]}"
     import difflib  # noqa: PLC0415 - rarely needed, and not small
 
     close = difflib.get_close_matches(name, [*RunArgs.__annotations__, "start"], 1)
     meant = f" (did you mean {close[0]!r}?)" if close else ""
     return (
-        f"{name!r} is no option of a call{meant}; keyword arguments of the function itself go "
+        f"{name!r} is not an option of a call{meant}; keyword arguments of the function itself go "
         f"along with functools.partial(function, {name}=...)"
     )
 
@@ -267,8 +267,8 @@ _NEVER_RUN = (
 def _check_stdin(stdin: Stdin, sandbox: Sandbox | None) -> None:
     if stdin == "inherit" and sandbox is not None and sandbox.read is not None:
         raise ValueError(
-            "stdin='inherit' is not for this sandbox: its children may read what its read names, "
-            "and nothing else"
+            "stdin='inherit' can't be used with this sandbox: its children may read only what "
+            "sandbox.read names"
         )
 
 
@@ -302,7 +302,7 @@ def _chosen_codec(sandbox: object, codec: object) -> Codec:
         raise ValueError(f"codec must be 'pickle', 'msgspec' or 'json', not {codec!r}")
     if codec == "pickle" and sandbox is not None and sandbox.codec != "pickle":
         raise ValueError(
-            "this sandbox's results are data only: to unpickle one would be to run its code here"
+            "this sandbox needs a data-only codec: unpickling a result would run its code here"
         )
     return codec
 
@@ -400,7 +400,7 @@ def checked_environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
         if not (isinstance(name, str) and isinstance(value, str)):
             raise TypeError(f"env must be a mapping of strings to strings, not {name!r}: {value!r}")
         if not name or "=" in name or "\0" in name + value:
-            raise ValueError(f"env must hold what an environment can, not {name!r}: {value!r}")
+            raise ValueError(f"env must hold what an environment can hold, not {name!r}: {value!r}")
     return checked
 
 

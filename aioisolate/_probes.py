@@ -134,7 +134,9 @@ def _processes_by_user() -> str:
 def _processes_by_namespace() -> str:
     uid, gid = os.getuid(), os.getgid()
     if uid == 0:
-        raise _UnfulfilledError("of root the kernel counts nothing; it takes a user id of its own")
+        raise _UnfulfilledError(
+            "the kernel does not count root's processes; another user id is needed"
+        )
     namespaces.unshare(namespaces.NEWUSER)
     namespaces.map_user(uid, gid)
     users.drop_capabilities()
@@ -178,7 +180,7 @@ def _memory_by_group() -> str:
     group.kill()
     group.remove()
     if os.waitstatus_to_exitcode(status) != -signal.SIGKILL or not kills:
-        raise _UnfulfilledError("more memory could be used than the group may")
+        raise _UnfulfilledError("more memory could be used than the limit of the group")
     return "a control group, all processes of a call together"
 
 
@@ -224,7 +226,7 @@ def _view() -> str:
     make_view(["/usr", "/dev/null"])
     seen = sorted(os.listdir("/"))
     if seen != ["dev", "usr"]:
-        raise _UnfulfilledError(f"there is more to be seen than there should be: {seen}")
+        raise _UnfulfilledError(f"paths are visible that should not be: {seen}")
     return f"a root directory of its own, {word}"
 
 
@@ -252,7 +254,9 @@ def _landlock() -> str:
         )
         if version < least
     ]
-    return f"version {version}" + (f", which leaves alone: {', '.join(missing)}" if missing else "")
+    return f"version {version}" + (
+        f", which does not cover: {', '.join(missing)}" if missing else ""
+    )
 
 
 def _filter(kind: Any) -> Callable[[], str]:
@@ -269,39 +273,55 @@ def _filter(kind: Any) -> Callable[[], str]:
     return attempt
 
 
-_UNTRUSTED = "Sandbox.untrusted() and policies of the same kind are refused"
+_UNTRUSTED = "Sandbox.untrusted() and sandboxes with the same layers are refused"
 _ATTEMPTS: tuple[tuple[str, str, Callable[[], str]], ...] = (
-    ("pidfd", "children are waited for by a thread", _pidfd),
+    ("pidfd", "a thread waits for each child", _pidfd),
     ("parent-death signal", "children outlive a killed parent", _parent_death),
-    ("sealed memory files", "large results come through the channel, slowly", _sealing),
-    ("limits.memory", "it is refused", _memory),
+    (
+        "sealed memory files",
+        "large results are sent through the channel, which is slower",
+        _sealing,
+    ),
+    ("limits.memory", "limits.memory is refused", _memory),
     (
         "limits.memory, all processes",
-        "policies with subprocesses limit each by itself",
+        "with subprocesses, each process is limited by itself",
         _memory_by_group,
     ),
-    ("limits.file_size", "it is refused", _file_size),
-    ("limits.processes, own user", "another way is needed", _processes_by_user),
-    ("limits.processes, own namespace", "another way is needed", _processes_by_namespace),
+    ("limits.file_size", "limits.file_size is refused", _file_size),
+    ("limits.processes, own user", "the processes are counted in another way", _processes_by_user),
+    (
+        "limits.processes, own namespace",
+        "the processes are counted in another way",
+        _processes_by_namespace,
+    ),
     (
         "limits.processes, control group",
         "without a sandbox limits.processes is refused",
         _processes_by_group,
     ),
-    ("own user id", "children stay this user", _own_user),
+    ("own user id", "children have the user id of this process", _own_user),
     (
         "mount namespace",
-        "names of files can be seen, and there is no scratch",
+        "the names of all files are visible, and there is no scratch directory",
         _namespace(namespaces.NEWNS),
     ),
-    ("view of files", "names of files can be seen, and there is no scratch", _view),
-    ("network namespace", "system calls alone close the network off", _network_namespace),
+    (
+        "view of files",
+        "the names of all files are visible, and there is no scratch directory",
+        _view,
+    ),
+    ("network namespace", "the system call filter alone blocks the network", _network_namespace),
     (
         "process namespace",
-        "what subprocesses leave behind may live on",
+        "processes that subprocesses start may outlive the call",
         _namespace(namespaces.NEWPID),
     ),
-    ("interprocess namespace", "system calls alone close it off", _namespace(namespaces.NEWIPC)),
+    (
+        "interprocess namespace",
+        "the system call filter alone blocks it",
+        _namespace(namespaces.NEWIPC),
+    ),
     ("no_new_privs", _UNTRUSTED, _no_new_privs),
     ("landlock", _UNTRUSTED, _landlock),
     ("seccomp, default", _UNTRUSTED, _filter("default")),

@@ -129,7 +129,7 @@ def report(sandbox: Sandbox, start: Start = "zygote") -> Report:
     """Report which promises of a sandbox this machine can keep, and which ones it can't.
 
     Args:
-        sandbox: the policy.
+        sandbox: the confinement.
         start: how its children are started; see `Isolator`.
 
     Returns:
@@ -151,16 +151,18 @@ def report(sandbox: Sandbox, start: Start = "zygote") -> Report:
             log.warning("%s", found)
     """
     here = containment()
-    policy, lacks = survey(sandbox, here, start)
-    enforcement, more = survey_limits(sandbox.limits, sandbox, policy, here, start)
-    refused = [lack for lack in lacks if lack.hard or lack.name in sandbox.require] + more
-    text = "; ".join(map(str, refused)) or "it can be used here"
+    confinement, lacking = survey(sandbox, here, start)
+    enforcement, more = survey_limits(sandbox.limits, sandbox, confinement, here, start)
+    refused = [lack for lack in lacking if lack.hard or lack.name in sandbox.require] + more
+    text = "; ".join(map(str, refused)) or "the sandbox can be used here"
     findings = [Finding("sandbox", not refused, text, _outcome(sandbox, refused))]
-    findings += [Finding(name, True, detail, "") for name, detail in _layers(sandbox, policy, here)]
-    missing = {lack.name: lack for lack in (*lacks, *more)}
+    findings += [
+        Finding(name, True, detail, "") for name, detail in _layers(sandbox, confinement, here)
+    ]
+    missing = {lack.name: lack for lack in (*lacking, *more)}
     findings += [
         Finding(name, name not in missing, detail, "")
-        for name, detail in _limits(sandbox, policy, enforcement)
+        for name, detail in _limits(sandbox, confinement, enforcement)
         if name not in missing
     ]
     if enforcement.group is not None:
@@ -170,18 +172,18 @@ def report(sandbox: Sandbox, start: Start = "zygote") -> Report:
             lack.name,
             False,
             str(lack),
-            _outcome(sandbox, [lack]) if lack in refused else "it does without",
+            _outcome(sandbox, [lack]) if lack in refused else "the sandbox lacks it",
         )
         for lack in missing.values()
     ]
     return Report(_platform(), _user(), tuple(findings))
 
 
-def _outcome(sandbox: Sandbox, lacks: Sequence[MissingFeature]) -> str:
-    required = any(lack.name in sandbox.require for lack in lacks)
+def _outcome(sandbox: Sandbox, lacking: Sequence[MissingFeature]) -> str:
+    required = any(lack.name in sandbox.require for lack in lacking)
     if required or sandbox.missing == "refuse":
-        return "it is refused"
-    return "it does without, with a warning"
+        return "the sandbox is refused"
+    return "the sandbox lacks it, with a warning"
 
 
 def _platform() -> str:
@@ -194,30 +196,32 @@ def _user() -> str:
 
 
 def _layers(
-    sandbox: Sandbox, policy: ConfinementSpec, here: Containment
+    sandbox: Sandbox, confinement: ConfinementSpec, here: Containment
 ) -> Iterator[tuple[str, str]]:
     way = "by privilege" if here.namespaces == "privilege" else "through a user namespace"
-    threads = "" if policy.threads else ", no new threads"
+    threads = "" if confinement.threads else ", no new threads"
     details = {
-        Layer.NAMESPACES: way + ("" if policy.host_name else "; the host's name is seen"),
+        Layer.NAMESPACES: way + ("" if confinement.host_name else "; the host's name is seen"),
         Layer.VIEW: "a root directory with nothing else in it",
-        Layer.USER: "a user id of its own" if policy.uid >= 0 else "a user namespace of its own",
+        Layer.USER: "a user id of its own"
+        if confinement.uid >= 0
+        else "a user namespace of its own",
         Layer.CAPABILITIES: "this user, without any capability",
-        Layer.LANDLOCK: f"version {policy.landlock}",
+        Layer.LANDLOCK: f"version {confinement.landlock}",
         Layer.SECCOMP: f"system calls: {sandbox.syscalls}{threads}",
         Layer.PRIVILEGES: "programs gain none",
         Layer.ENVIRONMENT: "an environment of its own",
-        Layer.SCRATCH: f"{policy.scratch} bytes",
+        Layer.SCRATCH: f"{confinement.scratch} bytes",
         Layer.PROCESSES: "with an init",
     }
-    engaged = {*policy.server_layers, *policy.child_layers}
+    engaged = {*confinement.server_layers, *confinement.child_layers}
     for name, detail in details.items():
         if name in engaged:
             yield name, detail
 
 
 def _limits(
-    sandbox: Sandbox, policy: ConfinementSpec, enforcement: Enforcement
+    sandbox: Sandbox, confinement: ConfinementSpec, enforcement: Enforcement
 ) -> Iterator[tuple[str, str]]:
     limits, (bounds, group) = sandbox.limits, enforcement
     if limits is None or bounds is None:
@@ -231,10 +235,12 @@ def _limits(
             how = "counted by this process, as it reads"
         elif group is not None and getattr(group, name, None) is not None:
             how = "a control group"
-        elif name == "processes" and not policy.threads:
+        elif name == "processes" and not confinement.threads:
             how = "no other process, and no thread, can be started"
         elif name == "processes" and bounds.besides:
-            how = "a resource limit, so many besides those that this user has when the call begins"
+            how = (
+                "a resource limit, on top of the processes that this user has when the call begins"
+            )
         yield f"limits.{name}", f"{value}: {how}"
 
 

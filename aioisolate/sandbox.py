@@ -265,8 +265,8 @@ class Sandbox:
             raise TypeError(f"sandbox.limits must be Limits, not {given!r}")
         if changes.get("codec") == "pickle":
             raise ValueError(
-                "what a stranger's code returns is never unpickled: that would run code of theirs "
-                "in this process. Use codec='msgspec' or 'json'"
+                "results of untrusted code are never unpickled: unpickling would run its code in "
+                "this process. Use codec='msgspec' or 'json'"
             )
         if not changes.get("fresh", True):
             raise ValueError(
@@ -334,7 +334,7 @@ def _reduced(
             kept = {one: getattr(limits, one) for one in limits.__slots__}
             limits = Limits(**(kept | {name.removeprefix("limits."): None}))
         elif not _WITHOUT[name]:
-            raise ValueError(f"without can't name {name!r}: it comes with another layer")
+            raise ValueError(f"without can't name {name!r}: another layer implies it")
         elif name != "user" or arguments.get("user") != "keep":  # otherwise there is no such layer
             for argument, value in _WITHOUT[name].items():
                 if changes.get(argument, value) != value:

@@ -114,7 +114,7 @@ def _of_reports(environment: Environment, found: dict[str, Any]) -> Iterator[str
     if full["outcome"] != "works":
         return
     if report.get("view of files", [False])[0] is full["names"]:
-        yield f"names of files can be seen: {full['names']}, and the report: {report}"
+        yield f"the names of all files are visible: {full['names']}, and the report: {report}"
     own = report.get("user", [False, ""])
     if (own[0] and "id" in own[1]) is (full["user"] == found["user"]):
         yield f"fn is user {full['user']}, and the report: {own}"

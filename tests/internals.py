@@ -99,7 +99,7 @@ PLACES = {
     "Plan": "aioisolate._call.plan:Plan",
     "make_plan": "aioisolate._call.plan:make_plan",
     "name_of": "aioisolate._call.plan:name_of",
-    "make_policy": "aioisolate._call.confinement:make_policy",
+    "make_confinement": "aioisolate._call.confinement:make_confinement",
     "survey": "aioisolate._call.confinement:survey",
     "python_paths": "aioisolate._call.python_paths:python_paths",
     "ForkedChild": "aioisolate._call.forked:ForkedChild",

@@ -19,7 +19,7 @@ from .enforcement import CONTROL_GROUP, count_by
 from .missing_features import TO_BECOME, TO_UNSHARE, MissingFeature, object_to, refusal
 from .python_paths import python_paths
 
-__all__ = ["make_policy", "survey"]
+__all__ = ["make_confinement", "survey"]
 
 _Layers: TypeAlias = tuple[tuple[str, Callable[[ConfinementSpec], object]], ...]
 
@@ -27,41 +27,49 @@ _Layers: TypeAlias = tuple[tuple[str, Callable[[ConfinementSpec], object]], ...]
 # children; a direct child engages all.
 _OF_SERVER: _Layers = (
     (Layer.PRIVILEGES, lambda _: True),
-    (Layer.NAMESPACES, lambda policy: policy.unshare),
-    (Layer.VIEW, lambda policy: policy.view),
-    (Layer.ENVIRONMENT, lambda policy: policy.env is not None),
+    (Layer.NAMESPACES, lambda confinement: confinement.unshare),
+    (Layer.VIEW, lambda confinement: confinement.view),
+    (Layer.ENVIRONMENT, lambda confinement: confinement.env is not None),
 )
-_SERVER_FILTER = (Layer.SECCOMP, lambda policy: policy.server_filter)
+_SERVER_FILTER = (Layer.SECCOMP, lambda confinement: confinement.server_filter)
 _OF_CHILD: _Layers = (
-    (Layer.SCRATCH, lambda policy: policy.scratch),
-    (Layer.PROCESSES, lambda policy: policy.init),
-    (Layer.USER, lambda policy: policy.uid >= 0 or policy.as_user),
-    (Layer.CAPABILITIES, lambda policy: policy.drop),  # with another user they are gone anyway
-    (Layer.LANDLOCK, lambda policy: policy.landlock),
-    (Layer.SECCOMP, lambda policy: policy.child_filter),
+    (Layer.SCRATCH, lambda confinement: confinement.scratch),
+    (Layer.PROCESSES, lambda confinement: confinement.init),
+    (Layer.USER, lambda confinement: confinement.uid >= 0 or confinement.as_user),
+    (
+        Layer.CAPABILITIES,
+        lambda confinement: confinement.drop,
+    ),  # with another user they are gone anyway
+    (Layer.LANDLOCK, lambda confinement: confinement.landlock),
+    (Layer.SECCOMP, lambda confinement: confinement.child_filter),
 )
 
 
-def make_policy(sandbox: Sandbox, here: Containment, start: Start) -> ConfinementSpec:
+def make_confinement(sandbox: Sandbox, here: Containment, start: Start) -> ConfinementSpec:
     """Decide which layers a sandbox's children engage.
 
     Raises CallableDidNotExecuteError, naming each layer that is missing here and what to change;
     with ``missing="warn"`` it warns instead.
     """
-    policy, lacks = survey(sandbox, here, start)
-    object_to(sandbox, [lack for lack in lacks if lack.hard or lack.name in sandbox.require])
-    return policy
+    confinement, missing = survey(sandbox, here, start)
+    object_to(
+        sandbox, [feature for feature in missing if feature.hard or feature.name in sandbox.require]
+    )
+    return confinement
 
 
 def _add_required(
-    sandbox: Sandbox, policy: ConfinementSpec, here: Containment, lacks: list[MissingFeature]
+    sandbox: Sandbox, confinement: ConfinementSpec, here: Containment, missing: list[MissingFeature]
 ) -> None:
     """Add the required layers that are neither engaged nor known to be missing."""
-    known = {lack.name for lack in lacks} | {*policy.server_layers, *policy.child_layers}
-    if policy.uid >= 0 or policy.as_user or not here.capable:
+    known = {feature.name for feature in missing} | {
+        *confinement.server_layers,
+        *confinement.child_layers,
+    }
+    if confinement.uid >= 0 or confinement.as_user or not here.capable:
         known.add(Layer.CAPABILITIES)  # dropped with the user id, or there are none
-    lacks += [
-        MissingFeature(name, f"{name!r} is required, and this sandbox does without")
+    missing += [
+        MissingFeature(name, f"{name!r} is required, and this sandbox does not have it")
         for name in sandbox.require
         if name not in known and name != CONTROL_GROUP and not name.startswith("limits.")
     ]
@@ -71,29 +79,29 @@ def _add_required(
 def survey(
     sandbox: Sandbox, here: Containment, start: Start
 ) -> tuple[ConfinementSpec, tuple[MissingFeature, ...]]:
-    """Return the policy, and its missing features. Raises CallableDidNotExecuteError."""
+    """Return the confinement, and its missing features. Raises CallableDidNotExecuteError."""
     if sandbox.fresh and start != "zygote":
         raise refusal(
             f"this sandbox is for children of a fresh interpreter, Isolator(start='zygote'): with "
             f"start={start!r} fn would run in a copy of this process, with every secret that it "
             "holds in memory"
         )
-    lacks: list[MissingFeature] = []
+    missing: list[MissingFeature] = []
     here = _as_started(here, start)
-    policy = _without_filters(sandbox, here, lacks)
+    confinement = _without_filters(sandbox, here, missing)
     if sandbox.syscalls != "off" and here.seccomp:
-        way = count_by(sandbox, policy._replace(child_filter=b"?"), here)
+        way = count_by(sandbox, confinement._replace(child_filter=b"?"), here)
         limits = sandbox.limits
         if not way and not sandbox.subprocesses and limits is not None and limits.processes:
-            policy = policy._replace(threads=False)
-        policy = _with_filters(policy, sandbox, counting=way == "user")
+            confinement = confinement._replace(threads=False)
+        confinement = _with_filters(confinement, sandbox, counting=way == "user")
     in_child = (*_OF_SERVER, *_OF_CHILD) if start == "fork" else _OF_CHILD
-    policy = policy._replace(
-        server_layers=_engaged((*_OF_SERVER, _SERVER_FILTER), policy),
-        child_layers=_engaged(in_child, policy),
+    confinement = confinement._replace(
+        server_layers=_engaged((*_OF_SERVER, _SERVER_FILTER), confinement),
+        child_layers=_engaged(in_child, confinement),
     )
-    _add_required(sandbox, policy, here, lacks)
-    return policy, tuple(lacks)
+    _add_required(sandbox, confinement, here, missing)
+    return confinement, tuple(missing)
 
 
 def _as_started(here: Containment, start: Start) -> Containment:
@@ -105,13 +113,13 @@ def _as_started(here: Containment, start: Start) -> Containment:
 
 
 def _without_filters(
-    sandbox: Sandbox, here: Containment, lacks: list[MissingFeature]
+    sandbox: Sandbox, here: Containment, missing: list[MissingFeature]
 ) -> ConfinementSpec:
-    """Return the policy but for its filters of system calls and the names of its layers."""
-    landlock = _restrictions(sandbox, here, lacks)
-    unshare, init, view = _namespaces(sandbox, here, lacks)
+    """Return the confinement but for its filters of system calls and the names of its layers."""
+    landlock = _restrictions(sandbox, here, missing)
+    unshare, init, view = _namespaces(sandbox, here, missing)
     as_user = bool(unshare) and here.namespaces == "user"
-    uid = _user(sandbox, here, lacks, as_user=as_user)
+    uid = _user(sandbox, here, missing, as_user=as_user)
     read = _expand(sandbox.read, programs=sandbox.subprocesses)
     write = _expand(sandbox.write, programs=False)
     if read is not None and write is not None:
@@ -140,35 +148,35 @@ def _without_filters(
     )
 
 
-def _restrictions(sandbox: Sandbox, here: Containment, lacks: list[MissingFeature]) -> int:
+def _restrictions(sandbox: Sandbox, here: Containment, missing: list[MissingFeature]) -> int:
     """Return the version of Landlock to use, or 0."""
     landlock = here.landlock if sandbox.confines_files else 0
     filtering = sandbox.syscalls != "off" and here.seccomp
     if here.platform != "linux":
         if sandbox.confines_files or sandbox.network == "none":
-            text = f"files and the network can't be closed off on {here.platform}"
-            lacks.append(MissingFeature(Layer.LANDLOCK, text))
+            text = f"files and the network can't be confined on {here.platform}"
+            missing.append(MissingFeature(Layer.LANDLOCK, text))
     elif sandbox.confines_files and not landlock:
         why = here.why_no_landlock or "this kernel has no Landlock"
         remedy = "or leave out read and write: without=['landlock']"
-        lacks.append(MissingFeature(Layer.LANDLOCK, f"files can't be confined: {why}", remedy))
+        missing.append(MissingFeature(Layer.LANDLOCK, f"files can't be confined: {why}", remedy))
     elif sandbox.confines_files and landlock < TRUNCATE_ABI and not filtering:
         text = (
-            f"this kernel's Landlock (version {landlock}) lets any file be emptied, unless system "
-            "calls are filtered"
+            f"this kernel's Landlock (version {landlock}) lets any file be truncated, unless "
+            "system calls are filtered"
         )
-        lacks.append(MissingFeature(Layer.LANDLOCK, text))
+        missing.append(MissingFeature(Layer.LANDLOCK, text))
     if sandbox.syscalls != "off" and not here.seccomp:
         text = f"system calls can't be filtered here: {here.why_no_seccomp or 'no seccomp'}"
-        remedy = "or leave that out, and the network open: without=['seccomp']"
-        lacks.append(MissingFeature(Layer.SECCOMP, text, remedy))
+        remedy = "or go without the filter, with an open network: without=['seccomp']"
+        missing.append(MissingFeature(Layer.SECCOMP, text, remedy))
     if sandbox.network == "none" and sandbox.syscalls == "off":
         raise ValueError("sandbox.network='none' needs a system call filter, and syscalls='off'")
     return landlock
 
 
 def _namespaces(
-    sandbox: Sandbox, here: Containment, lacks: list[MissingFeature]
+    sandbox: Sandbox, here: Containment, missing: list[MissingFeature]
 ) -> tuple[int, bool, bool]:
     """Return the namespaces to enter, whether to have an init, and whether to have a view."""
     if sandbox.namespaces == "off":
@@ -177,30 +185,34 @@ def _namespaces(
     if not here.namespaces:
         hard = sandbox.namespaces == "require"
         remedy = TO_UNSHARE if here.platform == "linux" else ""
-        lacks.append(
-            MissingFeature(Layer.NAMESPACES, f"namespaces can't be had ({why})", remedy, hard)
+        missing.append(
+            MissingFeature(Layer.NAMESPACES, f"namespaces can't be made ({why})", remedy, hard)
         )
         if sandbox.confines_files:
-            text = f"names of files can be seen: there can be no other root ({why})"
-            lacks.append(MissingFeature(Layer.VIEW, text, remedy, hard=False))
+            text = (
+                f"the names of all files are visible: the root directory can't be replaced ({why})"
+            )
+            missing.append(MissingFeature(Layer.VIEW, text, remedy, hard=False))
         if sandbox.scratch:
             text = f"a scratch directory needs a mount namespace ({why})"
-            lacks.append(MissingFeature(Layer.SCRATCH, text, f"{TO_UNSHARE}, or leave out scratch"))
+            missing.append(
+                MissingFeature(Layer.SCRATCH, text, f"{TO_UNSHARE}, or leave out scratch")
+            )
         if sandbox.subprocesses and sandbox.codec != "pickle":
             text = f"without a process namespace programs that it starts could outlive it ({why})"
             remedy = f"{TO_UNSHARE}, or set subprocesses=False"
-            lacks.append(MissingFeature(Layer.PROCESSES, text, remedy, not hard))
+            missing.append(MissingFeature(Layer.PROCESSES, text, remedy, not hard))
         return 0, False, False
     flags = namespaces.ALL
     if sandbox.network == "inherit":
         flags &= ~namespaces.NEWNET
-    view = _view(sandbox, here, lacks)
+    view = _view(sandbox, here, missing)
     if not view:
         flags &= ~namespaces.NEWNS
     return flags, sandbox.subprocesses, view
 
 
-def _view(sandbox: Sandbox, here: Containment, lacks: list[MissingFeature]) -> bool:
+def _view(sandbox: Sandbox, here: Containment, missing: list[MissingFeature]) -> bool:
     """Return whether to have another root directory, in a mount namespace."""
     if not sandbox.confines_files:
         return False
@@ -212,16 +224,16 @@ def _view(sandbox: Sandbox, here: Containment, lacks: list[MissingFeature]) -> b
         remedy = "let the container's seccomp profile and its security module pass mount"
     else:
         return True
-    text = f"names of files can be seen: there can be no other root ({why})"
-    lacks.append(MissingFeature(Layer.VIEW, text, remedy, hard=False))
+    text = f"the names of all files are visible: the root directory can't be replaced ({why})"
+    missing.append(MissingFeature(Layer.VIEW, text, remedy, hard=False))
     if sandbox.scratch:
         text = f"a scratch directory needs another root directory ({why})"
-        lacks.append(MissingFeature(Layer.SCRATCH, text, f"{remedy}, or leave out scratch"))
+        missing.append(MissingFeature(Layer.SCRATCH, text, f"{remedy}, or leave out scratch"))
     return False
 
 
 def _user(
-    sandbox: Sandbox, here: Containment, lacks: list[MissingFeature], *, as_user: bool
+    sandbox: Sandbox, here: Containment, missing: list[MissingFeature], *, as_user: bool
 ) -> int:
     """Return the user id for the children, as in `ConfinementSpec.uid`."""
     wanted = sandbox.user
@@ -231,22 +243,24 @@ def _user(
         if here.becomes:
             return wanted
         text = f"this process may not become the user {wanted} ({here.why_not_becomes})"
-        lacks.append(MissingFeature(Layer.USER, text, f"{TO_BECOME}, or leave out user"))
+        missing.append(MissingFeature(Layer.USER, text, f"{TO_BECOME}, or leave out user"))
         return -1
     if here.becomes:
         return 0
     if here.platform == "linux" and not as_user:
-        text = f"it stays this user, without capabilities ({here.why_not_becomes})"
-        lacks.append(MissingFeature(Layer.USER, text, TO_BECOME, hard=False))
+        text = f"children keep this user id, without capabilities ({here.why_not_becomes})"
+        missing.append(MissingFeature(Layer.USER, text, TO_BECOME, hard=False))
     return -1
 
 
-def _with_filters(policy: ConfinementSpec, sandbox: Sandbox, *, counting: bool) -> ConfinementSpec:
+def _with_filters(
+    confinement: ConfinementSpec, sandbox: Sandbox, *, counting: bool
+) -> ConfinementSpec:
     kind: Literal["default", "strict"] = "strict" if sandbox.syscalls == "strict" else "default"
-    subprocesses, network = sandbox.subprocesses, policy.network
+    subprocesses, network = sandbox.subprocesses, confinement.network
     # Landlock before this version confines files, but not truncate().
-    truncate = not 0 < policy.landlock < TRUNCATE_ABI
-    writes = sandbox.write != () or bool(policy.scratch)
+    truncate = not 0 < confinement.landlock < TRUNCATE_ABI
+    writes = sandbox.write != () or bool(confinement.scratch)
 
     def compiled(part: Literal["whole", "base", "final"]) -> bytes:
         return seccomp.compile_filter(
@@ -255,20 +269,20 @@ def _with_filters(policy: ConfinementSpec, sandbox: Sandbox, *, counting: bool) 
             subprocesses=subprocesses,
             network=network,
             truncate=truncate,
-            threads=policy.threads,
+            threads=confinement.threads,
             counting=counting,
             writes=writes,
         )
 
-    return policy._replace(
+    return confinement._replace(
         whole_filter=compiled("whole"),
         server_filter=compiled("base"),
         child_filter=compiled("final"),
     )
 
 
-def _engaged(layers: _Layers, policy: ConfinementSpec) -> tuple[str, ...]:
-    return tuple(sorted(layer for layer, is_engaged in layers if is_engaged(policy)))
+def _engaged(layers: _Layers, confinement: ConfinementSpec) -> tuple[str, ...]:
+    return tuple(sorted(layer for layer, is_engaged in layers if is_engaged(confinement)))
 
 
 def _expand(paths: Sequence[str] | None, *, programs: bool) -> tuple[str, ...] | None:

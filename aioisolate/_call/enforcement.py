@@ -17,13 +17,13 @@ CONTROL_GROUP = "control group"
 _TO_COUNT = f"{TO_BECOME}, or let it make user namespaces, or give it a pids control group"
 # The init of a process namespace, and the process that follows it from outside, unless they
 # belong to another user than the call.
-_KEEPERS = 2
+_INIT_PROCESSES = 2
 
 
 def plan_limits(
     limits: Limits | None,
     sandbox: Sandbox | None,
-    policy: ConfinementSpec | None,
+    confinement: ConfinementSpec | None,
     here: Containment,
     start: Start = "fork",
 ) -> Enforcement:
@@ -32,33 +32,33 @@ def plan_limits(
     Raises CallableDidNotExecuteError, naming each limit that can't be enforced and what to change;
     with the sandbox's ``missing="warn"`` it warns instead.
     """
-    enforcement, lacks = survey_limits(limits, sandbox, policy, here, start)
-    object_to(sandbox, lacks)
+    enforcement, missing = survey_limits(limits, sandbox, confinement, here, start)
+    object_to(sandbox, missing)
     return enforcement
 
 
 def survey_limits(
     limits: Limits | None,
     sandbox: Sandbox | None,
-    policy: ConfinementSpec | None,
+    confinement: ConfinementSpec | None,
     here: Containment,
     start: Start = "fork",
 ) -> tuple[Enforcement, list[MissingFeature]]:
     """Return how limits are enforced, and which ones can't be."""
-    lacks = [] if sandbox is None else _missing_limits(limits, sandbox)
+    missing = [] if sandbox is None else _missing_limits(limits, sandbox)
     if limits is None:
-        return Enforcement(), lacks
+        return Enforcement(), missing
     memory = limits.memory
     if memory is not None and here.platform != "linux":
         text = (
             f"limits.memory can't be enforced on {here.platform}, where the size of a process "
             "can't be limited above what it starts with"
         )
-        lacks.append(MissingFeature("limits.memory", text, "leave out limits.memory"))
+        missing.append(MissingFeature("limits.memory", text, "leave out limits.memory"))
         memory = None
-    of_group = _memory_of_group(memory, sandbox, here, lacks)
-    counted, processes, besides = _processes(limits, sandbox, policy, here, start, lacks)
-    bounds = RlimitSpec(
+    of_group = _memory_of_group(memory, sandbox, here, missing)
+    counted, processes, besides = _processes(limits, sandbox, confinement, here, start, missing)
+    rlimits = RlimitSpec(
         memory,
         limits.address_space,
         None if limits.cpu_time is None else math.ceil(limits.cpu_time),
@@ -72,15 +72,15 @@ def survey_limits(
     group = None if of_group is None and counted is None else CgroupSpec(of_group, counted)
     if besides and sandbox is not None and "limits.processes" in sandbox.require:
         text = (
-            "limits.processes is required, and held on top of this user's other processes: of "
-            "those that end meanwhile the call may have as many more"
+            "limits.processes is required, and can be counted only together with the other "
+            "processes of this user: for each of those that ends, the call may have one more"
         )
-        lacks.append(MissingFeature("limits.processes", text, _TO_COUNT))
+        missing.append(MissingFeature("limits.processes", text, _TO_COUNT))
     if group is None and sandbox is not None and CONTROL_GROUP in sandbox.require:
-        lacks.append(
+        missing.append(
             MissingFeature(CONTROL_GROUP, "a control group is required, and this sandbox has none")
         )
-    return Enforcement(bounds, group), lacks
+    return Enforcement(rlimits, group), missing
 
 
 def _missing_limits(limits: Limits | None, sandbox: Sandbox) -> list[MissingFeature]:
@@ -94,13 +94,13 @@ def _missing_limits(limits: Limits | None, sandbox: Sandbox) -> list[MissingFeat
 
 
 def _memory_of_group(
-    memory: int | None, sandbox: Sandbox | None, here: Containment, lacks: list[MissingFeature]
+    memory: int | None, sandbox: Sandbox | None, here: Containment, missing: list[MissingFeature]
 ) -> int | None:
     """Return the limit of the memory of all processes of a call together, or None."""
     setting = "off" if sandbox is None else sandbox.cgroup
     if setting == "require" and not here.groups:
         text = "this process may not make control groups (sandbox.cgroup='require')"
-        lacks.append(MissingFeature(CONTROL_GROUP, text, "delegate one, or set cgroup='auto'"))
+        missing.append(MissingFeature(CONTROL_GROUP, text, "delegate one, or set cgroup='auto'"))
     if memory is None or sandbox is None or setting == "off":
         return None
     if "memory" in here.groups and (sandbox.subprocesses or setting == "require"):
@@ -111,29 +111,29 @@ def _memory_of_group(
             "control group with the memory controller can be made for it"
         )
         remedy = "delegate a control group, set cgroup='off', or leave out limits.memory"
-        lacks.append(MissingFeature("limits.memory", text, remedy))
+        missing.append(MissingFeature("limits.memory", text, remedy))
     return None
 
 
 def _processes(  # noqa: PLR0917 - it is one step of `survey_limits`
     limits: Limits,
     sandbox: Sandbox | None,
-    policy: ConfinementSpec | None,
+    confinement: ConfinementSpec | None,
     here: Containment,
     start: Start,
-    lacks: list[MissingFeature],
+    missing: list[MissingFeature],
 ) -> tuple[int | None, int | None, bool]:
     """Return the control group's limit, RLIMIT_NPROC's, and whether that adds to others."""
     processes = limits.processes
     if processes is None:
         return None, None, False
-    if policy is not None and not policy.threads:
+    if confinement is not None and not confinement.threads:
         return None, None, False  # there is one, and can be no other
-    way = count_by(sandbox, policy, here)
+    way = count_by(sandbox, confinement, here)
     # A fork server's child enters a group when it is given its call; these processes do not.
-    keepers = policy is not None and policy.init and policy.uid < 0
-    if keepers and (way == "alone" or start == "fork"):
-        processes += _KEEPERS
+    init_processes = confinement is not None and confinement.init and confinement.uid < 0
+    if init_processes and (way == "alone" or start == "fork"):
+        processes += _INIT_PROCESSES
     match way:
         case "alone":
             return None, processes, False
@@ -146,25 +146,25 @@ def _processes(  # noqa: PLR0917 - it is one step of `survey_limits`
         "together (and root's not at all), this call has no user id or user namespace of "
         "its own, and no control group with the pids controller can be made for it"
     )
-    lacks.append(
+    missing.append(
         MissingFeature("limits.processes", text, f"{_TO_COUNT}; or leave out limits.processes")
     )
     return None, None, False
 
 
 def count_by(
-    sandbox: Sandbox | None, policy: ConfinementSpec | None, here: Containment
+    sandbox: Sandbox | None, confinement: ConfinementSpec | None, here: Containment
 ) -> Literal["alone", "group", "user", ""]:
     """Return how the processes and threads of a call can be counted; "" if they can't be."""
-    if policy is not None:
-        by_namespace = policy.as_user and policy.uid < 0 and here.processes_by_namespace
-        if policy.uid == 0 or by_namespace:
+    if confinement is not None:
+        by_namespace = confinement.as_user and confinement.uid < 0 and here.processes_by_namespace
+        if confinement.uid == 0 or by_namespace:
             return "alone"
     if "pids" in here.groups and (sandbox is None or sandbox.cgroup != "off"):
         return "group"
     # All processes of this user are counted, from their number when the call begins: that suffices
     # for threads, which end with the call, and not for processes, which may not.
-    threads_only = policy is not None and policy.child_filter and not policy.execute
-    if policy is not None and threads_only and (policy.uid > 0 or here.processes_by_user):
+    threads_only = confinement is not None and confinement.child_filter and not confinement.execute
+    if confinement is not None and threads_only and (confinement.uid > 0 or here.processes_by_user):
         return "user"
     return ""

@@ -46,7 +46,7 @@ from .plan import Plan
 if TYPE_CHECKING:
     from .call_cgroup import CallCgroup
 
-__all__ = ["ForkedChild", "draft_order", "hint", "let_imports_finish", "open_empty"]
+__all__ = ["ForkedChild", "draft_spec", "hint", "let_imports_finish", "open_empty"]
 
 _STREAMS = ((1, "__stdout__"), (2, "__stderr__"))
 # With more descriptors than this the child searches them itself: that takes longer there
@@ -132,7 +132,7 @@ class ForkedChild:
         self.process = Process()
         self.group: CallCgroup | None = None
         self.layers: Sequence[str] | None = None
-        self.has_init = plan.policy is not None and plan.policy.init
+        self.has_init = plan.confinement is not None and plan.confinement.init
         self.pid = 0
         self.end_fd = -1
         self.forked_at = time.monotonic()
@@ -170,13 +170,13 @@ class ForkedChild:
         if plan.options.stdin == "inherit" and sys.__stdin__ is not None:
             keep |= {0}
         self.nonce = nonce = os.urandom(NONCE_SIZE)
-        policy = plan.policy
-        empty, confined = open_empty(policy, fds)
+        confinement = plan.confinement
+        empty, confined = open_empty(confinement, fds)
         keep |= {empty}
-        self._spec = spec = draft_order(
+        self._spec = spec = draft_spec(
             keep, backend, self._threaded, self.process.outlast_thread(), confined=confined
         )
-        bounded = plan.enforcement.bounds is not None
+        bounded = plan.enforcement.rlimits is not None
         spec.then = execution.work_within if bounded else execution.work
         spec.quiet = False
         spec.streaming = plan.streaming
@@ -193,8 +193,8 @@ class ForkedChild:
         spec.stderr = stderr
         spec.deadline_stack = plan.options.timeout is not None
         spec.started_mark = encode(nonce, Kind.STARTED)
-        spec.policy = policy
-        spec.bounds = plan.enforcement.bounds
+        spec.confinement = confinement
+        spec.rlimits = plan.enforcement.rlimits
         spec.codec = plan.options.codec
         spec.exit_timeout = plan.options.exit_timeout
         if plan.options.limits is not None:
@@ -204,13 +204,13 @@ class ForkedChild:
 
                 self.group = call_cgroup.make(plan.enforcement.group)
                 spec.entrances = self.group.entrances
-        if policy is not None:
-            self.layers = policy.child_layers
-        if policy is not None or spec.bounds is not None:
+        if confinement is not None:
+            self.layers = confinement.child_layers
+        if confinement is not None or spec.rlimits is not None:
             from .._child import confine  # noqa: PLC0415 - before the fork, for the child
 
-            if policy is not None:
-                confine.get_ready(policy)
+            if confinement is not None:
+                confine.get_ready(confinement)
 
     def go(self) -> None:
         """Let the child call fn: its layers are as planned."""
@@ -343,18 +343,18 @@ class ForkedChild:
             self.group.dissolve()
 
 
-def open_empty(policy: ConfinementSpec | None, owner: Descriptors) -> tuple[int, bool]:
+def open_empty(confinement: ConfinementSpec | None, owner: Descriptors) -> tuple[int, bool]:
     """Return what replaces the descriptors of a copy, and whether that is also so for files.
 
     It is open for reading only: a write to a lost pipe or eventfd must fail in the child.
     """
     empty = owner.own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-    if policy is None:
+    if confinement is None:
         return empty, False
-    return empty, policy.codec != "pickle" or policy.read is not None
+    return empty, confinement.codec != "pickle" or confinement.read is not None
 
 
-def draft_order(
+def draft_spec(
     keep: frozenset[int],
     backend: AsyncBackend,
     threaded: bool,
@@ -393,7 +393,7 @@ def draft_order(
     spec.disown = multiprocessing_state.steps_to_disown(keep)
     spec.backend = backend
     spec.reseed = random_seeds.reseeder()
-    spec.policy = spec.bounds = spec.result_size = None
+    spec.confinement = spec.rlimits = spec.result_size = None
     spec.entrances = ()
     spec.environment = None
     spec.codec = "pickle"
@@ -427,7 +427,7 @@ def hint(exc: OSError) -> str:
         "fewer calls at once)",
         errno.ENFILE: " (the system has no descriptor left)",
         errno.EAGAIN: " (too many processes: RLIMIT_NPROC or the pids limit of the container)",
-        errno.ENOMEM: " (the kernel will not promise the memory of a second copy)",
+        errno.ENOMEM: " (the kernel refuses to reserve a copy's memory, see vm.overcommit_memory)",
     }.get(exc.errno or 0, "")
 
 

@@ -43,8 +43,8 @@ def object_to(sandbox: Sandbox | None, lacks: Sequence[MissingFeature]) -> None:
     """Refuse the call if features are missing, or warn."""
     if not lacks:
         return
-    what = "the limits of the call" if sandbox is None else "what the sandbox promises"
-    text = f"this machine can't hold {what}: {'; '.join(map(str, lacks))}"
+    what = "the limits of the call" if sandbox is None else "the sandbox"
+    text = f"this machine can't enforce {what}: {'; '.join(map(str, lacks))}"
     required = sandbox is not None and any(lack.name in sandbox.require for lack in lacks)
     if sandbox is None or sandbox.missing == "refuse" or required:
         raise refusal(text)

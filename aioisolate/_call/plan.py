@@ -27,7 +27,7 @@ class Plan(NamedTuple):
         fn, args: the call.
         options: the checked options.
         streaming: whether fn returns an iterator whose items are wanted one by one.
-        policy: what confines the child, or None.
+        confinement: what confines the child, or None.
         enforcement: how the limits are enforced.
     """
 
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
     args: Sequence[Any]
     options: CallOptions
     streaming: bool = False
-    policy: ConfinementSpec | None = None
+    confinement: ConfinementSpec | None = None
     enforcement: Enforcement = NOTHING
 
 
@@ -75,22 +75,22 @@ def make_plan(
         )
     if options.codec == "pickle" and options.sandbox is None and options.limits is None:
         return Plan(fn, args, options, streaming)
-    policy, enforcement = options.confinement(lambda: _confine(options, start))
-    return Plan(fn, args, options, streaming, policy, enforcement)
+    confinement, enforcement = options.confinement(lambda: _confine(options, start))
+    return Plan(fn, args, options, streaming, confinement, enforcement)
 
 
 def _confine(options: CallOptions, start: Start) -> tuple[ConfinementSpec | None, Enforcement]:
     """Decide how a call is confined; raises if it can't be."""
     # Not small, and most calls do without.
-    from .confinement import make_policy  # noqa: PLC0415 - only with a sandbox or limits
+    from .confinement import make_confinement  # noqa: PLC0415 - only with a sandbox or limits
     from .enforcement import plan_limits  # noqa: PLC0415 - only with a sandbox or limits
 
     sandbox = options.sandbox
     if options.codec != "pickle":
         _check_codec(options)
     here = look_around()
-    policy = None if sandbox is None else make_policy(sandbox, here, start)
-    return policy, plan_limits(options.limits, sandbox, policy, here, start)
+    confinement = None if sandbox is None else make_confinement(sandbox, here, start)
+    return confinement, plan_limits(options.limits, sandbox, confinement, here, start)
 
 
 def look_around() -> Containment:
@@ -100,14 +100,14 @@ def look_around() -> Containment:
     except OSError as exc:
         few = exc.errno in (errno.EMFILE, errno.ENFILE)
         raise CallableDidNotExecuteError(
-            f"what this machine offers for sandboxes could not be found out: {exc}",
+            f"which sandbox layers work on this machine could not be determined: {exc}",
             reason=Reason.PIPE_CREATION if few else Reason.FORK,
             transient=may_pass(exc.errno),
         ) from exc
 
 
 def _check_codec(options: CallOptions) -> None:
-    from .._wire import plain_data  # noqa: PLC0415 - only with a data codec
+    from .._wire import plain_data  # noqa: PLC0415 - only with a data-only codec
 
     if not plain_data.available(options.codec):
         raise CallableDidNotExecuteError(
@@ -121,7 +121,7 @@ def _check_codec(options: CallOptions) -> None:
 
 
 def _check_new_type(codec: str, kind: object) -> None:
-    from .._wire import plain_data  # noqa: PLC0415 - only with a data codec
+    from .._wire import plain_data  # noqa: PLC0415 - only with a data-only codec
 
     plain_data.check_result_type(codec, kind)
 

@@ -80,7 +80,7 @@ def end_adopted(pids: Iterable[int], ended: Iterable[int], *, session: int) -> N
             return
         time.sleep(_PAUSE)
     for pid in left:
-        _log.error("process %d does not end although it was killed; watching on", pid)
+        _log.error("process %d was killed and has not ended; it is still watched", pid)
         threading.Thread(
             target=_wait_for, args=(pid,), name="aioisolate-watch", daemon=True
         ).start()
@@ -104,7 +104,7 @@ def abandon(process: Process, fds: Descriptors) -> None:
 
 def watch_on(process: Process) -> None:
     """Keep waiting, in a thread, for a child that does not end although it was killed."""
-    _log.error("process %d does not end although it was killed; watching on", process.pid)
+    _log.error("process %d was killed and has not ended; it is still watched", process.pid)
     process.watched = True
 
     def wait() -> None:

@@ -99,8 +99,8 @@ async def _unpickle(
 async def _as_data(
     supervision: Supervision, verdict: Answer, body: Sequence[bytes]
 ) -> tuple[Any, BaseException | None]:
-    """Decode an answer in a data codec. May raise ValueError or ProtocolError."""
-    from .._wire import plain_data  # noqa: PLC0415 - only with a data codec
+    """Decode an answer in a data-only codec. May raise ValueError or ProtocolError."""
+    from .._wire import plain_data  # noqa: PLC0415 - only with a data-only codec
 
     options = supervision.options
     pieces = Payload.decode(body, plain=True).stream
@@ -234,7 +234,7 @@ def _own_exception(supervision: Supervision, raised: Any) -> BaseException:
     limits = supervision.options.limits
     size = None if limits is None else limits.memory or limits.address_space
     if size is not None and _ran_out_of_memory(raised):
-        text = f"fn was refused memory by the allocator; its limit is {size} bytes"
+        text = f"an allocation of fn failed; its limit is {size} bytes"
         if words := str(raised):  # Python's own MemoryError has no text
             text += f": {words}"
         verdict = Verdict(MemoryLimitError, Reason.MEMORY_LIMIT, text)

@@ -34,7 +34,7 @@ async def supervise(supervision: Supervision, grace: float) -> None:
             await waiter.wait()
             supervision.step()
     except waiter.cancelled:
-        await _see_off(supervision, grace)
+        await _end_cancelled_call(supervision, grace)
         raise
     except BaseException:
         # A callable of the caller's raised, or Ctrl-C was pressed, or this coroutine is being
@@ -49,7 +49,7 @@ async def supervise(supervision: Supervision, grace: float) -> None:
         await anyio.sleep(0.001)
 
 
-async def _see_off(supervision: Supervision, grace: float) -> None:
+async def _end_cancelled_call(supervision: Supervision, grace: float) -> None:
     """End a child whose call was cancelled; further cancellations do not change that."""
     waiter = supervision.child.waiter
     with anyio.CancelScope(shield=True):

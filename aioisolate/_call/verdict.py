@@ -37,12 +37,12 @@ class KilledFor(enum.Enum):
     START_TIMEOUT = "the start deadline passed"
     PROTOCOL = "the channel carried data that are not frames"
     CHANNEL_READ = "the channel could not be read"
-    LINGERING = "it ran on after its answer"
+    LINGERING = "it kept running after its answer"
     RESULT_TOO_LARGE = "what it sent is larger than allowed"
     ITEM_TOO_LARGE = "one of its items is larger than allowed"
     RESULT_DECODING = "one of its items could not be decoded"
-    OUTPUT_LIMIT = "it wrote more output than it may"
-    UNCONFINED = "its confinement is not what it should be"
+    OUTPUT_LIMIT = "it wrote more output than limits.output_size allows"
+    UNCONFINED = "it was not confined as required"
     UNKILLABLE = "it did not end when it was killed"
     CANCELLED = "its job was cancelled"
     CLOSED = "its Isolator was closed"
@@ -133,7 +133,7 @@ def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: C901, PLR0911 - one 
                     )
                 return Verdict(CallableDidNotExecuteError, Reason.ARGUMENT_DECODING, message)
             if text.startswith("MemoryError") and evidence.limits is not None:
-                message = f"its memory was used up before it called fn, at step {step!r}"
+                message = f"it had no memory left before it called fn, at step {step!r}"
                 return Verdict(MemoryNotStartedError, Reason.MEMORY_LIMIT, message)
             message = f"the child failed before it called fn, at step {step!r}: {text}"
             return Verdict(CallableDidNotExecuteError, Reason.CHILD_SETUP, message)
@@ -196,7 +196,7 @@ def _killed(  # noqa: C901, PLR0911 - one for each cause
             message = f"the child wrote more than {size} bytes of output"
             return Verdict(error, Reason.OUTPUT_LIMIT, message)
         case KilledFor.UNCONFINED:
-            message = f"the child was not confined as it should be ({evidence.detail})"
+            message = f"the child was not confined as required ({evidence.detail})"
             return Verdict(CallableDidNotExecuteError, Reason.CHILD_SETUP, message, transient=False)
         case (
             KilledFor.RESULT_DECODING
@@ -234,13 +234,13 @@ def _died(evidence: Evidence) -> Verdict:
             error = CallableStatusUnknownError if evidence.started else CallableDidNotExecuteError
             when = "" if evidence.started else " before it called fn"
             message = (
-                f"the child was killed{when} by {evidence.out_of_memory}, though no process of its "
-                f"had exceeded its own limit of {own} bytes: memory was short for others' sake"
+                f"the child was killed{when} by {evidence.out_of_memory}, although none of "
+                f"its processes had exceeded the limit of {own} bytes: others had used the memory"
             )
             reason = Reason.SIGNAL if evidence.started else Reason.CHILD_SETUP
             return Verdict(error, reason, message, transient=True)
         memory = MemoryLimitError if evidence.started else MemoryNotStartedError
-        message = f"the child was killed for want of memory, by {evidence.out_of_memory}"
+        message = f"the child was killed because memory ran out, by {evidence.out_of_memory}"
         return Verdict(memory, Reason.MEMORY_LIMIT, message, evidence.others_memory)
     if not evidence.started:
         how = f"ended with {exit_}" if exit_ is not None else "ended"
@@ -249,17 +249,17 @@ def _died(evidence: Evidence) -> Verdict:
     if _is_out_of_time(evidence):
         assert evidence.limits is not None
         message = (
-            f"the child was killed by {exit_}: it has used {evidence.spent:.1f} s of CPU time, and "
-            f"may use {evidence.limits.cpu_time:g} s"
+            f"the child was killed by {exit_}: it used {evidence.spent:.1f} s of CPU time; "
+            f"the limit is {evidence.limits.cpu_time:g} s"
         )
         return Verdict(CallableStatusUnknownError, Reason.CPU_LIMIT, message)
     if exit_ is None:
-        message = "the child ended without a result, and how could not be observed"
+        message = "the child ended without a result; its exit status is not known"
         reason = Reason.WAIT
     elif exit_.signal is not None:
         message = f"the child was killed by {exit_} while fn was running"
         if evidence.limits is not None and evidence.limits.memory is not None:
-            message += " (some libraries crash when they are refused memory, and there is a limit)"
+            message += " (limits.memory is set, and some libraries crash when an allocation fails)"
         if exit_.signal == signal.SIGKILL:
             message += ", not by this process: perhaps the system was out of memory"
         return Verdict(

@@ -24,7 +24,7 @@ from .._wire.shared_constants import STACK_SIGNAL
 from . import stdio
 from .spec import ChildSpec
 
-__all__ = ["main", "volunteer"]
+__all__ = ["main", "set_oom_score_adj"]
 
 _KILL = int(signal.SIGKILL)
 _OOM_SCORE = b"/proc/self/oom_score_adj"
@@ -42,7 +42,7 @@ def main(spec: ChildSpec) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see abo
             # process holds the last ends of the pipe, and closing the ends kills it.)
             if spec.ends:
                 alive_pipe.tie(spec.ends, os.getpid())
-                if spec.policy is None:
+                if spec.confinement is None:
                     for end in spec.ends:
                         os.close(end)
             else:
@@ -139,14 +139,14 @@ def main(spec: ChildSpec) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see abo
             step = "out-of-memory score"
             # When memory runs out, the kernel must kill the child, not the parent.
             if _LINUX:
-                volunteer()
+                set_oom_score_adj()
             step = "crash reports"
             # Last: faulthandler installs handlers for five signals. From here on, a crash writes
             # its stack.
             faulthandler.enable(spec.scratch)
             if spec.deadline_stack:
                 faulthandler.register(STACK_SIGNAL, spec.scratch)
-            if spec.policy is not None or spec.bounds is not None:
+            if spec.confinement is not None or spec.rlimits is not None:
                 step = "confinement"
                 # After all steps that need /proc, files or privileges. The resource limits come
                 # last, since the other steps need memory and descriptors.
@@ -163,7 +163,7 @@ def main(spec: ChildSpec) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see abo
         os._exit(code)
 
 
-def volunteer() -> None:
+def set_oom_score_adj() -> None:
     """Have the kernel kill this process and its children first when memory runs out."""
     try:
         fd = os.open(_OOM_SCORE, os.O_WRONLY)

@@ -82,7 +82,7 @@ def _layer(name: str, engaged: list[str]) -> Iterator[None]:
     engaged.append(name)
 
 
-def enter_server(policy: ConfinementSpec, ground: PreparedLayers, *, tied: bool) -> list[str]:
+def enter_server(confinement: ConfinementSpec, ground: PreparedLayers, *, tied: bool) -> list[str]:
     """Engage the layers that the children of a fork server share; return their names.
 
     *tied*: an `alive_pipe`, not a parent-death signal, kills the server when its parent ends.
@@ -92,44 +92,44 @@ def enter_server(policy: ConfinementSpec, ground: PreparedLayers, *, tied: bool)
     """
     engaged: list[str] = []
     parent = os.getppid()
-    _set_environment(policy, engaged)
-    if policy.unshare:
-        _leave(policy, engaged)
+    _set_environment(confinement, engaged)
+    if confinement.unshare:
+        _leave(confinement, engaged)
         if not tied:
             _die_with(parent)  # a new user namespace clears the signal
-    if policy.landlock:
+    if confinement.landlock:
         # Now, since the paths are resolved in the current view of files. Each child restricts
         # itself, in a Landlock domain of its own: processes of one domain can signal each other.
         with _layer(Layer.LANDLOCK, []):
-            ground.rules = _make_rules(policy)
+            ground.rules = _make_rules(confinement)
     with _layer(Layer.PRIVILEGES, engaged):
         set_no_new_privs()
-    if policy.server_filter:
-        ground.filter = seccomp.Prepared(policy.child_filter, of_a_pid=True)
+    if confinement.server_filter:
+        ground.filter = seccomp.Prepared(confinement.child_filter, of_a_pid=True)
         with _layer(Layer.SECCOMP, engaged):
-            seccomp.Prepared(policy.server_filter).install()
+            seccomp.Prepared(confinement.server_filter).install()
     return engaged
 
 
-def enter_child(spec: ChildSpec, policy: ConfinementSpec, ground: PreparedLayers) -> list[str]:
+def enter_child(spec: ChildSpec, confinement: ConfinementSpec, ground: PreparedLayers) -> list[str]:
     """Engage the layers that a fork server's children do not share; return their names."""
     engaged: list[str] = []
     parent = os.getppid()
-    uid, gid = _ids(policy)
+    uid, gid = _ids(confinement)
     # The process limit counts per user id and user namespace, so a child that keeps its user id
     # gets its own user namespace.
-    counted_there = policy.as_user and policy.uid < 0
+    counted_there = confinement.as_user and confinement.uid < 0
     flags = namespaces.NEWUSER if counted_there else 0
-    if policy.scratch:
+    if confinement.scratch:
         flags |= namespaces.NEWNS
     if flags:
-        with _layer(Layer.SCRATCH if policy.scratch else Layer.USER, []):
+        with _layer(Layer.SCRATCH if confinement.scratch else Layer.USER, []):
             namespaces.unshare(flags)
             if counted_there:
                 namespaces.map_user(uid, gid, ground.proc)
-    _own(policy, uid, gid, (parent, ()), engaged)
+    _own(confinement, uid, gid, (parent, ()), engaged)
     spec.statm = rlimits.open_statm(ground.proc)
-    if policy.landlock:
+    if confinement.landlock:
         with _layer(Layer.LANDLOCK, engaged):
             landlock.restrict(ground.rules)
     if ground.filter is not None:
@@ -142,49 +142,49 @@ def enter_child(spec: ChildSpec, policy: ConfinementSpec, ground: PreparedLayers
 
 def confine(spec: ChildSpec) -> str:
     """Confine a copy of the parent according to *spec*, and wait for the parent's approval."""
-    policy = spec.policy
-    if policy is None:
+    confinement = spec.confinement
+    if confinement is None:
         spec.statm = rlimits.open_statm()
     else:
         proc = _open_proc()
-        if policy.codec != "pickle":
+        if confinement.codec != "pickle":
             shared_mappings.leave_rings(proc)
-        engaged = _enter_copy(spec, policy, proc)
+        engaged = _enter_copy(spec, confinement, proc)
         if proc >= 0:
             os.close(proc)
         body = ",".join(engaged).encode()
         os.write(spec.channel, encode(spec.nonce, Kind.READY, body))
         if os.read(spec.channel, 1) != GO:
             os._exit(1)
-    if spec.bounds is not None:
-        execution.have_last_word(spec)
-        rlimits.apply(spec.bounds, spec.statm, spec.scratch)
+    if spec.rlimits is not None:
+        execution.prepare_memory_error(spec)
+        rlimits.apply(spec.rlimits, spec.statm, spec.scratch)
     return "call"
 
 
-def _enter_copy(spec: ChildSpec, policy: ConfinementSpec, proc: int) -> list[str]:
+def _enter_copy(spec: ChildSpec, confinement: ConfinementSpec, proc: int) -> list[str]:
     engaged: list[str] = []
     parent = os.getppid()
-    _set_environment(policy, engaged)
-    uid, gid = _ids(policy)
-    if policy.unshare:
-        _leave(policy, engaged)
+    _set_environment(confinement, engaged)
+    uid, gid = _ids(confinement)
+    if confinement.unshare:
+        _leave(confinement, engaged)
     rules = -1
-    if policy.landlock:
+    if confinement.landlock:
         # Before the user id changes: the new user may have no access to the paths.
         with _layer(Layer.LANDLOCK, []):
-            rules = _make_rules(policy)
-    _own(policy, uid, gid, (parent, spec.ends), engaged)
+            rules = _make_rules(confinement)
+    _own(confinement, uid, gid, (parent, spec.ends), engaged)
     spec.statm = rlimits.open_statm(proc)
     with _layer(Layer.PRIVILEGES, engaged):
         set_no_new_privs()
-    if policy.landlock:
+    if confinement.landlock:
         with _layer(Layer.LANDLOCK, engaged):
             landlock.restrict(rules)
             os.close(rules)
-    if policy.whole_filter:
+    if confinement.whole_filter:
         with _layer(Layer.SECCOMP, engaged):
-            _whole_filter(policy.whole_filter).install(os.getpid())
+            _whole_filter(confinement.whole_filter).install(os.getpid())
     return engaged
 
 
@@ -193,57 +193,57 @@ def _whole_filter(program: bytes) -> seccomp.Prepared:
     return seccomp.Prepared(program, of_a_pid=True)
 
 
-def get_ready(policy: ConfinementSpec) -> None:
+def get_ready(confinement: ConfinementSpec) -> None:
     """Import modules and prepare data in the parent, before the fork.
 
     A confined child may be unable to import the modules that encode results and exceptions.
     """
-    if policy.whole_filter:
-        _whole_filter(policy.whole_filter)
-    if policy.codec != "pickle":
+    if confinement.whole_filter:
+        _whole_filter(confinement.whole_filter)
+    if confinement.codec != "pickle":
         from .._wire import plain_data, safe_text  # noqa: PLC0415 - only for confined children
 
         # These calls import the codec's library, and the modules for exceptions.
-        plain_data.dump(policy.codec, {})
+        plain_data.dump(confinement.codec, {})
         safe_text.dump_exception(ValueError())
     else:
         from .._wire import exceptions  # noqa: F401, PLC0415 - only for confined children
 
 
-def _set_environment(policy: ConfinementSpec, engaged: list[str]) -> None:
-    if policy.env is not None:
+def _set_environment(confinement: ConfinementSpec, engaged: list[str]) -> None:
+    if confinement.env is not None:
         os.environ.clear()
-        os.environ.update(policy.env)
+        os.environ.update(confinement.env)
         engaged.append(Layer.ENVIRONMENT)
 
 
-def _ids(policy: ConfinementSpec) -> tuple[int, int]:
-    if policy.uid < 0:
+def _ids(confinement: ConfinementSpec) -> tuple[int, int]:
+    if confinement.uid < 0:
         return os.getuid(), os.getgid()
-    uid = policy.uid or users.spare_id(os.getpid(), users.Ids(*policy.spare))
+    uid = confinement.uid or users.spare_id(os.getpid(), users.Ids(*confinement.spare))
     return uid, uid
 
 
-def _leave(policy: ConfinementSpec, engaged: list[str]) -> None:
+def _leave(confinement: ConfinementSpec, engaged: list[str]) -> None:
     """Leave the parent's namespaces, and set up the view of files."""
     with _layer(Layer.NAMESPACES, engaged):
         uid, gid = os.getuid(), os.getgid()
-        if not policy.as_user:
-            namespaces.unshare(policy.unshare)
-        elif policy.ids:
-            namespaces.unshare_with_ids(policy.unshare, uid, gid, *policy.spare)
+        if not confinement.as_user:
+            namespaces.unshare(confinement.unshare)
+        elif confinement.ids:
+            namespaces.unshare_with_ids(confinement.unshare, uid, gid, *confinement.spare)
         else:
-            namespaces.unshare(policy.unshare | namespaces.NEWUSER)
+            namespaces.unshare(confinement.unshare | namespaces.NEWUSER)
             namespaces.map_user(uid, gid)
-        if policy.host_name:
+        if confinement.host_name:
             namespaces.set_host_name(_HOST_NAME)
-    if policy.view:
+    if confinement.view:
         with _layer(Layer.VIEW, engaged):
-            make_view((*_readable(policy), *(policy.write or ())), [SCRATCH])
+            make_view((*_readable(confinement), *(confinement.write or ())), [SCRATCH])
 
 
 def _own(
-    policy: ConfinementSpec,
+    confinement: ConfinementSpec,
     uid: int,
     gid: int,
     parent: tuple[int, Sequence[int]],
@@ -255,12 +255,12 @@ def _own(
     parent, if any.
     """
     parent_pid, ends = parent
-    if policy.scratch:
+    if confinement.scratch:
         with _layer(Layer.SCRATCH, engaged):
-            _mount_scratch(policy.scratch, uid, gid)
-    if policy.init:
+            _mount_scratch(confinement.scratch, uid, gid)
+    if confinement.init:
         with _layer(Layer.PROCESSES, engaged):
-            if policy.as_user and not ends:
+            if confinement.as_user and not ends:
                 # The new user namespace has cleared the parent-death signal of the follower, too.
                 _die_with(parent_pid)
             pid_namespace.live_under_one()
@@ -268,24 +268,24 @@ def _own(
             # The follower has a single thread, so only its own end sends a parent-death signal.
             _close(ends)
             parent_pid, ends = 0, ()
-    if policy.uid >= 0:
+    if confinement.uid >= 0:
         with _layer(Layer.USER, engaged):
             users.become(uid, gid)
-    elif policy.as_user:
+    elif confinement.as_user:
         with _layer(Layer.USER, engaged):
             users.drop_capabilities()
-    elif policy.drop:
+    elif confinement.drop:
         with _layer(Layer.CAPABILITIES, engaged):
             users.drop_capabilities()
     with _layer(Layer.PRIVILEGES, []):
-        _keep_apart(policy, parent_pid, ends)
-    if policy.scratch:
+        _keep_apart(confinement, parent_pid, ends)
+    if confinement.scratch:
         _go_to_scratch()
-    elif policy.read is not None:
+    elif confinement.read is not None:
         os.chdir("/")
 
 
-def _keep_apart(policy: ConfinementSpec, parent: int, ends: Sequence[int]) -> None:
+def _keep_apart(confinement: ConfinementSpec, parent: int, ends: Sequence[int]) -> None:
     if ends:
         # After a change of user, this process may be unable to signal one of the old user.
         alive_pipe.tie(ends, os.getpid())
@@ -295,7 +295,7 @@ def _keep_apart(policy: ConfinementSpec, parent: int, ends: Sequence[int]) -> No
         _die_with(parent)
     # No process of the same user may inspect this one, and it leaves no core dump.
     set_dumpable(False)
-    if policy.codec != "pickle":
+    if confinement.codec != "pickle":
         rlimit.limit_pending_signals(_PENDING_SIGNALS)
 
 
@@ -323,21 +323,21 @@ def _mount_scratch(size: int, uid: int, gid: int) -> None:
     namespaces.mount_tmpfs(SCRATCH, f"size={size},nr_inodes={files},mode=700,uid={uid},gid={gid}")
 
 
-def _readable(policy: ConfinementSpec) -> list[str]:
+def _readable(confinement: ConfinementSpec) -> list[str]:
     """Return the readable paths; optional ones only if they exist (a library may be replaced)."""
-    optional = policy.optional
-    paths = policy.read or ()
+    optional = confinement.optional
+    paths = confinement.read or ()
     return [path for path in paths if path not in optional or os.path.exists(path)]
 
 
-def _make_rules(policy: ConfinementSpec) -> int:
-    write = policy.write or ()
-    if policy.scratch:
+def _make_rules(confinement: ConfinementSpec) -> int:
+    write = confinement.write or ()
+    if confinement.scratch:
         write = (*write, SCRATCH_PARENT)
     return landlock.make_ruleset(
-        _readable(policy),
+        _readable(confinement),
         write,
-        execute=policy.execute,
-        network=policy.network,
-        abi=policy.landlock,
+        execute=confinement.execute,
+        network=confinement.network,
+        abi=confinement.landlock,
     )

@@ -21,7 +21,7 @@ from .._wire.shared_constants import MARK_AT, SCRATCH_START
 from . import coroutines, finalization, items, progress
 from .spec import ChildSpec
 
-__all__ = ["have_last_word", "work", "work_within"]
+__all__ = ["prepare_memory_error", "work", "work_within"]
 
 # Bound here, since each child uses them to check what fn has left running, and attribute lookups
 # would touch, so copy, more pages.
@@ -31,11 +31,11 @@ _count_threads = _thread._count
 _HERE = os.path.dirname(__file__)
 
 
-def have_last_word(spec: ChildSpec) -> None:
+def prepare_memory_error(spec: ChildSpec) -> None:
     """Encode the answer for a MemoryError in advance, while memory is available."""
-    text = b"MEMORY_LIMIT\nthere was no memory left to tell what fn returned or raised"
-    spec.last_word = spec.started_mark if spec.quiet else b""
-    spec.last_word += encode(spec.nonce, Kind.LOST, text)
+    text = b"MEMORY_LIMIT\nno memory was left to send what fn returned or raised"
+    spec.memory_error_frame = spec.started_mark if spec.quiet else b""
+    spec.memory_error_frame += encode(spec.nonce, Kind.LOST, text)
 
 
 def work_within(spec: ChildSpec, streams: Sequence[TextIO]) -> int:
@@ -45,7 +45,7 @@ def work_within(spec: ChildSpec, streams: Sequence[TextIO]) -> int:
         return work(spec, streams)
     except MemoryError:
         if os.getpid() == pid:
-            os.write(spec.channel, spec.last_word)
+            os.write(spec.channel, spec.memory_error_frame)
         return 1
 
 
@@ -82,7 +82,7 @@ def work(  # noqa: C901, PLR0912, PLR0915 - each function costs page copies
     except BaseException as exc:  # noqa: BLE001 - every exception is fn's answer
         if os.getpid() != pid:
             return 1
-        if spec.bounds is not None:
+        if spec.rlimits is not None:
             _ease()
         if isinstance(exc, SystemExit):
             code = _exit_code(exc)
@@ -98,7 +98,7 @@ def work(  # noqa: C901, PLR0912, PLR0915 - each function costs page copies
         # fn may have forked and returned in both processes; only the child sends the answer.
         if os.getpid() != pid:
             return 0
-        if spec.bounds is not None:
+        if spec.rlimits is not None:
             _ease()
         answer, passed_fds = _returned(spec, value)
     if raised:
@@ -161,7 +161,7 @@ def _returned(spec: ChildSpec, value: object) -> _Answer:
     except BaseException as exc:  # noqa: BLE001 - a __reduce__ may raise anything
         why = _where(value) + _one_line(exc) if spec.codec == "pickle" else _one_line(exc)
         text = f"fn returned {_kind(value)}, which could not be {_encoded(spec)}: {why}"
-        short = isinstance(exc, MemoryError) and spec.bounds is not None
+        short = isinstance(exc, MemoryError) and spec.rlimits is not None
         return _lost(spec, "MEMORY_LIMIT" if short else "RESULT_ENCODING", text)
     return _payload(spec, Kind.VALUE, dumped)
 
@@ -200,7 +200,7 @@ def _data(spec: ChildSpec, kind: Kind, stream: bytes) -> _Answer:
 
 
 def _too_large(spec: ChildSpec, size: int) -> _Answer:
-    text = f"what fn returned or raised has {size:,} bytes, and may have {spec.result_size:,}"
+    text = f"what fn returned or raised has {size:,} bytes; the limit is {spec.result_size:,}"
     return _lost(spec, "RESULT_TOO_LARGE", text)
 
 
@@ -263,12 +263,12 @@ def _lost_item(spec: ChildSpec, lost: items.LostItemError) -> _Answer:
     reason = "ITEM_ENCODING"
     if isinstance(why, items.TooLargeError):
         reason = "ITEM_TOO_LARGE"
-        text = f"{what} has {why.size:,} bytes, and may have {spec.result_size:,}"
+        text = f"{what} has {why.size:,} bytes; the limit is {spec.result_size:,}"
     elif isinstance(why, progress.RefusedError):
         reason = "ITEM_WRITE"
         text = f"{what} {_unsent(why)}"
     else:
-        if isinstance(why, MemoryError) and spec.bounds is not None:
+        if isinstance(why, MemoryError) and spec.rlimits is not None:
             reason = "ITEM_MEMORY_LIMIT"
         where = _where(lost.item) if spec.codec == "pickle" else ""
         text = f"{what} could not be {_encoded(spec)}: {where}{_one_line(why)}"

@@ -115,11 +115,11 @@ class Enforcement(NamedTuple):
     """How the limits of one call are enforced.
 
     Attributes:
-        bounds: the limits that the child sets for itself, or None.
+        rlimits: the limits that the child sets for itself, or None.
         group: the control group of the child, or None.
     """
 
-    bounds: RlimitSpec | None = None
+    rlimits: RlimitSpec | None = None
     group: CgroupSpec | None = None
 
 

@@ -93,7 +93,7 @@ class _Refusal:
     def acquire(self, *_: object, **__: object) -> NoReturn:
         raise OSError(
             errno.EBADF,
-            "this multiprocessing.Queue is the parent's, and its pipe does not lead there from an "
-            "isolated call: return the object, report_progress(), use a stream, or name the "
-            "descriptor of its pipe in pass_fds",
+            "this multiprocessing.Queue belongs to the parent process, and an isolated call is not "
+            "connected to its pipe: return the object, report_progress(), use a stream, or name "
+            "the descriptor of its pipe in pass_fds",
         )

@@ -87,7 +87,7 @@ def serve(  # noqa: C901 - each function that is called here costs page copies
             engaged = _confine(spec, ground)
         if ahead:
             _rehearse(spec)
-            if spec.policy is not None:
+            if spec.confinement is not None:
                 from . import rlimits  # noqa: PLC0415 - the rehearsal has imported it
 
                 rlimits.note(spec.statm)
@@ -103,9 +103,9 @@ def serve(  # noqa: C901 - each function that is called here costs page copies
 def _confine(spec: ChildSpec, ground: PreparedLayers) -> list[str]:
     from . import confine  # noqa: PLC0415 - the server has imported it
 
-    assert spec.policy is not None
+    assert spec.confinement is not None
     try:
-        return confine.enter_child(spec, spec.policy, ground)
+        return confine.enter_child(spec, spec.confinement, ground)
     except BaseException as exc:
         os.write(spec.channel, encode_failure(_NOTHING, "confinement", exc))
         raise
@@ -123,7 +123,7 @@ def _rehearse(spec: ChildSpec) -> None:
     channel = spec.channel
     spec.channel = here.fileno()
     spec.rehearsing = True
-    if spec.policy is not None:
+    if spec.confinement is not None:
         there.send(_rehearsal_confined(spec.codec))
     elif fd_passing.find is None or not memfd.sealable():
         there.send(_REHEARSAL)
@@ -138,7 +138,7 @@ def _rehearse(spec: ChildSpec) -> None:
 
 def _rehearsal_confined(codec: str) -> bytes:
     call = codecs.dump_plain_call(_nothing, ())[0]
-    return Request(_NOTHING, call, codec=codec, bounds=tuple(RlimitSpec())).encode()
+    return Request(_NOTHING, call, codec=codec, rlimits=tuple(RlimitSpec())).encode()
 
 
 def _send_snapshot(channel: _socket.socket) -> None:
@@ -168,7 +168,7 @@ def _serve_one(spec: ChildSpec, channel: _socket.socket) -> int:
     spec.codec = request.codec
     spec.result_size = request.result_size
     spec.exit_timeout = request.exit_timeout
-    spec.bounds = None
+    spec.rlimits = None
     spec.backend = AsyncBackend(request.backend, uvloop=request.uvloop)
     modules, began = len(sys.modules), time.monotonic()
     try:
@@ -183,14 +183,14 @@ def _serve_one(spec: ChildSpec, channel: _socket.socket) -> int:
         return 1
     if len(sys.modules) > modules and request.codec == "pickle":
         _tell_of_imports(spec, modules, time.monotonic() - began)
-    if request.bounds is not None:
+    if request.rlimits is not None:
         try:
-            _bind(spec, RlimitSpec(*request.bounds), as_noted=not request.descriptors)
+            _bind(spec, RlimitSpec(*request.rlimits), as_noted=not request.descriptors)
         except OSError as exc:
             os.write(spec.channel, encode_failure(spec.nonce, "limits", exc))
             return 1
     assert spec.streams is not None
-    if request.bounds is not None:
+    if request.rlimits is not None:
         return execution.work_within(spec, spec.streams[1:])
     return execution.work(spec, spec.streams[1:])
 
@@ -214,12 +214,12 @@ def _bind(spec: ChildSpec, limits: RlimitSpec, *, as_noted: bool) -> None:
     """Set the resource limits, after all set-up that is not part of fn."""
     from . import rlimits  # noqa: PLC0415 - only for calls with limits
 
-    spec.bounds = limits
-    execution.have_last_word(spec)
+    spec.rlimits = limits
+    execution.prepare_memory_error(spec)
     if spec.rehearsing:
         rlimits.rehearse(spec.statm, spec.scratch)
         return
-    statm = spec.statm if spec.policy is not None else rlimits.open_statm()
+    statm = spec.statm if spec.confinement is not None else rlimits.open_statm()
     rlimits.apply(limits, statm, spec.scratch, as_noted=as_noted)
 
 
@@ -285,7 +285,7 @@ def _take_over(  # noqa: C901 - one loop for each kind
         size = int(call)
         call = _map(file)
         if len(call) != size:
-            raise EOFError(f"the call has {len(call)} of {size} bytes")
+            raise EOFError(f"the call is incomplete: {len(call)} of {size} bytes")
     if request.beside:
         beside = _map(descriptors.pop(0))
     for number in (0,) * request.stdin + (1, 2) * request.output:

@@ -64,7 +64,7 @@ def note(statm: int) -> None:
     _noted = closed[0] if closed else -1, sorted({*closed, statm} - {-1})
 
 
-def apply(bounds: RlimitSpec, statm: int, scratch: int, *, as_noted: bool = False) -> None:
+def apply(rlimits: RlimitSpec, statm: int, scratch: int, *, as_noted: bool = False) -> None:
     """Set the limits. Raises OSError naming the one that can't be set.
 
     *statm* is from `open_statm`, and is closed. When CPU time is used up, the stack is written to
@@ -72,40 +72,40 @@ def apply(bounds: RlimitSpec, statm: int, scratch: int, *, as_noted: bool = Fals
     """
     _eased.clear()
     size = 0
-    if bounds.memory is not None or (bounds.address_space is not None and statm >= 0):
+    if rlimits.memory is not None or (rlimits.address_space is not None and statm >= 0):
         size = _address_space(statm)
     # A file opened since `note`, by unpickling for example, took the lowest closed number.
     closed = _noted[1] if as_noted and _noted[0] == _lowest_closed() else []
     if statm >= 0 and not _rehearsing:
         os.close(statm)  # before descriptors are counted
-    if bounds.core_size is not None:
-        _set("core_size", bounds.core_size)
-    if bounds.file_size is not None:
+    if rlimits.core_size is not None:
+        _set("core_size", rlimits.core_size)
+    if rlimits.file_size is not None:
         # The child's result is written to a file, and may be larger.
-        room = 0 if bounds.strict else rlimit.INFINITY
-        _set("file_size", bounds.file_size, room)
-    if bounds.processes is not None:
-        others = process_count.count_tasks() - 1 if bounds.besides else 0
-        _set("processes", others + bounds.processes)
-    if bounds.cpu_time is not None:
+        room = 0 if rlimits.strict else rlimit.INFINITY
+        _set("file_size", rlimits.file_size, room)
+    if rlimits.processes is not None:
+        others = process_count.count_tasks() - 1 if rlimits.besides else 0
+        _set("processes", others + rlimits.processes)
+    if rlimits.cpu_time is not None:
         # One second after SIGXCPU the kernel kills the child, even if fn handles the signal.
-        _set("cpu_time", bounds.cpu_time, 1)
+        _set("cpu_time", rlimits.cpu_time, 1)
         faulthandler.register(signal.SIGXCPU, scratch, chain=True)
-    if bounds.open_files is not None:
-        count = bounds.open_files
+    if rlimits.open_files is not None:
+        count = rlimits.open_files
         number = closed[count] if count < len(closed) else _number_after(count)
-        _set("open_files", number, 0 if bounds.strict else _DESCRIPTORS_ROOM)
+        _set("open_files", number, 0 if rlimits.strict else _DESCRIPTORS_ROOM)
     # Last, so that the steps above have enough memory.
-    _limit_memory(bounds, size)
+    _limit_memory(rlimits, size)
 
 
-def _limit_memory(bounds: RlimitSpec, size: int) -> None:
+def _limit_memory(rlimits: RlimitSpec, size: int) -> None:
     """Limit the address space, of which *size* bytes are in use."""
-    space = bounds.address_space
-    if bounds.memory is not None:
-        above = size + bounds.memory
+    space = rlimits.address_space
+    if rlimits.memory is not None:
+        above = size + rlimits.memory
         space = above if space is None else min(space, above)
-    if space is not None and bounds.strict:
+    if space is not None and rlimits.strict:
         room = min(max(0, space - size) // _PART, _PART_MAX)
         _set("memory", space - room, room)
     elif space is not None:

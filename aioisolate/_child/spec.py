@@ -60,8 +60,8 @@ class ChildSpec:
         progress: the caller wants progress reports.
         floor: close all descriptors from this number on.
         then: the function to call after the setup; returns the exit code.
-        policy: the confinement, or None.
-        bounds: the limits that the child sets for itself, or None.
+        confinement: the confinement, or None.
+        rlimits: the limits that the child sets for itself, or None.
         exits: the number of exit functions registered before fn is called.
         thread_exits: the number of exit functions of `threading` at that time.
         weak: the counter of weakref finalizers, or None if weakref is not imported.
@@ -73,16 +73,16 @@ class ChildSpec:
         codec: the encoding of the answer; see `Sandbox`.
         result_size: the maximum size of the answer, or None.
         statm: the descriptor of /proc/self/statm, or -1.
-        last_word: the answer to send if memory runs out, if there are limits.
+        memory_error_frame: the answer to send if memory runs out, if there are limits.
     """
 
     __slots__ = (
         "args",
         "backend",
-        "bounds",
         "channel",
         "codec",
         "confined",
+        "confinement",
         "deadline_stack",
         "dev",
         "disown",
@@ -101,18 +101,18 @@ class ChildSpec:
         "gaps",
         "inherited",
         "keep",
-        "last_word",
+        "memory_error_frame",
         "nonce",
         "note_pid",
         "null",
         "parent_pid",
-        "policy",
         "progress",
         "purge_c_stdout",
         "quiet",
         "rehearsing",
         "reseed",
         "result_size",
+        "rlimits",
         "scratch",
         "sever",
         "signals",
@@ -168,8 +168,8 @@ class ChildSpec:
     progress: bool
     floor: int
     then: Callable[[ChildSpec, Sequence[TextIO]], int]
-    policy: ConfinementSpec | None
-    bounds: RlimitSpec | None
+    confinement: ConfinementSpec | None
+    rlimits: RlimitSpec | None
     exits: int
     thread_exits: int
     weak: Iterator[int] | None
@@ -180,4 +180,4 @@ class ChildSpec:
     codec: str
     result_size: int | None
     statm: int
-    last_word: bytes
+    memory_error_frame: bytes

@@ -66,7 +66,7 @@ class DrainingWorkers:
             now = time.monotonic()
             for worker, until in list(self._leaving.items()):
                 if until <= now:
-                    _log.warning("child %d ran on after its answer: killed", worker.pid)
+                    _log.warning("child %d kept running after its answer: killed", worker.pid)
                     worker.owner.kill(worker.pid, signal.SIGKILL, group=True)
                     worker.owner.kill(worker.pid, signal.SIGKILL, group=False)
                     self._leaving[worker] = now + PATIENCE

@@ -132,7 +132,7 @@ class Pool:
                 self.give_back(await self.acquire())
                 return
             raise CallableDidNotExecuteError(
-                f"no child could be had from the fork server within {_READY_PATIENCE:g} s: "
+                f"the fork server provided no child within {_READY_PATIENCE:g} s: "
                 f"{self.hindrance()}",
                 reason=Reason.CHILD_SETUP,
             )

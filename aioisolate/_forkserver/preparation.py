@@ -61,13 +61,13 @@ def prepare(setup: protocol.Setup, fd: int) -> dict[int, str]:
     _library[:] = [entry for entry in sys.path if entry in (home, f"{home}/lib-dynload")]
     sys.path[:] = setup.path
     watch = None
-    if setup.policy is not None:
-        policy = ConfinementSpec(*setup.policy)
+    if setup.confinement is not None:
+        confinement = ConfinementSpec(*setup.confinement)
         with library_first():  # before a preloaded module can change the search path
             from .._child import confine, rlimits  # noqa: F401, PLC0415 - only with a sandbox
 
-            confine.get_ready(policy)
-            if policy.codec != "pickle":
+            confine.get_ready(confinement)
+            if confinement.codec != "pickle":
                 from .._child import descriptors  # noqa: F401, PLC0415 - only for untrusted code
                 from . import module_resources  # noqa: PLC0415 - only for untrusted code
 

@@ -39,7 +39,7 @@ class Setup(NamedTuple):
         path: the `sys.path` of that process.
         preload: the names of the modules to import.
         bound_early: LD_BIND_NOW was set for the server alone, not for its children's programs.
-        policy: the fields of a `ConfinementSpec`, or None.
+        confinement: the fields of a `ConfinementSpec`, or None.
         tied: an `alive_pipe` kills the server with its parent, not a parent-death signal.
     """
 
@@ -47,7 +47,7 @@ class Setup(NamedTuple):
     path: list[str]
     preload: tuple[str, ...]
     bound_early: bool
-    policy: tuple[Any, ...] | None = None
+    confinement: tuple[Any, ...] | None = None
     tied: bool = False
 
 

@@ -31,7 +31,7 @@ class SendQueue:
 
     def __init__(self, backend: AsyncBackend) -> None:
         self._backend = backend
-        self._letters: deque[_Message] = deque()
+        self._messages: deque[_Message] = deque()
         self._again: eventloop.Background | None = None
         self._closed = False
         self._socket: _socket.socket
@@ -42,7 +42,7 @@ class SendQueue:
 
     def put(self, data: bytes) -> None:
         """Send *data* as soon as possible."""
-        self._letters.append(_Message(data))
+        self._messages.append(_Message(data))
         self.send()
 
     def pass_on(
@@ -53,34 +53,34 @@ class SendQueue:
         on_refused: Callable[[OSError], object],
     ) -> None:
         """Send *data* with descriptors, which stay open until one of the callbacks is called."""
-        self._letters.append(_Message(data, fds, on_passed, on_refused))
+        self._messages.append(_Message(data, fds, on_passed, on_refused))
         self.send()
 
     def send(self) -> None:
         """Send as many messages as the socket accepts."""
-        while self._letters:
-            letter = self._letters[0]
+        while self._messages:
+            message = self._messages[0]
             try:
-                sent = messages.send(self._socket, letter.data, letter.passing)
+                sent = messages.send(self._socket, message.data, message.passing)
             except BlockingIOError:
                 return  # the server is busy; the rest is sent when its next record arrives
             except (BrokenPipeError, ConnectionResetError):
-                self._letters.clear()  # the server is dead: its closed socket will show that
+                self._messages.clear()  # the server is dead: its closed socket will show that
                 return
             except OSError as exc:
-                if not letter.passing:
+                if not message.passing:
                     self._try_again()
                     return
                 # The server lives. The kernel limits a user's descriptors in flight;
                 # since they travel with the first byte, none has been sent.
-                self._letters.popleft()
-                letter.on_refused(exc)
+                self._messages.popleft()
+                message.on_refused(exc)
                 continue
-            if sent < len(letter.data):
-                self._letters[0] = _Message(letter.data[sent:])
+            if sent < len(message.data):
+                self._messages[0] = _Message(message.data[sent:])
             else:
-                self._letters.popleft()
-            letter.on_passed()
+                self._messages.popleft()
+            message.on_passed()
 
     def _try_again(self) -> None:
         if self._again is None and not self._closed:
@@ -94,11 +94,11 @@ class SendQueue:
     def forget_fds(self) -> None:
         """Remove unsent messages that carry descriptors, which are about to be closed."""
         # The rest of a message sent in part carries no descriptors any more, and must follow.
-        self._letters = deque(letter for letter in self._letters if not letter.passing)
+        self._messages = deque(message for message in self._messages if not message.passing)
 
     def close(self) -> None:
         """Remove all unsent messages, and do not retry."""
         self._closed = True
-        self._letters.clear()
+        self._messages.clear()
         if self._again is not None:
             self._again.cancel()

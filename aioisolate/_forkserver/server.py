@@ -69,14 +69,14 @@ def main(fd: int) -> NoReturn:
         if os.getppid() != setup.parent_pid:
             os._exit(1)
         try:
-            bootstrap.volunteer()  # and every child with it
+            bootstrap.set_oom_score_adj()  # and every child with it
             opened = preparation.prepare(setup, fd)
             faulthandler.disable()  # enabled again in the children
             # Not for the children: Python's handler of SIGINT, and handlers that imports installed.
             signals.reset(signals.handled())
-            policy = None if setup.policy is None else ConfinementSpec(*setup.policy)
+            confinement = None if setup.confinement is None else ConfinementSpec(*setup.confinement)
             repeating = random_generators.find(setup.preload) if setup.preload else []
-            server = Server(channel, policy, opened, repeating, tied=setup.tied)
+            server = Server(channel, confinement, opened, repeating, tied=setup.tied)
         except BaseException as exc:  # noqa: BLE001 - an import can raise anything
             _tell_failure(channel, exc)
             os._exit(1)
@@ -93,7 +93,7 @@ def serve_copy(spec: ChildSpec, streams: Sequence[object]) -> int:
     for fd in {spec.null, spec.empty, spec.scratch}:
         os.close(fd)
     channel = _socket.socket(fileno=spec.channel)
-    policy, preload, changes, tied = spec.args
+    confinement, preload, changes, tied = spec.args
     try:
         try:
             if changes is not None:
@@ -101,7 +101,7 @@ def serve_copy(spec: ChildSpec, streams: Sequence[object]) -> int:
 
                 change(*changes)
             preparation.preload(preload)
-            server = Server(channel, policy, None, random_generators.find(preload), tied=tied)
+            server = Server(channel, confinement, None, random_generators.find(preload), tied=tied)
         except BaseException as exc:
             _tell_failure(channel, exc)
             raise
@@ -145,20 +145,20 @@ class Server:
     def __init__(
         self,
         control_channel: _socket.socket,
-        policy: ConfinementSpec | None = None,
+        confinement: ConfinementSpec | None = None,
         opened: Mapping[int, str] | None = None,
         repeating: Sequence[random_generators.Found] = (),
         *,
         tied: bool = False,
     ) -> None:
-        """Prepare the server; with a *policy*, engage the layers that its children share.
+        """Prepare the server; with *confinement*, engage the layers that its children share.
 
         *opened*: which module opened which descriptor; None: this process is a copy of the parent.
         *repeating*: the random generators that each child will have a copy of.
         *tied*: an `alive_pipe` kills the server with its parent, not a parent-death signal.
         """
         self._repeating = repeating
-        self._selfcheck = selfcheck.SelfCheck(held=policy is not None)
+        self._selfcheck = selfcheck.SelfCheck(held=confinement is not None)
         self._channel = control_channel
         self._own = own = fds.Descriptors()
         memfd.sealable()  # cache the answer, which a confined child may not be able to find out
@@ -168,7 +168,7 @@ class Server:
         self._null = self._empty = null
         self._channel_at = own.own(fds.duplicate(null))
         self._scratch_at = own.own(fds.duplicate(null))
-        self._reaper = Reaper(spares=policy is None or policy.codec == "pickle")
+        self._reaper = Reaper(spares=confinement is None or confinement.codec == "pickle")
         self._inbox = protocol.Inbox()
         self._parcels = protocol.ReceivedFds()
         # The descriptors of the child that is about to be forked.
@@ -186,32 +186,32 @@ class Server:
         self._sever = (control_channel.fileno(), *self._reaper.fds())
         self._ground: confine.PreparedLayers | None = None
         self._engaged: list[str] = []
-        if policy is not None:
+        if confinement is not None:
             self._end_threads()  # only a process with a single thread may enter a user namespace
-            if policy.codec != "pickle":
+            if confinement.codec != "pickle":
                 self._empty = fds.lift(
                     own.own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)), own
                 )
                 self._spec.strangers = []
                 self._spec.dev = self._open_dev()
                 self._take_stock()  # while paths are those that the user knows
-            self._confine(policy, tied)
+            self._confine(confinement, tied)
         attached_memory.watch_for_module()
         imports.be_as_lazy_as_before()  # the children are like the parent
         self._settle()
 
-    def _confine(self, policy: ConfinementSpec, tied: bool) -> None:
+    def _confine(self, confinement: ConfinementSpec, tied: bool) -> None:
         from .._child import confine, rlimits  # noqa: F401, PLC0415 - only with a sandbox
 
-        if policy.codec != "pickle":
+        if confinement.codec != "pickle":
             # Output is not read either, unless it is captured.
             os.dup2(self._null, 1)
             os.dup2(self._null, 2)
-        confine.get_ready(policy)
-        self._spec.policy = policy
-        self._spec.codec = policy.codec
+        confine.get_ready(confinement)
+        self._spec.confinement = confinement
+        self._spec.codec = confinement.codec
         self._ground = confine.PreparedLayers()
-        self._engaged = confine.enter_server(policy, self._ground, tied=tied)
+        self._engaged = confine.enter_server(confinement, self._ground, tied=tied)
 
     def _open_dev(self) -> int:
         try:
@@ -269,7 +269,7 @@ class Server:
         sys.stdin, sys.stdout, sys.stderr = streams
         sys.__stdin__, sys.__stdout__, sys.__stderr__ = streams  # type: ignore[misc]
         spec.nonce = b"\0" * NONCE_SIZE
-        spec.policy = spec.bounds = spec.result_size = None
+        spec.confinement = spec.rlimits = spec.result_size = None
         spec.codec = "pickle"
         spec.statm = -1
         spec.weak = None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from .._async_backend import AsyncBackend
 from .._call.fork_safety import OtherThreads
-from .._call.forked import draft_order, open_empty
+from .._call.forked import draft_spec, open_empty
 from .._child import bootstrap
 from .._child.environment import difference
 from .._child.layers import ConfinementSpec
@@ -25,14 +25,14 @@ def launch_copy(
     backend: AsyncBackend,
     functions: ancestry.Functions,
     others: OtherThreads,
-    policy: ConfinementSpec | None,
+    confinement: ConfinementSpec | None,
     *,
     preload: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Launch:
     """Return a launcher of copies of this process, which has *functions* now.
 
-    *others*: the other threads of this process. *policy*: what confines the copies.
+    *others*: the other threads of this process. *confinement*: what confines the copies.
     *preload*: the modules they import first, with *environment*.
     """
 
@@ -43,11 +43,11 @@ def launch_copy(
         try:
             null = own.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
             scratch = memfd.create(own)
-            empty, confined = open_empty(policy, own)
+            empty, confined = open_empty(confinement, own)
             keep = frozenset((fd, null, empty, scratch))
-            spec = draft_order(keep, backend, bool(others), ends, confined=confined)
+            spec = draft_spec(keep, backend, bool(others), ends, confined=confined)
             spec.then = serve_copy
-            spec.fn, spec.args = serve_copy, (policy, preload, changes, bool(ends))
+            spec.fn, spec.args = serve_copy, (confinement, preload, changes, bool(ends))
             spec.nonce = b"\0" * 8
             spec.parent_pid = os.getpid()
             spec.channel = fd

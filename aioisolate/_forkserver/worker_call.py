@@ -123,7 +123,7 @@ class WorkerCall:
         self._stranger = plan.options.codec != "pickle"
         self.group: CallCgroup | None = None
         self._fds = Descriptors()
-        self.has_init = plan.policy is not None and plan.policy.init
+        self.has_init = plan.confinement is not None and plan.confinement.init
         self.pid = worker.pid
         self.suspicion = ""
         self.end_fd = -1
@@ -147,7 +147,7 @@ class WorkerCall:
         options, fds, stream = plan.options, self._fds, call.stream
         self._sent_along: list[int] = []
         self.streams = ()
-        limits, bounds = options.limits, plan.enforcement.bounds
+        limits, rlimits = options.limits, plan.enforcement.rlimits
         if plan.enforcement.group is not None:
             from .._call import call_cgroup  # noqa: PLC0415 - only with limits
 
@@ -165,7 +165,9 @@ class WorkerCall:
         stdin = options.stdin == "inherit" and sys.__stdin__ is not None and is_open(0)
         if stdin:
             self._sent_along.append(0)
-        silent = plan.policy is not None and plan.policy.codec != "pickle"  # since the fork
+        silent = (
+            plan.confinement is not None and plan.confinement.codec != "pickle"
+        )  # since the fork
         output = options.output != "inherit" and not (silent and options.output == "null")
         if output:
             null = fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
@@ -194,7 +196,7 @@ class WorkerCall:
             len(call.passed_fds.fds),
             options.codec,
             None if limits is None else limits.result_size,
-            None if bounds is None else tuple(bounds),
+            None if rlimits is None else tuple(rlimits),
             entrances,
             beside,
             call.texts,
@@ -393,7 +395,7 @@ def drop(large_call: LargeCall) -> None:
 
 
 def _needs_source(plan: Plan) -> calls.NeedsSource:
-    confined = plan.policy is not None and plan.policy.read is not None
+    confined = plan.confinement is not None and plan.confinement.read is not None
     return _is_confined if confined else _is_no_file
 
 
@@ -411,7 +413,7 @@ def _unpicklable(exc: BaseException) -> CallableDidNotExecuteError:
         )
     elif isinstance(exc, NoThreadError):
         reason = Reason.PIPE_CREATION
-        text = f"no thread could be had to pickle fn's arguments: {exc.strerror}"
+        text = f"no thread could be started to pickle fn's arguments: {exc.strerror}"
     elif isinstance(exc, UnwritableError):
         reason = Reason.PIPE_CREATION
         text = f"fn's arguments could not be written to a file in memory: {exc.strerror}"

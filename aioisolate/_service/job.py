@@ -315,7 +315,8 @@ class Job(Generic[T]):
             entered = await self._queue(service.enter, self._queue_timeout)
             if not entered:
                 raise StartTimeoutError(
-                    f"fn was not called: its turn did not come within {self._queue_timeout:g} s",
+                    "fn was not called: it waited for its turn longer than "
+                    f"{self._queue_timeout:g} s",
                     reason=Reason.QUEUE_TIMEOUT,
                 )
         self._deadlines = Deadlines(self._plan.options)

@@ -127,8 +127,10 @@ class ForkSource:
         environment = self._environment
         if environment is None:
             return ForkedChild(plan, self._of_task(), others)
-        if plan.policy is not None:
-            plan = plan._replace(policy=_with_environment(plan.policy, environment, copied=True))
+        if plan.confinement is not None:
+            plan = plan._replace(
+                confinement=_with_environment(plan.confinement, environment, copied=True)
+            )
             environment = None  # it is set with the other layers
         return ForkedChild(plan, self._of_task(), others, environment)
 
@@ -165,15 +167,15 @@ class ServerSource:
         pool: Pool,
         functions: ancestry.Functions | None = None,
         *,
-        policy: ConfinementSpec | None = None,
+        confinement: ConfinementSpec | None = None,
         suspicion: str = "",
     ) -> None:
         """Prepare the source; *functions*: those that the server has as a copy of this process.
 
-        *policy*: what confines the children. *suspicion*: as in `Child`.
+        *confinement*: what confines the children. *suspicion*: as in `Child`.
         """
         self._suspicion = suspicion
-        self._layers = None if policy is None else policy.child_layers
+        self._layers = None if confinement is None else confinement.child_layers
         self._backend = backend
         self._pool = pool
         self._functions = functions
@@ -277,11 +279,11 @@ class ServerSource:
         # Once for each codec: searching for a library that is not installed takes long.
         if plan.options.codec not in self._codecs:
             self._codecs.add(plan.options.codec)
-            from .._wire import plain_data  # noqa: PLC0415 - only with a data codec
+            from .._wire import plain_data  # noqa: PLC0415 - only with a data-only codec
 
             self._pool.learn("aioisolate._wire.plain_data")
             self._pool.learn(plain_data.module_name(plan.options.codec))
-        if plan.enforcement.bounds is not None:
+        if plan.enforcement.rlimits is not None:
             self._pool.learn("aioisolate._child.rlimits")
         if self._functions is not None:
             return call
@@ -320,7 +322,7 @@ def fresh_interpreter(
     environment: Mapping[str, str] | None,
     python: str,
     warm: int,
-    policy: ConfinementSpec | None,
+    confinement: ConfinementSpec | None,
     patience: float | None,
 ) -> ServerSource:
     """Return a source of children of a fresh interpreter.
@@ -328,14 +330,14 @@ def fresh_interpreter(
     *patience*: how many seconds a call may wait for its child. *python*: the program of the
     interpreter; "": this process's.
     """
-    if policy is not None:
+    if confinement is not None:
         if environment is not None:  # but not the sandbox's environment
-            policy = _with_environment(policy, environment)
-        own = os.environ if policy.env is None else policy.env
+            confinement = _with_environment(confinement, environment)
+        own = os.environ if confinement.env is None else confinement.env
         # Each further arena of malloc takes 64 MiB of the address space that a limit leaves.
         environment = {"MALLOC_ARENA_MAX": "2", **own}
-    told = None if policy is None else tuple(policy)
-    wanted = None if policy is None else policy.server_layers
+    told = None if confinement is None else tuple(confinement)
+    wanted = None if confinement is None else confinement.server_layers
 
     def setup() -> protocol.Setup:
         try:
@@ -351,7 +353,7 @@ def fresh_interpreter(
     backend = backend._replace(task=None)
     launch = launch_interpreter(environment, python)
     pool = Pool(backend, launch, setup, warm=warm, layers=wanted, patience=patience)
-    return ServerSource(backend, pool, policy=policy)
+    return ServerSource(backend, pool, confinement=confinement)
 
 
 def _as_text(entry: object) -> str | None:
@@ -364,41 +366,41 @@ def template(
     preload: Sequence[str],
     environment: Mapping[str, str] | None,
     warm: int,
-    policy: ConfinementSpec | None,
+    confinement: ConfinementSpec | None,
     patience: float | None,
 ) -> ServerSource:
     """Return a source of children of a copy of this process as it is now."""
-    if policy is not None:
+    if confinement is not None:
         if environment is not None:
-            policy = _with_environment(policy, environment)
-        environment = policy.env  # for *preload*, too
+            confinement = _with_environment(confinement, environment)
+        environment = confinement.env  # for *preload*, too
     functions = ancestry.functions_of_now()
     others = fork_safety.look(threads.others())
     launch = launch_copy(
-        backend, functions, others, policy, preload=preload, environment=environment
+        backend, functions, others, confinement, preload=preload, environment=environment
     )
-    layers = None if policy is None else policy.server_layers
+    layers = None if confinement is None else confinement.server_layers
     backend = backend._replace(task=None)  # only the copy itself has to forget the task
     pool = Pool(backend, launch, None, warm=warm, layers=layers, patience=patience)
     return ServerSource(
         backend,
         pool,
         functions,
-        policy=policy,
+        confinement=confinement,
         suspicion=others.suspicion(),
     )
 
 
 def _with_environment(
-    policy: ConfinementSpec, environment: Mapping[str, str], *, copied: bool = False
+    confinement: ConfinementSpec, environment: Mapping[str, str], *, copied: bool = False
 ) -> ConfinementSpec:
-    """Return a policy with another environment; *copied*: the child sets it, not its server."""
-    policy = policy._replace(env=dict(environment))
+    """Return a confinement with another environment; *copied*: the child sets it."""
+    confinement = confinement._replace(env=dict(environment))
     if copied:
-        layers = tuple(sorted({*policy.child_layers, Layer.ENVIRONMENT}))
-        return policy._replace(child_layers=layers)
-    layers = tuple(sorted({*policy.server_layers, Layer.ENVIRONMENT}))
-    return policy._replace(server_layers=layers)
+        layers = tuple(sorted({*confinement.child_layers, Layer.ENVIRONMENT}))
+        return confinement._replace(child_layers=layers)
+    layers = tuple(sorted({*confinement.server_layers, Layer.ENVIRONMENT}))
+    return confinement._replace(server_layers=layers)
 
 
 def _import_here(name: str) -> None:

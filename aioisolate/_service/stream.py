@@ -202,7 +202,7 @@ class Stream(Generic[T]):
         options = self.job._plan.options
         if options.codec == "pickle":
             return size
-        from .._wire import plain_data  # noqa: PLC0415 - only with a data codec
+        from .._wire import plain_data  # noqa: PLC0415 - only with a data-only codec
 
         return plain_data.effort(options.codec, pieces, options.result_type)
 
@@ -216,7 +216,7 @@ class Stream(Generic[T]):
             if options.codec == "pickle":
                 load = codecs.load_at_once if at_once else codecs.load
                 return load(pieces, fds=passed_fds.listed())
-            from .._wire import plain_data  # noqa: PLC0415 - only with a data codec
+            from .._wire import plain_data  # noqa: PLC0415 - only with a data-only codec
 
             return plain_data.load(options.codec, pieces, options.result_type)
         except codecs.ImportNeeded:

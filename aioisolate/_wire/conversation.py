@@ -158,7 +158,8 @@ class Conversation:
             if passed_fds > len(self._unclaimed):
                 raise ProtocolError(
                     f"a {kind.name} frame came without its descriptors: it has {passed_fds}, and "
-                    f"{len(self._unclaimed)} came (this process may have none left to receive)"
+                    f"{len(self._unclaimed)} came "
+                    "(this process may have no descriptor left, see RLIMIT_NOFILE)"
                 )
             message = kind, body, self._unclaimed[:passed_fds]
             del self._unclaimed[:passed_fds]

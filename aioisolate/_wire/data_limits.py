@@ -175,7 +175,7 @@ def _stamp_size(data: bytes, at: int) -> int:
     for head, size in _STAMPS.items():
         if data.startswith(head, at):
             return size
-    raise ValueError(f"the data has something of a type that is not plain (code {data[at]:#x})")
+    raise ValueError(f"the data has a value of an unknown type (code {data[at]:#x})")
 
 
 # The number of bytes in one step: other threads can run between steps.

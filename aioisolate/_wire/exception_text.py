@@ -95,8 +95,8 @@ class Comparison:
 
     WHOLLY = 2
 
-    def __init__(self, sayings: ExceptionText, exc: BaseException) -> None:
-        self._sayings = sayings
+    def __init__(self, exception_text: ExceptionText, exc: BaseException) -> None:
+        self._exception_text = exception_text
         self._exc = exc
         self._texts: dict[Callable[[Any], str], str] = {}
 
@@ -108,7 +108,7 @@ class Comparison:
 
     def _ask(self, say: Callable[[Any], str]) -> str:
         if say not in self._texts:
-            self._texts[say] = self._sayings.ask(say, self._exc)
+            self._texts[say] = self._exception_text.ask(say, self._exc)
         return self._texts[say]
 
     def alike(self, copy: BaseException) -> int:
@@ -121,11 +121,11 @@ class Comparison:
         return self.WHOLLY if self._same(repr, copy) else 1
 
     def _same(self, say: Callable[[Any], str], copy: BaseException) -> bool:
-        ours, theirs = self._ask(say), self._sayings.ask(say, copy)
+        ours, theirs = self._ask(say), self._exception_text.ask(say, copy)
         if ours == theirs or _essence(ours) == _essence(theirs):
             return True
         # The text may differ between calls, for example by a time or a counter.
-        return _essence(ours) != _essence(self._sayings.ask(say, self._exc))
+        return _essence(ours) != _essence(self._exception_text.ask(say, self._exc))
 
 
 def _essence(text: str) -> list[str]:

@@ -103,7 +103,7 @@ class _Listing:
         self._gaps: dict[int, int] = {}
         self._walked: set[int] = set()
         self._open: set[int] = set()
-        self.sayings = ExceptionText()
+        self.exception_text = ExceptionText()
         self._trials: dict[int, _Trial] = {}
         self.born_here: set[int] | None = None  # see SharedClassPickler; computed once
         self.number(exc)
@@ -265,15 +265,15 @@ class _Trial(NamedTuple):
 def _try_all(listing: _Listing, exc: BaseException) -> _Trial:
     """Pickle an exception in the first way whose copy has the str and repr of the original."""
     cls = type(exc)
-    compare = Comparison(listing.sayings, exc)
+    compare = Comparison(listing.exception_text, exc)
     best: _Trial | None = None
-    why: object = "says something else of itself when it is made again"
+    why: object = "has another str() or repr() after unpickling"
     for way in _ways(listing, exc):
         trial = _try(listing, way)
         if not isinstance(trial, _Trial):
-            why = f"could not be made again: {type(trial).__name__}: {listing.sayings.line(trial)}"
+            why = f"can't be rebuilt: {type(trial).__name__}: {listing.exception_text.line(trial)}"
         elif type(trial.copy).__qualname__ != cls.__qualname__:
-            why = f"comes back as {type(trial.copy).__qualname__}"
+            why = f"is unpickled as {type(trial.copy).__qualname__}"
         else:
             # The repr of large data takes time proportional to its size.
             large = len(trial.pickle) > _COMPARED_MAX
@@ -363,7 +363,7 @@ def _state(exc: BaseException) -> State:
 def _notes(listing: _Listing, exc: BaseException, *more: str) -> Any:
     notes = part(exc, "__dict__").get("__notes__")
     if gap := listing.gap(exc):
-        more = (f"[{gap:,} exceptions of those that belong to this one are left out here]", *more)
+        more = (f"[{gap:,} exceptions that belong to this one are left out]", *more)
     if not more:
         return notes
     return [*(notes if isinstance(notes, (list, tuple)) else ()), *more]
@@ -380,7 +380,7 @@ def _nearest(listing: _Listing, exc: BaseException, why: str, compare: Compariso
     """Make an instance of the nearest base class that can be made and has the same text."""
     words = compare.words
     state = _state(exc)
-    notes = _notes(listing, exc, f"[{why}; this is the nearest base of it]")
+    notes = _notes(listing, exc, f"[{why}; this is an instance of its nearest base class]")
     for base in type(exc).__mro__[1:]:
         if not issubclass(base, BaseException):
             continue
@@ -495,14 +495,16 @@ def _with_losses(notes: Any, lost: Sequence[str]) -> Any:
     if not lost:
         return notes
     more = "" if len(lost) == 1 else f", and {len(lost) - 1:,} more"
-    note = f"[in words only, since it could not be pickled: {lost[0]}{more}]"
+    note = f"[as text only, since it could not be pickled: {lost[0]}{more}]"
     return [*(notes if isinstance(notes, (list, tuple)) else ()), note]
 
 
 def _put_into_words(listing: _Listing, thing: object, why: BaseException, lost: list[str]) -> Words:
-    cause = type(why).__name__ if isinstance(why, RecursionError) else listing.sayings.line(why)
+    cause = (
+        type(why).__name__ if isinstance(why, RecursionError) else listing.exception_text.line(why)
+    )
     lost.append(f"{full_name(type(thing))}: {cause}")
-    return listing.sayings.words(thing)
+    return listing.exception_text.words(thing)
 
 
 class _Pickler(SharedClassPickler):
@@ -581,5 +583,5 @@ def _frames(stack: TracebackType | None, kept: int) -> tuple[Frame, ...]:
         stack = stack.tb_next
     if count > 2 * kept:
         left_out = count - 2 * kept
-        outer.append(("...", f"<{left_out:,} frames that are left out here>", 1, None, None))
+        outer.append(("...", f"<{left_out:,} frames left out>", 1, None, None))
     return (*outer, *inner)

@@ -60,7 +60,7 @@ class FdBundle:
         if fd in self.fds:
             return self.fds.index(fd)
         if len(self.fds) == _MAX:
-            raise ValueError(f"more than {_MAX} snapshots and shared arrays can't travel at once")
+            raise ValueError(f"one message can carry at most {_MAX} snapshots and shared arrays")
         self.fds.append(fd)
         self._owners.append(owner)
         return len(self.fds) - 1

@@ -84,7 +84,7 @@ class TooLarge(ProtocolError):  # noqa: N818 - the name says the error
 
     def __init__(self, kind: Kind, size: int, limit: int) -> None:
         what = "an item that fn yielded" if kind is Kind.ITEM else f"a {kind.name} frame"
-        super().__init__(f"{what} has {size:,} bytes, and may have {limit:,}")
+        super().__init__(f"{what} has {size:,} bytes; the limit is {limit:,}")
         self.kind = kind
         self.size = size
         self.limit = limit
@@ -184,12 +184,12 @@ class FrameDecoder:
     def _check_start(self, head: bytes) -> None:
         # Stray bytes must not be mistaken for an incomplete header.
         if not head.startswith((MAGIC + self._nonce)[: len(head)]):
-            raise ProtocolError(f"the channel carries {head!r}, which is no frame")
+            raise ProtocolError(f"the channel carries {head!r}, which is not a frame")
 
     def _parse(self, head: bytes) -> tuple[Kind, int, int]:
         magic, nonce, number, passed_fds, length = _HEADER.unpack(head)
         if magic != MAGIC or nonce != self._nonce:
-            raise ProtocolError(f"the channel carries {head!r}, which is no frame")
+            raise ProtocolError(f"the channel carries {head!r}, which is not a frame")
         kind = _KINDS.get(number)
         if kind is None:
             raise ProtocolError(f"the channel carries a frame of unknown kind {number}")

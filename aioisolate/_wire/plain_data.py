@@ -86,7 +86,7 @@ def dump(codec: str, value: object, *, values: int = data_limits.VALUES_MAX) -> 
     except Exception as exc:
         path, culprit, why = _find(encode, value, "$") or ("$", value, exc)
         raise TypeError(
-            f"{path} is {_name(culprit)}, which is no plain data: {_words(why)}"
+            f"{path} is {_name(culprit)}, which is not plain data: {_words(why)}"
         ) from exc
     if codec == "json":
         if module is not None and b"null" in data:
@@ -138,7 +138,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _refuse_infinity(value: object, path: str) -> None:
     if isinstance(value, float) and not -_INFINITY < value < _INFINITY:
-        raise TypeError(f"{path} is {value}, which JSON has no word for")
+        raise TypeError(f"{path} is {value}, which JSON can't represent")
     for name, part in _parts(value):
         _refuse_infinity(part, path + name)
 

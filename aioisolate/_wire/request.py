@@ -35,7 +35,7 @@ class Request(NamedTuple):
             whether both processes are to see changes of the other.
         passed_fds: the number of remaining descriptors, for the call's objects.
         codec, result_size: see `ChildSpec`.
-        bounds: the fields of its `RlimitSpec`, or None.
+        rlimits: the fields of its `RlimitSpec`, or None.
         entrances: the number of descriptors, sent first, of control groups that the child joins.
         texts: the call's texts that are in the file beside: offset and length.
         exit_timeout: see `ChildSpec`.
@@ -56,7 +56,7 @@ class Request(NamedTuple):
     passed_fds: int = 0
     codec: str = "pickle"
     result_size: int | None = None
-    bounds: tuple[Any, ...] | None = None
+    rlimits: tuple[Any, ...] | None = None
     entrances: int = 0
     beside: bool = False
     texts: tuple[tuple[int, int], ...] = ()

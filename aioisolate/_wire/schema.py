@@ -46,7 +46,7 @@ def check(result_type: object, *, text_keys: bool) -> None:
 def _check_node(node: inspect.Type | inspect.Field, *, text_keys: bool) -> None:
     if isinstance(node, (inspect.CustomType, inspect.ExtType, inspect.RawType)):
         name = getattr(getattr(node, "cls", None), "__qualname__", type(node).__name__)
-        raise TypeError(f"{name} is no plain data")
+        raise TypeError(f"{name} is not plain data")
     if isinstance(node, (inspect.SetType, inspect.FrozenSetType)) and not _safe(node.item_type):
         raise TypeError(
             "a set of what is not text or bytes lets the child choose elements that collide; "

@@ -91,16 +91,14 @@ async def test_11_1_deep_exceptions_arrive_as_what_they_are(start):
         names = names_of(error)
         assert len(names) == 101
         assert len(set(names[:50] + names[51:])) == 1  # the outermost and the innermost
-        assert names[50].endswith(" frames that are left out here>")
-        assert count is None or names[50] == f"<{count - 100} frames that are left out here>"
+        assert names[50].endswith(" frames left out>")
+        assert count is None or names[50] == f"<{count - 100} frames left out>"
     assert "left out here" in "".join(traceback.format_exception(deep))
 
     errors = chain_of(chain)
     assert [error.args[0] for error in errors] == [*range(999, 949, -1), *range(48, -1, -1), "root"]
     assert type(errors[-1]) is KeyError
-    assert errors[49].__notes__ == [
-        "[901 exceptions of those that belong to this one are left out here]"
-    ]
+    assert errors[49].__notes__ == ["[901 exceptions that belong to this one are left out]"]
 
     depth = 0
     while isinstance(group, ExceptionGroup):
@@ -420,7 +418,7 @@ def test_11_2_what_can_not_be_pickled_costs_only_itself():
     assert copy.lock == repr(lock)
     assert copy.nested == {"lock": (repr(lock), "kept")}
     assert copy.__notes__[0] == "mine"
-    words = "[in words only, since it could not be pickled: _thread.lock: cannot pickle"
+    words = "[as text only, since it could not be pickled: _thread.lock: cannot pickle"
     assert copy.__notes__[1].startswith(words)
     assert type(copy.__cause__) is Held
     assert copy.__cause__.args == ("cause", repr(lock))
@@ -528,7 +526,7 @@ async def test_11_2_the_nearest_base_says_what_it_was(start):
     assert type(error) is ValueError
     assert str(error) == "token 9"
     assert f"{HERE}.Lost" in error.__notes__[0]
-    assert "nearest base" in error.__notes__[0]
+    assert "nearest base class" in error.__notes__[0]
 
 
 def test_11_2_the_nearest_base_is_not_only_a_builtin_one():

@@ -232,16 +232,16 @@ async def test_ctrl_c_while_an_argument_is_pickled_is_the_users():
 
 
 def test_nobody_but_the_future_keeps_its_result():
-    keepers = []
+    init_processes = []
     with executor_beside() as executor:
         future = executor.submit(list, "abc")
 
         def look(future):
-            keepers.extend(gc.get_referrers(future.result()))
+            init_processes.extend(gc.get_referrers(future.result()))
 
         future.add_done_callback(look)
         future.result()
-    assert all(owner is future or owner is vars(future) for owner in keepers), keepers
+    assert all(owner is future or owner is vars(future) for owner in init_processes), init_processes
 
 
 def test_from_another_thread():

@@ -38,8 +38,8 @@ from tests.internals import (
     CallOptions,
     Cgroup,
     diagnosis,
+    make_confinement,
     make_plan,
-    make_policy,
     oom,
     plan_limits,
     platform_features,
@@ -204,7 +204,7 @@ async def test_cpu_time(start):
         assert type(error) is CallableStatusUnknownError
         assert error.reason is Reason.CPU_LIMIT
         assert error.exit == -signal.SIGXCPU
-        assert "may use 1 s" in str(error)
+        assert "the limit is 1 s" in str(error)
         assert "in spin" in error.crash_traceback
         # By the kernel's ticks it has used 1 s, in which a busy machine may have run others.
         assert 0.5 < error.usage.user + error.usage.system < 2
@@ -433,7 +433,7 @@ async def test_result_size_of_items(start, codec):
         assert type(caught.value) is CallableStatusUnknownError  # it was not at its end
         assert caught.value.reason is Reason.RESULT_TOO_LARGE
         assert str(caught.value).startswith("an item that fn yielded, str, has 20,0")
-        assert str(caught.value).endswith("bytes, and may have 10,000")
+        assert str(caught.value).endswith("bytes; the limit is 10,000")
         assert got == [10]
 
 
@@ -448,7 +448,7 @@ async def test_a_forged_item_that_is_too_large(start, codec, length):
             error = await error_of(anext(items))
     assert type(error) is CallableStatusUnknownError
     assert error.reason is Reason.RESULT_TOO_LARGE
-    assert f"an item that fn yielded has {length:,} bytes, and may have 10,000" in str(error)
+    assert f"an item that fn yielded has {length:,} bytes; the limit is 10,000" in str(error)
 
 
 # Output
@@ -680,8 +680,8 @@ async def test_killed_when_the_machine_was_out_of_memory(start, monkeypatch):
 
 
 def plan(limits, here=HERE, sandbox=None):
-    policy = None if sandbox is None else make_policy(sandbox, here, "fork")
-    return plan_limits(limits, sandbox, policy, here)
+    confinement = None if sandbox is None else make_confinement(sandbox, here, "fork")
+    return plan_limits(limits, sandbox, confinement, here)
 
 
 def refusal(limits, here, sandbox=None):
@@ -702,30 +702,30 @@ DARWIN = platform_features.Containment("darwin", False, "", "", 0, False, frozen
 def test_what_no_machine_lacks():
     small = Limits(cpu_time=1.2, open_files=1, file_size=0, core_size=0, address_space=1)
     for here in (FULL, ORDINARY, DARWIN):
-        bounds, group = plan(small, here)
+        rlimits, group = plan(small, here)
         assert group is None
-        assert bounds.cpu_time == 2
+        assert rlimits.cpu_time == 2
     assert plan(None) == (None, None)
 
 
 def test_memory_needs_linux():
     assert "limits.memory" in refusal(Limits(memory=1), DARWIN)
     assert "darwin" in refusal(Limits(memory=1), DARWIN)
-    assert plan(Limits(memory=5), ORDINARY).bounds.memory == 5
+    assert plan(Limits(memory=5), ORDINARY).rlimits.memory == 5
 
 
 def test_processes_need_somebody_who_counts():
     for here in (NO_GROUPS, ORDINARY, DARWIN, NO_GROUPS._replace(groups=frozenset({"memory"}))):
         assert "limits.processes" in refusal(Limits(processes=3), here)
-    bounds, group = plan(Limits(processes=3), FULL)
-    assert bounds.processes is None
+    rlimits, group = plan(Limits(processes=3), FULL)
+    assert rlimits.processes is None
     assert group == (None, 3)
     guard = Sandbox.crash_guard(cgroup="off")
     assert "limits.processes" in refusal(Limits(processes=3), FULL, guard)
     # A user of its own, or a namespace of its own where users are counted.
     own = Sandbox()
-    assert plan(Limits(processes=3), NO_GROUPS, own).bounds.processes == 3
-    assert plan(Limits(processes=3), ORDINARY, own).bounds.processes == 3
+    assert plan(Limits(processes=3), NO_GROUPS, own).rlimits.processes == 3
+    assert plan(Limits(processes=3), ORDINARY, own).rlimits.processes == 3
     old = ORDINARY._replace(processes_by_namespace=False)
     assert "limits.processes" in refusal(Limits(processes=3), old, own)
 
@@ -733,12 +733,12 @@ def test_processes_need_somebody_who_counts():
 def test_processes_of_a_given_user():
     """It may have others, of other calls even."""
     given = Sandbox(user=77)
-    bounds, group = plan(Limits(processes=3), FULL, given)
-    assert bounds.processes is None
+    rlimits, group = plan(Limits(processes=3), FULL, given)
+    assert rlimits.processes is None
     assert group == (None, 3)
-    bounds, group = plan(Limits(processes=3), NO_GROUPS, given)
-    assert bounds.processes == 3
-    assert bounds.besides  # those that user 77 has when the call begins
+    rlimits, group = plan(Limits(processes=3), NO_GROUPS, given)
+    assert rlimits.processes == 3
+    assert rlimits.besides  # those that user 77 has when the call begins
     assert group is None
     programs = Sandbox(user=77, subprocesses=True)
     assert "limits.processes" in refusal(Limits(processes=3), NO_GROUPS, programs)
@@ -746,8 +746,8 @@ def test_processes_of_a_given_user():
 
 def test_memory_of_all_processes_together():
     tree = Sandbox(subprocesses=True)
-    bounds, group = plan(Limits(memory=9), FULL, tree)
-    assert bounds.memory == 9  # each of them, too
+    rlimits, group = plan(Limits(memory=9), FULL, tree)
+    assert rlimits.memory == 9  # each of them, too
     assert group.memory == 9
     assert "limits.memory" in refusal(Limits(memory=9), NO_GROUPS, tree)
     # One process, whose limit its own is; and code that is trusted.

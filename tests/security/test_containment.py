@@ -36,7 +36,7 @@ from tests.internals import (
     containment,
     fds,
     killing,
-    make_policy,
+    make_confinement,
     make_view,
     memfd,
     namespaces,
@@ -507,21 +507,21 @@ def test_what_counts_makes_no_process():
 
 
 def test_without_the_right_to_kill_nobody_becomes_another_user():
-    policy = make_policy(Sandbox(), POOR_ROOT, "zygote")
-    assert policy.uid == -1
-    assert policy.drop
-    assert Layer.CAPABILITIES in policy.child_layers
+    confinement = make_confinement(Sandbox(), POOR_ROOT, "zygote")
+    assert confinement.uid == -1
+    assert confinement.drop
+    assert Layer.CAPABILITIES in confinement.child_layers
     with pytest.raises(CallableDidNotExecuteError, match="SETUID, SETGID and KILL") as caught:
-        make_policy(Sandbox(user=77), POOR_ROOT, "zygote")
+        make_confinement(Sandbox(user=77), POOR_ROOT, "zygote")
     assert caught.value.reason is Reason.FEATURE_UNAVAILABLE
 
 
 def test_all_capabilities_go_but_with_keep():
     for user, dropped in (("auto", True), ("unprivileged", True), ("keep", False)):
-        assert make_policy(Sandbox(user=user), POOR_ROOT, "fork").drop is dropped
-    assert not make_policy(Sandbox(), FULL, "fork").drop
-    assert make_policy(Sandbox(user="unprivileged"), FULL, "fork").drop
-    assert not make_policy(Sandbox(), POOR_USER, "fork").drop  # there are none
+        assert make_confinement(Sandbox(user=user), POOR_ROOT, "fork").drop is dropped
+    assert not make_confinement(Sandbox(), FULL, "fork").drop
+    assert make_confinement(Sandbox(user="unprivileged"), FULL, "fork").drop
+    assert not make_confinement(Sandbox(), POOR_USER, "fork").drop  # there are none
 
 
 @needs_root
@@ -537,18 +537,18 @@ async def test_root_that_stays_has_no_capability(start):
 
 def test_threads_are_counted_or_forbidden():
     box = Sandbox.untrusted()
-    poor = make_policy(box, POOR_USER, "zygote")
+    poor = make_confinement(box, POOR_USER, "zygote")
     assert poor.threads
-    found = plan_limits(box.limits, box, poor, POOR_USER, "zygote").bounds
+    found = plan_limits(box.limits, box, poor, POOR_USER, "zygote").rlimits
     assert found.processes == 16
     assert found.besides
-    policy = make_policy(box, POOR_ROOT, "zygote")
-    assert not policy.threads
-    assert plan_limits(box.limits, box, policy, POOR_ROOT, "zygote").bounds.processes is None
+    confinement = make_confinement(box, POOR_ROOT, "zygote")
+    assert not confinement.threads
+    assert plan_limits(box.limits, box, confinement, POOR_ROOT, "zygote").rlimits.processes is None
     group = POOR_ROOT._replace(groups=frozenset({"pids"}))
-    policy = make_policy(box, group, "zygote")
-    assert policy.threads
-    assert plan_limits(box.limits, box, policy, group, "zygote").group == (None, 16)
+    confinement = make_confinement(box, group, "zygote")
+    assert confinement.threads
+    assert plan_limits(box.limits, box, confinement, group, "zygote").group == (None, 16)
 
 
 @one_loop
@@ -571,43 +571,43 @@ async def test_a_filter_without_threads(monkeypatch):
 
 def test_limits_that_can_not_be_held_are_left_out_with_a_warning():
     box = Sandbox(subprocesses=True, missing="warn", namespaces="off", user="keep")
-    policy = make_policy(box, POOR_ROOT, "zygote")
+    confinement = make_confinement(box, POOR_ROOT, "zygote")
     with pytest.warns(SandboxWarning, match=r"limits\.processes"):
-        found = plan_limits(Limits(processes=3, open_files=5), box, policy, POOR_ROOT)
-    assert found.bounds.processes is None
-    assert found.bounds.open_files == 5
+        found = plan_limits(Limits(processes=3, open_files=5), box, confinement, POOR_ROOT)
+    assert found.rlimits.processes is None
+    assert found.rlimits.open_files == 5
 
 
 def test_refusals_say_what_to_change():
     box = Sandbox(subprocesses=True, namespaces="off", limits=Limits(processes=3))
-    policy = make_policy(box, POOR_ROOT, "zygote")
+    confinement = make_confinement(box, POOR_ROOT, "zygote")
     with pytest.raises(CallableDidNotExecuteError) as caught:
-        plan_limits(box.limits, box, policy, POOR_ROOT)
+        plan_limits(box.limits, box, confinement, POOR_ROOT)
     text = str(caught.value)
     assert "give the container the capabilities SETUID, SETGID and KILL" in text
     assert "pids control group" in text
     assert "leave out limits.processes" in text
     filtered = POOR_USER._replace(landlock=0, why_no_landlock="a filter forbids it")
     with pytest.raises(CallableDidNotExecuteError, match=r"a filter.*without=\['landlock'\]"):
-        make_policy(Sandbox(), filtered, "zygote")
+        make_confinement(Sandbox(), filtered, "zygote")
 
 
 def test_a_process_that_is_not_dumpable():
     here = FULL._replace(becomes=False, namespaces="user", dumpable=False)
-    assert make_policy(Sandbox(), here, "zygote").unshare
+    assert make_confinement(Sandbox(), here, "zygote").unshare
     require = Sandbox(namespaces="require")
     with pytest.raises(CallableDidNotExecuteError, match="not dumpable"):
-        make_policy(require, here, "fork")
-    assert make_policy(require, here, "zygote").unshare
+        make_confinement(require, here, "fork")
+    assert make_confinement(require, here, "zygote").unshare
 
 
 def test_ids_in_a_user_namespace():
     here = FULL._replace(namespaces="user", spare=(32768, 1000))
-    policy = make_policy(Sandbox(), here, "zygote")
-    assert policy.as_user
-    assert policy.ids
-    assert policy.spare == (32768, 1000)
-    assert make_policy(Sandbox(user=77), here, "zygote").spare == (77, 1)
+    confinement = make_confinement(Sandbox(), here, "zygote")
+    assert confinement.as_user
+    assert confinement.ids
+    assert confinement.spare == (32768, 1000)
+    assert make_confinement(Sandbox(user=77), here, "zygote").spare == (77, 1)
 
 
 @pytest.mark.parametrize(
@@ -640,48 +640,48 @@ def test_names_are_checked():
         Sandbox(require="user")
     with pytest.raises(ValueError, match="level must be one of"):
         Sandbox.untrusted(level="high")
-    with pytest.raises(ValueError, match="comes with another layer"):
+    with pytest.raises(ValueError, match="another layer implies it"):
         Sandbox.untrusted(without=["no_new_privs"])
 
 
 def test_what_is_required_is_refused_where_it_is_missing():
     box = Sandbox.untrusted(require=["user"], missing="warn")
-    make_policy(box, FULL, "zygote")
-    with pytest.raises(CallableDidNotExecuteError, match="stays this user"):
-        make_policy(box, POOR_ROOT, "zygote")
-    make_policy(Sandbox.untrusted(), POOR_ROOT, "zygote")
+    make_confinement(box, FULL, "zygote")
+    with pytest.raises(CallableDidNotExecuteError, match="keep this user id"):
+        make_confinement(box, POOR_ROOT, "zygote")
+    make_confinement(Sandbox.untrusted(), POOR_ROOT, "zygote")
 
 
 def test_limits_without_a_sandbox_are_refused_as_limits():
-    with pytest.raises(CallableDidNotExecuteError, match="can't hold the limits of the call"):
+    with pytest.raises(CallableDidNotExecuteError, match="can't enforce the limits of the call"):
         plan_limits(Limits(processes=3), None, None, POOR_USER)
 
 
 def test_a_count_that_is_shared_is_not_what_is_required():
     box = Sandbox.untrusted(require=["limits.processes"])
-    policy = make_policy(box, POOR_USER, "zygote")
+    confinement = make_confinement(box, POOR_USER, "zygote")
     with pytest.raises(CallableDidNotExecuteError, match="on top of this user's other"):
-        plan_limits(box.limits, box, policy, POOR_USER, "zygote")
-    policy = make_policy(box, FULL, "zygote")
-    assert plan_limits(box.limits, box, policy, FULL, "zygote").bounds.processes == 16
+        plan_limits(box.limits, box, confinement, POOR_USER, "zygote")
+    confinement = make_confinement(box, FULL, "zygote")
+    assert plan_limits(box.limits, box, confinement, FULL, "zygote").rlimits.processes == 16
 
 
 def test_what_is_required_must_be_there():
     for name in ("scratch", "process namespace"):
         with pytest.raises(CallableDidNotExecuteError, match=f"'{name}' is required"):
-            make_policy(Sandbox(require=[name]), FULL, "zygote")
-    make_policy(Sandbox(require=["capabilities", "view of files"]), FULL, "zygote")
-    make_policy(Sandbox(require=["capabilities"], namespaces="off"), POOR_USER, "zygote")
+            make_confinement(Sandbox(require=[name]), FULL, "zygote")
+    make_confinement(Sandbox(require=["capabilities", "view of files"]), FULL, "zygote")
+    make_confinement(Sandbox(require=["capabilities"], namespaces="off"), POOR_USER, "zygote")
     with pytest.raises(CallableDidNotExecuteError, match="'capabilities' is required"):
-        make_policy(Sandbox(require=["capabilities"], user="keep"), FULL, "zygote")
+        make_confinement(Sandbox(require=["capabilities"], user="keep"), FULL, "zygote")
     box = Sandbox(require=["limits.memory", "control group"])
-    policy = make_policy(box, FULL, "zygote")
+    confinement = make_confinement(box, FULL, "zygote")
     with pytest.raises(CallableDidNotExecuteError, match=r"limits\.memory is required"):
-        plan_limits(None, box, policy, FULL)
+        plan_limits(None, box, confinement, FULL)
     with pytest.raises(CallableDidNotExecuteError, match="control group is required"):
-        plan_limits(Limits(memory=9), box, policy, FULL)
+        plan_limits(Limits(memory=9), box, confinement, FULL)
     grouped = Sandbox(require=["control group"], cgroup="require")
-    assert plan_limits(Limits(memory=9), grouped, policy, FULL).group == (9, None)
+    assert plan_limits(Limits(memory=9), grouped, confinement, FULL).group == (9, None)
 
 
 @needs_root
@@ -734,7 +734,7 @@ def test_no_layer_comes_of_leaving_one_out():
 def test_the_portable_level():
     box = Sandbox.untrusted(level="portable")
     first, *others = (
-        make_policy(box, here, "zygote")._replace(drop=False, child_layers=())
+        make_confinement(box, here, "zygote")._replace(drop=False, child_layers=())
         for here in (FULL._replace(becomes=False, processes_by_user=True), FULL, POOR_USER)
     )
     assert not first.unshare
@@ -763,15 +763,17 @@ def test_a_report_of_a_poor_place(monkeypatch):
     assert not found.holds("namespaces")
     assert found.holds("limits.processes")
     assert "no thread" in str(found)
-    assert "without it: it does without" in str(found)
+    assert "without it: the sandbox lacks it" in str(found)
     strict = features.report(Sandbox.untrusted(require=["namespaces"]))
     assert not strict.holds("sandbox")
-    assert "without it: it is refused" in str(strict)
+    assert "without it: the sandbox is refused" in str(strict)
     warning = features.report(Sandbox(missing="warn", subprocesses=True))
     assert "with a warning" in str(warning)
     required = features.report(Sandbox(missing="warn", require=["namespaces"]))
     assert "with a warning" not in str(required)
-    assert str(required).count("without it: it is refused") == 2  # as a whole, and that layer
+    assert (
+        str(required).count("without it: the sandbox is refused") == 2
+    )  # as a whole, and that layer
 
 
 def test_a_report_names_the_control_group(monkeypatch):
@@ -815,7 +817,7 @@ async def test_there_is_no_view_of_everything():
     assert "usr" in await run_isolated(os.listdir, "/", sandbox=box)
     assert not features.report(box, start="fork").holds("view of files")
     with pytest.raises(CallableDidNotExecuteError, match="'/' is among its paths"):
-        make_policy(Sandbox(read=["/"], scratch="1 MiB"), FULL, "fork")
+        make_confinement(Sandbox(read=["/"], scratch="1 MiB"), FULL, "fork")
 
 
 @pytest.mark.skipif(

@@ -39,7 +39,7 @@ from tests.internals import (
     confine,
     draining,
     landlock,
-    make_policy,
+    make_confinement,
     namespaces,
     pid_namespace,
     platform_features,
@@ -195,7 +195,7 @@ async def test_options_and_sandboxes():
         await run_isolated(actions.double, 4, sandbox=Sandbox.untrusted())
     with pytest.raises(TypeError, match="sandbox must be a Sandbox"):
         await run_isolated(actions.double, 4, sandbox="untrusted")
-    with pytest.raises(ValueError, match="data only"):
+    with pytest.raises(ValueError, match="data-only codec"):
         await run_isolated(actions.double, 4, sandbox=Sandbox(), codec="pickle")
     async with Isolator() as iso:
         with pytest.raises(TypeError, match="belongs to the Isolator"):
@@ -214,10 +214,10 @@ DARWIN = platform_features.Containment("darwin", False, "", "", 0, False, frozen
 
 def refusal(sandbox, here, start="fork"):
     with pytest.raises(CallableDidNotExecuteError) as caught:
-        make_policy(sandbox, here, start)
+        make_confinement(sandbox, here, start)
     assert caught.value.reason is Reason.FEATURE_UNAVAILABLE
-    with pytest.warns(SandboxWarning, match="can't hold what the sandbox promises"):
-        make_policy(changed(sandbox, missing="warn"), here, start)
+    with pytest.warns(SandboxWarning, match="can't enforce the sandbox"):
+        make_confinement(changed(sandbox, missing="warn"), here, start)
     return str(caught.value)
 
 
@@ -227,12 +227,12 @@ def changed(sandbox, **changes):
 
 
 def test_policy_of_root():
-    policy = make_policy(Sandbox(), FULL, "fork")
-    assert policy.unshare == namespaces.ALL
-    assert not policy.as_user
-    assert policy.uid == 0
-    assert not policy.init
-    assert set(policy.child_layers) == {
+    confinement = make_confinement(Sandbox(), FULL, "fork")
+    assert confinement.unshare == namespaces.ALL
+    assert not confinement.as_user
+    assert confinement.uid == 0
+    assert not confinement.init
+    assert set(confinement.child_layers) == {
         Layer.PRIVILEGES,
         Layer.NAMESPACES,
         Layer.VIEW,
@@ -241,32 +241,34 @@ def test_policy_of_root():
         Layer.LANDLOCK,
         Layer.SECCOMP,
     }
-    served = make_policy(Sandbox(), FULL, "zygote")
-    assert set(served.server_layers) | set(served.child_layers) == set(policy.child_layers)
-    assert make_policy(Sandbox(user=1234), FULL, "fork").uid == 1234
-    assert make_policy(Sandbox(user="keep"), FULL, "fork").uid == -1
-    more = make_policy(Sandbox(subprocesses=True, scratch="1 MiB"), FULL, "zygote")
+    served = make_confinement(Sandbox(), FULL, "zygote")
+    assert set(served.server_layers) | set(served.child_layers) == set(confinement.child_layers)
+    assert make_confinement(Sandbox(user=1234), FULL, "fork").uid == 1234
+    assert make_confinement(Sandbox(user="keep"), FULL, "fork").uid == -1
+    more = make_confinement(Sandbox(subprocesses=True, scratch="1 MiB"), FULL, "zygote")
     assert {Layer.PROCESSES, Layer.SCRATCH} <= set(more.child_layers)
-    open_ = make_policy(Sandbox(network="inherit"), FULL, "fork")
+    open_ = make_confinement(Sandbox(network="inherit"), FULL, "fork")
     assert not open_.unshare & namespaces.NEWNET
-    assert make_policy(Sandbox(namespaces="off"), FULL, "fork").unshare == 0
-    assert make_policy(Sandbox(namespaces="off", subprocesses=True), FULL, "fork").init is False
+    assert make_confinement(Sandbox(namespaces="off"), FULL, "fork").unshare == 0
+    assert (
+        make_confinement(Sandbox(namespaces="off", subprocesses=True), FULL, "fork").init is False
+    )
 
 
 def test_policy_of_an_ordinary_user():
-    policy = make_policy(Sandbox(), ORDINARY, "fork")
-    assert policy.as_user
-    assert policy.uid == -1
-    assert Layer.USER in policy.child_layers
+    confinement = make_confinement(Sandbox(), ORDINARY, "fork")
+    assert confinement.as_user
+    assert confinement.uid == -1
+    assert Layer.USER in confinement.child_layers
     assert "may not become the user 1234" in refusal(Sandbox(user=1234), ORDINARY)
-    guard = make_policy(Sandbox.crash_guard(), ORDINARY, "fork")
+    guard = make_confinement(Sandbox.crash_guard(), ORDINARY, "fork")
     assert guard.child_layers == (Layer.PRIVILEGES,)
 
 
 def test_policy_without_a_layer():
     assert "Landlock" in refusal(Sandbox(), FULL._replace(landlock=0))
     assert "seccomp" in refusal(Sandbox(), FULL._replace(seccomp=False))
-    assert make_policy(Sandbox(), NO_NAMESPACES, "fork").unshare == 0
+    assert make_confinement(Sandbox(), NO_NAMESPACES, "fork").unshare == 0
     require = Sandbox(namespaces="require")
     assert "[Errno 1] unshare" in refusal(require, NO_NAMESPACES)
     assert "mount namespace" in refusal(Sandbox(scratch="1 MiB"), NO_NAMESPACES)
@@ -278,32 +280,33 @@ def test_policy_without_a_layer():
     # Whoever does without them loses nothing.
     guard = Sandbox.crash_guard()
     for here in (DARWIN, NO_NAMESPACES, FULL._replace(landlock=0, seccomp=False)):
-        assert make_policy(guard, here, "fork").read is None
+        assert make_confinement(guard, here, "fork").read is None
     none = FULL._replace(landlock=0, seccomp=False, namespaces="", becomes=False)
     text = refusal(Sandbox(scratch="1 MiB", namespaces="require", user=77), none)
     for name in ("Landlock", "seccomp", "mount namespace", "namespaces can't be had", "user 77"):
         assert name in text
     with pytest.warns(SandboxWarning):
-        policy = make_policy(changed(Sandbox(), missing="warn"), none, "fork")
-    assert policy.child_layers == (Layer.ENVIRONMENT, Layer.PRIVILEGES)
+        confinement = make_confinement(changed(Sandbox(), missing="warn"), none, "fork")
+    assert confinement.child_layers == (Layer.ENVIRONMENT, Layer.PRIVILEGES)
 
 
 def test_an_old_landlock_has_the_filter_keep_files_from_being_emptied():
     sandbox = Sandbox()
     new, *old = (
-        make_policy(sandbox, FULL._replace(landlock=version), "zygote") for version in (3, 2, 1)
+        make_confinement(sandbox, FULL._replace(landlock=version), "zygote")
+        for version in (3, 2, 1)
     )
-    assert new.whole_filter == make_policy(sandbox, FULL, "zygote").whole_filter
-    for policy in old:
-        assert policy.whole_filter != new.whole_filter
-        assert policy.server_filter != new.server_filter
+    assert new.whole_filter == make_confinement(sandbox, FULL, "zygote").whole_filter
+    for confinement in old:
+        assert confinement.whole_filter != new.whole_filter
+        assert confinement.server_filter != new.server_filter
     unfiltered = Sandbox(syscalls="off", network="inherit")
-    assert "emptied" in refusal(unfiltered, FULL._replace(landlock=2))
-    assert make_policy(unfiltered, FULL._replace(landlock=3), "fork").landlock == 3
+    assert "truncated" in refusal(unfiltered, FULL._replace(landlock=2))
+    assert make_confinement(unfiltered, FULL._replace(landlock=3), "fork").landlock == 3
     # Whoever may reach all files may empty them.
     anywhere = Sandbox(read=None, write=None)
     filters = {
-        make_policy(anywhere, FULL._replace(landlock=version), "fork").whole_filter
+        make_confinement(anywhere, FULL._replace(landlock=version), "fork").whole_filter
         for version in (0, 2, 7)
     }
     assert len(filters) == 1
@@ -311,7 +314,7 @@ def test_an_old_landlock_has_the_filter_keep_files_from_being_emptied():
 
 def test_a_network_is_closed_by_a_filter():
     with pytest.raises(ValueError, match="syscalls='off'"):
-        make_policy(Sandbox(syscalls="off"), FULL, "fork")
+        make_confinement(Sandbox(syscalls="off"), FULL, "fork")
 
 
 def test_a_warning_is_given_each_time():
@@ -319,7 +322,7 @@ def test_a_warning_is_given_each_time():
     box = Sandbox(missing="warn", env={"EACH": "time"})
     for _ in range(2):
         with pytest.warns(SandboxWarning, match="Landlock"):
-            make_policy(box, here, "fork")
+            make_confinement(box, here, "fork")
 
 
 async def test_a_warning_points_to_the_call(monkeypatch):
@@ -494,7 +497,7 @@ async def test_who_is_trusted_and_stays_is_killed_after_a_while(monkeypatch, cap
         forkserver = iso._service._source._pool._forkserver
         assert forkserver.workers
         await until(lambda: not forkserver.workers, 10)  # it would stay for 20 s
-    assert "ran on after its answer" in caplog.text
+    assert "kept running after its answer" in caplog.text
 
 
 @needs_layers
@@ -570,8 +573,8 @@ async def test_a_network_of_its_own_has_nothing(start):
     box = Sandbox(read=None, write=None, syscalls="off", network="inherit")
     async with isolator(start, sandbox=box) as iso:
         assert "lo" in await iso.run(actions.interfaces)
-    policy = make_policy(Sandbox(), HERE, "fork")
-    assert policy.unshare & namespaces.NEWNET
+    confinement = make_confinement(Sandbox(), HERE, "fork")
+    assert confinement.unshare & namespaces.NEWNET
 
 
 # Programs and other processes
@@ -1094,10 +1097,10 @@ async def test_a_fork_server_that_leaves_one_out(warm, field, monkeypatch, tmp_p
     from tests.internals import confinement as policies
 
     def expecting(*args):
-        policy = make_policy(*args)
-        return policy._replace(**{field: (*getattr(policy, field), "moat")})
+        confinement = make_confinement(*args)
+        return confinement._replace(**{field: (*getattr(confinement, field), "moat")})
 
-    monkeypatch.setattr(policies, "make_policy", expecting)
+    monkeypatch.setattr(policies, "make_confinement", expecting)
     box = Sandbox(write=[tmp_path])
     with pytest.raises(CallableDidNotExecuteError, match="layers missing: moat") as caught:
         async with Isolator(sandbox=box, warm=warm, preload=["tests.actions"]) as iso:
@@ -1122,10 +1125,10 @@ async def test_a_layer_that_fails_in_a_fork_server(change, layer, warm, monkeypa
     from tests.internals import confinement as policies
 
     def wrong(*args):
-        policy = make_policy(*args)
-        return policy._replace(**change(policy))
+        confinement = make_confinement(*args)
+        return confinement._replace(**change(confinement))
 
-    monkeypatch.setattr(policies, "make_policy", wrong)
+    monkeypatch.setattr(policies, "make_confinement", wrong)
     with pytest.raises(CallableDidNotExecuteError) as caught:
         async with Isolator(sandbox=Sandbox(), warm=warm, preload=["tests.actions"]) as iso:
             await iso.run(actions.touch, str(tmp_path / "called"))

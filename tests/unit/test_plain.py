@@ -153,7 +153,7 @@ class Broken:
 @pytest.mark.parametrize(
     ("value", "match"),
     [
-        (Foreign(), r"^\$ is tests.unit.test_plain.Foreign, which is no plain data"),
+        (Foreign(), r"^\$ is tests.unit.test_plain.Foreign, which is not plain data"),
         ({"rows": [0, 1, {"when": Foreign()}]}, r"^\$\.rows\[2\]\.when is tests.*Foreign"),
         ({"a b": {"\x1b": 1j}}, r"^\$\['a b'\]\['.x1b'\] is complex"),
         (Point(Foreign()), r"^\$\.x is tests.*Foreign"),
@@ -698,7 +698,7 @@ def head(kind, length):
 def test_a_frame_that_announces_too_much():
     for kind, limit in [(Kind.VALUE, 103), (Kind.ITEM, 100), (Kind.RAISED, 128 * 1024)]:
         with pytest.raises(
-            TooLarge, match=f"{limit + 1:,} bytes, and may have {limit:,}"
+            TooLarge, match=f"{limit + 1:,} bytes; the limit is {limit:,}"
         ) as caught:
             list(FrameDecoder(NONCE, 100).feed(head(kind, limit + 1)))
         assert (caught.value.size, caught.value.limit) == (limit + 1, limit)
