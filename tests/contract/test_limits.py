@@ -389,7 +389,7 @@ async def test_result_size(start, size):
         error = await error_of(iso.run(actions.text, size))
         assert type(error) is CallableExecutedError
         assert error.reason is Reason.RESULT_TOO_LARGE
-        assert f"may have {size:,}" in str(error)
+        assert f"the limit is {size:,}" in str(error)
 
 
 @one_loop

@@ -345,10 +345,10 @@ async def test_an_attempt_that_can_not_be_made_is_told_as_that(number, reason, m
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os_features, "containment", refuse)
-    with pytest.raises(CallableDidNotExecuteError, match="could not be found out") as info:
+    with pytest.raises(CallableDidNotExecuteError, match="could not be determined") as info:
         await run_isolated(abs, -1, sandbox=Sandbox.crash_guard())
     assert info.value.reason is reason
-    with pytest.raises(CallableDidNotExecuteError, match="could not be found out") as info:
+    with pytest.raises(CallableDidNotExecuteError, match="could not be determined") as info:
         async with Isolator(sandbox=Sandbox.crash_guard()):
             pass
     assert info.value.reason is reason
@@ -660,7 +660,7 @@ def test_limits_without_a_sandbox_are_refused_as_limits():
 def test_a_count_that_is_shared_is_not_what_is_required():
     box = Sandbox.untrusted(require=["limits.processes"])
     confinement = make_confinement(box, POOR_USER, "zygote")
-    with pytest.raises(CallableDidNotExecuteError, match="on top of this user's other"):
+    with pytest.raises(CallableDidNotExecuteError, match="together with the other processes"):
         plan_limits(box.limits, box, confinement, POOR_USER, "zygote")
     confinement = make_confinement(box, FULL, "zygote")
     assert plan_limits(box.limits, box, confinement, FULL, "zygote").rlimits.processes == 16

@@ -283,7 +283,7 @@ def test_policy_without_a_layer():
         assert make_confinement(guard, here, "fork").read is None
     none = FULL._replace(landlock=0, seccomp=False, namespaces="", becomes=False)
     text = refusal(Sandbox(scratch="1 MiB", namespaces="require", user=77), none)
-    for name in ("Landlock", "seccomp", "mount namespace", "namespaces can't be had", "user 77"):
+    for name in ("Landlock", "seccomp", "mount namespace", "namespaces can't be made", "user 77"):
         assert name in text
     with pytest.warns(SandboxWarning):
         confinement = make_confinement(changed(Sandbox(), missing="warn"), none, "fork")
