@@ -364,7 +364,7 @@ async def test_an_unkillable_child(monkeypatch, caplog):
     error = outcome.error
     assert error.reason.name == "WAIT"
     assert "still being watched" in str(error)
-    assert "does not end although it was killed" in caplog.text
+    assert "was killed and has not ended" in caplog.text
     os.kill(stages.pid, signal.SIGKILL)
     # The watch goes on, and collects it when it does end.
     await until(lambda: not os.path.exists(f"/proc/{stages.pid}"))
