@@ -129,7 +129,7 @@ def report(sandbox: Sandbox, start: Start = "zygote") -> Report:
     """Report which promises of a sandbox this machine can keep, and which ones it can't.
 
     Args:
-        sandbox: the confinement.
+        sandbox: the sandbox to report on.
         start: how its children are started; see `Isolator`.
 
     Returns:
@@ -239,7 +239,7 @@ def _limits(
             how = "no other process, and no thread, can be started"
         elif name == "processes" and bounds.besides:
             how = (
-                "a resource limit, on top of the processes that this user has when the call begins"
+                "a resource limit, besides the processes that this user has when the call begins"
             )
         yield f"limits.{name}", f"{value}: {how}"
 
