@@ -238,9 +238,7 @@ def _limits(
         elif name == "processes" and not confinement.threads:
             how = "no other process, and no thread, can be started"
         elif name == "processes" and bounds.besides:
-            how = (
-                "a resource limit, besides the processes that this user has when the call begins"
-            )
+            how = "a resource limit, besides the processes that this user has when the call begins"
         yield f"limits.{name}", f"{value}: {how}"
 
 
