@@ -57,7 +57,7 @@ async def test_11_12_a_queue_of_the_parent_refuses_what_is_put_in(used):
             queue.put("before")
             assert queue.get(timeout=20) == "before"
         for put in (queue.put, queue.put_nowait, simple.put):
-            with pytest.raises(OSError, match=r"the parent's.*pass_fds|Bad file") as raised:
+            with pytest.raises(OSError, match=r"the parent process.*pass_fds|Bad file") as raised:
                 await run_isolated(put, "lost")
             assert raised.value.errno == errno.EBADF
         # Nor has one of them taken the place of an object.
