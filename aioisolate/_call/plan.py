@@ -15,7 +15,7 @@ from .._options import CallOptions, code_flags
 from .._os import platform_features as _features
 from .._os.platform_features import Containment, Features
 
-__all__ = ["Plan", "check_callable", "look_around", "make_plan", "name_of"]
+__all__ = ["Plan", "check_callable", "sandbox_features", "make_plan", "name_of"]
 
 _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
@@ -88,12 +88,12 @@ def _confine(options: CallOptions, start: Start) -> tuple[ConfinementSpec | None
     sandbox = options.sandbox
     if options.codec != "pickle":
         _check_codec(options)
-    here = look_around()
+    here = sandbox_features()
     confinement = None if sandbox is None else make_confinement(sandbox, here, start)
     return confinement, plan_limits(options.limits, sandbox, confinement, here, start)
 
 
-def look_around() -> Containment:
+def sandbox_features() -> Containment:
     """Return the sandbox features of this machine. Raises CallableDidNotExecuteError."""
     try:
         return _features.containment()

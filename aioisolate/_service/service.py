@@ -338,10 +338,10 @@ class Service:
 
         Raises RuntimeError in another loop, or in a forked copy of its process.
         """
-        self.check_taking()
+        self.check_accepting()
         self.check_loop()
 
-    def check_taking(self) -> None:
+    def check_accepting(self) -> None:
         """Raise CallableDidNotExecuteError if the service accepts no jobs; for any thread."""
         self.check_owner()
         if self.state not in ("open", "entering"):
