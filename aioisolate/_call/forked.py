@@ -37,7 +37,7 @@ from .._wire.conversation import Conversation
 from .._wire.frames import NONCE_SIZE, Kind, encode
 from .._wire.shared_constants import GO
 from . import fork_safety, registry
-from .child import Members
+from .child import DescriptorSet
 from .deadlines import Deadlines
 from .eventloop import AnyioWaiter, AsyncioWaiter, Waiter
 from .output import OutputStream, open_streams
@@ -99,7 +99,7 @@ class ForkedChild:
     )
 
     waiter: Waiter
-    waitset: Members
+    waitset: DescriptorSet
     channel: int
     scratch: int
     nonce: bytes

@@ -15,7 +15,7 @@ from .._options import CallOptions, code_flags
 from .._os import platform_features as _features
 from .._os.platform_features import Containment, Features
 
-__all__ = ["Plan", "check_callable", "sandbox_features", "make_plan", "name_of"]
+__all__ = ["Plan", "check_callable", "make_plan", "name_of", "sandbox_features"]
 
 _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
