@@ -12,8 +12,8 @@ from .._wire.shared_constants import SCRATCH_START
 __all__ = ["StackText", "innermost"]
 
 _END = SCRATCH_START
-# Far more than the stacks of a few threads. The text is searched on the event loop, and an untrusted
-# child may have filled the whole file.
+# Far more than the stacks of a few threads. The text is searched on the event loop, and an
+# untrusted child may have filled the whole file.
 _UNTRUSTED_MAX = 64 * 1024
 # Bytes read at a time while a stack is being written.
 _STEP = 16 * 1024

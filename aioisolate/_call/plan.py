@@ -21,13 +21,13 @@ _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 class Plan(NamedTuple):
-    """One call to be made: the function, and the options.
+    """One planned call: the function, its arguments, and the decisions about them.
 
     Attributes:
-        fn, args: the call.
+        fn, args: the function and its arguments.
         options: the checked options.
-        streaming: whether fn returns an iterator whose items are wanted one by one.
-        confinement: what confines the child, or None.
+        streaming: whether fn returns an iterable whose items are sent one by one.
+        confinement: the confinement of the child, or None.
         enforcement: how the limits are enforced.
     """
 
@@ -51,8 +51,8 @@ def make_plan(
     """Plan a call, or refuse it before any side effect.
 
     Raises TypeError if *fn* can't be called, or is a generator function whose items would not be
-    taken, CallableDidNotExecuteError if the platform lacks a feature that the call needs or if its
-    time is already over.
+    taken. Raises CallableDidNotExecuteError if the platform lacks a feature that the call needs, or
+    if the timeout is 0.
     """
     check_callable(fn)
     if not streaming and code_flags(fn) & _GENERATOR:
@@ -69,7 +69,7 @@ def make_plan(
         )
     if options.timeout == 0:
         raise StartTimeoutError(
-            "the timeout of 0 s left no time to begin",
+            "fn was not called: the timeout is 0 s",
             reason=Reason.START_TIMEOUT,
             transient=False,
         )
@@ -81,7 +81,7 @@ def make_plan(
 
 def _confine(options: CallOptions, start: Start) -> tuple[ConfinementSpec | None, Enforcement]:
     """Decide how a call is confined; raises if it can't be."""
-    # Not small, and most calls do without.
+    # These modules are large, and most calls do not need them.
     from .confinement import make_confinement  # noqa: PLC0415 - only with a sandbox or limits
     from .enforcement import plan_limits  # noqa: PLC0415 - only with a sandbox or limits
 
@@ -98,10 +98,10 @@ def sandbox_features() -> Containment:
     try:
         return _features.containment()
     except OSError as exc:
-        few = exc.errno in (errno.EMFILE, errno.ENFILE)
+        no_descriptor = exc.errno in (errno.EMFILE, errno.ENFILE)
         raise CallableDidNotExecuteError(
-            f"which sandbox layers work on this machine could not be determined: {exc}",
-            reason=Reason.PIPE_CREATION if few else Reason.FORK,
+            f"this process could not determine which sandbox layers work on this machine: {exc}",
+            reason=Reason.PIPE_CREATION if no_descriptor else Reason.FORK,
             transient=may_pass(exc.errno),
         ) from exc
 
@@ -130,24 +130,25 @@ _check_type = functools.lru_cache(256)(_check_new_type)
 
 
 def check_callable(fn: object) -> None:
-    """Raise TypeError, with a hint at what was probably meant, if *fn* is not callable."""
+    """Raise TypeError, with a hint at the probable mistake, if *fn* is not callable."""
     if callable(fn):
         return
-    kind = _CALLED.get(type(fn))
+    kind = _KINDS.get(type(fn))
     if kind is None:
         raise TypeError(
             f"expected a function, not {fn!r}: pass the function and its arguments separately"
         )
     name = getattr(fn, "__name__", "function")
     if inspect.iscoroutine(fn) and inspect.getcoroutinestate(fn) == inspect.CORO_CREATED:
-        fn.close()  # otherwise Python would warn, much later, that it was never awaited
+        fn.close()  # otherwise Python would warn later that the coroutine was never awaited
     raise TypeError(
         f"expected a function, not the {kind} {name}(): it has been called already. Pass the "
         f"function and its arguments, as in run_isolated({name}, ...)"
     )
 
 
-_CALLED = {
+# The types of objects that a call of a function returns, by mistake instead of the function.
+_KINDS = {
     CoroutineType: "coroutine",
     GeneratorType: "generator",
     AsyncGeneratorType: "async generator",
@@ -155,7 +156,7 @@ _CALLED = {
 
 
 def name_of(fn: object) -> str:
-    """Return the name of a function for messages; of a partial, that of its function."""
+    """Return the name of a function for messages; for a partial, the name of its function."""
     while isinstance(fn, functools.partial):
         fn = fn.func
     name = getattr(fn, "__qualname__", None)

@@ -375,7 +375,7 @@ def template(
             confinement = _with_environment(confinement, environment)
         environment = confinement.env  # for *preload*, too
     functions = ancestry.functions_of_now()
-    others = fork_safety.look(threads.others())
+    others = fork_safety.other_threads(threads.others())
     launch = launch_copy(
         backend, functions, others, confinement, preload=preload, environment=environment
     )
