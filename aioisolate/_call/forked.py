@@ -346,7 +346,7 @@ class ForkedChild:
 
 
 def open_empty(confinement: ConfinementSpec | None, owner: Descriptors) -> tuple[int, bool]:
-    """Open the file that replaces descriptors in a copy; also return whether it replaces open files.
+    """Open the file that replaces descriptors in a copy; return it, and whether it replaces files.
 
     It is open for reading only: a write to a replaced pipe or eventfd must fail in the child.
     """

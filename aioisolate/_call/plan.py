@@ -100,7 +100,7 @@ def sandbox_features() -> Containment:
     except OSError as exc:
         no_descriptor = exc.errno in (errno.EMFILE, errno.ENFILE)
         raise CallableDidNotExecuteError(
-            f"this process could not determine which sandbox layers work on this machine: {exc}",
+            f"the sandbox layers that work on this machine could not be determined: {exc}",
             reason=Reason.PIPE_CREATION if no_descriptor else Reason.FORK,
             transient=may_pass(exc.errno),
         ) from exc

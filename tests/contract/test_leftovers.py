@@ -26,9 +26,9 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def _as_if_nothing_had_been_told():
-    unfinished_work._told.clear()
-    unfinished_work._told_of_strangers.clear()
+def _as_if_nothing_had_been_logged():
+    unfinished_work._logged.clear()
+    unfinished_work._logged_untrusted.clear()
 
 
 def warnings_in(caplog):
@@ -143,7 +143,7 @@ async def test_11_11_a_call_that_leaves_nothing_waits_for_nothing(monkeypatch):
     """Its child is left to its server as soon as it has answered."""
     seen = []
     monkeypatch.setattr(
-        unfinished_work.UnfinishedWork, "hear", lambda self, body: seen.append(body)
+        unfinished_work.UnfinishedWork, "add", lambda self, body: seen.append(body)
     )
     async with Isolator(preload=["tests.unfinished"], warm=1) as iso:
         assert await iso.run(abs, -1) == 1
@@ -335,7 +335,7 @@ async def test_11_11_what_the_parent_has_threading_call_is_the_parents():
 async def test_11_11_a_copy_that_an_exit_function_makes_does_not_speak_for_the_call(monkeypatch):
     heard = []
     monkeypatch.setattr(
-        unfinished_work.UnfinishedWork, "hear", lambda self, body: heard.append(body)
+        unfinished_work.UnfinishedWork, "add", lambda self, body: heard.append(body)
     )
     outcome = await capture_isolated(unfinished.leave_fork, output="capture")
     assert outcome.stdout == "ended\nended\n"
