@@ -371,7 +371,7 @@ def draft_spec(
     *keep*: the descriptors to keep. *ends*: the ends of the `alive_pipe` that ties the copy to this
     process, if any. *confined*: open files are replaced, too.
     """
-    if obstacle := coroutines.not_to_forget():
+    if obstacle := coroutines.obstacle():
         raise CallableDidNotExecuteError(
             f"{obstacle}: use an Isolator with start='zygote'", reason=Reason.FEATURE_UNAVAILABLE
         )

@@ -19,15 +19,15 @@ from collections.abc import Iterable
 from .._os import fds
 from .spec import ChildSpec
 
-__all__ = ["gaps", "renew", "replace_strangers"]
+__all__ = ["gaps", "renew", "replace_module_files"]
 
 
-def replace_strangers(spec: ChildSpec, proc: int) -> None:
+def replace_module_files(spec: ChildSpec, proc: int) -> None:
     """Replace the files that modules hold open, and reopen those of the library.
 
     *proc*: a file descriptor of /proc, or -1.
     """
-    assert spec.strangers is not None
+    assert spec.module_fds is not None
     null, empty = spec.null, spec.empty
     if spec.dev >= 0:
         own = os.open("null", os.O_RDWR | os.O_CLOEXEC, dir_fd=spec.dev)
@@ -39,7 +39,7 @@ def replace_strangers(spec: ChildSpec, proc: int) -> None:
         os.close(spec.dev)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    for fd in spec.strangers:
+    for fd in spec.module_fds:
         os.dup2(empty, fd, False)
     if spec.snapshots:
         renew(spec.snapshots, empty, proc)

@@ -69,10 +69,10 @@ def serve(  # noqa: C901 - each function that is called here costs page copies
         # No object holds these, so none closes the number a second time.
         for fd in loose:
             os.close(fd)
-        if spec.strangers is not None:
+        if spec.module_fds is not None:
             from . import descriptors  # noqa: PLC0415 - the server has imported it
 
-            descriptors.replace_strangers(spec, -1 if ground is None else ground.proc)
+            descriptors.replace_module_files(spec, -1 if ground is None else ground.proc)
         null = spec.null
         for fd in sever:
             os.dup2(null, fd, False)
