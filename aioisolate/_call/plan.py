@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, NamedTuple
 
-from .._child.layers import NOTHING, ConfinementSpec, Enforcement, Start
+from .._child.layers import NO_LIMITS, ConfinementSpec, Enforcement, Start
 from .._errors import CallableDidNotExecuteError, Reason, StartTimeoutError, may_pass
 from .._options import CallOptions, code_flags
 from .._os import platform_features as _features
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     options: CallOptions
     streaming: bool = False
     confinement: ConfinementSpec | None = None
-    enforcement: Enforcement = NOTHING
+    enforcement: Enforcement = NO_LIMITS
 
 
 def make_plan(

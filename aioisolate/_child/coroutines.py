@@ -71,7 +71,7 @@ def obstacle() -> str:
     """Return why a copy of this process can't work without this thread's loop; "" if it can."""
     eventlet = sys.modules.get("eventlet.patcher")
     if eventlet is not None and eventlet.already_patched:
-        return "eventlet.monkey_patch() has replaced functions that a copy of this process needs"
+        return "eventlet.monkey_patch() has replaced functions that a copy of the process needs"
     hub = _hub()
     if hub is not None and "libuv" in type(hub.loop).__module__:
         return "gevent's libuv loop ends a copy of this process (set GEVENT_LOOP=libev-cext)"

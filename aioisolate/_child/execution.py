@@ -272,8 +272,8 @@ def _lost_item(spec: ChildSpec, lost: items.LostItemError) -> _Answer:
             reason = "ITEM_MEMORY_LIMIT"
         where = _where(lost.item) if spec.codec == "pickle" else ""
         text = f"{subject} could not be {_encoded(spec)}: {where}{_one_line(why)}"
-    if lost.parting is not None:
-        text += f" (and when it was closed, its generator raised {_one_line(lost.parting)})"
+    if lost.closing_error is not None:
+        text += f" (and when it was closed, its generator raised {_one_line(lost.closing_error)})"
     return _lost(spec, reason, text)
 
 

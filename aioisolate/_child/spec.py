@@ -6,12 +6,12 @@ lines of Python. So as much as possible is computed before the fork.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO, TypeAlias
 
 from .._async_backend import AsyncBackend
 from .layers import ConfinementSpec, RlimitSpec
+from .stdio import Streams
 
 __all__ = ["ChildSpec", "Step", "Steps"]
 
@@ -157,7 +157,7 @@ class ChildSpec:
     signals: Sequence[int]
     faulthandler: bool
     purge_c_stdout: bool
-    streams: tuple[io.TextIOWrapper, io.TextIOWrapper, io.TextIOWrapper] | None
+    streams: Streams | None
     inherited: Sequence[object]
     forget_loop: Steps
     disown: Steps
