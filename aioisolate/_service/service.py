@@ -38,7 +38,7 @@ from .._options import CallOptions, check_count, check_seconds
 from .._os import cpus, platform_features
 from .job import Job
 from .sources import Source
-from .statistics import Figures, Statistics
+from .statistics import Recorder, Statistics
 
 __all__ = ["Service", "check_queue", "warn_unclosed"]
 
@@ -100,7 +100,7 @@ class Service:
         self._defaults = defaults
         self._start: Start = start
         self._patience = drain
-        self._figures = Figures()
+        self._recorder = Recorder()
         self._jobs: dict[int, Job[Any]] = {}
         self._queued = 0
         self._drained: anyio.Event | None = None
@@ -363,7 +363,7 @@ class Service:
         """Create a job that is to be run at once, and add it to the jobs of the service."""
         self.check_open()
         job: Job[Any] = Job(self, plan, **more)
-        self._figures.submitted += 1
+        self._recorder.submitted += 1
         self._jobs[job.id] = job
         return job
 
@@ -374,7 +374,7 @@ class Service:
             raise RuntimeError("cannot schedule new futures: the Isolator is closed")
         plan = make_plan(call, (), self._defaults, platform_features.current(), start=self._start)
         job: Job[Any] = Job(self, plan, queue_timeout=self._queue_timeout)
-        self._figures.submitted += 1
+        self._recorder.submitted += 1
         self._jobs[job.id] = job
         return job
 
@@ -383,21 +383,21 @@ class Service:
         return list(self._jobs.values())
 
     def statistics(self) -> Statistics:
-        """Return the present figures."""
-        figures, source = self._figures, self._source
+        """Return the present recorder."""
+        recorder, source = self._recorder, self._source
         running = sum(job.state == "running" for job in self._jobs.values())
         return Statistics(
-            submitted=figures.submitted,
+            submitted=recorder.submitted,
             queued=len(self._jobs) - running,
             running=running,
             idle=source.idle if source else 0,
-            outcomes=dict(figures.outcomes),
-            reasons=dict(figures.reasons),
+            outcomes=dict(recorder.outcomes),
+            reasons=dict(recorder.reasons),
             restarts=source.restarts if source else 0,
-            queue=figures.times("queue"),
-            fork=figures.times("fork"),
-            run=figures.times("run"),
-            reap=figures.times("reap"),
+            queue=recorder.times("queue"),
+            fork=recorder.times("fork"),
+            run=recorder.times("run"),
+            reap=recorder.times("reap"),
         )
 
     # For a job
@@ -451,7 +451,7 @@ class Service:
     def finished(self, job: Job[Any]) -> None:
         """Note how the job has ended."""
         del self._jobs[job.id]
-        self._figures.note(job)
+        self._recorder.note(job)
         if job._supervision is not None and self._source is not None:
             self._source.after_call()
         if not self._jobs and self._drained is not None:

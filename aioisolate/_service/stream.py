@@ -153,7 +153,7 @@ class Stream(Generic[T]):
     async def _end(self) -> BaseException:
         """Return the exception to raise when there are no more items."""
         if self._failure is not None and self._consumers.error is None:
-            self._consumers.fail(await self.job._spoil(self._failure))
+            self._consumers.fail(await self.job._end_undecodable(self._failure))
             self.job.error = self._consumers.error
         return self._consumers.end()
 
