@@ -205,7 +205,7 @@ class Isolator:
             )
 
         caller = sys._getframe(1)
-        made_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+        created_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
         defaults = self._default_options  # so that the functions below do not refer to *self*
 
         def make_service() -> Service:
@@ -217,7 +217,7 @@ class Isolator:
                 defaults=defaults,
                 start=start,
                 drain=drain,
-                made_at=made_at,
+                created_at=created_at,
             )
 
         self._make_service = make_service
