@@ -296,7 +296,7 @@ class ServerSource:
         if module not in self._logged and module != "__main__":
             self._logged.add(module)
             if not self._pool.has_imported(module):
-                _log.debug("each child imports %s again: name it in preload", module)
+                _log.debug("each child imports %s for itself: name it in preload", module)
         return call
 
     def note_imports(self, plan: Plan, report: bytes) -> None:
