@@ -209,11 +209,11 @@ class CallableDidNotExecuteError(IsolationError):
 
 
 class CallableExecutedError(IsolationError):
-    """fn ran to its end and its result was lost. Retry only what is idempotent."""
+    """fn ran to its end and its result was lost. Retry only idempotent functions."""
 
 
 class CallableStatusUnknownError(IsolationError):
-    """fn began and did not end regularly. Retry only what is idempotent."""
+    """fn began and did not end regularly. Retry only idempotent functions."""
 
 
 class StartTimeoutError(CallableDidNotExecuteError, TimeoutError):

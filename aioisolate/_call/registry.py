@@ -27,7 +27,8 @@ _log = logging.getLogger("aioisolate.call")
 _live: set[Process] = set()
 # Seconds to wait for the end of a killed child.
 _PATIENCE = 5.0
-# Killed processes end soon, and the kernel reports no event, so poll: so many times, with a pause.
+# Killed processes end soon, and the kernel reports no event, so poll: the number of checks, and the
+# pause between them in seconds.
 _CHECKS = 200
 _PAUSE = 0.001
 
@@ -130,4 +131,4 @@ def _kill_all() -> None:
         try:
             process.ended(_PATIENCE)
         except (OSError, ValueError):
-            pass  # collected just now
+            pass  # collected meanwhile

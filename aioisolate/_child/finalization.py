@@ -49,7 +49,7 @@ def mark() -> None:
 
 
 def set_mark(spec: ChildSpec) -> None:
-    """Record in a fork server what is registered before fn is called."""
+    """Record, in a fork server, the exit functions and finalizers that precede those of fn."""
     atexit.unregister(mark)  # the mark of an earlier call of set_mark
     atexit.register(mark)
     spec.exits = atexit._ncallbacks()
