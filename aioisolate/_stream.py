@@ -38,7 +38,7 @@ class _DirectService:
         """Do nothing: no other job waits."""
 
     def provide_nowait(self, job: Job[Any]) -> Child | None:
-        """Fork."""
+        """Fork, if no other thread runs; otherwise return None."""
         return self._forks.provide_nowait(job._plan, quiet=job._quiet)
 
     async def provide(self, job: Job[Any]) -> Child:
@@ -49,7 +49,7 @@ class _DirectService:
         """Do nothing: a copy has all modules of this process."""
 
     def hindrance(self) -> str:
-        """Return why the job has not got a child yet."""
+        """Return the reason for which the job has no child yet."""
         return self._forks.hindrance()
 
     def finished(self, job: Job[Any]) -> None:

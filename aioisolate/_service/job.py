@@ -62,7 +62,7 @@ class JobService(Protocol):
         ...
 
     def note_imports(self, job: Job[Any]) -> None:
-        """Note the imports that the job's child had to do first."""
+        """Note the imports that the job's child did before it called fn."""
 
     def leave(self, job: Job[Any]) -> None:
         """End the job's turn, so the next job can begin; called once, if the job had a turn."""

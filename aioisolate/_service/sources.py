@@ -107,7 +107,7 @@ class ForkSource:
             self._ready = None
 
     def provide_nowait(self, plan: Plan, *, quiet: bool) -> Child | None:
-        """Fork, unless another thread is importing."""
+        """Fork, if *preload* is imported and no other thread runs; otherwise return None."""
         del quiet
         if self._ready is not None or threads.others() or threads.helpers():
             return None
