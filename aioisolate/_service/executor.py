@@ -251,5 +251,5 @@ class Executor(futures.Executor):
 def _refuse(future: _Future) -> None:
     if future.set_running_or_notify_cancel():
         future.set_exception(
-            RuntimeError("cannot schedule new futures: the Isolator has been closed")
+            RuntimeError("cannot schedule new futures: the executor is closed with its Isolator")
         )

@@ -78,14 +78,14 @@ async def test_11_30_a_keyword_of_the_function_names_partial():
             lambda: iso.capture(int, "7", base=8),
             lambda: iso.open_job(int, "7", base=8).__aenter__(),
         ):
-            with pytest.raises(TypeError, match=r"'base' is no .* functools\.partial\(.*base="):
+            with pytest.raises(TypeError, match=r"'base' is not .* functools\.partial\(.*base="):
                 await call()
         for call in (
             lambda: stream_isolated(numbers, 7, base=8),
             lambda: iso.map(int, "7", base=8),
             lambda: isolated(base=8),
         ):
-            with pytest.raises(TypeError, match=r"'base' is no .* functools\.partial\(.*base="):
+            with pytest.raises(TypeError, match=r"'base' is not .* functools\.partial\(.*base="):
                 call()
         assert await iso.run(functools.partial(int, base=8), "7") == 7
         with pytest.raises(TypeError, match="did you mean 'timeout'"):
