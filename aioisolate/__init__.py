@@ -7,7 +7,8 @@ __version__ = "0.1.0"
 # package and is forked again and again, must stay small.
 from typing import TYPE_CHECKING
 
-__import__(f"{__name__}._os")  # raises where this can't work, even if imports are lazy
+# Raises ImportError on a platform that is not supported, even if imports are lazy.
+__import__(f"{__name__}._os")
 
 if TYPE_CHECKING:
     from ._child.progress import report_progress
@@ -79,7 +80,7 @@ __all__ = [
     "stream_isolated",
 ]
 
-_HOMES = {
+_PUBLIC_NAMES = {
     "_child.progress": ["report_progress"],
     "_errors": [
         "CallableDidNotExecuteError",
@@ -114,9 +115,9 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     from importlib import import_module  # noqa: PLC0415 - lazy, see above
 
-    for home, names in _HOMES.items():
+    for module, names in _PUBLIC_NAMES.items():
         if name in names:
-            value: object = getattr(import_module(f"{__name__}.{home}"), name)
+            value: object = getattr(import_module(f"{__name__}.{module}"), name)
             globals()[name] = value
             return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The event loop that runs in the parent: which library's, and whose task."""
+"""A description of the parent's event loop: its library, and the current task."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ __all__ = ["AsyncBackend"]
 
 
 class AsyncBackend(NamedTuple):
-    """The event loop that was running when the process was forked, to be forgotten or imitated.
+    """The event loop that was running when the process was forked.
+
+    A child resets the libraries that still refer to this loop, and runs an async function in a new
+    loop of the same kind.
 
     Attributes:
         name: "asyncio" or "trio".
         loop: the asyncio loop, or None.
-        task: its current task, or None.
-        uvloop: the loop is uvloop's.
+        task: the current task of the loop, or None.
+        uvloop: whether the loop is one of uvloop.
     """
 
     name: str

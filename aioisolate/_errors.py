@@ -1,15 +1,16 @@
-"""Errors of isolated calls, on two axes.
+"""Errors of isolated calls: their class, and their reason.
 
-The *class* answers "may I retry?":
+The class says whether a retry is safe:
 
     IsolationError
-      CallableDidNotExecuteError    fn never began: always safe to retry
-      CallableExecutedError         fn ran to its end, its result was lost
+      CallableDidNotExecuteError    fn never began: a retry is always safe
+      CallableExecutedError         fn ran to its end, and its result was lost
       CallableStatusUnknownError    fn began and did not end regularly
 
-The *reason* says what happened; ``__cause__`` is the OSError, if there was one.
+The reason names the event; ``__cause__`` is the OSError, if there was one.
 `IsolationError.transient` says whether the cause may pass by itself: whether a retry may succeed.
-A deadline is also a builtin TimeoutError, a memory overrun also a MemoryError, whatever the class.
+The error of a passed deadline is also a builtin TimeoutError, and the error of a memory overrun is
+also a MemoryError, in each of the classes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ __all__ = [
 
 
 class Reason(enum.Enum):
-    """What happened to an isolated call that did not return fn's own result or exception."""
+    """The reason for which an isolated call has neither a result nor an exception of fn."""
 
     # fn did not begin
     PIPE_CREATION = "a descriptor for the call could not be created"
@@ -49,31 +50,31 @@ class Reason(enum.Enum):
     CLOSED = "the Isolator was closed"
     FEATURE_UNAVAILABLE = "this platform lacks something that the call needs"
     # fn ran to its end
-    RESULT_ENCODING = "what fn returned or raised could not be pickled"
-    RESULT_DECODING = "what fn returned, yielded or raised could not be decoded here"
-    RESULT_WRITE = "what fn returned or raised could not be sent"
-    RESULT_TOO_LARGE = "what fn returned, yielded or raised is larger than allowed"
+    RESULT_ENCODING = "the result or exception of fn could not be pickled"
+    RESULT_DECODING = "the result, item or exception of fn could not be decoded here"
+    RESULT_WRITE = "the result or exception of fn could not be sent"
+    RESULT_TOO_LARGE = "the result, item or exception of fn is larger than allowed"
     # fn began and did not end regularly
     SIGNAL = "the child was killed by a signal"
     EXIT = "the child exited by itself"
     NO_RESULT = "the child exited with code 0 and left no result"
     BASE_EXCEPTION = "fn raised an exception that would tear down its caller"
     TIMEOUT = "the deadline passed"
-    MEMORY_LIMIT = "it exceeded its memory limit"
-    CPU_LIMIT = "it needed more CPU time than it may have"
-    OUTPUT_LIMIT = "it wrote more output than limits.output_size allows"
+    MEMORY_LIMIT = "the child exceeded its memory limit"
+    CPU_LIMIT = "the child used more CPU time than limits.cpu_time allows"
+    OUTPUT_LIMIT = "the child wrote more output than limits.output_size allows"
     CANCELLED = "the job was cancelled"
     SERVER_DIED = "the fork server died, and its children with it"
     CHANNEL_READ = "the result channel could not be read"
     WAIT = "the child's end could not be observed"
-    PROTOCOL = "something other than a result arrived on the result channel"
+    PROTOCOL = "invalid data arrived on the result channel"
 
     def __repr__(self) -> str:
         return f"Reason.{self.name}"
 
 
-# Causes in fn, its arguments, its options or the program: they will be the same next time. The
-# causes of all other reasons are in the machine, its load or other processes.
+# Reasons whose causes lie in fn, its arguments, its options or the program, and persist. The causes
+# of all other reasons lie in the machine, its load or other processes.
 _LASTING = frozenset(
     {
         Reason.ARGUMENT_ENCODING,
@@ -114,15 +115,16 @@ class IsolationError(Exception):
     """An isolated call failed for a reason that is not fn's own exception.
 
     Attributes:
-        reason: what happened, a `Reason`.
+        reason: the `Reason`.
         pid: the child's process id, or None if there was no child.
         exit: how the child ended, an `Exit`, or None if unknown or there was no child.
-        usage: what the child consumed, a `Usage`, or None.
+        usage: the resources that the child used, a `Usage`, or None.
         stderr_tail: the last 8 KiB that the child wrote to standard error;
             empty with ``output="inherit"``, where it is not read.
         crash_traceback: the child's Python stack when it crashed or when the deadline
             passed, most recent call first; empty if there is none. After a crash, from Python
-            3.14 on, the C functions come first that the innermost Python function had called.
+            3.14 on, the stack begins with the C functions that the innermost Python function had
+            called.
         transient: whether the cause may pass by itself, so that the same call may succeed a little
             later. Whether a retry is *safe* is a matter of the class.
 
@@ -131,22 +133,22 @@ class IsolationError(Exception):
     ==================================================  =========================================
     True: the machine, its load, other processes        False: fn, its arguments, the program
     ==================================================  =========================================
-    PIPE_CREATION                                       ARGUMENT_ENCODING (not of what is changed
-                                                        meanwhile), ARGUMENT_DECODING
+    PIPE_CREATION                                       ARGUMENT_ENCODING (not if arguments were
+                                                        changed meanwhile), ARGUMENT_DECODING
     FORK (not where the interpreter is missing)         FEATURE_UNAVAILABLE
-    CHILD_SETUP                                         CHILD_SETUP of a preload that fails, of
-                                                        another version of the package
-    START_TIMEOUT, TIMEOUT (not with ``timeout=0``)     RESULT_ENCODING, RESULT_DECODING (not for
-                                                        want of a thread)
+    CHILD_SETUP                                         CHILD_SETUP, if preload fails or the child
+                                                        has another version of the package
+    START_TIMEOUT, TIMEOUT (not with ``timeout=0``)     RESULT_ENCODING, RESULT_DECODING (not if no
+                                                        thread could be started)
     QUEUE_FULL, QUEUE_TIMEOUT                           RESULT_TOO_LARGE, MEMORY_LIMIT, CPU_LIMIT,
-                                                        OUTPUT_LIMIT: they exceed a limit
+                                                        OUTPUT_LIMIT: fn exceeds a limit
     SERVER_DIED                                         EXIT, NO_RESULT, BASE_EXCEPTION
-    SIGNAL that others send (SIGKILL, SIGTERM...)       SIGNAL of a crash (SIGSEGV, SIGABRT...)
+    SIGNAL from other processes (SIGKILL, SIGTERM...)   SIGNAL of a crash (SIGSEGV, SIGABRT...)
     RESULT_WRITE, CHANNEL_READ, WAIT                    CLOSED, CANCELLED, PROTOCOL
     ==================================================  =========================================
 
-    The message ends with that stack. Where results are plain data, because the code in the child is
-    not trusted, the message is one line without the stack; and in `stderr_tail` and
+    The message ends with the `crash_traceback`. Where results are plain data, because the code in
+    the child is not trusted, the message is one line without the stack; and in `stderr_tail` and
     `crash_traceback` each line begins with ``| ``, with characters escaped as in a `RemoteError`.
 
     Example::
@@ -156,7 +158,7 @@ class IsolationError(Exception):
         except CallableDidNotExecuteError as error:
             if not error.transient:
                 raise
-            ...  # a retry is safe, and of use
+            ...  # a retry is safe, and may succeed
         except IsolationError as error:
             log.warning("parser died: %s", error.reason.name)
     """
@@ -207,11 +209,11 @@ class CallableDidNotExecuteError(IsolationError):
 
 
 class CallableExecutedError(IsolationError):
-    """fn ran to its end and its result was lost. Retry only what is idempotent."""
+    """fn ran to its end and its result was lost. Retry only idempotent functions."""
 
 
 class CallableStatusUnknownError(IsolationError):
-    """fn began and did not end regularly. Retry only what is idempotent."""
+    """fn began and did not end regularly. Retry only idempotent functions."""
 
 
 class StartTimeoutError(CallableDidNotExecuteError, TimeoutError):
@@ -261,11 +263,11 @@ class RemoteError(Exception):
 
 
 class MemoryNotStartedError(CallableDidNotExecuteError, MemoryError):
-    """The call's memory was used up before fn began."""
+    """The memory limit of the call was reached before fn began."""
 
 
 class MemoryLostError(CallableExecutedError, MemoryError):
-    """The call's memory did not suffice to send its result."""
+    """The memory limit of the call left too little memory to send the result."""
 
 
 class MemoryLimitError(CallableStatusUnknownError, MemoryError):
@@ -273,15 +275,15 @@ class MemoryLimitError(CallableStatusUnknownError, MemoryError):
 
 
 class SandboxWarning(RuntimeWarning):
-    """A layer of a sandbox is missing, and ``missing="warn"`` allows to continue without it."""
+    """A layer of a sandbox is missing, and ``missing="warn"`` lets the call run without it."""
 
 
 class ForkSafetyWarning(RuntimeWarning):
     """This process has a state that a fork does not preserve.
 
-    Other threads, those of native libraries included: a lock that one of them held at the fork
-    stays locked in the child for ever, and a pool of threads that a library waits for there does
-    not exist. ``Isolator(start="zygote", preload=[...])`` starts children from a process that has
+    Other threads, including those of native libraries: a lock that one of them held at the fork
+    stays locked in the child for ever, and a library waits there for pool threads that do not
+    exist. ``Isolator(start="zygote", preload=[...])`` starts children from a process that has
     no other threads. Threads of libraries that are prepared for a fork (OpenBLAS, Arrow, uvloop...)
     cause no warning.
 
@@ -295,9 +297,9 @@ class ForkSafetyWarning(RuntimeWarning):
 
 
 class PerformanceWarning(RuntimeWarning):
-    """Each call repeats work that could be done once: sends a large global, imports a module.
+    """Each call repeats work that could be done once: it sends a large global or imports a module.
 
-    The warning points to the function, and is given at the second such call of an `Isolator`.
+    The warning points to the function, and appears at the second such call of an `Isolator`.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""The service object: isolated calls for a whole application."""
+"""The `Isolator`: isolated calls as a service for a whole application."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from typing import Any, Literal, Self, TypeVar, TypeVarTuple, Unpack, overload
 import anyio
 
 from ._async_backend import AsyncBackend
-from ._call.plan import look_around, make_plan
+from ._call.plan import make_plan, sandbox_features
 from ._child.layers import Start
 from ._errors import IsolationError
 from ._limits import Limits
@@ -82,11 +82,11 @@ class Isolator:
             the thread that forks; each import blocks the loop (unless the module is already
             imported). Under a data-only codec, children find an empty file in place of the files
             that these modules have open, and writable shared memory is refused.
-        warm: how many children to fork ahead of need. Each serves one call. With
-            ``start="fork"`` there are none, and this is ignored.
+        warm: how many children to fork before calls need them. Each runs one call. With
+            ``start="fork"`` there are none, and *warm* is ignored.
         max_concurrency: how many calls may run at once; a number, or an
-            `anyio.CapacityLimiter` that may be shared. None: as many as there are CPUs, by
-            affinity and cgroup quota. Further calls wait, first come, first served.
+            `anyio.CapacityLimiter` that may be shared. None: the number of CPUs, by affinity and
+            cgroup quota. Further calls wait, first come, first served.
         max_queue: how many calls may wait; further calls are refused, which is safe to retry. None:
             any number.
         queue_timeout: how many seconds a call may wait for its turn; then it is refused, which is
@@ -94,31 +94,32 @@ class Isolator:
             *start_timeout* count from the call's turn on, the time for pickling the arguments
             included.
         python: the program of the fork server's interpreter, an absolute path; of the same version
-            and build as this process's. None: `sys.executable`. Needed where that is not an
-            interpreter: in a frozen application, an embedded Python. Other starts ignore it.
+            and build as this process's. None: `sys.executable`. Needed where `sys.executable` is
+            not an interpreter: in a frozen application, an embedded Python. Only
+            ``start="zygote"`` uses it.
         env: the children's whole environment. None: this process's, as it is when the Isolator is
-            entered, or with ``start="fork"`` at each call. A zygote is started with it, a template
-            sets it before *preload*. With ``start="fork"`` each child sets it before fn is called,
-            for `os.environ` and C code; values that a library read when it was loaded do not
-            change.
+            entered, or with ``start="fork"`` at each call. A zygote is started with this
+            environment, a template sets it before *preload*. With ``start="fork"`` each child sets
+            it before fn is called, for `os.environ` and C code; values that a library read when it
+            was loaded do not change.
         limits: the resources that each call may use; a call's own limits take precedence.
         sandbox: the resources that children may access; applied once in the fork server, as far as
             children share it. *env* is the sandbox's unless it is given.
         drain: how many seconds leaving ``async with`` and `aclose` wait for calls that run or wait;
-            then these are ended. None: no limit. The default leaves a server time for the rest of
-            its shutdown, of the 30 seconds that are usual between SIGTERM and SIGKILL.
+            then these are ended. None: no limit. Service managers usually send SIGKILL 30 seconds
+            after SIGTERM; the default leaves a server some of that time for other work.
         codec, timeout, grace, stdin, output, start_timeout, exit_timeout: defaults for each call;
             see `run_isolated`.
 
     Raises:
-        TypeError, ValueError: an argument makes no sense.
+        TypeError, ValueError: an argument is invalid.
 
     An Isolator belongs to the process and the event loop that enter it. When it has been closed, it
-    can be entered again, in another event loop, too; its figures begin anew, and an earlier
+    can be entered again, also in another event loop; its statistics begin anew, and an earlier
     executor stays closed. (A limiter given as *max_concurrency* stays the same one.) Entering it
     while it is entered raises RuntimeError. In a forked copy of that process (a child of
-    `multiprocessing`, for example) it owns nothing: leaving its context or dropping it there does
-    nothing, and using it there, `aclose` included, raises RuntimeError.
+    `multiprocessing`, for example) it owns nothing: leaving its context or deleting it there does
+    nothing, and any other use there, `aclose` included, raises RuntimeError.
 
     Calls may be made as soon as the Isolator is being entered; they wait until it is open.
 
@@ -181,7 +182,7 @@ class Isolator:
             if sandbox is not None:
                 from ._call.confinement import make_confinement  # noqa: PLC0415 - only with a sandbox
 
-                confinement = make_confinement(sandbox, look_around(), start)
+                confinement = make_confinement(sandbox, sandbox_features(), start)
             if start == "fork":
                 return ForkSource(backend, preload=modules, environment=environment)
             if start == "template":
@@ -204,10 +205,10 @@ class Isolator:
             )
 
         caller = sys._getframe(1)
-        made_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
-        defaults = self._default_options  # so that these functions do not refer to this
+        created_at = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+        defaults = self._default_options  # so that the functions below do not refer to *self*
 
-        def make_core() -> Service:
+        def make_service() -> Service:
             return Service(
                 make_source,
                 limit=max_concurrency,
@@ -216,19 +217,19 @@ class Isolator:
                 defaults=defaults,
                 start=start,
                 drain=drain,
-                made_at=made_at,
+                created_at=created_at,
             )
 
-        self._make_core = make_core
-        self._service = make_core()
+        self._make_service = make_service
+        self._service = make_service()
 
     def __repr__(self) -> str:
         service = self._service
-        what: list[str] = [service.state]
+        parts: list[str] = [service.state]
         if service.state != "new":
             now = service.statistics()
-            what += [f"{now.running} running", f"{now.queued} queued", f"{now.idle} idle"]
-        return f"<Isolator start={self._start!r}: {', '.join(what)}>"
+            parts += [f"{now.running} running", f"{now.queued} queued", f"{now.idle} idle"]
+        return f"<Isolator start={self._start!r}: {', '.join(parts)}>"
 
     # Life cycle
 
@@ -237,7 +238,7 @@ class Isolator:
         if service.is_owned() and service.is_stranded():  # it can't be closed any more
             self._give_up()
         if service.state == "closed":
-            service = self._service = self._make_core()
+            service = self._service = self._make_service()
         await service.open()
         return self
 
@@ -254,13 +255,13 @@ class Isolator:
     async def aclose(
         self, *, cancel: bool = False, timeout: float | EllipsisType | None = ...
     ) -> None:
-        """Refuse further calls, wait for the present ones, and end every process.
+        """Refuse further calls, wait for the current ones, and end every process.
 
         Args:
             cancel: do not wait: the same as ``timeout=0``. Cancelling this method while it waits
                 has the same effect.
             timeout: how many seconds to wait; then the remaining calls are ended, as by
-                `Job.cancel`, but raise `IsolationError` with ``Reason.CLOSED``. A record of the
+                `Job.cancel`, but raise `IsolationError` with ``Reason.CLOSED``. A message of the
                 logger ``aioisolate.service`` names them. None: no limit. Default: the
                 Isolator's *drain*.
 
@@ -270,10 +271,10 @@ class Isolator:
         an Isolator that is closed or has not been entered does nothing.
 
         Raises:
-            TypeError, ValueError: *timeout* makes no sense.
-            RuntimeError: this is another event loop than the one that entered the Isolator, and
-                that one has not ended (if it has, every process is killed), or a forked copy of the
-                process.
+            TypeError, ValueError: *timeout* is invalid.
+            RuntimeError: this is a forked copy of the process, or this is another event loop than
+                the one that entered the Isolator, and that loop has not ended. (If it has ended,
+                every process is killed.)
         """
         if timeout is not ... and timeout is not None:
             check_seconds("timeout", timeout, optional=True)
@@ -392,12 +393,13 @@ class Isolator:
         """Run a generator function, sync or async, in a child, and get its items one by one.
 
         Takes the options of `run`; ``timeout`` is for the whole stream. The child is paused while
-        its items are not taken. Its exception comes after the items before it. Several tasks may
-        take items; each item goes to one of them; the end, or the error, comes to each.
+        its items are not taken. An exception of the generator is raised after the items that
+        precede it. Several tasks may take items; each item goes to one of them, and each task gets
+        the end or the error.
 
-        Leaving the context early kills the child. With ``grace`` the generator is closed first: it
-        has so many seconds for its ``finally``. An exception that it raises there is logged, and is
-        the error of the stream's job.
+        Leaving the context early kills the child. With ``grace`` the generator is closed first, and
+        its ``finally`` blocks may take that many seconds. An exception that they raise is logged,
+        and is the error of the stream's job.
 
         Raises:
             the exceptions of `run`, in the loop; and `CallableStatusUnknownError` if an item can't
@@ -461,25 +463,25 @@ class Isolator:
 
         Args:
             fn: takes one item.
-            items: an iterable or an async iterable; read only as far ahead as there is room for.
-                The source's exception, of whatever class, comes after the results before it;
-                KeyboardInterrupt and SystemExit come at once.
+            items: an iterable or an async iterable; only a bounded number of items is read in
+                advance. An exception that the iterable raises is raised after the results of the
+                items before it; KeyboardInterrupt and SystemExit are raised at once.
             ordered: return the results in the order of the items; otherwise as they arrive.
-            concurrency: how many at once; None: as many as the Isolator runs at once.
+            concurrency: how many calls may run at once; None: as many as the Isolator allows.
             capture: return an `Outcome` for each item. Otherwise return fn's results; the first
                 failure is raised, and ends all other calls.
             options: the options of `run`, for each call.
 
         Returns:
             an async iterator, which is an async context manager, too. Several tasks may take
-            results from it; the end, or the error, comes to each. If the Isolator is closed before
-            all items are read, that is a `CallableDidNotExecuteError` (``Reason.CLOSED``) after
-            the results.
+            results from it, and each task gets the end or the error. If the Isolator is closed
+            before all items are read, the error is a `CallableDidNotExecuteError`
+            (``Reason.CLOSED``) after the results.
 
-        A loop may be left early: running calls are killed, no more begin, and a generator that
-        yields the items is closed, as soon as there is no reference to the iterator any more, which
-        is at once with ``async for ... in iso.map(...)``. If a variable refers to it, or if
-        everything must have ended before the next statement, use ``async with``.
+        A loop may be left early. As soon as no reference to the iterator is left, running calls are
+        killed, no further calls begin, and a generator that yields the items is closed. With
+        ``async for ... in iso.map(...)`` that is at once. If a variable refers to the iterator, or
+        if everything must have ended before the next statement, use ``async with``.
 
         Examples::
 
@@ -494,9 +496,8 @@ class Isolator:
         """
         if not isinstance(items, (Iterable, AsyncIterable)):
             raise TypeError(f"items must be iterable, not {items!r}")
-        service = (
-            self._service
-        )  # the present one: the map ends with it, even if the Isolator is entered again
+        # The map ends with this service, even if the Isolator is entered again.
+        service = self._service
         service.check_open()
         if concurrency is None:
             concurrency = max(1, int(min(service.limiter.total_tokens, 10_000)))
@@ -524,7 +525,7 @@ class Isolator:
     def open_job(
         self, fn: Callable[..., Any], /, *args: Any, **options: Unpack[JobArgs]
     ) -> AbstractAsyncContextManager[Job[Any]]:
-        """Start ``fn(*args)`` and return a `Job` to watch it, to cancel it, to await its result.
+        """Start ``fn(*args)`` and return its `Job`, which can be observed, awaited and cancelled.
 
         Takes the options of `run`. Leaving the context ends a job that is not done.
 
@@ -558,7 +559,7 @@ class Isolator:
             await job._abort()
 
     def executor(self) -> Executor:
-        """Return a `concurrent.futures.Executor` whose every call runs in a child of its own.
+        """Return a `concurrent.futures.Executor` that runs each call in a child of its own.
 
         This method and the executor may be used in any thread. Cancelling one of its futures kills
         the child. In the event loop's own thread, blocking on its futures (``future.result()``,
@@ -566,13 +567,13 @@ class Isolator:
 
         Raises:
             CallableDidNotExecuteError: the Isolator is closed or not entered (``Reason.CLOSED``).
-            RuntimeError: in a forked copy of its process.
+            RuntimeError: this is a forked copy of the process.
 
         Example::
 
             await loop.run_in_executor(iso.executor(), parse, data)
         """
-        self._service.check_taking()
+        self._service.check_accepting()
         return Executor(self._service, keep=self)
 
     # Monitoring
@@ -582,5 +583,5 @@ class Isolator:
         return self._service.jobs()
 
     def statistics(self) -> Statistics:
-        """Return the present figures."""
+        """Return the current statistics."""
         return self._service.statistics()

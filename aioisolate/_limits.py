@@ -1,4 +1,4 @@
-"""Limits of the resources of one call: data only."""
+"""Limits of the resources of one call: plain data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ for _power, _letter in enumerate("kmgt", 1):
 
 _SIZES = ("memory", "address_space", "file_size", "core_size", "result_size", "output_size")
 _COUNTS = ("open_files", "processes")
-# The kernel and the frames count no further.
+# The kernel and the frames have no larger numbers.
 _SIZE_MAX = 1 << 62
 _COUNT_MAX = 1 << 31
 
@@ -48,7 +48,7 @@ def as_bytes(name: str, size: object, *, least: int = 0) -> int:
 
 
 class Limits:
-    """Limits of the resources of one call. None: not limited by this library.
+    """Limits of the resources of one call. A limit of None limits nothing.
 
     Sizes are in bytes, or strings such as ``"512 MiB"`` or ``"2 GB"``; they are kept as bytes. A
     limit that can't be enforced on this machine as described is refused before the fork
@@ -56,26 +56,26 @@ class Limits:
 
     Args:
         memory: address space that each process of the call may have beyond its size at its start.
-            With a `Sandbox` that uses a cgroup, it also limits the memory of all its processes
-            together. Under a data-only codec an eighth of it, 64 MiB at most, is reserved for the
-            answer. Overrun: `Reason.MEMORY_LIMIT`, which is also a MemoryError.
+            With a `Sandbox` that uses a cgroup, it also limits the memory of all processes of the
+            call together. Under a data-only codec an eighth of it, 64 MiB at most, is reserved for
+            the answer. Overrun: `Reason.MEMORY_LIMIT`, which is also a MemoryError.
         cpu_time: seconds of CPU time of each process of the call, in user and kernel mode; the
-            kernel counts whole seconds, so it is rounded up. Overrun: `Reason.CPU_LIMIT`.
+            kernel counts whole seconds, so the limit is rounded up. Overrun: `Reason.CPU_LIMIT`.
         address_space: address space that each process may have, its size at its start included.
-        open_files: how many descriptors may be open in each process besides those it starts with.
+        open_files: how many descriptors each process may have besides those that it starts with.
             Overrun: OSError (EMFILE) in fn.
         file_size: maximum size of a file, or anonymous memory file, that fn writes. Overrun:
             OSError (EFBIG) in fn.
-        processes: how many processes and threads the call may have, its own included. Overrun:
+        processes: how many processes and threads the call may have, the child included. Overrun:
             BlockingIOError (EAGAIN) in fn.
         core_size: maximum size of a core dump.
-        result_size: maximum encoded size of what fn returns or raises, or of each item of a
+        result_size: maximum encoded size of the result or exception of fn, or of each item of a
             stream. Overrun: `Reason.RESULT_TOO_LARGE`.
         output_size: maximum output of fn, standard output and error together, where this process
             reads it (``output="capture"`` or a callable). Overrun: `Reason.OUTPUT_LIMIT`.
 
     Raises:
-        TypeError, ValueError: a limit makes no sense.
+        TypeError, ValueError: a limit is invalid.
 
     Example::
 
@@ -144,9 +144,9 @@ class Limits:
         """Return these limits, completed by the *others*."""
         if others is None:
             return self
-        mine = {name: getattr(self, name) for name in self.__slots__}
-        theirs = {name: getattr(others, name) for name in self.__slots__}
-        return Limits(**{n: theirs[n] if value is None else value for n, value in mine.items()})
+        own = {name: getattr(self, name) for name in self.__slots__}
+        defaults = {name: getattr(others, name) for name in self.__slots__}
+        return Limits(**{n: defaults[n] if value is None else value for n, value in own.items()})
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("Limits can't be changed; create another instance")
@@ -196,6 +196,6 @@ def _as_seconds(name: str, value: object) -> float:
 
 
 def _shown(value: object) -> str:
-    # The number may have more digits than Python is willing to write.
+    # The number may have more digits than Python converts to text.
     large = isinstance(value, int) and abs(value) >= 1 << 200
-    return "so many" if large else repr(value)
+    return "a number of more than 60 digits" if large else repr(value)

@@ -41,7 +41,6 @@ OnProgress: TypeAlias = Callable[[Progress], object]
 OnEvent: TypeAlias = Callable[[CallEvent], object]
 Output: TypeAlias = Literal["inherit", "capture", "null"] | OnLine
 Stdin: TypeAlias = Literal["null", "inherit"]
-Start: TypeAlias = Literal["fork"]
 Codec: TypeAlias = Literal["pickle", "msgspec", "json"]
 
 
@@ -96,7 +95,7 @@ class RunArgs(StreamArgs, total=False):
             return await run_isolated(parse_tree, data, **options)
     """
 
-    start: Start
+    start: Literal["fork"]
 
 
 _NO_FDS: frozenset[int] = frozenset()
@@ -162,10 +161,12 @@ class CallOptions:
             _check_callback("on_progress", on_progress)
         self.codec: Codec = "pickle"
         if sandbox is not None or limits is not None or codec is not None:
-            self.codec, limits, output = _contained(sandbox, limits, codec, output)
+            self.codec, limits, output = _apply_sandbox(sandbox, limits, codec, output)
             _check_stdin(stdin, sandbox)
         if result_type is not None and self.codec == "pickle":
-            raise ValueError("result_type is for codec='msgspec' and 'json'; a pickle has its own")
+            raise ValueError(
+                "result_type needs codec='msgspec' or 'json'; a pickle contains the types itself"
+            )
         # See `confinement`.
         self._confinement: Any = None
         self.limits: Limits | None = limits
@@ -182,9 +183,9 @@ class CallOptions:
         self.pass_fds: frozenset[int] = _checked_fds(pass_fds) if pass_fds else _NO_FDS
 
     def confinement(self, decide: Callable[[], _T]) -> _T:
-        """Return how calls with these options are confined.
+        """Return the result of *decide*: how calls with these options are confined.
 
-        *decide* finds that out; it is called for the first of the calls that share the options.
+        *decide* is called only once, for the first of the calls that share the options.
         """
         if self._confinement is None:
             self._confinement = decide()
@@ -211,17 +212,17 @@ def _check_choices(start: object, stdin: object, output: object) -> None:
         _check_callback("output", output)
 
 
-# Keyword arguments that belong elsewhere, and where.
-_ELSEWHERE = dict.fromkeys(
+# Keyword arguments of other callables, and the end of a sentence that names the callable.
+_OPTIONS_OF_OTHERS = dict.fromkeys(
     ("preload", "warm", "max_concurrency", "max_queue", "queue_timeout", "env"),
     "is an option of an Isolator",
 ) | dict.fromkeys(("ordered", "concurrency", "capture"), "is an option of Isolator.map")
 
 
 def _why_unknown(name: str) -> str:
-    """Return what is wrong with an unknown keyword argument."""
-    if name in _ELSEWHERE:
-        return f"{name!r} is not an option of this call: it {_ELSEWHERE[name]}"
+    """Return a message about an unknown keyword argument."""
+    if name in _OPTIONS_OF_OTHERS:
+        return f"{name!r} is not an option of this call: it {_OPTIONS_OF_OTHERS[name]}"
     import difflib  # noqa: PLC0415 - rarely needed, and not small
 
     close = difflib.get_close_matches(name, [*RunArgs.__annotations__, "start"], 1)
@@ -252,11 +253,12 @@ def _check_callback(name: str, given: object) -> None:
     for flag, kind in _NEVER_RUN:
         if flags & flag:
             raise TypeError(
-                f"{name} must be a plain function, and {given!r} is {kind}: it is called in the "
-                "event loop and not awaited. Have it start a task, or put what it gets into a queue"
+                f"{name} must be a plain function, and {given!r} is {kind}: the event loop calls "
+                "it and does not await it. It may start a task, or put its arguments into a queue"
             )
 
 
+# Flags of functions whose code does not run when they are called.
 _NEVER_RUN = (
     (inspect.CO_ASYNC_GENERATOR, "an async generator function"),
     (inspect.CO_COROUTINE, "an async function"),
@@ -272,21 +274,21 @@ def _check_stdin(stdin: Stdin, sandbox: Sandbox | None) -> None:
         )
 
 
-def _contained(
+def _apply_sandbox(
     sandbox: Sandbox | None, limits: Limits | None, codec: Codec | None, output: Output
 ) -> tuple[Codec, Limits | None, Output]:
-    """Return the options that follow from a sandbox."""
+    """Return the codec, the limits and the output that follow from a sandbox and a call's own."""
     chosen: Codec = "pickle"
     if sandbox is not None or codec is not None:
         chosen = _chosen_codec(sandbox, codec)
-    theirs = None if sandbox is None else sandbox.limits
-    limits = theirs if limits is None else _checked_limits(limits, theirs)
+    defaults = None if sandbox is None else sandbox.limits
+    limits = defaults if limits is None else _checked_limits(limits, defaults)
     # Output of untrusted code must not reach this process's terminal or log.
     if sandbox is not None and sandbox.codec != "pickle" and output == "inherit":
         output = "null"
     if limits is not None and limits.output_size is not None and output == "inherit":
         raise ValueError(
-            "limits.output_size is for output that passes through here: output='capture' or a "
+            "limits.output_size needs output that this process reads: output='capture' or a "
             "callable, not 'inherit'"
         )
     return chosen, limits, output
@@ -323,8 +325,8 @@ def check_seconds(
 ) -> None:
     """Raise TypeError or ValueError if an option is not a number of seconds."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        what = "a number of seconds" + (" or None" if optional else "")
-        raise TypeError(f"{name} must be {what}, not {value!r}")
+        expected = "a number of seconds" + (" or None" if optional else "")
+        raise TypeError(f"{name} must be {expected}, not {value!r}")
     if math.isnan(value) or value < 0 or (above_zero and value == 0):
         raise ValueError(f"{name} must be {'above' if above_zero else 'at least'} 0, not {value!r}")
     if finite and math.isinf(value):
@@ -355,12 +357,12 @@ def options_of_job(defaults: StreamArgs, options: JobArgs) -> CallOptions:
         raise TypeError("a sandbox belongs to the Isolator, not to one of its calls")
     if "start" in options:
         raise TypeError("start belongs to the Isolator, not to one of its calls")
-    both: dict[str, Any] = {**defaults, **options}
-    both.pop("queue_timeout", None)
+    combined: dict[str, Any] = {**defaults, **options}
+    combined.pop("queue_timeout", None)
     limits = options.get("limits")
     if isinstance(limits, Limits):
-        both["limits"] = limits.over(defaults.get("limits"))
-    return CallOptions(**both)
+        combined["limits"] = limits.over(defaults.get("limits"))
+    return CallOptions(**combined)
 
 
 def checked_program(python: str | os.PathLike[str] | None) -> str:
@@ -395,8 +397,8 @@ def checked_environment(env: Mapping[str, str] | None) -> dict[str, str] | None:
     if not isinstance(env, Mapping):
         raise TypeError(f"env must be a mapping of names to values or None, not {env!r}")
     checked = dict(env)
-    things: Any = checked  # of any type
-    for name, value in things.items():
+    unchecked: Any = checked  # callers may pass values of other types
+    for name, value in unchecked.items():
         if not (isinstance(name, str) and isinstance(value, str)):
             raise TypeError(f"env must be a mapping of strings to strings, not {name!r}: {value!r}")
         if not name or "=" in name or "\0" in name + value:

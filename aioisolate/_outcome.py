@@ -11,14 +11,14 @@ __all__ = ["CallEvent", "Exit", "Outcome", "Progress", "Usage"]
 
 T = TypeVar("T")
 
-_WORDS = 160  # characters of an exception's message
+_MESSAGE_MAX = 160  # characters of an exception's message in the repr of an Outcome
 
 
 class Exit(int):
     """How a process ended, as one number: its exit code, or minus the signal that killed it.
 
     The convention is that of `subprocess.Popen.returncode`, so ``outcome.exit == 0`` and
-    ``outcome.exit == -signal.SIGSEGV`` both read well; `code` and `signal` take it apart.
+    ``outcome.exit == -signal.SIGSEGV`` both work; `code` and `signal` return the two parts.
     """
 
     @property
@@ -55,7 +55,7 @@ class Usage(NamedTuple):
         system: CPU seconds in the kernel, of the same processes.
         max_rss: peak resident size in bytes. A forked child starts at its parent's size:
             pages shared with the parent count, so this is no measure of what fn allocated.
-        fork: seconds that the fork itself held up this thread (and its event loop).
+        fork: seconds for which the fork itself blocked this thread, and so the event loop.
     """
 
     wall: float
@@ -66,12 +66,12 @@ class Usage(NamedTuple):
 
 
 class CallEvent(NamedTuple):
-    """A stage of a call, as given to ``on_event``.
+    """A stage of a call; the argument of ``on_event``.
 
     Attributes:
         name: ``"spawn"`` (the child exists), ``"started"`` (the child is about to call fn),
             ``"result"`` (fn's result or exception has arrived whole) or ``"reaped"``
-            (the child is gone). A stage that did not happen gives no event.
+            (the child has ended). A stage that did not happen causes no event.
         pid: the child's process id.
         time: seconds since the fork.
     """
@@ -85,9 +85,9 @@ class Progress(NamedTuple):
     """Progress of fn, as reported by `report_progress`.
 
     Attributes:
-        done: how much is done.
-        total: how much there is to do, or None if fn does not know.
-        message: the present activity.
+        done: the amount of work done.
+        total: the total amount of work, or None if unknown.
+        message: a description of the current step.
     """
 
     done: float
@@ -100,8 +100,8 @@ class Outcome(Generic[T]):
     """The outcome of one isolated call.
 
     `capture_isolated`, `Isolator.capture` and `Job.outcome` return one, and so does `Isolator.map`
-    for each item with ``capture=True``. ``Outcome[bytes]`` is that of a function that returns
-    bytes::
+    for each item with ``capture=True``. ``Outcome[bytes]`` is the type of the outcome of a function
+    that returns bytes::
 
         outcome = await capture_isolated(convert, path)
         data = outcome.value if outcome.error is None else b""
@@ -112,8 +112,8 @@ class Outcome(Generic[T]):
         usage: the resources that the child used, or None if there was no child.
         exit: how the child ended, an `Exit`, or None if unknown or there was no child.
         pid: the child's process id, or None if there was no child.
-        stdout: what the child wrote to standard output with ``output="capture"``, else None.
-        stderr: the same for standard error.
+        stdout: the child's standard output with ``output="capture"``, else None.
+        stderr: the child's standard error with ``output="capture"``, else None.
     """
 
     value: T | None = None
@@ -127,15 +127,15 @@ class Outcome(Generic[T]):
     def __repr__(self) -> str:
         """Describe the outcome in one line of bounded length."""
         if self.error is None:
-            how = [f"returned {' '.join(reprlib.repr(self.value).split())}"]
+            parts = [f"returned {' '.join(reprlib.repr(self.value).split())}"]
         else:
-            how = [f"failed with {type(self.error).__name__}{_first_words(self.error)}"]
+            parts = [f"failed with {type(self.error).__name__}{_first_line(self.error)}"]
         if self.exit is not None:
-            how.append(str(self.exit))
+            parts.append(str(self.exit))
         if self.usage is not None:
-            how.append(f"{self.usage.wall:.3f} s")
+            parts.append(f"{self.usage.wall:.3f} s")
         where = "without a process" if self.pid is None else f"of process {self.pid}"
-        return f"<Outcome {where}: {', '.join(how)}>"
+        return f"<Outcome {where}: {', '.join(parts)}>"
 
     def unwrap(self) -> T:
         """Return the result of fn, or raise `error`."""
@@ -144,10 +144,12 @@ class Outcome(Generic[T]):
         return cast("T", self.value)
 
 
-def _first_words(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """Return the beginning of an exception's message, for one line."""
     try:
-        said = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
     except Exception:  # noqa: BLE001 - a broken __str__ may raise anything
         return ""
-    return f": {said[0][:_WORDS]}{'...' if said[0][_WORDS:] else ''}" if said else ""
+    if not lines:
+        return ""
+    return f": {lines[0][:_MESSAGE_MAX]}{'...' if lines[0][_MESSAGE_MAX:] else ''}"

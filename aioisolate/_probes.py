@@ -1,4 +1,4 @@
-"""Probes of each layer of the sandbox: a layer must work, and forbid what it should."""
+"""Probes of the layers of a sandbox and of limits: each must work, and forbid certain actions."""
 
 from __future__ import annotations
 
@@ -17,62 +17,62 @@ from ._os.containment import containment, why_no_landlock
 from ._os.filesystem_view import make_view
 from ._os.prctl import set_no_new_privs, set_parent_death_signal
 
-__all__ = ["findings"]
+__all__ = ["run_probes"]
 
-_os: Any = os  # not every platform has all its functions
+_os: Any = os  # some platforms lack some of its functions
 
 
-def findings() -> Iterator[tuple[str, bool, str, str]]:
-    """Run each probe; yield its name, whether it passed, what was seen, and what depends on it."""
-    for name, promises, attempt in _ATTEMPTS:
-        holds, detail = _try(attempt)
+def run_probes() -> Iterator[tuple[str, bool, str, str]]:
+    """Run each probe, and yield the fields of its `features.Finding`."""
+    for name, promises, probe in _PROBES:
+        holds, detail = _run(probe)
         yield name, holds, detail, promises
 
 
-def _try(attempt: Callable[[], str]) -> tuple[bool, str]:
-    """Run a probe in a child of its own; return whether it passed, and what was seen."""
+def _run(probe: Callable[[], str]) -> tuple[bool, str]:
+    """Run a probe in a child of its own; return whether it succeeded, and the details."""
     read, write = os.pipe()
     pid = unpatched.fork()
     if pid == 0:
-        word = "-the attempt was ended"
+        result = "-the probe was interrupted"
         try:
             os.close(read)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            word = f"+{attempt()}"
-        except _UnfulfilledError as exc:
-            word = f"-{exc}"
+            result = f"+{probe()}"
+        except _ProbeError as exc:
+            result = f"-{exc}"
         except OSError as exc:
-            word = f"-{exc.strerror} ({errno.errorcode.get(exc.errno or 0, exc.errno)})"
+            result = f"-{exc.strerror} ({errno.errorcode.get(exc.errno or 0, exc.errno)})"
         except BaseException as exc:  # noqa: BLE001 - reported as the result
-            word = f"-{type(exc).__name__}: {exc}"
+            result = f"-{type(exc).__name__}: {exc}"
         finally:
-            os.write(write, word.encode(errors="replace")[:1000])
+            os.write(write, result.encode(errors="replace")[:1000])
             os._exit(0)
     os.close(write)
     with open(read) as file:
-        word = file.read()
+        result = file.read()
     unpatched.waitpid(pid, 0)
-    return word.startswith("+"), word[1:] or "the attempt was killed"
+    return result.startswith("+"), result[1:] or "the probe was killed"
 
 
-class _UnfulfilledError(Exception):
-    """A forbidden action was possible."""
+class _ProbeError(Exception):
+    """A probe has failed, for example since a forbidden action was possible."""
 
 
-def _must_fail(what: str, act: Callable[[], object], *errors: int) -> None:
+def _must_fail(action: str, act: Callable[[], object], *errors: int) -> None:
     try:
         act()
     except OSError as exc:
         if exc.errno in errors:
             return
         raise
-    raise _UnfulfilledError(f"{what} was still possible")
+    raise _ProbeError(f"{action} was still possible")
 
 
 def _parent_death() -> str:
     set_parent_death_signal(signal.SIGKILL)
     if os.uname().sysname != "Linux":
-        raise _UnfulfilledError("there is no such signal here")
+        raise _ProbeError("this platform has no such signal")
     return "PR_SET_PDEATHSIG"
 
 
@@ -93,7 +93,7 @@ def _sealing() -> str:
 
 def _memory() -> str:
     if not rlimit.address_space():
-        raise _UnfulfilledError("the size of a process can't be learned here (/proc)")
+        raise _ProbeError("the size of a process can't be read from /proc")
     limit = rlimit.address_space() + (64 << 20)
     rlimit.apply([(rlimit.NUMBERS["address_space"], limit, limit)])
     _must_fail("mapping 128 MiB", lambda: mmap.mmap(-1, 128 << 20), errno.ENOMEM)
@@ -127,16 +127,14 @@ def _children(most: int) -> int:
 
 
 def _processes_by_user() -> str:
-    _become_somebody()
+    _become_spare_user()
     return _count(3, "a user id of its own")
 
 
 def _processes_by_namespace() -> str:
     uid, gid = os.getuid(), os.getgid()
     if uid == 0:
-        raise _UnfulfilledError(
-            "the kernel does not count root's processes; another user id is needed"
-        )
+        raise _ProbeError("the kernel does not count root's processes; another user id is needed")
     namespaces.unshare(namespaces.NEWUSER)
     namespaces.map_user(uid, gid)
     users.drop_capabilities()
@@ -147,7 +145,7 @@ def _count(limit: int, how: str) -> str:
     rlimit.apply([(rlimit.NUMBERS["processes"], limit, limit)])
     found = _children(limit + 3)
     if found != limit - 1:
-        raise _UnfulfilledError(f"with a limit of {limit} there could be {found} children")
+        raise _ProbeError(f"with a limit of {limit}, {found} children could be forked")
     return f"RLIMIT_NPROC, by {how}"
 
 
@@ -162,7 +160,7 @@ def _processes_by_group() -> str:
     group.remove()
     found = os.waitstatus_to_exitcode(status)
     if found != 2:
-        raise _UnfulfilledError(f"with a limit of 3 there could be {found} children")
+        raise _ProbeError(f"with a limit of 3, {found} children could be forked")
     return "a control group"
 
 
@@ -180,26 +178,26 @@ def _memory_by_group() -> str:
     group.kill()
     group.remove()
     if os.waitstatus_to_exitcode(status) != -signal.SIGKILL or not kills:
-        raise _UnfulfilledError("more memory could be used than the limit of the group")
+        raise _ProbeError("more memory could be used than the limit of the group")
     return "a control group, all processes of a call together"
 
 
-def _become_somebody() -> int:
+def _become_spare_user() -> int:
     uid = users.spare_id(os.getpid(), users.spare_ids() or users.SPARE)
     users.become(uid, uid)
     return uid
 
 
 def _own_user() -> str:
-    if (here := containment()).why_not_becomes:  # which has also tried to end such a process
-        raise _UnfulfilledError(here.why_not_becomes)
-    uid = _become_somebody()
+    if (here := containment()).why_not_becomes:  # that also covers killing such a process
+        raise _ProbeError(here.why_not_becomes)
+    uid = _become_spare_user()
     _must_fail("becoming root again", lambda: os.setuid(0), errno.EPERM)
     return f"user id {uid}"
 
 
 def _namespace(flag: int) -> Callable[[], str]:
-    def attempt() -> str:
+    def probe() -> str:
         uid, gid = os.getuid(), os.getgid()
         try:
             namespaces.unshare(flag)
@@ -209,25 +207,25 @@ def _namespace(flag: int) -> Callable[[], str]:
             return "through a user namespace"
         return "by privilege"
 
-    return attempt
+    return probe
 
 
 def _network_namespace() -> str:
-    word = _namespace(namespaces.NEWNET)()
+    how = _namespace(namespaces.NEWNET)()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         _must_fail(
             "reaching the network", lambda: sock.connect(("192.0.2.1", 9)), errno.ENETUNREACH
         )
-    return word
+    return how
 
 
 def _view() -> str:
-    word = _namespace(namespaces.NEWNS)()
+    how = _namespace(namespaces.NEWNS)()
     make_view(["/usr", "/dev/null"])
     seen = sorted(os.listdir("/"))
     if seen != ["dev", "usr"]:
-        raise _UnfulfilledError(f"paths are visible that should not be: {seen}")
-    return f"a root directory of its own, {word}"
+        raise _ProbeError(f"paths are visible that should not be: {seen}")
+    return f"a root directory of its own, {how}"
 
 
 def _no_new_privs() -> str:
@@ -238,15 +236,15 @@ def _no_new_privs() -> str:
 def _landlock() -> str:
     version = landlock.abi()
     if not version:
-        raise _UnfulfilledError(why_no_landlock())
+        raise _ProbeError(why_no_landlock())
     rules = landlock.make_ruleset(("/usr",), (), execute=False, network=False)
     set_no_new_privs()
     landlock.restrict(rules)
     os.listdir("/usr")
     _must_fail("reading /", lambda: os.listdir("/"), errno.EACCES)
     missing = [
-        what
-        for least, what in (
+        action
+        for least, action in (
             (landlock.TRUNCATE_ABI, "emptying files"),
             (4, "TCP"),
             (5, "ioctl on devices"),
@@ -260,9 +258,9 @@ def _landlock() -> str:
 
 
 def _filter(kind: Any) -> Callable[[], str]:
-    def attempt() -> str:
+    def probe() -> str:
         if why := seccomp.why_unavailable():
-            raise _UnfulfilledError(why)
+            raise _ProbeError(why)
         program = seccomp.compile_filter(kind, "whole", subprocesses=False, network=False)
         set_no_new_privs()
         seccomp.install(seccomp.bind_pid(program, os.getpid()))
@@ -270,11 +268,12 @@ def _filter(kind: Any) -> Callable[[], str]:
         _must_fail("starting a process", os.fork, errno.EACCES, errno.EPERM)
         return f"{len(program) // 8} instructions"
 
-    return attempt
+    return probe
 
 
 _UNTRUSTED = "Sandbox.untrusted() and sandboxes with the same layers are refused"
-_ATTEMPTS: tuple[tuple[str, str, Callable[[], str]], ...] = (
+# The name of each probe, the consequence if it fails, and the probe.
+_PROBES: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("pidfd", "a thread waits for each child", _pidfd),
     ("parent-death signal", "children outlive a killed parent", _parent_death),
     (

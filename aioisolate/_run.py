@@ -66,7 +66,7 @@ async def run_isolated(  # noqa: D417 - others are refused
 
     The copy has this process's memory as it is now: closures, globals, context variables, objects
     that can't be pickled. Changes that fn makes there do not come back, only its result. The event
-    loop runs while fn runs. When this returns or raises, the child is gone.
+    loop runs while fn runs. When this returns or raises, the child has ended.
 
     Args:
         fn: the function to call: a function, lambda, bound method, `functools.partial`, callable
@@ -75,8 +75,8 @@ async def run_isolated(  # noqa: D417 - others are refused
         args: its positional arguments; use `functools.partial` for keyword arguments.
         timeout: how many seconds the call may take, from its turn to its end; then the child is
             killed. None: no limit.
-        grace: on timeout and on cancellation send SIGTERM first and wait this many seconds
-            before killing. 0: kill at once.
+        grace: on timeout and on cancellation the child first gets SIGTERM, and is killed this many
+            seconds later. 0: it is killed at once.
         start: how the child is created; ``"fork"`` forks this process now.
         stdin: the child's standard input. ``"null"``: empty. ``"inherit"``: this process's, a
             terminal included.
@@ -87,39 +87,40 @@ async def run_isolated(  # noqa: D417 - others are refused
             in text files a line ends with a newline, a carriage return (progress bars) or both;
             the callable gets it without them, as soon as the line has ended.
         start_timeout: how many seconds fn may take to begin; then the child is killed. This is the
-            safeguard against a lock that another thread held while forking. None: no limit.
+            safeguard against a lock that another thread held at the fork. None: no limit.
         exit_timeout: how many seconds the unfinished work of fn may take to end: its non-daemon
             threads, and processes of multiprocessing. As at the end of a program, the child waits
             for them, then runs the exit functions that fn has registered, before the result is
-            returned. What still runs then, or when *timeout* passes, is killed, the result is
-            returned all the same, and a warning is logged. 0: do not wait.
+            returned. Threads and processes that still run then, or when *timeout* passes, are
+            killed; the result is returned nevertheless, and a warning is logged. 0: do not wait.
         on_event: called here with a `CallEvent` when the child is spawned, has started, has
             sent its result, has been reaped.
         on_progress: called here with a `Progress` whenever fn calls `report_progress`.
         limits: the resources that the call may use; see `Limits`.
         sandbox: the resources that the call may access; see `Sandbox`. The child is still a copy of
-            this process, with all data that this process has in memory: for code that you do not
-            trust use an `Isolator`, whose fork server has none of it.
-        codec: how the result is encoded. ``"pickle"``: any object, from a child that you trust.
-            ``"msgspec"`` (MessagePack) and ``"json"``: data only, whatever the child sends; fn's
-            exceptions arrive as `RemoteError`, as text. None: the sandbox's, or ``"pickle"``.
+            this process, with all data that this process has in memory. For untrusted code use an
+            `Isolator`, whose fork server has none of this data.
+        codec: how the result is encoded. ``"pickle"``: any object, from a trusted child.
+            ``"msgspec"`` (MessagePack) and ``"json"``: plain data, even if the child is hostile;
+            exceptions of fn arrive as `RemoteError`, as text. None: the sandbox's codec, or
+            ``"pickle"``.
         result_type: with a data-only codec, the type of the result: a type that msgspec
             knows, such as a dataclass, ``list[int]`` or a TypedDict.
         pass_fds: descriptors of sockets, pipes and the like that fn may use. Files, terminals
-            and directories stay usable without that, except in a sandbox with a data-only codec;
-            of all others, reads are at the end of file, and writes raise OSError (EBADF).
+            and directories stay usable without that, except in a sandbox with a data-only codec.
+            All other descriptors are at end of file, and a write to them raises OSError (EBADF).
 
     Raises:
         the exception of fn, with its own type and with the child's frames in the traceback, if it
             is an Exception. Any other (SystemExit, KeyboardInterrupt, CancelledError...) becomes
-            the ``__cause__`` of a `CallableStatusUnknownError`; and so does the
+            the ``__cause__`` of a `CallableStatusUnknownError`. So does the
             CallableDidNotExecuteError of a nested call, which does not describe this call.
         CallableDidNotExecuteError: fn never began; always safe to retry. It is also a TimeoutError
             if fn did not begin in time (``Reason.START_TIMEOUT``), by either of the deadlines.
         CallableExecutedError: fn ended, but its result could not be sent or decoded.
         CallableStatusUnknownError: fn began and did not end regularly: a crash, an exit, a
             deadline (then it is also a TimeoutError), a kill.
-        TypeError, ValueError: fn can't be called, or an option makes no sense.
+        TypeError, ValueError: fn can't be called, or an option is invalid.
         RuntimeError: no event loop is running.
 
     If the call is cancelled, the child and its process group are killed and reaped before the
@@ -144,7 +145,7 @@ async def run_isolated(  # noqa: D417 - others are refused
         sandbox=sandbox,
         codec=codec,
         result_type=result_type,
-        **others,  # refused, in words
+        **others,  # refused, with a message that names one of them
     )
     value, error, _ = await _call(make_plan(fn, args, options, platform_features.current()))
     if error is not None:
@@ -223,8 +224,8 @@ def isolated(**options: Unpack[RunArgs]) -> IsolatedDecorator: ...
 def isolated(fn: Callable[..., Any] | None = None, /, **options: Unpack[RunArgs]) -> Any:
     """Turn a function into an async one that runs isolated at each call.
 
-    Used bare or with the options of `run_isolated`. The result takes the same arguments,
-    keyword arguments included, and has the same name, signature and doc.
+    Use it bare, or with the options of `run_isolated`. The async function takes the same arguments,
+    keyword arguments included, and has the same name, signature and docstring.
 
     Example::
 

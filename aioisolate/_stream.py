@@ -19,8 +19,8 @@ __all__ = ["stream_isolated"]
 T = TypeVar("T")
 
 
-class _Direct:
-    """The service of a single job: a fork of this process, at once."""
+class _DirectService:
+    """The service of a single job, which has no queue and forks this process."""
 
     def __init__(self) -> None:
         self.backend = running_backend()
@@ -38,22 +38,22 @@ class _Direct:
         """Do nothing: no other job waits."""
 
     def provide_nowait(self, job: Job[Any]) -> Child | None:
-        """Fork."""
+        """Fork, if no other thread runs; otherwise return None."""
         return self._forks.provide_nowait(job._plan, quiet=job._quiet)
 
     async def provide(self, job: Job[Any]) -> Child:
-        """Fork, once no other thread is in the middle of an import."""
+        """Fork, once no other thread is importing a module."""
         return await self._forks.provide(job._plan, job._deadlines, quiet=job._quiet)
 
     def note_imports(self, job: Job[Any]) -> None:
         """Do nothing: a copy has all modules of this process."""
 
     def hindrance(self) -> str:
-        """Return why the job has not got a child yet."""
+        """Return the reason for which the job has no child yet."""
         return self._forks.hindrance()
 
     def finished(self, job: Job[Any]) -> None:
-        """Do nothing: there are no figures."""
+        """Do nothing: no statistics are kept."""
 
 
 def stream_isolated(
@@ -65,14 +65,15 @@ def stream_isolated(
     """Run a generator function, sync or async, in a forked child; get its items one by one.
 
     Takes the options of `run_isolated`; ``timeout`` is for the whole stream. The child is paused
-    while its items are not taken, so memory stays bounded in both processes. Its exception comes
-    after the items before it. Several tasks may take items; each item goes to one of them.
+    while its items are not taken, so memory stays bounded in both processes. An exception of the
+    generator is raised after the items that precede it. Several tasks may take items; each item
+    goes to one of them.
 
-    Leaving the context early kills the child. With ``grace`` the generator is closed first: it has
-    so many seconds for its ``finally``.
+    Leaving the context early kills the child. With ``grace`` the generator is closed first, and
+    its ``finally`` blocks may take that many seconds.
 
     Raises:
-        TypeError, ValueError: fn can't be called, or an option makes no sense.
+        TypeError, ValueError: fn can't be called, or an option is invalid.
         the exceptions of `run_isolated`, in the loop; and `CallableStatusUnknownError` if an item
             can't be pickled (``Reason.RESULT_ENCODING``), sent, or loaded here.
 
@@ -84,4 +85,4 @@ def stream_isolated(
     """
     checked = CallOptions(**options)
     plan = make_plan(fn, args, checked, platform_features.current(), streaming=True)
-    return Stream(lambda on_item: Job(_Direct(), plan, on_item=on_item))
+    return Stream(lambda on_item: Job(_DirectService(), plan, on_item=on_item))

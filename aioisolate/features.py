@@ -1,4 +1,4 @@
-"""What this machine can enforce, found out by probes in throw-away children.
+"""The sandbox layers and limits that this machine can enforce, probed in throw-away children.
 
 Example::
 
@@ -21,7 +21,7 @@ from ._os import unpatched
 from ._os.platform_features import Containment, containment
 from ._os.process import fork, hush_fork_warning
 from ._os.signals import reset_child_signal
-from ._probes import findings as attempt_all
+from ._probes import run_probes
 from .sandbox import Sandbox
 
 __all__ = ["Finding", "Report", "probe", "report"]
@@ -33,8 +33,8 @@ class Finding(NamedTuple):
     Attributes:
         name: the name of the probe.
         holds: whether the layer or limit works.
-        detail: what was seen, or why the layer or limit does not work.
-        promises: the effect on a sandbox or a limit.
+        detail: how the layer or limit works, or why it does not.
+        promises: the consequence for sandboxes and limits if the layer or limit does not work.
     """
 
     name: str
@@ -44,11 +44,11 @@ class Finding(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What this machine can enforce.
+    """The layers and limits that this machine can enforce.
 
     Attributes:
         platform: the system and its version.
-        user: the user of this process; other users may be able to do more or less.
+        user: the user of this process; other users may have more or fewer privileges.
         findings: one for each probe.
 
     Example::
@@ -87,7 +87,7 @@ def probe() -> Report:
     fork, too), so call it at the start of a program, or in a program of its own.
 
     Raises:
-        OSError: not even a process could be forked.
+        OSError: no process could be forked.
 
     Example::
 
@@ -109,9 +109,9 @@ def probe() -> Report:
         try:
             reset_child_signal()  # the probes collect their children
             os.close(read)
-            found = list(attempt_all())
+            results = list(run_probes())
             with open(write, "w") as file:
-                json.dump(found, file)
+                json.dump(results, file)
         finally:
             os._exit(0)
     os.close(write)
@@ -126,22 +126,22 @@ def probe() -> Report:
 
 
 def report(sandbox: Sandbox, start: Start = "zygote") -> Report:
-    """Report which promises of a sandbox this machine can keep, and which ones it can't.
+    """Report which layers and limits of a sandbox this machine can enforce.
 
     Args:
         sandbox: the sandbox to report on.
         start: how its children are started; see `Isolator`.
 
     Returns:
-        a finding for the sandbox as a whole, by the name "sandbox", and one for each of its layers
-        and limits, by the names that `Sandbox.require` takes; layers that would be used and are
-        missing are among them. A finding that does not hold says what to change.
+        a finding for the sandbox as a whole, with the name "sandbox", and one for each of its
+        layers and limits, with the names that `Sandbox.require` takes. Missing layers are included.
+        A finding that does not hold says what to change.
 
     The first call forks this process a few times, which takes some 30 ms.
 
     Raises:
-        CallableDidNotExecuteError: the sandbox is not for this *start*.
-        OSError: not even a process could be forked.
+        CallableDidNotExecuteError: the sandbox does not allow this *start*.
+        OSError: no process could be forked.
         ValueError: network="none" with syscalls="off", which contradict each other.
 
     Example::
@@ -151,15 +151,16 @@ def report(sandbox: Sandbox, start: Start = "zygote") -> Report:
             log.warning("%s", found)
     """
     here = containment()
-    confinement, lacking = survey(sandbox, here, start)
-    enforcement, more = survey_limits(sandbox.limits, sandbox, confinement, here, start)
-    refused = [lack for lack in lacking if lack.hard or lack.name in sandbox.require] + more
+    confinement, layers = survey(sandbox, here, start)
+    enforcement, limits = survey_limits(sandbox.limits, sandbox, confinement, here, start)
+    refused = [feature for feature in layers if feature.hard or feature.name in sandbox.require]
+    refused += limits
     text = "; ".join(map(str, refused)) or "the sandbox can be used here"
-    findings = [Finding("sandbox", not refused, text, _outcome(sandbox, refused))]
+    findings = [Finding("sandbox", not refused, text, _consequence(sandbox, refused))]
     findings += [
         Finding(name, True, detail, "") for name, detail in _layers(sandbox, confinement, here)
     ]
-    missing = {lack.name: lack for lack in (*lacking, *more)}
+    missing = {feature.name: feature for feature in (*layers, *limits)}
     findings += [
         Finding(name, name not in missing, detail, "")
         for name, detail in _limits(sandbox, confinement, enforcement)
@@ -169,18 +170,18 @@ def report(sandbox: Sandbox, start: Start = "zygote") -> Report:
         findings.append(Finding(CONTROL_GROUP, True, "one for each call", ""))
     findings += [
         Finding(
-            lack.name,
+            feature.name,
             False,
-            str(lack),
-            _outcome(sandbox, [lack]) if lack in refused else "the sandbox lacks it",
+            str(feature),
+            _consequence(sandbox, [feature]) if feature in refused else "the sandbox lacks it",
         )
-        for lack in missing.values()
+        for feature in missing.values()
     ]
     return Report(_platform(), _user(), tuple(findings))
 
 
-def _outcome(sandbox: Sandbox, lacking: Sequence[MissingFeature]) -> str:
-    required = any(lack.name in sandbox.require for lack in lacking)
+def _consequence(sandbox: Sandbox, missing: Sequence[MissingFeature]) -> str:
+    required = any(feature.name in sandbox.require for feature in missing)
     if required or sandbox.missing == "refuse":
         return "the sandbox is refused"
     return "the sandbox lacks it, with a warning"
@@ -198,21 +199,21 @@ def _user() -> str:
 def _layers(
     sandbox: Sandbox, confinement: ConfinementSpec, here: Containment
 ) -> Iterator[tuple[str, str]]:
-    way = "by privilege" if here.namespaces == "privilege" else "through a user namespace"
+    how = "by privilege" if here.namespaces == "privilege" else "through a user namespace"
     threads = "" if confinement.threads else ", no new threads"
     details = {
-        Layer.NAMESPACES: way + ("" if confinement.host_name else "; the host's name is seen"),
-        Layer.VIEW: "a root directory with nothing else in it",
+        Layer.NAMESPACES: how + ("" if confinement.host_name else "; the host's name is visible"),
+        Layer.VIEW: "a root directory that contains only the paths of the sandbox",
         Layer.USER: "a user id of its own"
         if confinement.uid >= 0
         else "a user namespace of its own",
         Layer.CAPABILITIES: "this user, without any capability",
         Layer.LANDLOCK: f"version {confinement.landlock}",
         Layer.SECCOMP: f"system calls: {sandbox.syscalls}{threads}",
-        Layer.PRIVILEGES: "programs gain none",
+        Layer.PRIVILEGES: "programs gain no privileges",
         Layer.ENVIRONMENT: "an environment of its own",
         Layer.SCRATCH: f"{confinement.scratch} bytes",
-        Layer.PROCESSES: "with an init",
+        Layer.PROCESSES: "a process namespace with an init",
     }
     engaged = {*confinement.server_layers, *confinement.child_layers}
     for name, detail in details.items():
@@ -232,7 +233,7 @@ def _limits(
             continue
         how = "a resource limit"
         if name in ("result_size", "output_size"):
-            how = "counted by this process, as it reads"
+            how = "counted by this process while it reads"
         elif group is not None and getattr(group, name, None) is not None:
             how = "a control group"
         elif name == "processes" and not confinement.threads:

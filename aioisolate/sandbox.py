@@ -1,6 +1,6 @@
-"""What isolated code may access: policies, as data.
+"""Policies for the access of isolated code to the system: plain data.
 
-A `Sandbox` is the description; `_call/confinement.py` turns it into layers of the kernel, and
+A `Sandbox` describes the policy; `_call/confinement.py` derives the layers from it, and
 `_child/confine.py` engages them. docs/security.md explains the protection of each layer.
 """
 
@@ -18,7 +18,7 @@ __all__ = ["PYTHON", "Sandbox"]
 PYTHON: Final = "aioisolate:python"
 """Stands for the files that the interpreter itself reads: its library and site-packages, the
 shared libraries that these need (with ``subprocesses=True`` all of the system's), time zones and a
-few harmless devices. Not the rest of `sys.path`, where your own code is."""
+few harmless devices. The rest of `sys.path`, with the application's own code, is not included."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "network": ("none", "inherit"),
@@ -48,52 +48,56 @@ Paths: TypeAlias = Iterable[str | os.PathLike[str]] | None
 
 
 class Sandbox:
-    """What isolated code may access. The defaults confine; begin with the presets.
+    """A policy for isolated code: the files, system calls and other resources that it may use.
 
+    Start from a preset, `untrusted` or `crash_guard`; the defaults of the arguments confine, too.
     Every layer is engaged, and proved by the child, before fn is called; if a layer can't be
     engaged, fn is not called (`Reason.CHILD_SETUP`, with the layer's name and errno).
 
     Args:
         read: files and directories that may be read, with all below them (Landlock). `PYTHON`
             stands for the files that the interpreter needs. None: all that this user may read.
-        write: files and directories that may be written and read, as far as *user* may: for root,
-            the default user owns no files. None: all that this user may write. With neither
-            paths here nor *scratch* no file can be locked (ENOLCK), unless *syscalls* is "off".
-        scratch: the size of an empty directory of the call's own, in memory, which is its HOME,
-            TMPDIR and working directory and is deleted with the call. Needs namespaces, and paths
-            in *read*. None: no such directory.
-        network: ``"none"``: no sockets but pairs of Unix sockets, and a network namespace without
-            interfaces. ``"inherit"``: the network of this process.
-        subprocesses: whether it may start processes and programs. In a process namespace or a
-            control group all of them end with the call; with neither, those of its process group
-            do. To run programs, add their paths to *read*.
-        namespaces: separate namespaces for the network, interprocess communication, mounts,
-            host names; and for processes if it may start some. ``"auto"``: where possible.
+        write: files and directories that may be written and read, as far as *user* has access:
+            the user id that a call gets under root owns no files. None: all that this user may
+            write. With neither paths here nor *scratch* no file can be locked (ENOLCK), unless
+            *syscalls* is "off".
+        scratch: the size of an empty directory in memory that only the call can access. It is the
+            HOME, the TMPDIR and the working directory of the call, and is deleted at its end.
+            Needs namespaces, and paths in *read*. None: no such directory.
+        network: ``"none"``: no sockets except pairs of Unix sockets, and a network namespace
+            without interfaces. ``"inherit"``: the network of this process.
+        subprocesses: whether fn may start processes and programs. In a process namespace or a
+            control group all of them end with the call; with neither, only those in the child's
+            process group. To run programs, add their paths to *read*.
+        namespaces: separate namespaces for the network, interprocess communication, mounts and
+            host names, and for processes if *subprocesses* is true. ``"auto"``: where possible.
         syscalls: the allowed system calls (seccomp). ``"default"``: all but those that reach
             beyond the call or that enlarge the attack surface of the kernel. ``"strict"``: those
             needed for computing in memory and in allowed files. ``"off"``: no filter.
-        user: ``"auto"``: as root, where that may become another user and end its processes, a
-            user id of its own for each call, which owns nothing; otherwise as
-            ``"unprivileged"``. That is: the user id does not change, and there are no capabilities,
-            for root either. ``"keep"``: as it is. A number: that user.
-        cgroup: a control group for limits of all its processes together. ``"auto"``: if a limit
-            needs it, and if one can be made.
-        env: its environment. None: that of this process.
-        codec: how results are encoded: ``"msgspec"`` (MessagePack) and ``"json"`` are data and
-            nothing else, whatever the child sends. ``"pickle"`` is for code that you trust:
-            unpickling can run any code in this process.
+        user: ``"auto"``: if this process is root, and may become another user and end the processes
+            of that user, each call gets a user id of its own, which owns no files; otherwise as
+            ``"unprivileged"``. ``"unprivileged"``: the user id does not change, and all
+            capabilities are dropped, also those of root. ``"keep"``: user id and capabilities do
+            not change. A number: that user id.
+        cgroup: a control group for the limits that apply to all processes of the call together.
+            ``"auto"``: if a limit needs one, and one can be made.
+        env: the environment of the call. None: that of this process.
+        codec: how results are encoded. ``"msgspec"`` (MessagePack) and ``"json"``: plain data,
+            even if the child is hostile. ``"pickle"``, for trusted code: unpickling can run any
+            code in this process.
         limits: the limits of each call; a call's own limits take precedence.
-        fresh: only children of a fresh interpreter, `Isolator` with ``start="zygote"``: a copy of
-            this process has all its data in memory, secrets included.
-        missing: what happens without a layer that this machine lacks. ``"refuse"``: the call is
-            refused (`Reason.FEATURE_UNAVAILABLE`, by name). ``"warn"``: it runs without the layer,
-            with a `SandboxWarning`.
-        require: names of layers and limits without which calls are refused, whatever the other
-            arguments are: ``"user"``, ``"namespaces"``, ``"view of files"``, ``"limits.memory"``
-            and so on, as `features.report` has them.
+        fresh: whether only children of a fresh interpreter may run the call, `Isolator` with
+            ``start="zygote"``: a copy of this process has all data of this process in memory,
+            secrets included.
+        missing: the consequence if this machine lacks a layer. ``"refuse"``: the call is refused
+            (`Reason.FEATURE_UNAVAILABLE`, by name). ``"warn"``: it runs without the layer, with a
+            `SandboxWarning`.
+        require: names of layers and limits without which calls are refused, independent of the
+            other arguments: ``"user"``, ``"namespaces"``, ``"view of files"``, ``"limits.memory"``
+            and other names in `features.report`.
 
     Raises:
-        TypeError, ValueError: an argument makes no sense.
+        TypeError, ValueError: an argument is invalid.
 
     Example::
 
@@ -191,10 +195,11 @@ class Sandbox:
     def crash_guard(cls, *, without: Iterable[str] = (), **changes: Any) -> Self:
         """Return the policy for code that is trusted, but leaks, crashes or never ends.
 
-        It may access everything that this process may. Its memory is limited (1 GiB above its size
-        at its start, all its processes together where a cgroup can be made, which takes a
-        millisecond in version 1 and ten in version 2: ``cgroup="off"`` if it starts none), it
-        leaves no core dump and gains no privileges from programs that it starts.
+        The code may access everything that this process may access. It has 1 GiB of memory above
+        the size at its start, leaves no core dump, and gains no privileges from programs that it
+        starts. Where a cgroup can be made, the memory limit applies to all processes of the call
+        together. To make a cgroup takes a millisecond with version 1 and ten with version 2; set
+        ``cgroup="off"`` for code that starts no processes.
 
         *changes* are arguments of `Sandbox`; *without* names layers and limits to leave out,
         ``without=["limits.memory"]`` for example.
@@ -228,20 +233,21 @@ class Sandbox:
     ) -> Self:
         """Return the policy for untrusted code, such as that of users or of a language model.
 
-        Children of a fresh interpreter only; no files but Python's own, no network, no programs,
-        an empty environment, results as data only; 512 MiB of memory, 10 s of CPU time, 16
-        threads, 1 MiB of output and 16 MiB of results. Refused where one of these can't be held.
+        The policy allows only children of a fresh interpreter, no files but Python's own, no
+        network, no programs, an empty environment, results as plain data, 512 MiB of memory, 10 s
+        of CPU time, 16 threads, 1 MiB of output and 16 MiB of results. Calls are refused where one
+        of these can't be enforced.
 
         Args:
-            level: ``"full"``: all layers that this machine has; Landlock, system call filter
-                and resource limits are enough for the above, namespaces and a separate user id are
-                a second line of defence (`features.report` lists them; *require* insists).
-                ``"portable"``: only those that need no privilege and no namespaces, so that
-                a server, a container and a laptop are alike. As root it can't start
-                threads, since nothing counts those then.
+            level: ``"full"``: all layers that this machine has. Landlock, the system call filter
+                and resource limits suffice for the above; namespaces and a separate user id are a
+                second line of defence (`features.report` lists them, and *require* makes them
+                mandatory). ``"portable"``: only layers that need no privilege and no namespaces, so
+                that servers, containers and laptops behave alike. A call of root then can't start
+                threads, since the kernel does not count them.
             without: names of layers and limits to leave out, such as
                 ``["limits.processes"]``; see *require* of `Sandbox`. Without "seccomp" the
-                network is not closed off, either; without "namespaces" there is no *scratch*.
+                network is open, too; without "namespaces" there is no *scratch*.
             changes: arguments of `Sandbox`; ``codec="pickle"`` and ``fresh=False`` are refused.
 
         Example::
@@ -271,7 +277,7 @@ class Sandbox:
         if not changes.get("fresh", True):
             raise ValueError(
                 "Sandbox.untrusted() is for children of a fresh interpreter: a copy of this "
-                "process holds every secret that this process holds"
+                "process has every secret of this process in memory"
             )
         if level not in _LEVELS:
             raise ValueError(f"level must be one of {', '.join(map(repr, _LEVELS))}, not {level!r}")
@@ -326,12 +332,12 @@ def _reduced(
     """
     arguments = defaults | changes
     limits = arguments["limits"]
-    # "capabilities" comes last, in whatever order they are named: it also sets the user to "keep".
+    # "capabilities" is always the last one: it also sets the user to "keep".
     for name in sorted(_checked_names("without", without), key="capabilities".__eq__):
         if name.startswith("limits."):
             if limits is None:
                 continue
-            kept = {one: getattr(limits, one) for one in limits.__slots__}
+            kept = {limit: getattr(limits, limit) for limit in limits.__slots__}
             limits = Limits(**(kept | {name.removeprefix("limits."): None}))
         elif not _WITHOUT[name]:
             raise ValueError(f"without can't name {name!r}: another layer implies it")
@@ -376,7 +382,7 @@ def _checked_paths(name: str, paths: Paths) -> tuple[str, ...] | None:
             raise ValueError(f"sandbox.{name} must hold absolute paths, not {text!r}")
         checked.append(text)
     if name == "write" and PYTHON in checked:
-        raise ValueError("sandbox.write can't hold PYTHON: it is there to be read")
+        raise ValueError("sandbox.write can't hold PYTHON, which stands for files to read")
     return tuple(checked)
 
 

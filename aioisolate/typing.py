@@ -2,15 +2,15 @@
 
 Keyword options, as `typing.TypedDict`, for functions that pass them on (PEP 692):
 
-- `RunArgs`: those of `run_isolated`, `capture_isolated` and `isolated`.
-- `StreamArgs`: those of `stream_isolated`.
-- `JobArgs`: those of `Isolator.run`, `capture`, `stream` and `open_job`.
-- `MapArgs`: those of `Isolator.map`, but *capture*, on which the type of the results depends.
-- `CommonArgs`: those that all of these have.
+- `RunArgs`: the options of `run_isolated`, `capture_isolated` and `isolated`.
+- `StreamArgs`: the options of `stream_isolated`.
+- `JobArgs`: the options of `Isolator.run`, `capture`, `stream` and `open_job`.
+- `MapArgs`: the options of `Isolator.map` except *capture*, which decides the type of the results.
+- `CommonArgs`: the options that all of these functions have.
 
 Results:
 
-- `SharedArray`: what `shared_array` returns. It is not in ``__all__``, since it needs numpy.
+- `SharedArray`: the result of `shared_array`. It is not in ``__all__``, since it needs numpy.
 
 Values of arguments:
 

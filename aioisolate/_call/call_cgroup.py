@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from .._child.layers import CgroupSpec as Wanted
+from .._child.layers import CgroupSpec
 from .._errors import CallableDidNotExecuteError, Reason, may_pass
 from .._os.cgroups import Cgroup
 
 __all__ = ["CallCgroup", "make"]
 
-# Control groups in which processes were still dying.
-_left: list[CallCgroup] = []
+# Control groups that could not be removed yet, since killed processes in them had not ended.
+_remaining: list[CallCgroup] = []
 
 
 class CallCgroup(Cgroup):
@@ -18,24 +18,24 @@ class CallCgroup(Cgroup):
     __slots__ = ()
 
     def dissolve(self) -> bool:
-        """Kill the group's processes and remove it; False if some are still dying: call it again.
+        """Kill the group's processes and remove the group; return False if some have not ended yet.
 
-        Otherwise the next call of `make` tries again.
+        In that case call the method again; the next call of `make` also does.
         """
-        gone = self.kill(0) and self.remove()
-        if self in _left:
-            _left.remove(self)
-        if not gone:
-            _left.append(self)
-        return gone
+        removed = self.kill(0) and self.remove()
+        if self in _remaining:
+            _remaining.remove(self)
+        if not removed:
+            _remaining.append(self)
+        return removed
 
 
-def make(wanted: Wanted) -> CallCgroup:
+def make(spec: CgroupSpec) -> CallCgroup:
     """Create the control group of a call. Raises CallableDidNotExecuteError."""
-    for group in _left.copy():
+    for group in _remaining.copy():
         group.dissolve()
     try:
-        return CallCgroup.create(*wanted)
+        return CallCgroup.create(*spec)
     except OSError as exc:
         raise CallableDidNotExecuteError(
             f"{Reason.CHILD_SETUP.value}: its control group could not be made: {exc}",

@@ -14,7 +14,7 @@ from .._os.warning_filters import action_for
 __all__ = ["warn", "warn_of"]
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
-# Warnings that were given: the place, and the subject.
+# The warnings given so far: their category, and their place and subject.
 _given: set[tuple[type[Warning], object]] = set()
 
 
@@ -25,7 +25,7 @@ class _Place(NamedTuple):
 
 
 def warn(text: str, category: type[Warning], about: Iterable[str] = ()) -> None:
-    """Warn, by default once for each line of the user's that calls this package.
+    """Warn, by default once for each line of user code that calls this package.
 
     *about*: the subject, if the text also contains details that vary. In a notebook, where each
     cell is another place, the warning is given once for the process.

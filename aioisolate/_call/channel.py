@@ -21,8 +21,8 @@ __all__ = ["READ_SIZE", "Channel", "FaultError", "WakeupRateLimiter"]
 
 # For larger reads malloc maps and unmaps memory each time.
 READ_SIZE = 64 * 1024
-# The kinds of frames that are a fault, by whether items and reports of progress are wanted, and
-# whether the child is trusted.
+# The kinds of frames that are a fault: the key says whether items are expected, whether progress
+# reports are expected, and whether the child is trusted.
 _UNASKED = {
     (items, reports, trusted): frozenset(
         [Kind.ITEM] * (not items)
@@ -33,19 +33,19 @@ _UNASKED = {
     for reports in (False, True)
     for trusted in (False, True)
 }
-# Token bucket: a wake-up for a byte costs this process about as much as writing it costs the child,
-# so one child could keep this process busy. An untrusted child may wake it 64 times in a row, then
-# 250 times a second; in between it is not watched, and its data accumulates.
+# Token bucket: a wake-up for one byte costs this process about as much as the write costs the
+# child, so a child could keep this process busy. An untrusted child may wake this process 64 times
+# in a row, then 250 times a second; in between the child is not watched, and its data accumulates.
 _BURST = 64
 _RATE = 250.0
-# A wake-up that brings this many bytes is free, so large data is not slowed down.
-_WORTH = 16 * 1024
-# Each of these costs as much as a wake-up: reports of progress, bytes of reports (each is searched
-# and escaped), lines that a callable is called with.
-_REPORTS = 64
-_REPORT_BYTES = 2 * 1024
-_LINES = 1024
-# Timers of event loops may be early by this; do not sleep again for the rest.
+# A wake-up with this many bytes is free, so that large data is not slowed down.
+_FREE_SIZE = 16 * 1024
+# Each of these costs as much as a wake-up: this many progress reports, bytes of reports (which are
+# searched and escaped), and lines for which a callable is called.
+_REPORTS_PER_TOKEN = 64
+_REPORT_BYTES_PER_TOKEN = 2 * 1024
+_LINES_PER_TOKEN = 1024
+# An event loop may call a timer this many seconds early; do not sleep again for the rest.
 _EARLY = 1e-3
 
 
@@ -72,7 +72,7 @@ class Channel:
     __slots__ = ("_child", "conversation", "received")
 
     def __init__(self, child: Child, options: CallOptions, *, items: bool) -> None:
-        """Read *child*'s channel; *items*: fn is a generator whose items are wanted."""
+        """Read *child*'s channel; *items*: fn is a generator whose items are expected."""
         self._child = child
         limits = options.limits
         self.received = Descriptors()
@@ -112,7 +112,7 @@ class Channel:
             raise _fault(exc) from exc
 
     def fault(self) -> FaultError:
-        """Return the fault behind the messages that `read` returned last; there is one."""
+        """Return the fault that follows the messages of the last `read`; there must be one."""
         assert self.conversation.fault is not None
         return _fault(self.conversation.fault)
 
@@ -126,26 +126,26 @@ def _fault(exc: ProtocolError) -> FaultError:
 
 
 class WakeupRateLimiter:
-    """Watches a child's channel and output, and limits how often they wake this process up.
+    """Watches a child's channel and output, and limits how often they wake this process.
 
     Attributes:
-        until: when they are watched again, after a pause; else infinity.
+        until: the end of a pause, in which nothing is watched; infinity if there is no pause.
     """
 
-    __slots__ = ("_bounded", "_fds", "_noted_at", "_tokens", "_waitset", "until")
+    __slots__ = ("_charged_at", "_fds", "_limited", "_tokens", "_waitset", "until")
 
     def __init__(self, child: Child, options: CallOptions) -> None:
         self._waitset = child.waitset
-        self._bounded = options.codec != "pickle"
+        self._limited = options.codec != "pickle"
         self._fds = {stream.fd for stream in child.streams}
         if child.talks:
             self._fds.add(child.channel)
         self._tokens = float(_BURST)
-        self._noted_at = 0.0
+        self._charged_at = 0.0
         self.until = math.inf
 
     def add(self, fd: int) -> None:
-        """Listen to one more."""
+        """Watch one more descriptor."""
         self._fds.add(fd)
         if self.until == math.inf:
             self._waitset.add(fd)
@@ -157,22 +157,22 @@ class WakeupRateLimiter:
 
     def heard(self, size: int) -> None:
         """Count a wake-up that brought *size* bytes."""
-        self._charge(1 - size / _WORTH)
+        self._charge(1 - size / _FREE_SIZE)
 
     def took_reports(self, count: int, size: int) -> None:
         """Count reports of progress, of *size* bytes together."""
-        self._charge(count / _REPORTS + size / _REPORT_BYTES)
+        self._charge(count / _REPORTS_PER_TOKEN + size / _REPORT_BYTES_PER_TOKEN)
 
     def took_lines(self, count: int) -> None:
-        """Count lines that a callable was called with."""
-        self._charge(count / _LINES)
+        """Count lines for which a callable was called."""
+        self._charge(count / _LINES_PER_TOKEN)
 
     def _charge(self, cost: float) -> None:
-        if not self._bounded:
+        if not self._limited:
             return
         now = time.monotonic()
-        self._tokens = min(_BURST, self._tokens + (now - self._noted_at) * _RATE) - cost
-        self._noted_at = now
+        self._tokens = min(_BURST, self._tokens + (now - self._charged_at) * _RATE) - cost
+        self._charged_at = now
         if self._tokens < 0:
             self.until = now - self._tokens / _RATE
             for fd in self._fds:

@@ -1,4 +1,4 @@
-"""The interface of a child that a supervision needs, whatever created the child."""
+"""The interface of a child that a supervision uses; direct and fork servers' children have it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .output import OutputStream
 if TYPE_CHECKING:
     from .call_cgroup import CallCgroup
 
-__all__ = ["Child", "Members"]
+__all__ = ["Child", "DescriptorSet"]
 
 
-class Members(Protocol):
-    """The descriptors that a call waits for."""
+class DescriptorSet(Protocol):
+    """The descriptors that a call waits for: a `WaitSet`, or a single descriptor."""
 
     def fileno(self) -> int: ...
     def add(self, fd: int) -> None: ...
@@ -33,24 +33,25 @@ class Child(Protocol):
         end_fd: readable once the child has ended, or -1: call `has_ended` instead.
         waitset: the descriptors that the call waits for.
         waiter: waits for the wait set.
-        channel: where the child's frames arrive.
+        channel: the descriptor from which the child's frames are read.
         scratch: the scratch file.
         nonce: the marker of the child's frames.
         streams: the child's output streams, stdout and stderr, if they are read in this process.
         forked_at: the time of the fork, on the clock of time.monotonic.
-        fork_seconds: how long the fork itself took.
-        talks: whether the child sends its answer while it runs, so its channel is watched from the
-            beginning; and whether it leaves a mark in the scratch file when it starts.
-        lost: why the fork server died, and the child with it, or "".
+        fork_seconds: the duration of the fork itself.
+        talks: whether the child sends its answer while it runs, so that its channel is watched from
+            the beginning, and marks the scratch file when fn starts.
+        lost: why the fork server died, if it died and the child with it; else "".
         group: the control group of the child, or None.
         has_init: whether the child is in a process namespace of its own, which ends with it.
-        suspicion: what may have blocked fn if its deadline passes, or "".
+        suspicion: a possible reason for which fn blocks, for the message if its deadline passes;
+            or "".
         layers: the planned layers, if the child proves them and then waits for `go`; else None.
     """
 
     pid: int
     end_fd: int
-    waitset: Members
+    waitset: DescriptorSet
     waiter: Waiter
     channel: int
     scratch: int
@@ -92,18 +93,18 @@ class Child(Protocol):
         ...
 
     def waits_for_trackers(self) -> bool:
-        """Return whether spared trackers still have work to do."""
+        """Return whether spared trackers have not finished their work."""
         ...
 
     def leave(self) -> bool:
-        """Let the fork server drain the child after its answer; return False if there is none."""
+        """Leave the end of an answered child to the fork server; return False if there is none."""
         ...
 
     def kill_now(self) -> None:
-        """Kill the child, and see to its end without awaiting it."""
+        """Kill the child; its end is handled without the caller's task."""
 
     def give_up(self) -> None:
-        """Keep watching, in the background, a child that does not end although it was killed."""
+        """Watch, in the background, a child that was killed and has not ended."""
 
     def release(self) -> None:
-        """Close everything that belonged to the call. The child must be gone, or left."""
+        """Close all resources of the call. The child must have ended, or been left."""

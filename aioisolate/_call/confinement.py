@@ -1,6 +1,7 @@
-"""From a sandbox and limits to the layers to engage, or a refusal; pure.
+"""Derive the layers to engage from a sandbox, or refuse the call; pure functions.
 
-Layers that this machine lacks are refused here, by name, before any fork.
+A call that needs a layer that this machine lacks is refused here, before any fork, and the message
+names the layer.
 """
 
 from __future__ import annotations
@@ -16,15 +17,21 @@ from .._os.containment import Containment
 from .._os.landlock import TRUNCATE_ABI
 from ..sandbox import PYTHON, Sandbox
 from .enforcement import CONTROL_GROUP, count_by
-from .missing_features import TO_BECOME, TO_UNSHARE, MissingFeature, object_to, refusal
+from .missing_features import (
+    NAMESPACE_REMEDY,
+    SETUID_REMEDY,
+    MissingFeature,
+    refusal,
+    refuse_or_warn,
+)
 from .python_paths import python_paths
 
 __all__ = ["make_confinement", "survey"]
 
 _Layers: TypeAlias = tuple[tuple[str, Callable[[ConfinementSpec], object]], ...]
 
-# Each layer, and what it follows from. A fork server engages the first ones once, for all its
-# children; a direct child engages all.
+# Each layer, and the function that returns whether it is engaged. A fork server engages the layers
+# of the first table once, for all its children; a direct child engages all layers.
 _OF_SERVER: _Layers = (
     (Layer.PRIVILEGES, lambda _: True),
     (Layer.NAMESPACES, lambda confinement: confinement.unshare),
@@ -39,7 +46,7 @@ _OF_CHILD: _Layers = (
     (
         Layer.CAPABILITIES,
         lambda confinement: confinement.drop,
-    ),  # with another user they are gone anyway
+    ),  # a change of the user id drops them, too
     (Layer.LANDLOCK, lambda confinement: confinement.landlock),
     (Layer.SECCOMP, lambda confinement: confinement.child_filter),
 )
@@ -48,11 +55,11 @@ _OF_CHILD: _Layers = (
 def make_confinement(sandbox: Sandbox, here: Containment, start: Start) -> ConfinementSpec:
     """Decide which layers a sandbox's children engage.
 
-    Raises CallableDidNotExecuteError, naming each layer that is missing here and what to change;
-    with ``missing="warn"`` it warns instead.
+    Raises CallableDidNotExecuteError, whose message names each missing layer and a remedy; with
+    ``missing="warn"`` it warns instead.
     """
     confinement, missing = survey(sandbox, here, start)
-    object_to(
+    refuse_or_warn(
         sandbox, [feature for feature in missing if feature.hard or feature.name in sandbox.require]
     )
     return confinement
@@ -83,18 +90,18 @@ def survey(
     if sandbox.fresh and start != "zygote":
         raise refusal(
             f"this sandbox is for children of a fresh interpreter, Isolator(start='zygote'): with "
-            f"start={start!r} fn would run in a copy of this process, with every secret that it "
-            "holds in memory"
+            f"start={start!r} fn would run in a copy of this process, with every secret that this "
+            "process has in memory"
         )
     missing: list[MissingFeature] = []
     here = _as_started(here, start)
     confinement = _without_filters(sandbox, here, missing)
     if sandbox.syscalls != "off" and here.seccomp:
-        way = count_by(sandbox, confinement._replace(child_filter=b"?"), here)
+        method = count_by(sandbox, confinement._replace(child_filter=b"?"), here)
         limits = sandbox.limits
-        if not way and not sandbox.subprocesses and limits is not None and limits.processes:
+        if not method and not sandbox.subprocesses and limits is not None and limits.processes:
             confinement = confinement._replace(threads=False)
-        confinement = _with_filters(confinement, sandbox, counting=way == "user")
+        confinement = _with_filters(confinement, sandbox, counting=method == "user")
     in_child = (*_OF_SERVER, *_OF_CHILD) if start == "fork" else _OF_CHILD
     confinement = confinement._replace(
         server_layers=_engaged((*_OF_SERVER, _SERVER_FILTER), confinement),
@@ -105,7 +112,7 @@ def survey(
 
 
 def _as_started(here: Containment, start: Start) -> Containment:
-    """Return what this machine offers to children that are started so."""
+    """Return the sandbox features of this machine for children with this start method."""
     if not here.dumpable and start != "zygote" and here.namespaces == "user":
         why = "this process is not dumpable, as after os.setuid(), so a copy of it may not map ids"
         return here._replace(namespaces="", why_no_namespaces=why)
@@ -115,7 +122,7 @@ def _as_started(here: Containment, start: Start) -> Containment:
 def _without_filters(
     sandbox: Sandbox, here: Containment, missing: list[MissingFeature]
 ) -> ConfinementSpec:
-    """Return the confinement but for its filters of system calls and the names of its layers."""
+    """Return the confinement without its system call filters and the names of its layers."""
     landlock = _restrictions(sandbox, here, missing)
     unshare, init, view = _namespaces(sandbox, here, missing)
     as_user = bool(unshare) and here.namespaces == "user"
@@ -178,13 +185,13 @@ def _restrictions(sandbox: Sandbox, here: Containment, missing: list[MissingFeat
 def _namespaces(
     sandbox: Sandbox, here: Containment, missing: list[MissingFeature]
 ) -> tuple[int, bool, bool]:
-    """Return the namespaces to enter, whether to have an init, and whether to have a view."""
+    """Return the namespaces to enter, whether to start an init, and whether to make a view."""
     if sandbox.namespaces == "off":
         return 0, False, False
     why = here.why_no_namespaces or f"there are none on {here.platform}"
     if not here.namespaces:
         hard = sandbox.namespaces == "require"
-        remedy = TO_UNSHARE if here.platform == "linux" else ""
+        remedy = NAMESPACE_REMEDY if here.platform == "linux" else ""
         missing.append(
             MissingFeature(Layer.NAMESPACES, f"namespaces can't be made ({why})", remedy, hard)
         )
@@ -196,11 +203,11 @@ def _namespaces(
         if sandbox.scratch:
             text = f"a scratch directory needs a mount namespace ({why})"
             missing.append(
-                MissingFeature(Layer.SCRATCH, text, f"{TO_UNSHARE}, or leave out scratch")
+                MissingFeature(Layer.SCRATCH, text, f"{NAMESPACE_REMEDY}, or leave out scratch")
             )
         if sandbox.subprocesses and sandbox.codec != "pickle":
-            text = f"without a process namespace programs that it starts could outlive it ({why})"
-            remedy = f"{TO_UNSHARE}, or set subprocesses=False"
+            text = f"without a process namespace its subprocesses could outlive the call ({why})"
+            remedy = f"{NAMESPACE_REMEDY}, or set subprocesses=False"
             missing.append(MissingFeature(Layer.PROCESSES, text, remedy, not hard))
         return 0, False, False
     flags = namespaces.ALL
@@ -213,7 +220,7 @@ def _namespaces(
 
 
 def _view(sandbox: Sandbox, here: Containment, missing: list[MissingFeature]) -> bool:
-    """Return whether to have another root directory, in a mount namespace."""
+    """Return whether to make another root directory, in a mount namespace."""
     if not sandbox.confines_files:
         return False
     if "/" in (*(sandbox.read or ()), *(sandbox.write or ())):
@@ -236,20 +243,20 @@ def _user(
     sandbox: Sandbox, here: Containment, missing: list[MissingFeature], *, as_user: bool
 ) -> int:
     """Return the user id for the children, as in `ConfinementSpec.uid`."""
-    wanted = sandbox.user
-    if wanted in ("keep", "unprivileged"):
+    user = sandbox.user
+    if user in ("keep", "unprivileged"):
         return -1
-    if isinstance(wanted, int):
+    if isinstance(user, int):
         if here.becomes:
-            return wanted
-        text = f"this process may not become the user {wanted} ({here.why_not_becomes})"
-        missing.append(MissingFeature(Layer.USER, text, f"{TO_BECOME}, or leave out user"))
+            return user
+        text = f"this process may not become the user {user} ({here.why_not_becomes})"
+        missing.append(MissingFeature(Layer.USER, text, f"{SETUID_REMEDY}, or leave out user"))
         return -1
     if here.becomes:
         return 0
     if here.platform == "linux" and not as_user:
         text = f"children keep this user id, without capabilities ({here.why_not_becomes})"
-        missing.append(MissingFeature(Layer.USER, text, TO_BECOME, hard=False))
+        missing.append(MissingFeature(Layer.USER, text, SETUID_REMEDY, hard=False))
     return -1
 
 

@@ -12,12 +12,12 @@ __all__ = ["Deadlines"]
 
 
 class Deadlines:
-    """The moment from which a call's deadlines count: the call no longer waits in a queue.
+    """The deadlines of one call. They count from now on: the call no longer waits in a queue.
 
     Attributes:
         end: the time by which the call must end, on the clock of time.monotonic, or infinity.
         start: the time at which fn must have begun, at most *end*, or infinity.
-        held_up: what delays this call in particular, or "".
+        held_up: a reason for which this call, and not others, is delayed; or "".
     """
 
     __slots__ = ("_options", "end", "held_up", "start")
@@ -36,7 +36,7 @@ class Deadlines:
         return max(0.0, self.start - time.monotonic())
 
     def late(self, why: str) -> StartTimeoutError:
-        """Return the error of a call that waited too long: for *held_up*, or else for *why*."""
+        """Return the error of a call that waited too long; the reason is `held_up`, or *why*."""
         limits = (self._options.timeout, self._options.start_timeout)
         seconds = min(limit for limit in limits if limit is not None)
         why = self.held_up or why

@@ -1,4 +1,4 @@
-"""Diagnosis of a failed child: which layer is missing, which memory limit killed it."""
+"""The diagnosis of a failed child: its missing layers, and the memory limit that killed it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["group_killer", "memory_killer", "note_memory", "why_unconfined"]
 
-# The last count, and its time; counting before every call would cost too much.
+# The last count of kills, and its time; to count before every call would cost too much.
 _latest: Kills | None = None
 _noted_at = -math.inf
 _NOTED_FOR = 1.0
@@ -42,7 +42,7 @@ def note_memory() -> Kills:
 
 
 def memory_killer(group: Cgroup | None, before: Kills | None) -> str:
-    """Return which memory limit seems to have killed a process, or "".
+    """Return the memory limit that seems to have killed a process, or "".
 
     *before* is the result of `note_memory` when the process was started.
     """
@@ -52,7 +52,7 @@ def memory_killer(group: Cgroup | None, before: Kills | None) -> str:
 
 
 def group_killer(group: Cgroup | None) -> str:
-    """Return which limit of its own control group killed a process, or ""."""
+    """Return the limit of a call's own control group, if it has killed a process; else ""."""
     if group is not None and group.events().oom_kills:
         return "the limit of all its processes together, a control group's"
     return ""

@@ -1,4 +1,4 @@
-"""How the limits of a call are enforced, or that they can't be; pure."""
+"""Decide how the limits of a call are enforced, or refuse the call; pure functions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .._child.layers import CgroupSpec, ConfinementSpec, Enforcement, RlimitSpec
 from .._limits import Limits
 from .._os.containment import Containment
 from ..sandbox import Sandbox
-from .missing_features import TO_BECOME, MissingFeature, object_to
+from .missing_features import SETUID_REMEDY, MissingFeature, refuse_or_warn
 
 __all__ = ["CONTROL_GROUP", "count_by", "plan_limits", "survey_limits"]
 
 CONTROL_GROUP = "control group"
-_TO_COUNT = f"{TO_BECOME}, or let it make user namespaces, or give it a pids control group"
-# The init of a process namespace, and the process that follows it from outside, unless they
-# belong to another user than the call.
+_COUNT_REMEDY = f"{SETUID_REMEDY}, or let it make user namespaces, or give it a pids control group"
+# The init of a process namespace, and the follower outside of it (see _child/pid_namespace.py).
+# They count unless they belong to another user than the call.
 _INIT_PROCESSES = 2
 
 
@@ -29,11 +29,11 @@ def plan_limits(
 ) -> Enforcement:
     """Return how limits are enforced.
 
-    Raises CallableDidNotExecuteError, naming each limit that can't be enforced and what to change;
-    with the sandbox's ``missing="warn"`` it warns instead.
+    Raises CallableDidNotExecuteError, whose message names each limit that can't be enforced and a
+    remedy; with the sandbox's ``missing="warn"`` it warns instead.
     """
     enforcement, missing = survey_limits(limits, sandbox, confinement, here, start)
-    object_to(sandbox, missing)
+    refuse_or_warn(sandbox, missing)
     return enforcement
 
 
@@ -51,13 +51,15 @@ def survey_limits(
     memory = limits.memory
     if memory is not None and here.platform != "linux":
         text = (
-            f"limits.memory can't be enforced on {here.platform}, where the size of a process "
-            "can't be limited above what it starts with"
+            f"limits.memory can't be enforced on {here.platform}, where the growth of a process "
+            "can't be limited"
         )
         missing.append(MissingFeature("limits.memory", text, "leave out limits.memory"))
         memory = None
-    of_group = _memory_of_group(memory, sandbox, here, missing)
-    counted, processes, besides = _processes(limits, sandbox, confinement, here, start, missing)
+    group_memory = _group_memory(memory, sandbox, here, missing)
+    group_processes, processes, besides = _processes(
+        limits, sandbox, confinement, here, start, missing
+    )
     rlimits = RlimitSpec(
         memory,
         limits.address_space,
@@ -69,13 +71,16 @@ def survey_limits(
         strict=sandbox is not None and sandbox.codec != "pickle",
         besides=besides,
     )
-    group = None if of_group is None and counted is None else CgroupSpec(of_group, counted)
+    group = None
+    if group_memory is not None or group_processes is not None:
+        group = CgroupSpec(group_memory, group_processes)
     if besides and sandbox is not None and "limits.processes" in sandbox.require:
         text = (
-            "limits.processes is required, and can be counted only together with the other "
-            "processes of this user: for each of those that ends, the call may have one more"
+            "limits.processes is required, and the processes of the call can be counted only "
+            "together with the other processes of this user: for each of those that ends, the "
+            "call may have one more"
         )
-        missing.append(MissingFeature("limits.processes", text, _TO_COUNT))
+        missing.append(MissingFeature("limits.processes", text, _COUNT_REMEDY))
     if group is None and sandbox is not None and CONTROL_GROUP in sandbox.require:
         missing.append(
             MissingFeature(CONTROL_GROUP, "a control group is required, and this sandbox has none")
@@ -84,7 +89,7 @@ def survey_limits(
 
 
 def _missing_limits(limits: Limits | None, sandbox: Sandbox) -> list[MissingFeature]:
-    """List the limits that are required and that a call does not have."""
+    """List the limits that the sandbox requires and that a call does not have."""
     return [
         MissingFeature(name, f"{name} is required, and this call has none")
         for name in sandbox.require
@@ -93,10 +98,10 @@ def _missing_limits(limits: Limits | None, sandbox: Sandbox) -> list[MissingFeat
     ]
 
 
-def _memory_of_group(
+def _group_memory(
     memory: int | None, sandbox: Sandbox | None, here: Containment, missing: list[MissingFeature]
 ) -> int | None:
-    """Return the limit of the memory of all processes of a call together, or None."""
+    """Return the limit for the memory of all processes of a call together, or None."""
     setting = "off" if sandbox is None else sandbox.cgroup
     if setting == "require" and not here.groups:
         text = "this process may not make control groups (sandbox.cgroup='require')"
@@ -107,8 +112,8 @@ def _memory_of_group(
         return memory
     if sandbox.subprocesses and (setting == "require" or sandbox.codec != "pickle"):
         text = (
-            "limits.memory can't be enforced here for all processes of a call together: no "
-            "control group with the memory controller can be made for it"
+            "limits.memory can't be enforced here for all processes of a call together: this "
+            "process can't make a control group with the memory controller"
         )
         remedy = "delegate a control group, set cgroup='off', or leave out limits.memory"
         missing.append(MissingFeature("limits.memory", text, remedy))
@@ -123,18 +128,18 @@ def _processes(  # noqa: PLR0917 - it is one step of `survey_limits`
     start: Start,
     missing: list[MissingFeature],
 ) -> tuple[int | None, int | None, bool]:
-    """Return the control group's limit, RLIMIT_NPROC's, and whether that adds to others."""
+    """Return the limit for the control group, RLIMIT_NPROC, and `RlimitSpec.besides`."""
     processes = limits.processes
     if processes is None:
         return None, None, False
     if confinement is not None and not confinement.threads:
-        return None, None, False  # there is one, and can be no other
-    way = count_by(sandbox, confinement, here)
+        return None, None, False  # the child can't start threads or processes
+    method = count_by(sandbox, confinement, here)
     # A fork server's child enters a group when it is given its call; these processes do not.
     init_processes = confinement is not None and confinement.init and confinement.uid < 0
-    if init_processes and (way == "alone" or start == "fork"):
+    if init_processes and (method == "alone" or start == "fork"):
         processes += _INIT_PROCESSES
-    match way:
+    match method:
         case "alone":
             return None, processes, False
         case "group":
@@ -142,12 +147,12 @@ def _processes(  # noqa: PLR0917 - it is one step of `survey_limits`
         case "user":
             return None, processes, True
     text = (
-        "limits.processes can't be enforced here: a user's processes are counted all "
-        "together (and root's not at all), this call has no user id or user namespace of "
-        "its own, and no control group with the pids controller can be made for it"
+        "limits.processes can't be enforced here: the kernel counts all processes of a user "
+        "together (and those of root not at all), this call has no user id or user namespace of "
+        "its own, and this process can't make a control group with the pids controller"
     )
     missing.append(
-        MissingFeature("limits.processes", text, f"{_TO_COUNT}; or leave out limits.processes")
+        MissingFeature("limits.processes", text, f"{_COUNT_REMEDY}; or leave out limits.processes")
     )
     return None, None, False
 
@@ -162,8 +167,8 @@ def count_by(
             return "alone"
     if "pids" in here.groups and (sandbox is None or sandbox.cgroup != "off"):
         return "group"
-    # All processes of this user are counted, from their number when the call begins: that suffices
-    # for threads, which end with the call, and not for processes, which may not.
+    # The limit is added to the number of this user's processes when the call begins. That suffices
+    # for threads, which end with the call, but not for processes, which may outlive it.
     threads_only = confinement is not None and confinement.child_filter and not confinement.execute
     if confinement is not None and threads_only and (confinement.uid > 0 or here.processes_by_user):
         return "user"

@@ -1,9 +1,9 @@
-"""The event loop, as far as this package needs one: waiting, callbacks, and background tasks.
+"""The event loop, as far as this package uses it: waiting, callbacks, and background tasks.
 
 A call waits until a descriptor is readable or a time has come: on asyncio (and uvloop) by readers
 and timers of the loop, armed before the fork because touching the loop's memory afterwards copies
 its pages; on every other loop by anyio. Background tasks are tasks of asyncio or system tasks of
-trio. None of them belongs to a scope of the caller's, so each has to be cancelled explicitly.
+trio. None of them belongs to a cancel scope of the caller, so each has to be cancelled explicitly.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ class AsyncioWaiter:
         self._future: Any = loop.create_future()
         self._timer: Any = None
         self._timer_at = -1.0
-        # Only the loop may keep a reference to the doorbell: see its class.
-        doorbell = _Doorbell(self, on_loss)
-        self._lose = doorbell.lose
-        loop.add_reader(fd, doorbell)
+        # Only the loop may keep a reference to the callback: see its class.
+        callback = _ReaderCallback(self, on_loss)
+        self._on_loss = callback.on_loss
+        loop.add_reader(fd, callback)
 
     def ring(self) -> None:
-        """Wake the waiting task."""
+        """Wake the waiting task up."""
         if not self._future.done():
             self._future.set_result(None)
 
@@ -110,7 +110,7 @@ class AsyncioWaiter:
 
     def close(self) -> None:
         """Stop watching; the descriptor may be closed afterwards."""
-        self._lose.clear()
+        self._on_loss.clear()
         if self._timer is not None:
             self._timer.cancel()
         # A forked copy of the loop has the same epoll: removing would affect the original's reader.
@@ -118,25 +118,25 @@ class AsyncioWaiter:
             self._loop.remove_reader(self._fd)
 
 
-class _Doorbell:
+class _ReaderCallback:
     """The callback of the loop for a readable descriptor.
 
-    Only the loop refers to it. So if it is collected while it is still connected, the loop has
-    been closed under a running call, and no task will ever wait for that child again.
+    Only the loop refers to it. If it is collected before `on_loss` is cleared, the loop has been
+    closed during the call, and no task will wait for the child any more.
     """
 
-    __slots__ = ("_waiter", "lose")
+    __slots__ = ("_waiter", "on_loss")
 
     def __init__(self, waiter: AsyncioWaiter, on_loss: Callable[[], None]) -> None:
         self._waiter = waiter
-        self.lose = [on_loss]
+        self.on_loss = [on_loss]
 
     def __call__(self) -> None:
         self._waiter.ring()
 
     def __del__(self) -> None:
-        while self.lose:
-            self.lose.pop()()
+        while self.on_loss:
+            self.on_loss.pop()()
 
 
 class AnyioWaiter:
@@ -177,7 +177,7 @@ def running_backend() -> AsyncBackend:
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None:
         loop = asyncio._get_running_loop()
-        # Without a task it is the host of another loop (trio's guest mode), or a callback.
+        # Without a task, the loop hosts another one (trio's guest mode), or runs a callback.
         task = asyncio.current_task(loop) if loop is not None else None
         if task is not None:
             uvloop = type(loop).__module__.startswith("uvloop")
@@ -199,7 +199,7 @@ class Background(Protocol):
 
 
 class _Task:
-    """A task of asyncio's."""
+    """A task of asyncio."""
 
     def __init__(
         self, loop: Any, work: Callable[[], Awaitable[object]], on_end: Callable[[], object]
@@ -217,10 +217,10 @@ class _Task:
 
 
 class _SystemTask:
-    """A system task of trio's."""
+    """A system task of trio."""
 
     def __init__(self, work: Callable[[], Awaitable[object]], on_end: Callable[[], object]) -> None:
-        # Neither argument is kept: they mostly refer to the object that keeps this one.
+        # Neither argument is kept: usually both refer to the object that keeps this one.
         self._scope = anyio.CancelScope()
         sys.modules["trio"].lowlevel.spawn_system_task(self._run, work, on_end)
 
@@ -258,7 +258,7 @@ class _Reader:
 async def _logged(work: Callable[[], Awaitable[object]]) -> None:
     name = str(getattr(work, "__qualname__", work))
     awaitable = work()
-    # The traceback of an exception that *work* keeps may refer to this frame.
+    # An exception that *work* keeps may refer to this frame, through its traceback.
     del work
     try:
         await awaitable
@@ -286,16 +286,16 @@ def watch(backend: AsyncBackend, fd: int, callback: Callable[[], object]) -> Bac
     if backend.loop is not None:
         return _Reader(backend.loop, fd, callback)
 
-    async def look() -> None:
+    async def wait_and_call() -> None:
         while True:
             await anyio.wait_readable(fd)
             callback()
 
-    return _SystemTask(look, lambda: None)
+    return _SystemTask(wait_and_call, lambda: None)
 
 
 def soon(backend: AsyncBackend, callback: Callable[[], object]) -> None:
-    """Call *callback* in the loop's next iteration, off the critical path of the caller."""
+    """Call *callback* in the next iteration of the loop, so that the caller need not wait."""
     if backend.loop is not None:
         backend.loop.call_soon(callback)
     else:
@@ -303,7 +303,7 @@ def soon(backend: AsyncBackend, callback: Callable[[], object]) -> None:
 
 
 def poster(backend: AsyncBackend) -> Callable[[Callable[[], object]], None]:
-    """Return a function that has a callback called in a later iteration of the loop.
+    """Return a function that makes the loop call its argument in a later iteration.
 
     Create it in the loop. The returned function may be called in any thread and in a finalizer;
     it does nothing once the loop has ended.

@@ -1,8 +1,9 @@
-"""The other threads of a process that is about to be forked: which of them matter, and warnings.
+"""Warnings about other threads of a process that is about to be forked.
 
-Python threads may hold any lock. Most native threads belong to a pool whose owner waits for them
-for ever in a child that does not have them; but some libraries are prepared for a fork. A table
-lists these, each with its reason, so that not every program that imports numpy is warned.
+Python threads may hold any lock. Most native threads belong to a pool, and the library that owns
+the pool waits for ever in a child, which does not have the threads. Some libraries are prepared for
+a fork. A table lists these, each with its reason, so that not every program that imports numpy is
+warned.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .._os.native_threads import NativeThread
 from .._os.process import hush_fork_warning
 from .caller_warnings import warn
 
-__all__ = ["SAFE", "OtherThreads", "Safe", "look"]
+__all__ = ["SAFE", "OtherThreads", "Safe", "other_threads"]
 
 _NAMED_MAX = 3
 _HELP = (
@@ -32,7 +33,7 @@ class Safe(NamedTuple):
     """Native threads that are safe in a fork.
 
     Attributes:
-        reason: why, and the source of that knowledge.
+        reason: the reason, and its source.
         library: matches the path of the library that started the threads; "" matches any.
         name: matches the names of the threads; "" matches any.
     """
@@ -45,13 +46,13 @@ class Safe(NamedTuple):
 SAFE = (
     Safe(
         "OpenBLAS with threads of its own ends them right before a fork (pthread_atfork of "
-        "blas_thread_shutdown; OpenMathLib/OpenBLAS#343) and starts others when it is used. Built "
-        "with OpenMP it has libgomp's, which are not in this table",
+        "blas_thread_shutdown; OpenMathLib/OpenBLAS#343) and starts others when it is used. If it "
+        "is built with OpenMP, it has the threads of libgomp, which are not in this table",
         library=r"openblas[^/]*$",
     ),
     Safe(
         "libuv makes a new pool in the child (pthread_atfork of reset_once, src/threadpool.c); "
-        "uvloop has it inside",
+        "uvloop contains a copy of libuv",
         library=r"/uvloop/[^/]*$|/libuv[^/]*$",
     ),
     Safe(
@@ -60,16 +61,17 @@ SAFE = (
         name=r"jemalloc_bg_thd$",
     ),
     Safe(
-        "Arrow's pools start anew in the child (apache/arrow#2363, since 12.0 by at-fork handlers: "
+        "Arrow makes new pools in the child (apache/arrow#2363, since 12.0 by at-fork handlers: "
         "#14594)",
         library=r"/libarrow[^/]*$",
     ),
     Safe(
-        "numexpr compares process ids and makes new threads (init_threads, numexpr/module.cpp)",
+        "numexpr compares process ids, and starts new threads in the child (init_threads, "
+        "numexpr/module.cpp)",
         library=r"/numexpr/[^/]*$",
     ),
     Safe(
-        "the OpenMP library of LLVM and Intel starts anew in the child (__kmp_atfork_child, "
+        "the OpenMP library of LLVM and Intel starts new threads in the child (__kmp_atfork_child, "
         "z_Linux_util.cpp)",
         library=r"/lib(omp|iomp5)[^/]*$",
     ),
@@ -79,13 +81,14 @@ SAFE = (
         library=r"/tokenizers/[^/]*$",
     ),
     Safe(
-        "polars starts it when it is imported; it deletes temporary files. Polars that was "
-        "imported and not used works in a child, as was tried with 1.36; used, it has others",
+        "polars starts this thread, which deletes temporary files, when it is imported. If polars "
+        "was imported and not used, it works in a child (tested with 1.36); if it was used, it has "
+        "other threads, which are not in this table",
         name=r"polars-ooc-",
     ),
     Safe(
-        "faulthandler's watchdog (dump_traceback_later) has Python's code and no Python state; the "
-        "locks that it has are of no concern to anybody but itself",
+        "faulthandler's watchdog (dump_traceback_later) runs code of the interpreter without a "
+        "Python thread state; no other thread uses the locks that it holds",
         library=f"{native_threads.PYTHON}$",
     ),
 )
@@ -96,7 +99,7 @@ class OtherThreads:
 
     Attributes:
         python: the names of the Python threads.
-        natives: descriptions of the native threads that may do harm.
+        natives: descriptions of the native threads that may be unsafe in a fork.
     """
 
     __slots__ = ("natives", "python")
@@ -118,16 +121,16 @@ class OtherThreads:
             "of them holds now stays locked in the child for ever"
         )
         if self.natives:
-            text += ", and a library that waits there for its native threads never gets an answer"
+            text += ", and a library that waits there for its native threads waits for ever"
         text += (
-            f". {_HELP}. Or make such calls before threads are started, or keep fn to code "
-            "that shares no lock with them; a child that hangs before fn is killed after "
+            f". {_HELP}. Or make such calls before threads are started, or call only functions "
+            "that share no lock with them; a child that hangs before fn is killed after "
             "start_timeout."
         )
         warn(text, ForkSafetyWarning, about={re.sub(r"\d+", "", name) for name in names})
 
     def suspicion(self) -> str:
-        """Return what may have blocked fn, or ""."""
+        """Return a possible reason for which fn blocks, for a message; or ""."""
         if not self.natives:
             return ""
         return (
@@ -141,26 +144,26 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(counted[:_NAMED_MAX]) + (", ..." if len(counted) > _NAMED_MAX else "")
 
 
-_NOBODY = OtherThreads((), ())
-# The native threads of the last look, and its result.
+_NO_THREADS = OtherThreads((), ())
+# The native threads at the last call of `_harmful`, and its result.
 _last: tuple[list[int], list[str]] = [], []
 
 
-def look(python: Sequence[str]) -> OtherThreads:
+def other_threads(python: Sequence[str]) -> OtherThreads:
     """Return the other threads, before a fork; *python*: the names of the Python threads.
 
-    Python's own warning is suppressed, except where no other source knows of native threads.
+    Python's own warning is suppressed, except where native threads can't be listed.
     """
     harmful: list[str] | None = []
     number = native_threads.count()
     if number != 1:  # the common case is one thread
         harmful = _harmful() if number else None
     hush_fork_warning(judged=bool(python) or harmful is not None)
-    return OtherThreads(python, harmful or ()) if python or harmful else _NOBODY
+    return OtherThreads(python, harmful or ()) if python or harmful else _NO_THREADS
 
 
 def _harmful() -> list[str] | None:
-    """Describe the native threads that may do harm; None if there is no source for them."""
+    """Describe the native threads that may be unsafe in a fork; None if they can't be listed."""
     global _last
     try:
         numbers = native_threads.strangers()
@@ -170,7 +173,7 @@ def _harmful() -> list[str] | None:
             return _last[1]
         threads = native_threads.describe(numbers)
     except OSError:
-        return None  # no /proc, for example, or it is of another process
+        return None  # there is no /proc, for example, or it belongs to another process
     harmful = [_named(thread) for thread in threads if not why_safe(thread)]
     if len(threads) == len(numbers):  # otherwise a thread may be starting
         _last = numbers, harmful
@@ -178,7 +181,7 @@ def _harmful() -> list[str] | None:
 
 
 def why_safe(thread: NativeThread) -> str:
-    """Return why a native thread does no harm; "" if that is not known."""
+    """Return why a native thread is safe in a fork; "" if that is not known."""
     if thread.runs_python:
         return ""
     for safe in SAFE:

@@ -1,4 +1,4 @@
-"""Forking a child: everything is prepared before, so that little work is left after the fork."""
+"""Fork a child. Everything is prepared before the fork, so that little work is left after it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from .._wire.conversation import Conversation
 from .._wire.frames import NONCE_SIZE, Kind, encode
 from .._wire.shared_constants import GO
 from . import fork_safety, registry
-from .child import Members
+from .child import DescriptorSet
 from .deadlines import Deadlines
 from .eventloop import AnyioWaiter, AsyncioWaiter, Waiter
 from .output import OutputStream, open_streams
@@ -49,13 +49,13 @@ if TYPE_CHECKING:
 __all__ = ["ForkedChild", "draft_spec", "hint", "let_imports_finish", "open_empty"]
 
 _STREAMS = ((1, "__stdout__"), (2, "__stderr__"))
-# With more descriptors than this the child searches them itself: that takes longer there
-# (each page it touches is copied), but it does not block the event loop.
-_LOOK_HERE_MAX = 128
+# If more descriptors are open, the child looks for those to replace, not the parent: that takes
+# longer (each page that the child touches is copied), but does not block the event loop.
+_SEARCHED_HERE_MAX = 128
 
 
 async def let_imports_finish(deadlines: Deadlines) -> None:
-    """Wait while other threads are in the middle of an import.
+    """Wait while other threads are importing modules.
 
     A child forked meanwhile would wait for ever if it imports the same module. Raises
     StartTimeoutError if the imports do not finish in time.
@@ -99,7 +99,7 @@ class ForkedChild:
     )
 
     waiter: Waiter
-    waitset: Members
+    waitset: DescriptorSet
     channel: int
     scratch: int
     nonce: bytes
@@ -114,18 +114,19 @@ class ForkedChild:
         self,
         plan: Plan,
         backend: AsyncBackend,
-        other_threads: Sequence[str],
+        python_threads: Sequence[str],
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """Prepare everything that a child needs, so that little work is left after the fork.
 
-        *environment*: the child's; None: this process's.
-        Raises CallableDidNotExecuteError if a descriptor can't be had.
+        *python_threads*: the names of the other Python threads. *environment*: the child's; None:
+        this process's.
+        Raises CallableDidNotExecuteError if a descriptor can't be opened.
         """
-        others = fork_safety.look(other_threads)
+        others = fork_safety.other_threads(python_threads)
         others.warn()
-        # A helper thread may import a module, or open a file between the listing of open
-        # descriptors and the fork, like any other thread. But its locks are not worth a warning.
+        # A helper thread of this package may import a module, or open a file between the listing of
+        # open descriptors and the fork, like any other thread. But its locks are safe.
         self._threaded = bool(others) or threads.helpers()
         self.suspicion = others.suspicion()
         self.fds = fds = Descriptors()
@@ -219,13 +220,13 @@ class ForkedChild:
     def launch(self) -> None:
         """Fork this process and let the child carry out its `ChildSpec`.
 
-        Raises CallableDidNotExecuteError if that fails; then nothing is left behind.
+        Raises CallableDidNotExecuteError if that fails; all resources are then released.
         """
         process = self.process
         registry.register(process)
         try:
-            # Until the child has removed the parent's handlers, a signal would run them there,
-            # too; and until the child is adopted here, a KeyboardInterrupt would leave an orphan.
+            # Until the child has removed the parent's handlers, a signal would run them in the
+            # child; and until the child is adopted here, a KeyboardInterrupt would leave an orphan.
             mask = signals.block_all()
             try:
                 self.forked_at = start = time.monotonic()
@@ -258,7 +259,7 @@ class ForkedChild:
         try:
             os.killpg(pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
-            pass  # the child has no group of its own yet; or it has another user
+            pass  # the child has no group of its own yet, or belongs to another user
         try:
             os.kill(pid, signal.SIGKILL)
         except PermissionError:
@@ -303,12 +304,13 @@ class ForkedChild:
         if not self.process.trackers_are_gone():
             return True
         more = self.process.reap_adopted()
-        # A killed init ends all other processes of its namespace, and is the last of its group.
+        # A killed init is the last process of its group: the kernel first ends all other processes
+        # of its namespace.
         more |= self.has_init and not self.process.group_is_gone()
         return more or not (self.group is None or self.group.dissolve())
 
     def waits_for_trackers(self) -> bool:
-        """Return whether spared trackers still have work to do."""
+        """Return whether spared trackers have not finished their work."""
         return not self.process.trackers_are_gone()
 
     def leave(self) -> bool:
@@ -325,7 +327,7 @@ class ForkedChild:
         registry.watch_on(self.process)
 
     def release(self) -> None:
-        """Close everything that belonged to the call. The child must be gone."""
+        """Close all resources of the call. The child must have ended."""
         self.close()
         if not self.process.watched:
             self.process.close()
@@ -344,9 +346,9 @@ class ForkedChild:
 
 
 def open_empty(confinement: ConfinementSpec | None, owner: Descriptors) -> tuple[int, bool]:
-    """Return what replaces the descriptors of a copy, and whether that is also so for files.
+    """Open the file that replaces descriptors in a copy; return it, and whether it replaces files.
 
-    It is open for reading only: a write to a lost pipe or eventfd must fail in the child.
+    It is open for reading only: a write to a replaced pipe or eventfd must fail in the child.
     """
     empty = owner.own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     if confinement is None:
@@ -362,14 +364,14 @@ def draft_spec(
     *,
     confined: bool = False,
 ) -> ChildSpec:
-    """Draft the `ChildSpec` of a copy of this process: what it must close and forget.
+    """Draft the `ChildSpec` of a copy of this process: the parts that do not depend on the call.
 
     Raises CallableDidNotExecuteError where a copy could not run.
 
-    *ends* are the ends of the `alive_pipe` that ties it to this process, if there is one. If
-    *confined*, it closes open files, too.
+    *keep*: the descriptors to keep. *ends*: the ends of the `alive_pipe` that ties the copy to this
+    process, if any. *confined*: open files are replaced, too.
     """
-    if obstacle := coroutines.not_to_forget():
+    if obstacle := coroutines.obstacle():
         raise CallableDidNotExecuteError(
             f"{obstacle}: use an Isolator with start='zygote'", reason=Reason.FEATURE_UNAVAILABLE
         )
@@ -408,11 +410,11 @@ def draft_spec(
 def _severable(
     keep: frozenset[int], threaded: bool, confined: bool
 ) -> tuple[list[int] | None, dict[int, int] | None]:
-    # A function that runs after each fork may open a file, which matters to a confined child.
+    # Functions that run after each fork may open files, which a confined child must not have.
     if confined:
         return None, None
     listed = os_fds.listed()
-    if len(listed) - len(os_fds.ours) > _LOOK_HERE_MAX:
+    if len(listed) - len(os_fds.ours) > _SEARCHED_HERE_MAX:
         return None, None
     foreign: dict[int, int] = {}
     sever = os_fds.severable(listed, keep, foreign=foreign)
@@ -421,7 +423,7 @@ def _severable(
 
 
 def hint(exc: OSError) -> str:
-    """Return advice on an error of a fork, in brackets; "" if there is none."""
+    """Return advice about an error of a fork, in parentheses; "" if there is none."""
     return {
         errno.EMFILE: " (this process may not open more descriptors: raise RLIMIT_NOFILE, or run "
         "fewer calls at once)",

@@ -1,4 +1,4 @@
-"""Features of a sandbox or limits that a machine lacks: their names, and what to change."""
+"""Features of a sandbox or limits that a machine lacks: their names, and remedies."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .._errors import CallableDidNotExecuteError, Reason, SandboxWarning
 from ..sandbox import Sandbox
 from .caller_warnings import warn
 
-__all__ = ["TO_BECOME", "TO_UNSHARE", "MissingFeature", "object_to", "refusal"]
+__all__ = ["NAMESPACE_REMEDY", "SETUID_REMEDY", "MissingFeature", "refusal", "refuse_or_warn"]
 
-TO_BECOME = "give the container the capabilities SETUID, SETGID and KILL"
-TO_UNSHARE = "let the container make user namespaces, or give it the capability SYS_ADMIN"
+SETUID_REMEDY = "give the container the capabilities SETUID, SETGID and KILL"
+NAMESPACE_REMEDY = "let the container make user namespaces, or give it the capability SYS_ADMIN"
 
 
 class MissingFeature(NamedTuple):
@@ -20,9 +20,9 @@ class MissingFeature(NamedTuple):
 
     Attributes:
         name: the name of the layer or limit, as in `Sandbox.require`.
-        text: what is missing, and why.
-        remedy: what to change, for the user.
-        hard: whether the sandbox is refused without it.
+        text: the missing feature, and the reason.
+        remedy: a change that the user can make.
+        hard: whether the sandbox is refused without the feature.
     """
 
     name: str
@@ -35,17 +35,17 @@ class MissingFeature(NamedTuple):
 
 
 def refusal(text: str) -> CallableDidNotExecuteError:
-    """Return the error about missing features."""
+    """Return the error for missing features."""
     return CallableDidNotExecuteError(text, reason=Reason.FEATURE_UNAVAILABLE)
 
 
-def object_to(sandbox: Sandbox | None, lacks: Sequence[MissingFeature]) -> None:
-    """Refuse the call if features are missing, or warn."""
-    if not lacks:
+def refuse_or_warn(sandbox: Sandbox | None, missing: Sequence[MissingFeature]) -> None:
+    """Refuse the call if features are missing, or warn, as the sandbox demands."""
+    if not missing:
         return
-    what = "the limits of the call" if sandbox is None else "the sandbox"
-    text = f"this machine can't enforce {what}: {'; '.join(map(str, lacks))}"
-    required = sandbox is not None and any(lack.name in sandbox.require for lack in lacks)
+    subject = "the limits of the call" if sandbox is None else "the sandbox"
+    text = f"this machine can't enforce {subject}: {'; '.join(map(str, missing))}"
+    required = sandbox is not None and any(feature.name in sandbox.require for feature in missing)
     if sandbox is None or sandbox.missing == "refuse" or required:
         raise refusal(text)
     warn(text, SandboxWarning)

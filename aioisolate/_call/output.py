@@ -15,14 +15,14 @@ __all__ = ["CAPTURE_MAX", "TAIL_MAX", "OutputStream", "open_streams"]
 CAPTURE_MAX = 1024 * 1024
 # Bytes of standard error that errors carry.
 TAIL_MAX = 8 * 1024
-# Longer lines are handed over in parts.
+# Longer lines are passed to the callable in parts.
 LINE_MAX = 64 * 1024
 # Encodings whose characters are always a multiple of this many bytes.
 _UNITS = {"utf-16": 2, "utf-32": 4}
 
 
 class OutputStream:
-    """One of a child's output streams, collected or handed over line by line."""
+    """One of a child's output streams: it is collected, and a callable may get each line."""
 
     __slots__ = (
         "_decoder",
@@ -50,7 +50,7 @@ class OutputStream:
         on_line: Callable[[str, str], object] | None,
         encoding: str = "utf-8",
     ) -> None:
-        """Prepare to read *number*; an *encoding* that is not known here is read as UTF-8."""
+        """Prepare to read *fd*; if the *encoding* is unknown, UTF-8 is used."""
         self.fd = fd
         self._name = name
         self._on_line = on_line
@@ -58,12 +58,12 @@ class OutputStream:
         self._tail = bytearray()
         self._dropped = 0
         self._line = ""
-        self._returned = False  # the last handed-over line ended with a carriage return
+        self._returned = False  # the last line that the callable got ended with a carriage return
         try:
             self._encoding = codecs.lookup(encoding).name
         except LookupError:
             self._encoding = "utf-8"
-        # A stream in these encodings begins with a byte order mark, or is in native byte order.
+        # In these encodings, a stream begins with a byte order mark or has the native byte order.
         self._marked = self._encoding in _UNITS
         if self._marked:
             self._encoding += "-le" if sys.byteorder == "little" else "-be"
@@ -84,7 +84,7 @@ class OutputStream:
             self._hand_over(self._decoder.decode(data))
 
     def finish(self) -> None:
-        """Hand over a last line that has no newline. Raises the exceptions of the callable."""
+        """Pass a last line without a newline to the callable. Raises the callable's exceptions."""
         if self._on_line is not None:
             self._hand_over(self._decoder.decode(b"", final=True))
             if self._line:
@@ -92,16 +92,16 @@ class OutputStream:
                 self._on_line(self._name, line)
 
     def _hand_over(self, text: str) -> None:
-        r"""Hand over the complete lines.
+        r"""Pass the complete lines to the callable.
 
-        As in Python's text files ``\n``, ``\r`` and ``\r\n`` end a line; an empty line that ``\r``
-        ends is skipped: progress bars begin with that.
+        As in Python's text files ``\n``, ``\r`` and ``\r\n`` end a line. An empty line that ends
+        with ``\r`` is skipped, since the output of a progress bar begins with one.
         """
         assert self._on_line is not None
         if self._marked and text:
             text, self._marked = text.removeprefix("\ufeff"), False
         if self._returned and text:
-            text = text.removeprefix("\n")  # the line has been handed over
+            text = text.removeprefix("\n")  # the callable has already got the line
             self._returned = False
         if "\r" in text:
             text = self._hand_over_returned(text)
@@ -113,7 +113,7 @@ class OutputStream:
                 self._on_line(self._name, line[start : start + LINE_MAX])
 
     def _hand_over_returned(self, text: str) -> str:
-        """Hand over all lines up to the last carriage return; return the rest."""
+        """Pass all lines up to the last carriage return to the callable; return the rest."""
         assert self._on_line is not None
         text, self._line = self._line + text, ""
         returned = ""
@@ -127,7 +127,7 @@ class OutputStream:
         return rest
 
     def text(self) -> str:
-        """Return the collected output; a line in the middle says how much was dropped, if any."""
+        """Return the collected output; if some was dropped, a line in the middle says how much."""
         if not self._dropped:
             return self._decode(self._head + self._tail, 0)
         head = self._decode(self._head, 0)
@@ -151,9 +151,9 @@ class OutputStream:
 def open_streams(
     output: Output, null: int, fds: Descriptors, encodings: tuple[str, str]
 ) -> tuple[tuple[OutputStream, ...], int, int]:
-    """Open the descriptors for a child's output: those to read here, and the child's 1 and 2.
+    """Open the files for a child's output: return the streams to read, and the child's 1 and 2.
 
-    *encodings* are those of the child's streams.
+    *encodings*: the encodings of the child's streams.
     """
     if output == "inherit":
         return (), -1, -1

@@ -9,25 +9,25 @@ from collections.abc import Callable, Hashable, Sequence
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, NamedTuple
 
-from .._child.layers import NOTHING, ConfinementSpec, Enforcement, Start
+from .._child.layers import NO_LIMITS, ConfinementSpec, Enforcement, Start
 from .._errors import CallableDidNotExecuteError, Reason, StartTimeoutError, may_pass
 from .._options import CallOptions, code_flags
 from .._os import platform_features as _features
 from .._os.platform_features import Containment, Features
 
-__all__ = ["Plan", "check_callable", "look_around", "make_plan", "name_of"]
+__all__ = ["Plan", "check_callable", "make_plan", "name_of", "sandbox_features"]
 
 _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 class Plan(NamedTuple):
-    """One call to be made: the function, and the options.
+    """One planned call: the function, its arguments, and the decisions about them.
 
     Attributes:
-        fn, args: the call.
+        fn, args: the function and its arguments.
         options: the checked options.
-        streaming: whether fn returns an iterator whose items are wanted one by one.
-        confinement: what confines the child, or None.
+        streaming: whether fn returns an iterable whose items are sent one by one.
+        confinement: the confinement of the child, or None.
         enforcement: how the limits are enforced.
     """
 
@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     options: CallOptions
     streaming: bool = False
     confinement: ConfinementSpec | None = None
-    enforcement: Enforcement = NOTHING
+    enforcement: Enforcement = NO_LIMITS
 
 
 def make_plan(
@@ -51,8 +51,8 @@ def make_plan(
     """Plan a call, or refuse it before any side effect.
 
     Raises TypeError if *fn* can't be called, or is a generator function whose items would not be
-    taken, CallableDidNotExecuteError if the platform lacks a feature that the call needs or if its
-    time is already over.
+    taken. Raises CallableDidNotExecuteError if the platform lacks a feature that the call needs, or
+    if the timeout is 0.
     """
     check_callable(fn)
     if not streaming and code_flags(fn) & _GENERATOR:
@@ -69,7 +69,7 @@ def make_plan(
         )
     if options.timeout == 0:
         raise StartTimeoutError(
-            "the timeout of 0 s left no time to begin",
+            "fn was not called: the timeout is 0 s",
             reason=Reason.START_TIMEOUT,
             transient=False,
         )
@@ -81,27 +81,27 @@ def make_plan(
 
 def _confine(options: CallOptions, start: Start) -> tuple[ConfinementSpec | None, Enforcement]:
     """Decide how a call is confined; raises if it can't be."""
-    # Not small, and most calls do without.
+    # These modules are large, and most calls do not need them.
     from .confinement import make_confinement  # noqa: PLC0415 - only with a sandbox or limits
     from .enforcement import plan_limits  # noqa: PLC0415 - only with a sandbox or limits
 
     sandbox = options.sandbox
     if options.codec != "pickle":
         _check_codec(options)
-    here = look_around()
+    here = sandbox_features()
     confinement = None if sandbox is None else make_confinement(sandbox, here, start)
     return confinement, plan_limits(options.limits, sandbox, confinement, here, start)
 
 
-def look_around() -> Containment:
+def sandbox_features() -> Containment:
     """Return the sandbox features of this machine. Raises CallableDidNotExecuteError."""
     try:
         return _features.containment()
     except OSError as exc:
-        few = exc.errno in (errno.EMFILE, errno.ENFILE)
+        no_descriptor = exc.errno in (errno.EMFILE, errno.ENFILE)
         raise CallableDidNotExecuteError(
-            f"which sandbox layers work on this machine could not be determined: {exc}",
-            reason=Reason.PIPE_CREATION if few else Reason.FORK,
+            f"the sandbox layers that work on this machine could not be determined: {exc}",
+            reason=Reason.PIPE_CREATION if no_descriptor else Reason.FORK,
             transient=may_pass(exc.errno),
         ) from exc
 
@@ -130,24 +130,25 @@ _check_type = functools.lru_cache(256)(_check_new_type)
 
 
 def check_callable(fn: object) -> None:
-    """Raise TypeError, with a hint at what was probably meant, if *fn* is not callable."""
+    """Raise TypeError, with a hint at the probable mistake, if *fn* is not callable."""
     if callable(fn):
         return
-    kind = _CALLED.get(type(fn))
+    kind = _KINDS.get(type(fn))
     if kind is None:
         raise TypeError(
             f"expected a function, not {fn!r}: pass the function and its arguments separately"
         )
     name = getattr(fn, "__name__", "function")
     if inspect.iscoroutine(fn) and inspect.getcoroutinestate(fn) == inspect.CORO_CREATED:
-        fn.close()  # otherwise Python would warn, much later, that it was never awaited
+        fn.close()  # otherwise Python would warn later that the coroutine was never awaited
     raise TypeError(
         f"expected a function, not the {kind} {name}(): it has been called already. Pass the "
         f"function and its arguments, as in run_isolated({name}, ...)"
     )
 
 
-_CALLED = {
+# The types of objects that a call of a function returns, by mistake instead of the function.
+_KINDS = {
     CoroutineType: "coroutine",
     GeneratorType: "generator",
     AsyncGeneratorType: "async generator",
@@ -155,7 +156,7 @@ _CALLED = {
 
 
 def name_of(fn: object) -> str:
-    """Return the name of a function for messages; of a partial, that of its function."""
+    """Return the name of a function for messages; for a partial, the name of its function."""
     while isinstance(fn, functools.partial):
         fn = fn.func
     name = getattr(fn, "__qualname__", None)

@@ -1,4 +1,4 @@
-"""The files that the interpreter reads: `PYTHON` in a `Sandbox` stands for them."""
+"""The files that the interpreter reads, for which `PYTHON` in a `Sandbox` stands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SYSTEM_LIBRARIES = (
     "/usr/local/lib",
 )
 # Libraries loaded by name at run time, and those on which manylinux wheels (PEP 600) may depend.
-_WHEELS_NEED = """
+_NEEDED_BY_WHEELS = """
 libc.so.6 libm.so.6 libmvec.so.1 libdl.so.2 librt.so.1 libpthread.so.0 libutil.so.1 libresolv.so.2
 libnsl.so.1 libgcc_s.so.1 libstdc++.so.6 libatomic.so.1 libgomp.so.1 libnss_files.so.2
 libnss_dns.so.2 libz.so.1 libexpat.so.1 libX11.so.6 libXext.so.6 libXrender.so.1 libICE.so.6
@@ -42,7 +42,7 @@ _SYSTEM = (
     "/dev/random",
     "/dev/urandom",
 )
-_EVERYWHERE = ("-any", "-manylinux", "-musllinux", "manylinux", "musllinux")
+_PORTABLE_TAGS = ("-any", "-manylinux", "-musllinux", "manylinux", "musllinux")
 
 
 @functools.lru_cache(2)
@@ -50,7 +50,7 @@ def python_paths(*, programs: bool = False) -> tuple[str, ...]:
     """Return the paths that the interpreter reads.
 
     Args:
-        programs: Other programs may run, so all of the system's libraries are needed.
+        programs: whether other programs may run, which may need any library of the system.
     """
     found = sysconfig.get_paths()
     packages = [found["purelib"], found["platlib"]]
@@ -63,7 +63,7 @@ def python_paths(*, programs: bool = False) -> tuple[str, ...]:
         if os.path.realpath(prefix) not in _SYSTEM_PREFIXES
     ]
     if sys.prefix == sys.base_prefix and os.path.realpath(sys.prefix) in _SYSTEM_PREFIXES:
-        # Debian has more of them than the one that packages are installed to.
+        # Debian has several such directories.
         packages += [path for path in site.getsitepackages() if path not in packages]
         own += packages
     paths = [*own, os.path.join(sys.prefix, "pyvenv.cfg"), *_SYSTEM]
@@ -79,31 +79,34 @@ def _libraries(own: list[str], packages: list[str]) -> list[str]:
     """Return the system libraries that Python and its packages may load."""
     finder = Finder(os.environ.get("LD_LIBRARY_PATH", "").split(":"))
     program = sys.executable or ""  # an embedded interpreter may have none
-    files = [program, *_below(os.path.join(sysconfig.get_path("platstdlib"), "lib-dynload"))]
-    files += _below(sysconfig.get_config_var("DESTSHARED") or "")
+    files = [
+        program,
+        *_shared_objects(os.path.join(sysconfig.get_path("platstdlib"), "lib-dynload")),
+    ]
+    files += _shared_objects(sysconfig.get_config_var("DESTSHARED") or "")
     for directory in packages:
         files += _extensions(directory)
-    inside = tuple(os.path.realpath(path) + "/" for path in own)
+    covered = tuple(os.path.realpath(path) + "/" for path in own)
     return [
         path
-        for path in finder.closure(files, _WHEELS_NEED.split())
-        if not os.path.realpath(path).startswith(inside)
+        for path in finder.closure(files, _NEEDED_BY_WHEELS.split())
+        if not os.path.realpath(path).startswith(covered)
     ]
 
 
-def _below(directory: str) -> Iterator[str]:
+def _shared_objects(directory: str) -> Iterator[str]:
     """Yield the shared objects in a directory and its subdirectories."""
-    for place, directories, files in os.walk(directory):
+    for parent, directories, files in os.walk(directory):
         directories[:] = [name for name in directories if name != "__pycache__"]
         for name in files:
             if name.endswith(".so") or ".so." in name:
-                yield os.path.join(place, name)
+                yield os.path.join(parent, name)
 
 
 def _extensions(directory: str) -> Iterable[str]:
-    """Return the shared objects of packages that are not made for every Linux.
+    """Return the shared objects of packages that were built for one Linux system only.
 
-    The other wheels need only the libraries in `_WHEELS_NEED`. Reading all files takes long.
+    Portable wheels need only the libraries in `_NEEDED_BY_WHEELS`; to read all files takes long.
     """
     try:
         names = os.listdir(directory)
@@ -115,12 +118,12 @@ def _extensions(directory: str) -> Iterable[str]:
         if name.endswith(".dist-info"):
             tags = _lines(os.path.join(directory, name, "WHEEL"), "Tag: ")
             wheels += bool(tags)
-            if tags and not any(part in tag for tag in tags for part in _EVERYWHERE):
+            if tags and not any(part in tag for tag in tags for part in _PORTABLE_TAGS):
                 record = _lines(os.path.join(directory, name, "RECORD"), "")
                 entries = [line.partition(",")[0] for line in record if ".so" in line]
                 found += [os.path.join(directory, entry) for entry in entries]
-    if not wheels:  # another package manager's package, as Debian's
-        return _below(directory)
+    if not wheels:  # the packages of another package manager, such as Debian's
+        return _shared_objects(directory)
     return found
 
 

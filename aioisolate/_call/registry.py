@@ -1,4 +1,4 @@
-"""The living children, and their end when they can't be awaited any more."""
+"""The registry of running children; it kills those that no task can wait for any more."""
 
 from __future__ import annotations
 
@@ -25,24 +25,26 @@ __all__ = [
 
 _log = logging.getLogger("aioisolate.call")
 _live: set[Process] = set()
+# Seconds to wait for the end of a killed child.
 _PATIENCE = 5.0
-# Killed processes end within a moment; the kernel reports no event, so poll.
-_LOOKS = 200
+# Killed processes end soon, and the kernel reports no event, so poll: the number of checks, and the
+# pause between them in seconds.
+_CHECKS = 200
 _PAUSE = 0.001
 
 
 def register(process: Process) -> None:
-    """Remember a child until it is discarded; the exit of the interpreter kills it."""
+    """Add a child; the interpreter kills it at exit unless it is discarded before."""
     _live.add(process)
 
 
 def discard(process: Process) -> None:
-    """Forget a child."""
+    """Remove a child."""
     _live.discard(process)
 
 
 def kill_now(process: Process) -> None:
-    """Kill a child, if there is one, and collect it, blocking: it can't be awaited any more."""
+    """Kill a child, if there is one, and collect it, blocking."""
     discard(process)
     if not process.is_owned():
         return
@@ -59,7 +61,7 @@ def kill_now(process: Process) -> None:
 def collect_adopted(leaders: Iterable[int]) -> None:
     """Collect the orphans of ended children that this process adopted, blocking."""
     leaders = list(leaders)
-    for _ in range(_LOOKS):
+    for _ in range(_CHECKS):
         leaders = [pid for pid in leaders if reap_adopted(pid)]
         if not leaders:
             return
@@ -69,17 +71,17 @@ def collect_adopted(leaders: Iterable[int]) -> None:
 def end_adopted(pids: Iterable[int], ended: Iterable[int], *, session: int) -> None:
     """Kill and collect the children of a dead process that this process adopted, blocking.
 
-    *pids* are its children, *ended* those of which only other processes of their groups may
-    remain, *session* is the session that it led.
+    *pids* are its running children; *ended* are ended children whose process groups may still have
+    members; *session* is the session that the dead process led.
     """
-    left, groups = set(pids), {*pids, *ended}
-    for _ in range(_LOOKS):
-        left = {pid for pid in left if kill_adopted(pid, session)}
-        groups = {pid for pid in groups if reap_adopted(pid)} | left
+    running, groups = set(pids), {*pids, *ended}
+    for _ in range(_CHECKS):
+        running = {pid for pid in running if kill_adopted(pid, session)}
+        groups = {pid for pid in groups if reap_adopted(pid)} | running
         if not groups:
             return
         time.sleep(_PAUSE)
-    for pid in left:
+    for pid in running:
         _log.error("process %d was killed and has not ended; it is still watched", pid)
         threading.Thread(
             target=_wait_for, args=(pid,), name="aioisolate-watch", daemon=True
@@ -103,7 +105,7 @@ def abandon(process: Process, fds: Descriptors) -> None:
 
 
 def watch_on(process: Process) -> None:
-    """Keep waiting, in a thread, for a child that does not end although it was killed."""
+    """Wait, in a thread, for a child that was killed and has not ended."""
     _log.error("process %d was killed and has not ended; it is still watched", process.pid)
     process.watched = True
 
@@ -118,9 +120,9 @@ def watch_on(process: Process) -> None:
 
 
 @atexit.register
-def _put_all_down() -> None:
-    # Kill them and wait for their ends, but do not collect them: the thread of each call does that
-    # if it still runs, and otherwise the system.
+def _kill_all() -> None:
+    # Kill the children and wait for their ends, but do not collect them: the thread of each call
+    # does that if it still runs, and otherwise the system.
     live = [process for process in _live if process.is_owned()]  # in a forked copy: none
     for process in live:
         process.signal_group(signal.SIGKILL)
@@ -129,4 +131,4 @@ def _put_all_down() -> None:
         try:
             process.ended(_PATIENCE)
         except (OSError, ValueError):
-            pass  # collected just now
+            pass  # collected meanwhile

@@ -1,4 +1,4 @@
-"""From the verdict to the outcome: the answer decoded, or the error with all that is known.
+"""Turn a verdict into an outcome: decode the answer, or build the error with all evidence.
 
 Small answers are decoded on the event loop, large ones in a thread (`Decoding`).
 """
@@ -40,7 +40,7 @@ __all__ = ["INLINE_MAX", "Decoding", "loss_of_item", "outcome_of", "settle"]
 # Stack text of an untrusted child is no longer than the traceback in a RemoteError.
 _STACK_MAX = 44 * 1024
 _MESSAGE_MAX = 16 * 1024
-# Decoding less than this takes well under a millisecond, or a few for hostile data.
+# To decode this many bytes takes well under a millisecond, or a few milliseconds for hostile data.
 INLINE_MAX = 128 * 1024
 
 
@@ -49,7 +49,7 @@ async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
     answer = supervision.conversation.answer
     # For a value the verdict is known, so no evidence is collected.
     is_value = answer is not None and answer[0] is Kind.VALUE
-    if supervision.killed_for is not None:  # otherwise not even the enumeration is touched
+    if supervision.killed_for is not None:  # the usual call does not touch the enumeration
         is_value &= supervision.killed_for is not KilledFor.OUTPUT_LIMIT
     verdict = Answer.VALUE if is_value else judge(_evidence(supervision))
     if isinstance(verdict, Verdict) or answer is None:
@@ -70,7 +70,7 @@ async def settle(supervision: Supervision) -> tuple[Any, BaseException | None]:
         return None, _error(supervision, _as_loss(exc, verdict.value), cause=exc)
     if verdict is Answer.VALUE:
         return value, None
-    return None, _own_exception(supervision, value)
+    return None, _exception_of_fn(supervision, value)
 
 
 async def _unpickle(
@@ -84,7 +84,7 @@ async def _unpickle(
             size = INLINE_MAX + 1
     if not fds:
         return await _decode(size, lambda: codecs.load(stream, buffers))
-    # The reader closes them: a cancelled call must not close them while a thread reads.
+    # The decoding thread closes them: a cancelled call must not close them while it runs.
     passed_fds = supervision.hand_over(fds)
 
     def load() -> Any:
@@ -106,7 +106,7 @@ async def _as_data(
     pieces = Payload.decode(body, plain=True).stream
     if verdict is Answer.RAISED:
         raised = safe_text.load_exception(pieces)
-        return None, _own_exception(supervision, raised)
+        return None, _exception_of_fn(supervision, raised)
     load = functools.partial(plain_data.load, options.codec, pieces, options.result_type)
     effort = plain_data.effort(options.codec, pieces, options.result_type)
     return await _decode(effort, load), None
@@ -187,7 +187,7 @@ def _borrow(fds: Sequence[int], region: Region) -> memoryview:
     from .._memory import snapshot  # noqa: PLC0415 - only with such memory
 
     if region.source > len(fds):
-        raise ProtocolError("a result names a descriptor that did not come with it")
+        raise ProtocolError("a result refers to a descriptor that was not sent with it")
     return snapshot.borrow(
         fds[region.source - 1], region.offset, region.length, shared=region.shared
     )
@@ -204,30 +204,30 @@ def _view(scratch: int, region: Region) -> memoryview:
 
 
 def loss_of_item(supervision: Supervision, exc: BaseException) -> IsolationError:
-    """Return the error for an item that could not be decoded. The child is gone."""
+    """Return the error for an item that could not be decoded. The child has ended."""
     verdict = _as_loss(exc, "an item that fn yielded")
     if supervision.conversation.answer is None:
-        verdict = verdict._replace(error=CallableStatusUnknownError)  # fn was not at its end
+        verdict = verdict._replace(error=CallableStatusUnknownError)  # fn had not ended
     return _error(supervision, verdict, cause=exc)
 
 
-def _as_loss(exc: BaseException, what: str) -> Verdict:
+def _as_loss(exc: BaseException, lost: str) -> Verdict:
     if isinstance(exc, TooLarge):
         return Verdict(CallableExecutedError, Reason.RESULT_TOO_LARGE, str(exc))
     if isinstance(exc, ProtocolError):
         return Verdict(CallableStatusUnknownError, Reason.PROTOCOL, str(exc))
-    message = f"{what} could not be decoded here: {type(exc).__name__}: {exc}"
-    transient = isinstance(exc, NoThreadError) or None  # the machine's problem, not the result's
+    message = f"{lost} could not be decoded here: {type(exc).__name__}: {exc}"
+    transient = isinstance(exc, NoThreadError) or None  # caused by the machine, not by the result
     return Verdict(CallableExecutedError, Reason.RESULT_DECODING, message, transient)
 
 
-def _own_exception(supervision: Supervision, raised: Any) -> BaseException:
+def _exception_of_fn(supervision: Supervision, raised: Any) -> BaseException:
     if not issubclass(type(raised), BaseException):
         kind = safe_text.full_name(type(raised))
         text = f"the child reports that fn raised an object that is not an exception: {kind}"
         return _error(supervision, Verdict(CallableStatusUnknownError, Reason.PROTOCOL, text))
     if isinstance(raised, CallableDidNotExecuteError):
-        # A nested call did not begin; but fn did, and a retry of this call may not be safe.
+        # A nested call did not begin, but fn did, so a retry of this call may be unsafe.
         text = f"fn raised {type(raised).__name__}: {raised}"
         verdict = Verdict(CallableStatusUnknownError, raised.reason, text, raised.transient)
         return _error(supervision, verdict, cause=raised)
@@ -235,25 +235,25 @@ def _own_exception(supervision: Supervision, raised: Any) -> BaseException:
     size = None if limits is None else limits.memory or limits.address_space
     if size is not None and _ran_out_of_memory(raised):
         text = f"an allocation of fn failed; its limit is {size} bytes"
-        if words := str(raised):  # Python's own MemoryError has no text
-            text += f": {words}"
+        if detail := str(raised):  # Python's own MemoryError has no text
+            text += f": {detail}"
         verdict = Verdict(MemoryLimitError, Reason.MEMORY_LIMIT, text)
         return _error(supervision, verdict, cause=raised)
     name = raised.type_name if isinstance(raised, RemoteError) else type(raised).__name__
-    if isinstance(raised, Exception) and name not in _TEARING:
+    if isinstance(raised, Exception) and name not in _NEVER_RAISED:
         return raised
     # SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError... have an effect on the
     # caller's event loop or program; those of fn must not.
     reason = Reason.EXIT if name == "SystemExit" else Reason.BASE_EXCEPTION
-    # A RemoteError also contains the traceback.
-    said = [raised.message] if isinstance(raised, RemoteError) else safe_text.part(raised, "args")
-    text = f"fn raised {name}({', '.join(map(repr, said))})"
+    # The args of a RemoteError also contain the traceback.
+    args = [raised.message] if isinstance(raised, RemoteError) else safe_text.part(raised, "args")
+    text = f"fn raised {name}({', '.join(map(repr, args))})"
     verdict = Verdict(CallableStatusUnknownError, reason, text)
     return _error(supervision, verdict, cause=raised)
 
 
-_LATE = frozenset({Reason.TIMEOUT, Reason.START_TIMEOUT})
-_TEARING = frozenset({"SystemExit", "KeyboardInterrupt", "GeneratorExit"})
+_DEADLINE_REASONS = frozenset({Reason.TIMEOUT, Reason.START_TIMEOUT})
+_NEVER_RAISED = frozenset({"SystemExit", "KeyboardInterrupt", "GeneratorExit"})
 
 
 def _ran_out_of_memory(raised: BaseException) -> bool:
@@ -285,26 +285,25 @@ def _error(
         transient = may_pass(cause.errno)
     stack = supervision.stack.text()
     message = verdict.message
-    if verdict.reason in _LATE:
+    if verdict.reason in _DEADLINE_REASONS:
         message += child.suspicion
-    written = child.streams[1].tail() if child.streams else ""
+    stderr_tail = child.streams[1].tail() if child.streams else ""
     if supervision.options.codec == "pickle":
         if stack:
-            # The first line is a sentence that summarizes the error: logs and error trackers show
-            # only that.
+            # The first line is a complete summary: logs and error trackers often show no more.
             place = innermost(stack)
             message += f"; it was in {place}\n{stack}" if place else f"\n{stack}"
     else:  # the stack may be untrusted text
         message = safe_text.tame(message, _MESSAGE_MAX)
         stack = safe_text.quote(stack, _STACK_MAX)
-        written = safe_text.quote(written, TAIL_MAX)
+        stderr_tail = safe_text.quote(stderr_tail, TAIL_MAX)
     error = verdict.error(
         message,
         reason=verdict.reason,
         pid=child.pid,
         exit=supervision.status.exit,
         usage=_usage(supervision),
-        stderr_tail=written,
+        stderr_tail=stderr_tail,
         crash_traceback=stack,
         transient=transient,
     )
@@ -313,12 +312,12 @@ def _error(
 
 
 class Decoding:
-    """Work on *size* bytes: done at once if they are few, else in a thread of its own.
+    """Work on *size* bytes: done at once if the size is small, else in a thread of its own.
 
-    *size* may be larger than the data, for data that takes longer.
+    *size* may exceed the size of the data, if the data takes longer than usual.
 
-    The thread is not of a pool of the event loop: its idle threads would stay, and every later
-    fork would happen with other threads alive.
+    The thread does not belong to a pool of the event loop: idle threads of a pool would be alive at
+    every later fork.
 
     Attributes:
         value: the result of the work, once it is done.
@@ -335,9 +334,9 @@ class Decoding:
         otherwise: Callable[[], object] | None = None,
         name: str = "decode",
     ) -> None:
-        """Start *work*; *otherwise* is called if a thread is needed and can't start: a failure.
+        """Start *work*. If its thread can't start, *otherwise* is called, and that is the failure.
 
-        *name* is the thread's.
+        *name*: the name of the thread.
         """
         self._work: Callable[[], Any] | None = work
         self.value: Any = None
@@ -363,7 +362,7 @@ class Decoding:
             self.failure = exc
 
     async def wait(self) -> None:
-        """Wait until the work is done; after a cancellation it may be called again."""
+        """Wait until the work is done; after a cancellation the method may be called again."""
         helper = self._helper
         if helper is None:
             return
@@ -380,7 +379,7 @@ class Decoding:
     def close(self) -> None:
         """Stop waiting. A thread ends by itself, and its result is dropped."""
         self._closing = True
-        if self._helper is not None and not self._awaited:  # else its waiter would never wake up
+        if self._helper is not None and not self._awaited:  # else `wait` would never wake up
             self._helper.close()
             self._helper = None
 

@@ -1,4 +1,4 @@
-"""The loop that waits for a child, and the place where a cancelled call ends it."""
+"""The loop that waits for a child, and the end of a child whose call is cancelled."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from .supervision import Supervision
 
 __all__ = ["supervise"]
 
-# Number of checks, a millisecond apart, for other processes that were killed with the child but
-# may not be dead yet; the kernel reports no event.
-_LOOKS = 500
+# Number of checks, a millisecond apart, for processes that were killed with the child and may not
+# have ended yet; the kernel reports no event.
+_CHECKS = 500
 
 
 async def supervise(supervision: Supervision, grace: float) -> None:
-    """Start the child and wait until it is gone.
+    """Start the child and wait until it has ended.
 
-    If cancelled, kill the child, wait until it is gone, and raise the cancellation.
+    If cancelled, end the child, wait until it has ended, and raise the cancellation.
     """
     child = supervision.child
     waiter = child.waiter
-    # Armed before the fork: afterwards the loop's memory is shared with the child, and each page
-    # that arming touches would be copied.
+    # Before the fork: afterwards the loop's memory is shared with the child, and each page that
+    # arming touches would be copied.
     waiter.arm(supervision.next_time())
     child.launch()
     try:
@@ -37,15 +37,15 @@ async def supervise(supervision: Supervision, grace: float) -> None:
         await _end_cancelled_call(supervision, grace)
         raise
     except BaseException:
-        # A callable of the caller's raised, or Ctrl-C was pressed, or this coroutine is being
+        # A callable of the caller has raised, or Ctrl-C was pressed, or this coroutine is being
         # closed and may not await any more.
         if not supervision.gone:
             supervision.gone = True
             child.kill_now()
         raise
-    looks = _LOOKS
-    while looks and child.reap_adopted():
-        looks -= not child.waits_for_trackers()
+    checks = _CHECKS
+    while checks and child.reap_adopted():
+        checks -= not child.waits_for_trackers()
         await anyio.sleep(0.001)
 
 
@@ -61,9 +61,9 @@ async def _end_cancelled_call(supervision: Supervision, grace: float) -> None:
             except waiter.cancelled:
                 continue
             supervision.step()
-        looks, child = _LOOKS, supervision.child
-        while looks and child.reap_adopted():
-            looks -= not child.waits_for_trackers()
+        checks, child = _CHECKS, supervision.child
+        while checks and child.reap_adopted():
+            checks -= not child.waits_for_trackers()
             try:
                 await anyio.sleep(0.001)
             except waiter.cancelled:

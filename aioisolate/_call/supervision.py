@@ -1,11 +1,11 @@
-r"""Watching a child from its fork to its end.
+r"""The supervision of a child from its fork to its end.
 
-`Supervision` is told that a descriptor is readable or that a time has come, and then reads, kills
-or collects; none of its methods waits. The loop that waits is in `run`.
+`Supervision.step` is called when a descriptor is readable or a time has come; it then reads from
+the child, kills it or collects it. None of the methods waits. The loop that waits is in `run`.
 
     RUNNING --deadline--> DUMPING --> TERMINATING --> KILLING --> (gone)
        |                  (stack)     (only if grace)    ^  \
-       +--cancelled, or nonsense on the channel ---------+   +--> LOST (stuck in the kernel)
+       +--cancelled, or invalid data on the channel -----+   +--> (given up: stuck in the kernel)
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ OnItem: TypeAlias = Callable[[Sequence[bytes], Sequence[int]], object]
 
 _log = logging.getLogger("aioisolate.call")
 
-# A short call wakes this process up once: when its child has ended. Only a child that takes longer
-# than this has its channel read while it runs (one that writes more than a pipe holds waits).
+# A short call wakes this process once: when its child has ended. The channel of a child is read
+# while the child runs only if the child takes longer than this number of seconds. (A child that
+# writes more than a pipe holds waits until then.)
 FIRST_LOOK = 0.005
-# Seconds for a child to write its stack, to end after its answer, to die when killed.
+# Seconds that a child may take to write its stack, to end after its answer, to end when killed.
 _DUMP_PATIENCE = 0.25
 _DUMP_POLL = 0.002
 _LINGER_PATIENCE = 1.0
@@ -72,19 +73,19 @@ class Supervision:
     """The state of a running child, and the next action.
 
     Attributes:
-        listens: whether a callable wants the stages of the call.
+        listens: whether the stages of the call are reported or logged.
         child: the child.
-        gone: whether the child has been collected, or given up; nothing is left to do.
+        gone: whether the child has been collected, left or given up, so that no step remains.
         conversation: the frames so far.
         status: how the child ended, once it has.
-        ended_at: when the end was seen, on the clock of time.monotonic.
+        ended_at: when the end was noticed, on the clock of time.monotonic.
         left: whether the end was left to the fork server.
         answered_at: when the answer arrived, or None if there is none.
         stack: the stack text of faulthandler in the child.
         killed_for: why the child was killed, or None; the first cause counts.
-        detail: the fault, if the child was killed for invalid data on its channel.
+        detail: details of `killed_for`, such as the fault on the channel.
         seconds: the deadline that passed, if one did.
-        out_of_memory: which memory limit killed the child, if that is known.
+        out_of_memory: the memory limit that killed the child, if known.
         others_memory: whether the machine or container lacked memory, and not the call's limit.
         stopped_by: the signal that had stopped the child at the last check, or "".
     """
@@ -116,14 +117,14 @@ class Supervision:
         self._stop_pause = _STOP_PAUSE
         self._kills_before = None if options.limits is None else note_memory()
         self._look_due = not child.talks
-        self._heard_result = False
+        self._answered = False
         self._phase_ends = math.inf
         self.listens = options.on_event is not None or _log.isEnabledFor(logging.DEBUG)
         now = time.monotonic()
         self._deadline = deadlines.end
         self._start_deadline = deadlines.start
         self._first_look = now + FIRST_LOOK
-        self._stop_look = now + _STOP_PAUSE
+        self._next_stop_check = now + _STOP_PAUSE
         self.gone = False
         limits = options.limits
         self._output_left = math.inf
@@ -136,13 +137,14 @@ class Supervision:
         self.answered_at: float | None = None
         self.left = False
         self.stack = StackText(child.scratch, trusted=options.codec == "pickle")
-        # The unfinished work of fn, once the child reports it: rarely needed.
-        self._left: UnfinishedWork | None = None
-        # All processes of an untrusted child die at once, whatever they seem to be.
+        # Created when the child reports unfinished work of fn, which is rare.
+        self._unfinished_work: UnfinishedWork | None = None
+        # A kill spares resource trackers, but not those of an untrusted child, whose processes may
+        # only pretend to be trackers.
         self._spares = options.codec == "pickle" and not child.has_init
         # A call that needs no evidence of the child's end does not wait for it.
         self._leaves_early = not (whole or self.listens or child.streams or child.has_init)
-        waits = child.layers is not None  # to be told to go on
+        waits = child.layers is not None  # for `Child.go`
         if self._look_due and (self.listens or on_item or options.on_progress or waits):
             self._watch_channel()
 
@@ -155,30 +157,30 @@ class Supervision:
         return min(self._due(), self._rate_limiter.until)
 
     def _due(self) -> float:
-        if self._phase is not _Phase.RUNNING or self._heard_result:
+        if self._phase is not _Phase.RUNNING or self._answered:
             return self._phase_ends
-        due = min(self._deadline, self._stop_look)
+        due = min(self._deadline, self._next_stop_check)
         if not (self.conversation.started or self._marked):
             due = min(due, self._start_deadline)
         return min(due, self._first_look) if self._look_due else due
 
     def step(self) -> None:
-        """Do what is due. Raises the exceptions of on_event and of the output callable."""
+        """Do all work that is due. Raises the exceptions of on_event and the output callable."""
         ended = self.child.has_ended()
         self._rate_limiter.go_on()
-        heard, size = False, 0
+        woken, size = False, 0
         for fd in self.child.waitset.poll():
             if fd == self.child.end_fd:
                 ended = True
                 continue
-            heard = True
+            woken = True
             if fd == self.child.channel:
                 size += self._read_channel()
             else:
                 for stream in self.child.streams:
                     if stream.fd == fd:
                         size += self._read_output(stream)
-        if heard:  # also without data: a wake-up may be spurious
+        if woken:  # also without data: a wake-up may be spurious
             self._rate_limiter.heard(size)
         if ended and not self.gone:
             self._collect()
@@ -188,7 +190,7 @@ class Supervision:
     def _on_time(self) -> None:
         now = time.monotonic()
         match self._phase:
-            case _Phase.RUNNING if self._heard_result:
+            case _Phase.RUNNING if self._answered:
                 self.kill(KilledFor.LINGERING)
             case _Phase.RUNNING:
                 self._on_time_while_running(now)
@@ -207,19 +209,19 @@ class Supervision:
             self._watch_channel()
         if not self._paused:
             self._read_channel()  # the STARTED frame may be waiting there
-        if self._heard_result or self._phase is not _Phase.RUNNING:
+        if self._answered or self._phase is not _Phase.RUNNING:
             return
         if now >= self._deadline:
             self._pass_deadline(KilledFor.TIMEOUT, self.options.timeout or 0.0)
         elif now >= self._start_deadline and not self.has_started():
             self._pass_deadline(KilledFor.START_TIMEOUT, self.options.start_timeout or 0.0)
-        elif now >= self._stop_look:
-            self._look_whether_stopped()
+        elif now >= self._next_stop_check:
+            self._check_stopped()
 
-    def _look_whether_stopped(self) -> None:
+    def _check_stopped(self) -> None:
         """Check whether a signal has stopped the child: no event reports that, and it can't end."""
         self._stop_pause = min(2 * self._stop_pause, _STOP_PAUSE_MAX)
-        self._stop_look = time.monotonic() + self._stop_pause
+        self._next_stop_check = time.monotonic() + self._stop_pause
         before, self.stopped_by = self.stopped_by, stopped_by(self.child.pid)
         if self.stopped_by and not before:
             _log.warning(
@@ -230,7 +232,7 @@ class Supervision:
             )
 
     def _pass_deadline(self, cause: KilledFor, seconds: float) -> None:
-        self._look_whether_stopped()
+        self._check_stopped()
         self.killed_for = cause
         self.seconds = seconds
         if cause is KilledFor.TIMEOUT and self.has_started():
@@ -244,7 +246,7 @@ class Supervision:
             self.kill()
 
     def terminate(self, grace: float) -> None:
-        """Ask the child to end, and kill it if it has not after *grace* seconds."""
+        """Send SIGTERM to the child, and kill it *grace* seconds later if it has not ended."""
         if grace <= 0:
             self.kill()
         elif self._phase in (_Phase.RUNNING, _Phase.DUMPING):
@@ -270,7 +272,7 @@ class Supervision:
 
     def end(self, cause: KilledFor, grace: float = 0.0) -> None:
         """End the call from outside, for *cause*."""
-        if self.gone or self._heard_result:
+        if self.gone or self._answered:
             # Unfinished work of fn is not waited for any longer.
             if not self.gone and self.conversation.state is State.ENDING:
                 self.kill(KilledFor.LINGERING)
@@ -284,9 +286,9 @@ class Supervision:
     # The channel
 
     def pause(self) -> None:
-        """Stop reading the channel; the child blocks once it is full."""
+        """Stop reading the channel; the child blocks once the channel is full."""
         ends = self._phase in (_Phase.TERMINATING, _Phase.KILLING)
-        if not self._paused and not self._heard_result and not self.gone and not ends:
+        if not self._paused and not self._answered and not self.gone and not ends:
             self._paused = True
             self._rate_limiter.remove(self.child.channel)
 
@@ -294,11 +296,11 @@ class Supervision:
         """Continue reading the channel."""
         if self._paused:
             self._paused = False
-            if not self.gone and not self._heard_result:
+            if not self.gone and not self._answered:
                 self._rate_limiter.add(self.child.channel)
 
     def has_started(self) -> bool:
-        """Return whether fn was about to be called; also read the mark of a quiet start."""
+        """Return whether the child has announced the call of fn, by a frame or by a mark."""
         if not (self.conversation.started or self._marked) and self.child.talks:
             self._marked = memfd.is_marked(self.child.scratch, MARK_AT)
         return self.conversation.started or self._marked
@@ -316,42 +318,43 @@ class Supervision:
         conversation = self.conversation
         started = conversation.started
         try:
-            size, between = self._channel.read()
+            size, messages = self._channel.read()
         except BlockingIOError:
             return 0
         except FaultError as exc:
-            self._hear_no_more(exc)
+            self._stop_reading(exc)
             return 0
         if not size:
             self._leave_channel()
             return 0
         if conversation.started and not started:
             self._tell("started")
-        for kind, body, passed_fds in between:
+        for kind, body, passed_fds in messages:
             if kind is Kind.READY:
                 self._check_layers(body)
             elif kind is Kind.PROGRESS:
                 self._report(body)
             elif kind is Kind.LEAVING:
-                if self._left is None:
-                    self._left = UnfinishedWork(trusted=self.options.codec == "pickle")
-                self._left.hear(body)
+                if self._unfinished_work is None:
+                    trusted = self.options.codec == "pickle"
+                    self._unfinished_work = UnfinishedWork(trusted=trusted)
+                self._unfinished_work.add(body)
             elif self._on_item is not None:
                 self._on_item(body, [self._channel.received.release(fd) for fd in passed_fds])
         if conversation.fault is not None:
-            self._hear_no_more(self._channel.fault())
+            self._stop_reading(self._channel.fault())
             return size
-        if self._heard_result and conversation.state is State.DONE:
+        if self._answered and conversation.state is State.DONE:
             # Further data is ignored, so it must not keep this process busy either.
             self._leave_channel()
             if self._phase is _Phase.RUNNING:
                 ends = time.monotonic() + _LINGER_PATIENCE
                 self._phase_ends = min(self._phase_ends, ends)
-        if conversation.answer is not None and not self._heard_result:
-            self._heard_result = True
+        if conversation.answer is not None and not self._answered:
+            self._answered = True
             self.answered_at = now = time.monotonic()
             ends = now + _LINGER_PATIENCE
-            # While fn has unfinished work, that may send reports.
+            # Unfinished work of fn may still send reports.
             leaving = conversation.state is not State.DONE
             if leaving:
                 ends = min(ends + self.options.exit_timeout, self._deadline)
@@ -367,15 +370,15 @@ class Supervision:
                 self.gone = self.left = True
         return size
 
-    def _hear_no_more(self, fault: FaultError) -> None:
+    def _stop_reading(self, fault: FaultError) -> None:
         self._leave_channel()
         self.kill(fault.cause, str(fault))
 
     def _check_layers(self, body: Sequence[bytes]) -> None:
         """Let the child call fn if its layers are as planned."""
-        wrong = why_unconfined(self.child.layers or (), parse_layers(body))
-        if wrong:
-            self.kill(KilledFor.UNCONFINED, wrong)
+        deviation = why_unconfined(self.child.layers or (), parse_layers(body))
+        if deviation:
+            self.kill(KilledFor.UNCONFINED, deviation)
         else:
             self.child.go()
 
@@ -398,7 +401,8 @@ class Supervision:
         if self._output_left < 0:
             data = data[: int(self._output_left)]
             self.kill(KilledFor.OUTPUT_LIMIT)
-            # The child may have ended by itself meanwhile; that is chance, and the limit is not.
+            # The child may have ended by itself before the kill. The verdict must not depend on
+            # that.
             if self.killed_for in (None, KilledFor.LINGERING):
                 self.killed_for = KilledFor.OUTPUT_LIMIT
         stream.feed(data)
@@ -410,10 +414,10 @@ class Supervision:
     def _collect(self) -> None:
         """Read the rest of an ended child's data, and reap it."""
         self.ended_at = time.monotonic()
-        # A child that has given its answer has waited for its trackers itself.
-        well = self._heard_result and self.killed_for is None
-        self.status = self.child.reap(spare=self._spares and not well)
-        # Only with limits there is a count to compare with.
+        # A child that has sent its answer has waited for its trackers itself.
+        finished = self._answered and self.killed_for is None
+        self.status = self.child.reap(spare=self._spares and not finished)
+        # Without limits, kills were not counted before the call.
         limited = self._kills_before is not None
         lost = self.child.lost
         if limited and self.killed_for is None and (lost or self.status.exit == -signal.SIGKILL):
@@ -425,18 +429,19 @@ class Supervision:
             self.killed_for = KilledFor.SERVER_DIED
             self.detail = lost
         self.gone = True
-        # Processes that the child left behind may hold its pipes open, so do not wait for their
-        # end of file; the child's own output is in them by now.
-        left = _DRAIN_MAX
-        over = State.DONE
-        while self.conversation.state is not over and left > 0 and (size := self._read_channel()):
-            left -= size
-        if self._left is not None:
-            self._left.tell(self.child.pid, killed=self.killed_for is KilledFor.LINGERING)
+        # Processes that the child has left may hold its pipes open, so do not wait for end of file;
+        # the pipes already contain all output of the child itself.
+        rest = _DRAIN_MAX
+        done = State.DONE
+        while self.conversation.state is not done and rest > 0 and (size := self._read_channel()):
+            rest -= size
+        if self._unfinished_work is not None:
+            killed = self.killed_for is KilledFor.LINGERING
+            self._unfinished_work.warn(self.child.pid, killed=killed)
         for stream in self.child.streams:
-            left = _DRAIN_MAX
-            while left > 0 and (size := self._read_output(stream)):
-                left -= size
+            rest = _DRAIN_MAX
+            while rest > 0 and (size := self._read_output(stream)):
+                rest -= size
             stream.finish()
         self._tell("reaped")
 
@@ -452,20 +457,20 @@ class Supervision:
             return
         event = CallEvent(name, self.child.pid, time.monotonic() - self.child.forked_at)
         if _log.isEnabledFor(logging.DEBUG):
-            what = name_of(self._fn)
-            _log.debug("child %d (%s): %s after %.6f s", event.pid, what, name, event.time)
+            function = name_of(self._fn)
+            _log.debug("child %d (%s): %s after %.6f s", event.pid, function, name, event.time)
         if self.options.on_event is not None:
             self.options.on_event(event)
 
     def hand_over(self, fds: Sequence[int]) -> Descriptors:
-        """Hand over received descriptors to an owner that closes them."""
-        given = Descriptors()
+        """Move received descriptors to a new owner, which closes them."""
+        owner = Descriptors()
         for fd in fds:
-            given.own(self._channel.received.release(fd))
-        return given
+            owner.own(self._channel.received.release(fd))
+        return owner
 
     def release(self) -> None:
-        """Close everything that belonged to the call. The child must be gone."""
+        """Close all resources of the call. The child must be gone."""
         self.stack.forget()
         self._channel.received.close_all()
         self.child.release()

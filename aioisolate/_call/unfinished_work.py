@@ -1,4 +1,4 @@
-"""Unfinished work of fn, as its child reports it; and a warning, if it was killed."""
+"""Reports of a child about unfinished work of fn, and a warning if that work was killed."""
 
 from __future__ import annotations
 
@@ -12,54 +12,52 @@ __all__ = ["UnfinishedWork"]
 _log = logging.getLogger("aioisolate.call")
 
 _TEXT_MAX = 4096
-# Names in warnings that were logged: the calls of a service all leave the same.
-_told: set[str] = set()
-_TOLD_MAX = 256
-# The same for untrusted children, which may invent names: after so many none is logged.
-_told_of_strangers: set[str] = set()
-_STRANGERS_MAX = 16
+# The names in the warnings logged so far: all calls of a service may leave the same work.
+_logged: set[str] = set()
+_LOGGED_MAX = 256
+# The same for untrusted children, which may invent names: after this many, none is logged.
+_logged_untrusted: set[str] = set()
+_UNTRUSTED_MAX = 16
 
 
 class UnfinishedWork:
     """The reports of one child about unfinished work."""
 
-    __slots__ = ("_names", "_times", "_trusted")
+    __slots__ = ("_names", "_reports", "_trusted")
 
     def __init__(self, *, trusted: bool = True) -> None:
         self._trusted = trusted
-        self._times = 0
+        self._reports = 0
         self._names = ""
 
-    def hear(self, body: Sequence[bytes]) -> None:
-        """Add the names of unfinished work: once before the answer, once at the end."""
-        self._times += 1
+    def add(self, body: Sequence[bytes]) -> None:
+        """Add a report with names of unfinished work: one precedes the answer, one is the last."""
+        self._reports += 1
         names = b"".join(body).decode(errors="replace").split("\n")
         self._names = safe_text.tame(", ".join(filter(None, names)), _TEXT_MAX)
 
-    def tell(self, pid: int, *, killed: bool) -> None:
+    def warn(self, pid: int, *, killed: bool) -> None:
         """Log a warning, once for each set of names, if work has not ended in time.
 
-        *killed*: whether the child had to be killed.
+        *killed*: whether the child was killed while it did this work.
         """
-        if not self._times or (self._times > 1 and not self._names) or not (killed or self._names):
-            return
-        if self._times == 1 and not killed:
-            return  # the child ended before its work had to be killed
-        what = self._names or "its exit functions"
-        if not self._is_new(what):
+        # Without the last report, only a kill shows that the work was late.
+        late = killed if self._reports == 1 else bool(self._names)
+        names = self._names or "its exit functions"
+        if not late or not self._is_new(names):
             return
         _log.warning(
             "child %d: fn has ended, and its unfinished work was killed: %s did not end in time. "
             "Join threads and processes in fn, or raise exit_timeout (and timeout)",
             pid,
-            what,
+            names,
         )
 
-    def _is_new(self, what: str) -> bool:
-        told = _told if self._trusted else _told_of_strangers
-        if what in told:
+    def _is_new(self, names: str) -> bool:
+        logged = _logged if self._trusted else _logged_untrusted
+        if names in logged:
             return False
-        if len(told) < (_TOLD_MAX if self._trusted else _STRANGERS_MAX):
-            told.add(what)
+        if len(logged) < (_LOGGED_MAX if self._trusted else _UNTRUSTED_MAX):
+            logged.add(names)
             return True
         return self._trusted

@@ -1,8 +1,8 @@
 """The verdict on a call: a pure, total function of the evidence.
 
-Which class of error a failure gets is proved by the STARTED mark, which the child sends right
-before it calls fn, and by nothing else: a child that never sent it never called fn. Exit codes
-are fn's own business; only a whole answer counts as one.
+The class of the error depends only on the STARTED mark, which the child sends right before it calls
+fn: a child that has not sent the mark has not called fn. An exit code proves nothing, since fn may
+choose it; only a complete answer is an answer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class KilledFor(enum.Enum):
     PROTOCOL = "the channel carried data that are not frames"
     CHANNEL_READ = "the channel could not be read"
     LINGERING = "it kept running after its answer"
-    RESULT_TOO_LARGE = "what it sent is larger than allowed"
+    RESULT_TOO_LARGE = "its result or exception is larger than allowed"
     ITEM_TOO_LARGE = "one of its items is larger than allowed"
     RESULT_DECODING = "one of its items could not be decoded"
     OUTPUT_LIMIT = "it wrote more output than limits.output_size allows"
@@ -50,25 +50,25 @@ class KilledFor(enum.Enum):
 
 
 class Answer(enum.Enum):
-    """What the caller gets instead of an error of this package."""
+    """The answer of fn, which the caller gets if there is no error of this package."""
 
-    VALUE = "what fn returned"
-    RAISED = "what fn raised"
+    VALUE = "the result of fn"
+    RAISED = "the exception of fn"
 
 
 class Evidence(NamedTuple):
-    """The evidence about a call whose child is gone.
+    """The evidence about a call whose child has ended.
 
     Attributes:
         started: whether the STARTED mark arrived.
         answer: the kind of the frame that ended the conversation, or None.
         detail: the body of a LOST or FAILED frame, or the fault on the channel.
         killed_for: why the parent killed the child, or None if it did not.
-        exit: how the child ended, or None if that could not be learned.
+        exit: how the child ended, or None if unknown.
         seconds: the deadline that passed, if one did.
-        limits: what the call may consume, or None.
+        limits: the limits of the call, or None.
         spent: the CPU seconds that the child used.
-        out_of_memory: which memory limit killed the child, if that is known.
+        out_of_memory: the memory limit that killed the child, if known.
         others_memory: whether the machine or container lacked memory, and not the call's limit.
         confined: whether the child was in a sandbox.
         stopped_by: the signal that had stopped the child when its deadline passed, or "".
@@ -92,7 +92,7 @@ class Verdict(NamedTuple):
     """The class, reason and message of the error to raise.
 
     Attributes:
-        transient: whether the cause may pass by itself; None: as for the reason.
+        transient: whether the cause may pass by itself; None: the reason decides.
     """
 
     error: type[IsolationError]
@@ -114,7 +114,7 @@ def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: C901, PLR0911 - one 
             name, _, text = evidence.detail.partition("\n")
             if name == Reason.MEMORY_LIMIT.name:
                 return Verdict(MemoryLostError, Reason.MEMORY_LIMIT, text)
-            if name in _LOSSES_OF_ITEMS:  # fn has not come to its end
+            if name in _LOSSES_OF_ITEMS:  # fn has not ended
                 loss, reason = _LOSSES_OF_ITEMS[name]
                 return Verdict(loss, reason, text)
             reason = Reason[name] if name in _LOSSES else Reason.RESULT_WRITE
@@ -126,14 +126,14 @@ def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: C901, PLR0911 - one 
             step, _, text = parse_failure(evidence.detail)
             if step == "request":
                 message = f"fn or its arguments could not be loaded in the child: {text}"
-                if evidence.confined and text.startswith(_OUT_OF_REACH):
+                if evidence.confined and text.startswith(_UNREADABLE):
                     message += (
-                        " (a confined child reads only what its sandbox lets it: name fn's module "
-                        "in preload, or where it is in sandbox.read)"
+                        " (a confined child reads only the paths of its sandbox: name fn's module "
+                        "in preload, or its path in sandbox.read)"
                     )
                 return Verdict(CallableDidNotExecuteError, Reason.ARGUMENT_DECODING, message)
             if text.startswith("MemoryError") and evidence.limits is not None:
-                message = f"it had no memory left before it called fn, at step {step!r}"
+                message = f"the child had no memory left before it called fn, at step {step!r}"
                 return Verdict(MemoryNotStartedError, Reason.MEMORY_LIMIT, message)
             message = f"the child failed before it called fn, at step {step!r}: {text}"
             return Verdict(CallableDidNotExecuteError, Reason.CHILD_SETUP, message)
@@ -142,7 +142,7 @@ def judge(evidence: Evidence) -> Verdict | Answer:  # noqa: C901, PLR0911 - one 
     return _died(evidence)
 
 
-_OUT_OF_REACH = ("ModuleNotFoundError", "ImportError", "PermissionError", "FileNotFoundError")
+_UNREADABLE = ("ModuleNotFoundError", "ImportError", "PermissionError", "FileNotFoundError")
 _LOSSES = frozenset(
     {Reason.RESULT_ENCODING.name, Reason.RESULT_WRITE.name, Reason.RESULT_TOO_LARGE.name}
 )
@@ -173,11 +173,11 @@ def _killed(  # noqa: C901, PLR0911 - one for each cause
             message += _stopped(evidence) or (
                 " (perhaps another thread of this process held a lock when it was forked)"
             )
-            # The child may have reached fn in the moment in which it was killed.
+            # The child may have reached fn at the moment of the kill.
             reason = Reason.TIMEOUT if started else Reason.START_TIMEOUT
             return Verdict(error, reason, message)
         case KilledFor.PROTOCOL | KilledFor.CHANNEL_READ:
-            # fn may have written those bytes, so a missing mark proves nothing.
+            # fn may have written these bytes, so a missing mark proves nothing.
             message = f"the child was killed: {evidence.detail}"
             return Verdict(CallableStatusUnknownError, Reason[cause.name], message)
         case KilledFor.RESULT_TOO_LARGE:
@@ -234,8 +234,9 @@ def _died(evidence: Evidence) -> Verdict:
             error = CallableStatusUnknownError if evidence.started else CallableDidNotExecuteError
             when = "" if evidence.started else " before it called fn"
             message = (
-                f"the child was killed{when} by {evidence.out_of_memory}, although none of "
-                f"its processes had exceeded the limit of {own} bytes: others had used the memory"
+                f"the child was killed{when} by {evidence.out_of_memory}, although none of its "
+                f"processes had exceeded the limit of {own} bytes: other processes had used the "
+                "memory"
             )
             reason = Reason.SIGNAL if evidence.started else Reason.CHILD_SETUP
             return Verdict(error, reason, message, transient=True)
@@ -246,7 +247,7 @@ def _died(evidence: Evidence) -> Verdict:
         how = f"ended with {exit_}" if exit_ is not None else "ended"
         message = f"the child {how} before it called fn"
         return Verdict(CallableDidNotExecuteError, Reason.CHILD_SETUP, message)
-    if _is_out_of_time(evidence):
+    if _exceeded_cpu_time(evidence):
         assert evidence.limits is not None
         message = (
             f"the child was killed by {exit_}: it used {evidence.spent:.1f} s of CPU time; "
@@ -274,7 +275,7 @@ def _died(evidence: Evidence) -> Verdict:
     return Verdict(CallableStatusUnknownError, reason, message)
 
 
-# Signals that a process causes by itself, and would cause again.
+# Signals that fn causes by itself, and would cause again.
 _CRASHES = frozenset(
     {
         *(signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL),
@@ -283,8 +284,8 @@ _CRASHES = frozenset(
 )
 
 
-def _is_out_of_time(evidence: Evidence) -> bool:
-    """Return whether the kernel ended the child for the CPU time that it had used."""
+def _exceeded_cpu_time(evidence: Evidence) -> bool:
+    """Return whether the kernel ended the child since it had exceeded its limit of CPU time."""
     limits, exit_ = evidence.limits, evidence.exit
     if limits is None or limits.cpu_time is None or exit_ is None:
         return False

@@ -13,41 +13,41 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["register_only_what_is_made", "watch_for_module"]
+__all__ = ["register_only_created", "watch_for_module"]
 
 _MODULE = "multiprocessing.resource_tracker"
 _KIND = "shared_memory"
 
 
-def register_only_what_is_made(module: Any) -> None:
+def register_only_created(module: Any) -> None:
     """Make the resource tracker's module register only shared memory that this process creates."""
     register, unregister = module.register, module.unregister
-    made: set[str] = set()
+    created: set[str] = set()
 
-    def register_made(name: str, rtype: str) -> None:
+    def register_created(name: str, rtype: str) -> None:
         if rtype == _KIND:
             # The caller is SharedMemory.__init__; only its local variables show the difference.
-            if not sys._getframe(1).f_locals.get("create", True) and name not in made:
+            if not sys._getframe(1).f_locals.get("create", True) and name not in created:
                 return
-            made.add(name)
+            created.add(name)
         register(name, rtype)
 
     def unregister_any(name: str, rtype: str) -> None:
         # The tracker reports an error for a name that is not registered. Another process that
         # shares the tracker may have registered the name, so unregistering can't be skipped.
-        if rtype == _KIND and name not in made:
+        if rtype == _KIND and name not in created:
             register(name, rtype)
         unregister(name, rtype)
-        made.discard(name)
+        created.discard(name)
 
-    module.register, module.unregister = register_made, unregister_any
+    module.register, module.unregister = register_created, unregister_any
 
 
 def watch_for_module() -> None:
     """Patch the module now, or when this process or a child of it imports the module."""
     module = sys.modules.get(_MODULE)
     if module is not None:
-        register_only_what_is_made(module)
+        register_only_created(module)
     else:
         sys.meta_path.insert(0, _Finder())
 
@@ -88,4 +88,4 @@ class _Loader:
         assert spec is not None
         spec.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        register_only_what_is_made(module)
+        register_only_created(module)

@@ -1,4 +1,4 @@
-"""From the fork to fn: turn a copy of the parent into an independent process.
+"""The steps between the fork and fn: turn a copy of the parent into an independent process.
 
 The order of the steps matters; a comment at each step gives the reason. Signals are blocked before
 the fork, so no signal handler of the parent runs here. No function here returns to the parent's
@@ -79,8 +79,8 @@ def main(spec: ChildSpec) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see abo
                 sever = fds.severable(listed, spec.keep, files=spec.confined, foreign=foreign)
             else:
                 foreign = spec.foreign or {}
-            # Files that a library's after-fork hook has opened here are not the parent's, and stay
-            # open: a library that loses such a file may end the process (gRPC).
+            # Files that a library's after-fork hook has opened in this process are not the
+            # parent's, and stay open: without them, the library may end the process (gRPC).
             if foreign and not spec.confined:
                 own = fds_after_fork.opened_here(
                     foreign, spec.foreign, spec.parent_pid, threaded=spec.threaded
@@ -100,7 +100,7 @@ def main(spec: ChildSpec) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see abo
             if spec.confined and fds.kept:
                 from . import descriptors  # noqa: PLC0415 - rare; the parent has imported it
 
-                descriptors.renew([fd for fd in fds.kept if fd not in spec.keep], empty)
+                descriptors.reopen_or_replace([fd for fd in fds.kept if fd not in spec.keep], empty)
             if spec.stdout >= 0:
                 os.dup2(spec.stdout, 1)
                 os.dup2(spec.stderr, 2)
@@ -164,7 +164,7 @@ def main(spec: ChildSpec) -> NoReturn:  # noqa: C901, PLR0912, PLR0915 - see abo
 
 
 def set_oom_score_adj() -> None:
-    """Have the kernel kill this process and its children first when memory runs out."""
+    """Make the kernel kill this process and its children first when memory runs out."""
     try:
         fd = os.open(_OOM_SCORE, os.O_WRONLY)
     except OSError:

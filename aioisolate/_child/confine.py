@@ -1,4 +1,4 @@
-"""Engage a sandbox's layers, in an order that each step depends on; see docs/security.md.
+"""Engage the layers of a sandbox; the order of the steps matters; see docs/security.md.
 
 A copy of the parent engages all layers (`confine`). A sandbox's fork server engages the shared
 layers once (`enter_server`), and each of its children the others (`enter_child`). Every step either
@@ -82,7 +82,9 @@ def _layer(name: str, engaged: list[str]) -> Iterator[None]:
     engaged.append(name)
 
 
-def enter_server(confinement: ConfinementSpec, ground: PreparedLayers, *, tied: bool) -> list[str]:
+def enter_server(
+    confinement: ConfinementSpec, prepared: PreparedLayers, *, tied: bool
+) -> list[str]:
     """Engage the layers that the children of a fork server share; return their names.
 
     *tied*: an `alive_pipe`, not a parent-death signal, kills the server when its parent ends.
@@ -94,48 +96,50 @@ def enter_server(confinement: ConfinementSpec, ground: PreparedLayers, *, tied: 
     parent = os.getppid()
     _set_environment(confinement, engaged)
     if confinement.unshare:
-        _leave(confinement, engaged)
+        _enter_namespaces(confinement, engaged)
         if not tied:
-            _die_with(parent)  # a new user namespace clears the signal
+            _end_with_parent(parent)  # a new user namespace clears the signal
     if confinement.landlock:
         # Now, since the paths are resolved in the current view of files. Each child restricts
         # itself, in a Landlock domain of its own: processes of one domain can signal each other.
         with _layer(Layer.LANDLOCK, []):
-            ground.rules = _make_rules(confinement)
+            prepared.rules = _make_rules(confinement)
     with _layer(Layer.PRIVILEGES, engaged):
         set_no_new_privs()
     if confinement.server_filter:
-        ground.filter = seccomp.Prepared(confinement.child_filter, of_a_pid=True)
+        prepared.filter = seccomp.Prepared(confinement.child_filter, of_a_pid=True)
         with _layer(Layer.SECCOMP, engaged):
             seccomp.Prepared(confinement.server_filter).install()
     return engaged
 
 
-def enter_child(spec: ChildSpec, confinement: ConfinementSpec, ground: PreparedLayers) -> list[str]:
+def enter_child(
+    spec: ChildSpec, confinement: ConfinementSpec, prepared: PreparedLayers
+) -> list[str]:
     """Engage the layers that a fork server's children do not share; return their names."""
     engaged: list[str] = []
     parent = os.getppid()
     uid, gid = _ids(confinement)
     # The process limit counts per user id and user namespace, so a child that keeps its user id
     # gets its own user namespace.
-    counted_there = confinement.as_user and confinement.uid < 0
-    flags = namespaces.NEWUSER if counted_there else 0
+    own_namespace = confinement.as_user and confinement.uid < 0
+    flags = namespaces.NEWUSER if own_namespace else 0
     if confinement.scratch:
         flags |= namespaces.NEWNS
     if flags:
         with _layer(Layer.SCRATCH if confinement.scratch else Layer.USER, []):
             namespaces.unshare(flags)
-            if counted_there:
-                namespaces.map_user(uid, gid, ground.proc)
-    _own(confinement, uid, gid, (parent, ()), engaged)
-    spec.statm = rlimits.open_statm(ground.proc)
+            if own_namespace:
+                namespaces.map_user(uid, gid, prepared.proc)
+    _engage_own_layers(confinement, uid, gid, (parent, ()), engaged)
+    spec.statm = rlimits.open_statm(prepared.proc)
     if confinement.landlock:
         with _layer(Layer.LANDLOCK, engaged):
-            landlock.restrict(ground.rules)
-    if ground.filter is not None:
+            landlock.restrict(prepared.rules)
+    if prepared.filter is not None:
         with _layer(Layer.SECCOMP, engaged):
-            ground.filter.install(os.getpid())
-    for fd in ground.fds():
+            prepared.filter.install(os.getpid())
+    for fd in prepared.fds():
         os.close(fd)
     return engaged
 
@@ -168,13 +172,13 @@ def _enter_copy(spec: ChildSpec, confinement: ConfinementSpec, proc: int) -> lis
     _set_environment(confinement, engaged)
     uid, gid = _ids(confinement)
     if confinement.unshare:
-        _leave(confinement, engaged)
+        _enter_namespaces(confinement, engaged)
     rules = -1
     if confinement.landlock:
         # Before the user id changes: the new user may have no access to the paths.
         with _layer(Layer.LANDLOCK, []):
             rules = _make_rules(confinement)
-    _own(confinement, uid, gid, (parent, spec.ends), engaged)
+    _engage_own_layers(confinement, uid, gid, (parent, spec.ends), engaged)
     spec.statm = rlimits.open_statm(proc)
     with _layer(Layer.PRIVILEGES, engaged):
         set_no_new_privs()
@@ -224,8 +228,8 @@ def _ids(confinement: ConfinementSpec) -> tuple[int, int]:
     return uid, uid
 
 
-def _leave(confinement: ConfinementSpec, engaged: list[str]) -> None:
-    """Leave the parent's namespaces, and set up the view of files."""
+def _enter_namespaces(confinement: ConfinementSpec, engaged: list[str]) -> None:
+    """Enter new namespaces, and set up the view of files."""
     with _layer(Layer.NAMESPACES, engaged):
         uid, gid = os.getuid(), os.getgid()
         if not confinement.as_user:
@@ -242,14 +246,14 @@ def _leave(confinement: ConfinementSpec, engaged: list[str]) -> None:
             make_view((*_readable(confinement), *(confinement.write or ())), [SCRATCH])
 
 
-def _own(
+def _engage_own_layers(
     confinement: ConfinementSpec,
     uid: int,
     gid: int,
     parent: tuple[int, Sequence[int]],
     engaged: list[str],
 ) -> None:
-    """Engage the layers that need privileges, then give up the privileges.
+    """Engage the layers that each call has for itself and that need privileges; then drop these.
 
     *parent*: the parent's pid, and the ends of the `alive_pipe` that ties this process to the
     parent, if any.
@@ -262,8 +266,8 @@ def _own(
         with _layer(Layer.PROCESSES, engaged):
             if confinement.as_user and not ends:
                 # The new user namespace has cleared the parent-death signal of the follower, too.
-                _die_with(parent_pid)
-            pid_namespace.live_under_one()
+                _end_with_parent(parent_pid)
+            pid_namespace.enter_namespace()
             # The parent is now the follower, outside the PID namespace, so getppid() returns 0.
             # The follower has a single thread, so only its own end sends a parent-death signal.
             _close(ends)
@@ -278,28 +282,29 @@ def _own(
         with _layer(Layer.CAPABILITIES, engaged):
             users.drop_capabilities()
     with _layer(Layer.PRIVILEGES, []):
-        _keep_apart(confinement, parent_pid, ends)
+        _protect(confinement, parent_pid, ends)
     if confinement.scratch:
-        _go_to_scratch()
+        _enter_scratch()
     elif confinement.read is not None:
         os.chdir("/")
 
 
-def _keep_apart(confinement: ConfinementSpec, parent: int, ends: Sequence[int]) -> None:
+def _protect(confinement: ConfinementSpec, parent: int, ends: Sequence[int]) -> None:
+    """Make this process end with its parent, and inaccessible to other processes."""
     if ends:
-        # After a change of user, this process may be unable to signal one of the old user.
+        # After a change of user, this process may be unable to signal processes of the old user.
         alive_pipe.tie(ends, os.getpid())
         _close(ends)
     else:
         # A change of user clears the parent-death signal, and the parent may have died meanwhile.
-        _die_with(parent)
+        _end_with_parent(parent)
     # No process of the same user may inspect this one, and it leaves no core dump.
     set_dumpable(False)
     if confinement.codec != "pickle":
         rlimit.limit_pending_signals(_PENDING_SIGNALS)
 
 
-def _die_with(parent: int) -> None:
+def _end_with_parent(parent: int) -> None:
     set_parent_death_signal(_KILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -310,10 +315,10 @@ def _close(fds: Sequence[int]) -> None:
         os.close(fd)
 
 
-def _go_to_scratch() -> None:
+def _enter_scratch() -> None:
     os.chdir(SCRATCH)
     os.environ["HOME"] = os.environ["TMPDIR"] = SCRATCH
-    if "tempfile" in sys.modules:  # it may have cached a directory
+    if "tempfile" in sys.modules:  # which may have cached a directory
         tempfile: Any = sys.modules["tempfile"]
         tempfile.tempdir = None
 

@@ -1,4 +1,4 @@
-"""Forgetting the parent's event loop, and running a coroutine in a fresh one.
+"""Reset the state of the parent's event loop in a child, and run a coroutine in a new event loop.
 
 After the fork, the child is on the stack of the parent's event loop, and every library still
 reports a running loop. No library has a public function that resets that state.
@@ -7,15 +7,13 @@ reports a running loop. No library has a public function that resets that state.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeAlias
+from collections.abc import Coroutine
+from typing import Any
 
 from .._async_backend import AsyncBackend
-from .spec import Steps
+from .spec import Step, Steps
 
-__all__ = ["hub_to_forget", "not_to_forget", "run", "steps_to_forget"]
-
-Step: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
+__all__ = ["obstacle", "run", "steps_to_forget", "steps_to_forget_hub"]
 
 
 def steps_to_forget(backend: AsyncBackend) -> Steps:
@@ -44,11 +42,11 @@ def steps_to_forget(backend: AsyncBackend) -> Steps:
     eventloop = modules.get("anyio._core._eventloop")
     if eventloop is not None and eventloop.threadlocals.__dict__:
         steps.append((eventloop.threadlocals.__dict__.clear, ()))
-    steps += hub_to_forget()
+    steps += steps_to_forget_hub()
     return steps
 
 
-def hub_to_forget() -> list[Step]:
+def steps_to_forget_hub() -> list[Step]:
     """Return the steps that make gevent forget its hub in a copy of this process; [] without one.
 
     gevent makes a new hub when the copy needs one. `gevent.reinit`, gevent's own function for use
@@ -69,11 +67,11 @@ def _hub() -> Any:
     return None if local is None else local.get_hub_if_exists()
 
 
-def not_to_forget() -> str:
+def obstacle() -> str:
     """Return why a copy of this process can't work without this thread's loop; "" if it can."""
     eventlet = sys.modules.get("eventlet.patcher")
     if eventlet is not None and eventlet.already_patched:
-        return "eventlet.monkey_patch() has replaced what a copy of this process needs"
+        return "eventlet.monkey_patch() has replaced functions that a copy of the process needs"
     hub = _hub()
     if hub is not None and "libuv" in type(hub.loop).__module__:
         return "gevent's libuv loop ends a copy of this process (set GEVENT_LOOP=libev-cext)"

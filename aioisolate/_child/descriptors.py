@@ -1,4 +1,4 @@
-"""Open files that a child running untrusted code must not share with other children.
+"""Replace open files that a child with untrusted code must not share with other children.
 
 All processes that inherit an open file description share its offset, its flags and its owner, so
 one call could leave data there for the next. Every file that the fork server's modules hold open is
@@ -19,15 +19,15 @@ from collections.abc import Iterable
 from .._os import fds
 from .spec import ChildSpec
 
-__all__ = ["gaps", "renew", "replace_strangers"]
+__all__ = ["gaps", "reopen_or_replace", "replace_module_files"]
 
 
-def replace_strangers(spec: ChildSpec, proc: int) -> None:
+def replace_module_files(spec: ChildSpec, proc: int) -> None:
     """Replace the files that modules hold open, and reopen those of the library.
 
     *proc*: a file descriptor of /proc, or -1.
     """
-    assert spec.strangers is not None
+    assert spec.module_fds is not None
     null, empty = spec.null, spec.empty
     if spec.dev >= 0:
         own = os.open("null", os.O_RDWR | os.O_CLOEXEC, dir_fd=spec.dev)
@@ -39,10 +39,10 @@ def replace_strangers(spec: ChildSpec, proc: int) -> None:
         os.close(spec.dev)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
-    for fd in spec.strangers:
+    for fd in spec.module_fds:
         os.dup2(empty, fd, False)
     if spec.snapshots:
-        renew(spec.snapshots, empty, proc)
+        reopen_or_replace(spec.snapshots, empty, proc)
     # Hooks that run after each fork (os.register_at_fork, pthread_atfork) may have opened files at
     # other numbers. All of these are closed: to find the open ones takes longer than the rest of
     # this function.
@@ -50,7 +50,7 @@ def replace_strangers(spec: ChildSpec, proc: int) -> None:
         os.closerange(first, end)
 
 
-def renew(files: Iterable[int], empty: int, proc: int = -1) -> None:
+def reopen_or_replace(files: Iterable[int], empty: int, proc: int = -1) -> None:
     """Reopen files read-only, and replace by *empty* those that can't be reopened."""
     for fd in files:
         try:
@@ -64,5 +64,5 @@ def renew(files: Iterable[int], empty: int, proc: int = -1) -> None:
 
 def gaps(known: Iterable[int]) -> list[tuple[int, int]]:
     """Return the ranges (first, end) of numbers between the *known* ones; end is exclusive."""
-    there = sorted(known)
-    return [(one + 1, other) for one, other in itertools.pairwise(there) if other > one + 1]
+    pairs = itertools.pairwise(sorted(known))
+    return [(lower + 1, upper) for lower, upper in pairs if upper > lower + 1]

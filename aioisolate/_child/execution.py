@@ -33,7 +33,7 @@ _HERE = os.path.dirname(__file__)
 
 def prepare_memory_error(spec: ChildSpec) -> None:
     """Encode the answer for a MemoryError in advance, while memory is available."""
-    text = b"MEMORY_LIMIT\nno memory was left to send what fn returned or raised"
+    text = b"MEMORY_LIMIT\nno memory was left to send the result or exception of fn"
     spec.memory_error_frame = spec.started_mark if spec.quiet else b""
     spec.memory_error_frame += encode(spec.nonce, Kind.LOST, text)
 
@@ -83,7 +83,7 @@ def work(  # noqa: C901, PLR0912, PLR0915 - each function costs page copies
         if os.getpid() != pid:
             return 1
         if spec.rlimits is not None:
-            _ease()
+            _raise_limits()
         if isinstance(exc, SystemExit):
             code = _exit_code(exc)
         if type(exc) is items.LostItemError:
@@ -99,7 +99,7 @@ def work(  # noqa: C901, PLR0912, PLR0915 - each function costs page copies
         if os.getpid() != pid:
             return 0
         if spec.rlimits is not None:
-            _ease()
+            _raise_limits()
         answer, passed_fds = _returned(spec, value)
     if raised:
         # Freeing fn's frames flushes the files that they hold open. (The parent's objects are
@@ -114,10 +114,10 @@ def work(  # noqa: C901, PLR0912, PLR0915 - each function costs page copies
         spec.finalizers = index
     else:
         due = True
-    # (After-fork hooks, coverage's for example, may register some; a rehearsal does not end fn.)
-    seen = due or _count_threads() != threads or "multiprocessing.util" in sys.modules
-    if seen and not spec.rehearsing:
-        left = finalization.look(due=due)
+    # (After-fork hooks, coverage's for example, may register finalizers; a rehearsal runs no fn.)
+    suspected = due or _count_threads() != threads or "multiprocessing.util" in sys.modules
+    if suspected and not spec.rehearsing:
+        left = finalization.unfinished_work(due=due)
     if left is not None:
         mark += encode(spec.nonce, Kind.LEAVING, left)
     _flush(streams)
@@ -129,7 +129,7 @@ def work(  # noqa: C901, PLR0912, PLR0915 - each function costs page copies
         try:
             progress.send(spec.channel, mark + answer, passed_fds.fds if passed_fds else ())
         except progress.RefusedError as exc:
-            text = f"what fn returned or raised {_unsent(exc)}"
+            text = f"the result or exception of fn {_unsent(exc)}"
             progress.send(spec.channel, mark + _lost(spec, "RESULT_WRITE", text)[0])
     except OSError:
         # fn has closed the channel; the parent detects that no answer came.
@@ -144,11 +144,11 @@ def work(  # noqa: C901, PLR0912, PLR0915 - each function costs page copies
 _Answer: TypeAlias = tuple[bytes, FdBundle | None]
 
 
-def _ease() -> None:
+def _raise_limits() -> None:
     """Raise the limits to make room for the answer, which may report that fn reached a limit."""
     from . import rlimits  # noqa: PLC0415 - already imported
 
-    rlimits.ease()
+    rlimits.raise_soft_limits()
 
 
 def _returned(spec: ChildSpec, value: object) -> _Answer:
@@ -167,10 +167,10 @@ def _returned(spec: ChildSpec, value: object) -> _Answer:
 
 
 def _raised(spec: ChildSpec, exc: BaseException) -> _Answer:
-    safe_text.trim(exc, _is_ours)
+    safe_text.trim(exc, _is_own_file)
     if spec.codec != "pickle":
         return _data(spec, Kind.RAISED, safe_text.dump_exception(exc))
-    # Imported late, since only children that raise need the module.
+    # Imported here, since only children that raise need the module.
     try:
         from .._wire import exceptions  # noqa: PLC0415
     except OSError:
@@ -200,11 +200,11 @@ def _data(spec: ChildSpec, kind: Kind, stream: bytes) -> _Answer:
 
 
 def _too_large(spec: ChildSpec, size: int) -> _Answer:
-    text = f"what fn returned or raised has {size:,} bytes; the limit is {spec.result_size:,}"
+    text = f"the result or exception of fn has {size:,} bytes; the limit is {spec.result_size:,}"
     return _lost(spec, "RESULT_TOO_LARGE", text)
 
 
-def _is_ours(filename: str) -> bool:
+def _is_own_file(filename: str) -> bool:
     return filename.startswith(_HERE)
 
 
@@ -225,7 +225,7 @@ def _payload(spec: ChildSpec, kind: Kind, dumped: codecs.Dumped) -> _Answer:
         regions = _fill_scratch(spec.scratch, parts)
     except OSError as exc:
         total = sum(part.nbytes for part in parts if isinstance(part, memoryview))
-        text = f"what fn returned ({total} bytes) could not be written: {_one_line(exc)}"
+        text = f"the result of fn ({total} bytes) could not be written: {_one_line(exc)}"
         return _lost(spec, "RESULT_WRITE", text)
     payload = Payload(() if in_scratch else (stream,), regions, in_scratch)
     return encode(spec.nonce, kind, payload.encode(), len(fds)), passed_fds
@@ -259,21 +259,21 @@ def _unsent(exc: OSError) -> str:
 
 def _lost_item(spec: ChildSpec, lost: items.LostItemError) -> _Answer:
     """Report why an item that fn yielded could not be sent."""
-    why, what = lost.why, f"an item that fn yielded, {_kind(lost.item)},"
+    why, subject = lost.why, f"an item that fn yielded, {_kind(lost.item)},"
     reason = "ITEM_ENCODING"
     if isinstance(why, items.TooLargeError):
         reason = "ITEM_TOO_LARGE"
-        text = f"{what} has {why.size:,} bytes; the limit is {spec.result_size:,}"
+        text = f"{subject} has {why.size:,} bytes; the limit is {spec.result_size:,}"
     elif isinstance(why, progress.RefusedError):
         reason = "ITEM_WRITE"
-        text = f"{what} {_unsent(why)}"
+        text = f"{subject} {_unsent(why)}"
     else:
         if isinstance(why, MemoryError) and spec.rlimits is not None:
             reason = "ITEM_MEMORY_LIMIT"
         where = _where(lost.item) if spec.codec == "pickle" else ""
-        text = f"{what} could not be {_encoded(spec)}: {where}{_one_line(why)}"
-    if lost.parting is not None:
-        text += f" (and when it was closed, its generator raised {_one_line(lost.parting)})"
+        text = f"{subject} could not be {_encoded(spec)}: {where}{_one_line(why)}"
+    if lost.closing_error is not None:
+        text += f" (and when it was closed, its generator raised {_one_line(lost.closing_error)})"
     return _lost(spec, reason, text)
 
 
@@ -318,7 +318,7 @@ def _where(value: object) -> str:
 def _kind(value: object) -> str:
     kind = safe_text.full_name(type(value))
     if kind in ("builtins.generator", "builtins.async_generator"):
-        hint = "stream_isolated() and Isolator.stream() bring its items one by one"
+        hint = "stream_isolated() and Isolator.stream() send its items one by one"
         return f"a generator ({hint})"
     return kind.removeprefix("builtins.")
 

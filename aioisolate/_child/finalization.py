@@ -1,11 +1,11 @@
-"""Finish what fn has left running, as the interpreter does at exit.
+"""Finish the unfinished work of fn, as the interpreter does at exit.
 
 The child joins fn's threads, then runs fn's exit functions, finalizers, and the finalizers of
 multiprocessing. It never runs those of the parent or of a preloaded module. The answer has been
-sent before, so an error here can't lose the answer; the parent delivers it when this process has
+sent before, so an error here can't lose the answer; the parent returns it when this process has
 ended.
 
-Most calls leave nothing, so the check must be cheap.
+Most calls have no unfinished work, so the check must be cheap.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from . import progress
 from .multiprocessing_state import TRACKERS
 from .spec import ChildSpec
 
-__all__ = ["finish", "forget_frames", "look", "mark", "set_mark", "thread_exits"]
+__all__ = ["finish", "forget_frames", "mark", "set_mark", "thread_exits", "unfinished_work"]
 
 # The time in seconds for a resource tracker of multiprocessing to clean up, and between polls.
 _TRACKER_PATIENCE = 2.0
 _PAUSE = 0.002
 _NAMES_MAX = 100
 # The longest timeout in seconds for joining a thread (longer ones may overflow).
-_LONGEST = 1e6
+_TIMEOUT_MAX = 1e6
 _PREFIX = "aioisolate-"  # of the names of this package's threads
 
 # The function that runs after the exit functions of fn.
 _rest: Callable[[], object] | None = None
 # Objects of the parent, kept alive: garbage collection in this process would finalize them.
-_foreign: list[object] = []
+_kept_alive: list[object] = []
 
 
 def mark() -> None:
@@ -49,7 +49,7 @@ def mark() -> None:
 
 
 def set_mark(spec: ChildSpec) -> None:
-    """Record in a fork server what is registered before fn is called."""
+    """Record, in a fork server, the exit functions and finalizers that precede those of fn."""
     atexit.unregister(mark)  # the mark of an earlier call of set_mark
     atexit.register(mark)
     spec.exits = atexit._ncallbacks()
@@ -65,10 +65,10 @@ def thread_exits() -> int:
     return 0 if threading is None else len(threading._threading_atexits)
 
 
-def look(*, due: bool) -> bytes | None:
-    """Return the names of threads and processes that fn has left; None: nothing is left to do.
+def unfinished_work(*, due: bool) -> bytes | None:
+    """Return the names of threads and processes that fn has left; None: no work is unfinished.
 
-    *due*: whether the caller knows that something is left to do.
+    *due*: whether the caller knows that some work is unfinished.
     """
     names: list[str] = []
     try:
@@ -86,9 +86,9 @@ def _encode(names: Iterable[str]) -> bytes:
     return "\n".join(list(names)[:_NAMES_MAX]).encode(errors="backslashreplace")
 
 
-def _name(waited_for: Any) -> str:
-    kind = "process" if hasattr(waited_for, "pid") else "thread"
-    return f"{kind} {str(waited_for.name)[:200]}".replace("\n", " ")
+def _name(worker: Any) -> str:
+    kind = "process" if hasattr(worker, "pid") else "thread"
+    return f"{kind} {str(worker.name)[:200]}".replace("\n", " ")
 
 
 def _threads() -> list[Any]:
@@ -121,7 +121,7 @@ def _finalizers(*, own: bool) -> dict[Any, Any]:
 
 
 def finish(spec: ChildSpec, end: Callable[[], object], flush: Callable[[], object]) -> None:
-    """Do an interpreter's exit work, report late threads and processes, and call *end*."""
+    """Do the work of an interpreter's exit, report late threads and processes, and call *end*."""
     global _rest
     pid = os.getpid()
     names: list[str] = []
@@ -178,22 +178,22 @@ def _wait(until: float, thread_exits: int) -> list[str]:
             break
         for thread in threads:
             # fn's thread class may override join() without a timeout.
-            threading.Thread.join(thread, _left(until))
+            threading.Thread.join(thread, _seconds_until(until))
     processes = _processes() if "multiprocessing.util" in sys.modules else []
     for process in processes:
-        process.join(_left(until))
+        process.join(_seconds_until(until))
     late = [process for process in processes if process.is_alive()]
     for process in late:
         process.kill()  # multiprocessing's exit function waits without a timeout
     return [*map(_name, threads), *map(_name, late)]
 
 
-def _left(until: float) -> float:
-    return min(max(0.0, until - time.monotonic()), _LONGEST)
+def _seconds_until(until: float) -> float:
+    return min(max(0.0, until - time.monotonic()), _TIMEOUT_MAX)
 
 
 def _wake_pools(thread_exits: int) -> None:
-    """Stop the pools of concurrent.futures whose threads wait for work."""
+    """End the pool threads of concurrent.futures, which wait for work."""
     threading = sys.modules.get("threading")
     if threading is None or not _threads():
         return
@@ -201,10 +201,10 @@ def _wake_pools(thread_exits: int) -> None:
         module = sys.modules.get(f"concurrent.futures.{name}")
         workers = getattr(module, table, {})
         ended = [thread for thread in workers if not thread.is_alive()]  # by the fork
-        _foreign.extend((thread, workers.pop(thread)) for thread in ended)
-    # The functions join their threads without a timeout, so a daemon thread calls them. The pools'
-    # own functions may be called twice, which is harmless: they can't be told from the others in
-    # the list of `threading`.
+        _kept_alive.extend((thread, workers.pop(thread)) for thread in ended)
+    # The functions join their threads without a timeout, so a daemon thread calls them. The exit
+    # functions of the pools can't be distinguished in the list of `threading`, so they may be
+    # called twice, which is harmless.
     calls = [*reversed(threading._threading_atexits[thread_exits:])]
     for name in ("thread", "process"):
         module = sys.modules.get(f"concurrent.futures.{name}")
@@ -216,7 +216,7 @@ def _wake_pools(thread_exits: int) -> None:
         try:
             helper.start()
         except RuntimeError:
-            return  # no thread can be started; the pools' threads then time out
+            return  # no thread can be started, so the pool threads do not end in time
 
 
 def _call_all(calls: Iterable[Callable[[], object]]) -> None:
@@ -275,14 +275,14 @@ def _run_weak_finalizers(before: int) -> None:
         ]
         if not own:
             return
-        for _, finalizer in sorted(own, key=_first, reverse=True):
+        for _, finalizer in sorted(own, key=_index, reverse=True):
             try:
                 finalizer()
             except Exception as exc:  # noqa: BLE001 - as weakref's exit function does
                 sys.excepthook(type(exc), exc, exc.__traceback__)
 
 
-def _first(pair: tuple[int, object]) -> int:
+def _index(pair: tuple[int, object]) -> int:
     return pair[0]
 
 
@@ -290,13 +290,13 @@ def _end_multiprocessing() -> None:
     """Run the exit function of multiprocessing, with only fn's finalizers and processes."""
     util = sys.modules["multiprocessing.util"]
     for key, finalizer in _finalizers(own=False).items():
-        _foreign.append(finalizer)
+        _kept_alive.append(finalizer)
         del util._finalizer_registry[key]
     process: Any = sys.modules["multiprocessing.process"]
     pid = os.getpid()
     for child in list(process._children):
         if child._parent_pid != pid:
-            _foreign.append(child)
+            _kept_alive.append(child)
             process._children.discard(child)
     util._exit_function()
 

@@ -40,14 +40,14 @@ class LostItemError(Exception):
     Attributes:
         item: the item.
         why: the exception that prevented sending.
-        parting: the exception that the generator raised when it was closed, or None.
+        closing_error: the exception that the generator raised when it was closed, or None.
     """
 
     def __init__(self, item: object, why: BaseException) -> None:
         super().__init__()
         self.item = item
         self.why = why
-        self.parting: BaseException | None = None
+        self.closing_error: BaseException | None = None
 
 
 class TooLargeError(Exception):
@@ -58,7 +58,7 @@ class TooLargeError(Exception):
         self.size = size
 
 
-class _Leave:
+class _SigtermHandler:
     """The handler of SIGTERM: end fn at once if it is running, else after the current item is sent.
 
     Attributes:
@@ -68,7 +68,7 @@ class _Leave:
         interrupt: the function that ends fn.
     """
 
-    __slots__ = ("_held", "_pid", "asked", "interrupt", "interruptible")
+    __slots__ = ("_blocked", "_pid", "asked", "interrupt", "interruptible")
 
     def __init__(self) -> None:
         self.asked = self.interruptible = False
@@ -77,11 +77,11 @@ class _Leave:
         # A handler that fn installs later replaces this one.
         if _raw.getsignal(_SIGTERM) == _DEFAULT:
             _raw.signal(_SIGTERM, self)
-            self._held = False
+            self._blocked = False
             # SIGTERM ends a process that fn forks at once, as by default. The signal is blocked
             # during the fork, since Python drops a signal that arrives right after a fork.
             os.register_at_fork(
-                before=self._hold, after_in_parent=self._let_go, after_in_child=self._forget
+                before=self._block, after_in_parent=self._unblock, after_in_child=self._reset
             )
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
@@ -94,20 +94,20 @@ class _Leave:
         self.interruptible = False  # at most once
         raise GeneratorExit
 
-    def _hold(self) -> None:
+    def _block(self) -> None:
         if _raw.getsignal(_SIGTERM) is self:
             before = _raw.pthread_sigmask(_raw.SIG_BLOCK, (_SIGTERM,))
-            self._held = _SIGTERM not in before
+            self._blocked = _SIGTERM not in before
 
-    def _let_go(self) -> None:
-        if self._held:
-            self._held = False
+    def _unblock(self) -> None:
+        if self._blocked:
+            self._blocked = False
             _raw.pthread_sigmask(_raw.SIG_UNBLOCK, (_SIGTERM,))
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         if _raw.getsignal(_SIGTERM) is self:
             _raw.signal(_SIGTERM, _DEFAULT)
-        self._let_go()
+        self._unblock()
 
 
 def end_by_signal() -> NoReturn:
@@ -132,42 +132,42 @@ def stream(spec: ChildSpec) -> None:
         LeftError: the caller has left the stream.
         BaseException: any exception of fn or of the iterable.
     """
-    leave = _Leave()
+    handler = _SigtermHandler()
     try:
         try:
-            leave.interruptible = True
-            _stream(spec, leave)
+            handler.interruptible = True
+            _stream(spec, handler)
         finally:
-            leave.interruptible = False
+            handler.interruptible = False
     except GeneratorExit:
-        if not leave.asked:
+        if not handler.asked:
             raise
-    if leave.asked:
+    if handler.asked:
         raise LeftError
 
 
-def _stream(spec: ChildSpec, leave: _Leave) -> None:
+def _stream(spec: ChildSpec, handler: _SigtermHandler) -> None:
     items = spec.fn(*spec.args)
     if hasattr(items, "__aiter__"):
-        leave.interruptible = False
-        coroutines.run(_stream_async(spec, items.__aiter__(), leave), spec.backend)
+        handler.interruptible = False
+        coroutines.run(_stream_async(spec, items.__aiter__(), handler), spec.backend)
         return
     items = iter(items)
     try:
         try:
             for item in items:
-                leave.interruptible = False
+                handler.interruptible = False
                 _send(spec, item)
-                if leave.asked:
+                if handler.asked:
                     break
-                leave.interruptible = True
+                handler.interruptible = True
         finally:
-            leave.interruptible = False
+            handler.interruptible = False
     except LostItemError as lost:
         try:
             _close(items)
         except BaseException as exc:  # noqa: BLE001 - reported together with LostItemError
-            lost.parting = exc
+            lost.closing_error = exc
         raise
     except BaseException:
         _close(items)
@@ -182,31 +182,33 @@ def _close(iterator: Any) -> None:
         iterator.close()
 
 
-async def _stream_async(spec: ChildSpec, items: AsyncIterator[Any], leave: _Leave) -> None:
+async def _stream_async(
+    spec: ChildSpec, items: AsyncIterator[Any], handler: _SigtermHandler
+) -> None:
     import anyio  # noqa: PLC0415 - `coroutines.run` has imported it
 
     with anyio.CancelScope() as scope:
-        _let_interrupt(spec, scope, leave)
+        _interrupt_by_cancelling(spec, scope, handler)
         try:
             try:
-                leave.interruptible = True
+                handler.interruptible = True
                 async for item in items:
-                    leave.interruptible = False
+                    handler.interruptible = False
                     _send(spec, item)
-                    if leave.asked:
+                    if handler.asked:
                         break
-                    leave.interruptible = True
+                    handler.interruptible = True
             finally:
-                leave.interruptible = False
+                handler.interruptible = False
         except LostItemError as lost:
             try:
                 await _close_async(items)
             except BaseException as exc:  # noqa: BLE001 - reported together with LostItemError
-                lost.parting = exc
+                lost.closing_error = exc
             raise
         except anyio.get_cancelled_exc_class():
             await _close_async(items)
-            if not leave.asked:
+            if not handler.asked:
                 raise
         except BaseException:
             await _close_async(items)
@@ -215,8 +217,10 @@ async def _stream_async(spec: ChildSpec, items: AsyncIterator[Any], leave: _Leav
             await _close_async(items)
 
 
-def _let_interrupt(spec: ChildSpec, scope: anyio.CancelScope, leave: _Leave) -> None:
-    """Let `leave` interrupt by cancelling the current task; a signal handler must not do that."""
+def _interrupt_by_cancelling(
+    spec: ChildSpec, scope: anyio.CancelScope, handler: _SigtermHandler
+) -> None:
+    """Make `handler` cancel the current task, from the loop: a signal handler must not do that."""
     modules = sys.modules
     if spec.backend.name == "asyncio":
         asyncio = modules["asyncio"]
@@ -228,11 +232,11 @@ def _let_interrupt(spec: ChildSpec, scope: anyio.CancelScope, leave: _Leave) -> 
         end = scope.cancel
 
     def interrupt() -> None:
-        if leave.interruptible:  # it may have changed since the signal
-            leave.interruptible = False
+        if handler.interruptible:  # it may have changed since the signal
+            handler.interruptible = False
             end()
 
-    leave.interrupt = functools.partial(post, interrupt)
+    handler.interrupt = functools.partial(post, interrupt)
 
 
 async def _close_async(iterator: Any) -> None:

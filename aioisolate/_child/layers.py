@@ -1,11 +1,11 @@
-"""The parent's decisions about a child's confinement: plain data, sent by marshal."""
+"""The parent's decisions about a child's confinement and limits: plain data, sent with marshal."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
 __all__ = [
-    "NOTHING",
+    "NO_LIMITS",
     "CgroupSpec",
     "ConfinementSpec",
     "Enforcement",
@@ -37,22 +37,23 @@ class ConfinementSpec(NamedTuple):
 
     Attributes:
         unshare: the namespaces to leave, as flags; 0: none.
-        as_user: use a user namespace to leave them, instead of privilege.
+        as_user: whether to leave them through a user namespace, and not by privilege.
         uid: -1 keeps the current user id, 0 takes a spare one; any other value is the user id to
             take.
         spare: the first spare id, and the number of spare ids.
-        ids: the spare ids are mapped in the user namespace, too.
-        drop: give up all capabilities, and keep the user id.
-        host_name: the child sees another host name.
-        view: a root directory in which nothing but *read* and *write* exists.
-        init: the child's processes live in a PID namespace, and end with the child.
+        ids: whether the spare ids are mapped in the user namespace, too.
+        drop: whether to drop all capabilities, and keep the user id.
+        host_name: whether to set another host name.
+        view: whether to make a root directory in which only *read* and *write* exist.
+        init: whether the child's processes are in a PID namespace, and end with the child.
         read, write: the accessible paths; None: all.
         optional: the paths of *read* that may be missing.
-        execute: programs may be started.
-        threads: threads may be started.
-        network: sockets may be opened.
+        execute: whether programs may be started.
+        threads: whether threads may be started.
+        network: whether sockets may be opened.
         landlock: the Landlock ABI version; 0: no rules.
-        filters: the system call filters: one, or one for a server and one for its children.
+        whole_filter: the system call filter of a direct child.
+        server_filter, child_filter: the filters of a fork server and of its children.
         scratch: the size of a private file system in bytes; 0: none.
         env: the environment of a copy of the parent; None: unchanged.
         codec: the encoding of results, for rehearsals.
@@ -89,8 +90,8 @@ class RlimitSpec(NamedTuple):
     """The limits that a child sets for itself right before it calls fn; see `Limits`.
 
     Attributes:
-        strict: fn may be hostile, so hard limits are set wherever possible.
-        besides: *processes* is added to the number of processes that the user already has.
+        strict: whether fn may be hostile, so that hard limits are set wherever possible.
+        besides: whether *processes* is added to the number of processes that the user has.
     """
 
     memory: int | None = None
@@ -105,7 +106,7 @@ class RlimitSpec(NamedTuple):
 
 
 class CgroupSpec(NamedTuple):
-    """A control group to create for one call."""
+    """The limits of a control group to create for one call."""
 
     memory: int | None
     processes: int | None
@@ -123,4 +124,4 @@ class Enforcement(NamedTuple):
     group: CgroupSpec | None = None
 
 
-NOTHING = Enforcement()
+NO_LIMITS = Enforcement()

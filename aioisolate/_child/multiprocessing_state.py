@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, NoReturn, TypeAlias
+from collections.abc import Collection, Iterator
+from typing import Any, NoReturn
 
-from .spec import Steps
+from .spec import Step, Steps
 
-__all__ = ["TRACKERS", "steps_to_begin_anew", "steps_to_disown"]
+__all__ = ["TRACKERS", "steps_for_server", "steps_to_disown"]
 
-Step: TypeAlias = tuple[Callable[..., object], tuple[Any, ...]]
 
 # The modules that may have started a resource tracker, which removes leaked files in /dev/shm.
 # (joblib contains a copy of loky.)
@@ -35,13 +34,13 @@ def steps_to_disown(keep: Collection[int]) -> Steps:
     steps = [*_helpers(keep), *_queues(keep)]
     module = sys.modules.get(TRACKERS[0])
     if module is not None:
-        from .attached_memory import register_only_what_is_made  # noqa: PLC0415 - rarely needed
+        from .attached_memory import register_only_created  # noqa: PLC0415 - rarely needed
 
-        steps.append((register_only_what_is_made, (module,)))
+        steps.append((register_only_created, (module,)))
     return steps
 
 
-def steps_to_begin_anew() -> Sequence[Step]:
+def steps_for_server() -> Steps:
     """Return, in a fork server, the steps that make its children start helpers of their own.
 
     The fork server's resource tracker would not remove the files that a child leaked until the

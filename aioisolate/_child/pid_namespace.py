@@ -1,7 +1,7 @@
 """A PID namespace with an init, so that no process that a call starts outlives the call.
 
-    follower --- the forked process; its exit status tells the parent how the call ended
-      |-- init   process 1 of the namespace: when it ends, the kernel kills every process there
+    follower --- the forked process; the parent gets its exit status
+      |-- init   process 1 of the namespace: when it ends, the kernel kills all other processes
       `-- worker the process that calls fn
 
 The follower waits for the worker, ends with the same status, and forwards the signal that asks for
@@ -21,15 +21,15 @@ from typing import Any, NoReturn
 from .._os import namespaces, unpatched
 from .._wire.shared_constants import STACK_SIGNAL
 
-__all__ = ["live_under_one"]
+__all__ = ["enter_namespace"]
 
 _raw: Any = _signal
 _os: Any = os  # some platforms lack some of its functions
 _FD_MAX = 1 << 20
 
 
-def live_under_one() -> None:
-    """Continue as the worker in a new PID namespace with an init; os.getppid() returns 0 there.
+def enter_namespace() -> None:
+    """Return in the worker, in a new PID namespace with an init; os.getppid() returns 0 there.
 
     Raises OSError, in the calling process, if the namespace can't be created.
     """
@@ -37,7 +37,7 @@ def live_under_one() -> None:
     read, write = os.pipe()
     init = unpatched.fork()
     if init == 0:
-        _be_init(read)
+        _run_init(read)
     pid = unpatched.fork()
     if pid:
         _follow(init, pid, write)
@@ -45,14 +45,14 @@ def live_under_one() -> None:
     os.close(write)
 
 
-def _keep_only(fd: int, heard: Iterable[int] = ()) -> None:
-    """Close all other files and block signals, except *heard*: the worker gets group signals."""
-    _raw.pthread_sigmask(_raw.SIG_SETMASK, set(_raw.valid_signals()).difference(heard))
+def _keep_only(fd: int, handled: Iterable[int] = ()) -> None:
+    """Close all other files and block all signals except *handled*: the worker gets the others."""
+    _raw.pthread_sigmask(_raw.SIG_SETMASK, set(_raw.valid_signals()).difference(handled))
     os.closerange(0, fd)
     os.closerange(fd + 1, _FD_MAX)
 
 
-def _be_init(read: int) -> NoReturn:
+def _run_init(read: int) -> NoReturn:
     try:
         # With SIGCHLD ignored, the kernel reaps orphans.
         _raw.signal(_raw.SIGCHLD, _raw.SIG_IGN)

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 __all__ = ["serve"]
 
-# The size of most requests or more; a larger buffer would touch more pages.
-_AT_ONCE = 4096
+# Most requests are not larger than this; a larger buffer would touch more pages.
+_REQUEST_SIZE = 4096
 _FD_MAX = 1 << 20
-# Imports that take longer, in seconds, are reported, with at most _NEW_MAX packages.
-_LONG = 0.05
-_NEW_MAX = 50
+# Imports that take longer, in seconds, are reported, with at most _PACKAGES_MAX packages.
+_SLOW = 0.05
+_PACKAGES_MAX = 50
 
 
 def serve(  # noqa: C901 - each function that is called here costs page copies
@@ -44,13 +44,13 @@ def serve(  # noqa: C901 - each function that is called here costs page copies
     sever: Iterable[int],
     loose: Iterable[int],
     ahead: bool,
-    ground: PreparedLayers | None = None,
+    prepared: PreparedLayers | None = None,
 ) -> NoReturn:
     """Wait for one request, run its call, and end the process.
 
     *sever*: descriptors that objects of the server hold. *loose*: descriptors without an object.
-    *ahead*: whether no call waits for this child yet. *ground*: the resources that the server has
-    prepared for confinement.
+    *ahead*: whether no call waits for this child yet. *prepared*: the resources that the server has
+    prepared for the confinement, if any.
 
     Little is left to do here: the fork server has set signals to their defaults, frozen the garbage
     collector's objects, and set faulthandler to write to the scratch file's descriptor.
@@ -69,22 +69,22 @@ def serve(  # noqa: C901 - each function that is called here costs page copies
         # No object holds these, so none closes the number a second time.
         for fd in loose:
             os.close(fd)
-        if spec.strangers is not None:
+        if spec.module_fds is not None:
             from . import descriptors  # noqa: PLC0415 - the server has imported it
 
-            descriptors.replace_strangers(spec, -1 if ground is None else ground.proc)
+            descriptors.replace_module_files(spec, -1 if prepared is None else prepared.proc)
         null = spec.null
         for fd in sever:
             os.dup2(null, fd, False)
         os.closerange(spec.floor, _FD_MAX)
         if spec.reseed is not None:
             spec.reseed()
-        for renew, arguments in spec.forget_loop:
-            renew(*arguments)
+        for forget, arguments in spec.forget_loop:
+            forget(*arguments)
         spec.rehearsing = False
         engaged: list[str] | None = None
-        if ground is not None:
-            engaged = _confine(spec, ground)
+        if prepared is not None:
+            engaged = _confine(spec, prepared)
         if ahead:
             _rehearse(spec)
             if spec.confinement is not None:
@@ -93,29 +93,29 @@ def serve(  # noqa: C901 - each function that is called here costs page copies
                 rlimits.note(spec.statm)
         if engaged is not None:
             body = ",".join(sorted(engaged)).encode()
-            os.write(spec.channel, encode(_NOTHING, Kind.READY, body))
+            os.write(spec.channel, encode(_NO_NONCE, Kind.READY, body))
         channel = _socket.socket(fileno=spec.channel)
         code = _serve_one(spec, channel)
     finally:
         os._exit(code)
 
 
-def _confine(spec: ChildSpec, ground: PreparedLayers) -> list[str]:
+def _confine(spec: ChildSpec, prepared: PreparedLayers) -> list[str]:
     from . import confine  # noqa: PLC0415 - the server has imported it
 
     assert spec.confinement is not None
     try:
-        return confine.enter_child(spec, spec.confinement, ground)
+        return confine.enter_child(spec, spec.confinement, prepared)
     except BaseException as exc:
-        os.write(spec.channel, encode_failure(_NOTHING, "confinement", exc))
+        os.write(spec.channel, encode_failure(_NO_NONCE, "confinement", exc))
         raise
 
 
 def _nothing() -> None: ...
 
 
-_NOTHING = b"\0" * NONCE_SIZE
-_REHEARSAL = Request(_NOTHING, codecs.dump_plain_call(_nothing, ())[0]).encode()
+_NO_NONCE = b"\0" * NONCE_SIZE
+_REHEARSAL = Request(_NO_NONCE, codecs.dump_plain_call(_nothing, ())[0]).encode()
 
 
 def _rehearse(spec: ChildSpec) -> None:
@@ -138,7 +138,7 @@ def _rehearse(spec: ChildSpec) -> None:
 
 def _rehearsal_confined(codec: str) -> bytes:
     call = codecs.dump_plain_call(_nothing, ())[0]
-    return Request(_NOTHING, call, codec=codec, rlimits=tuple(RlimitSpec())).encode()
+    return Request(_NO_NONCE, call, codec=codec, rlimits=tuple(RlimitSpec())).encode()
 
 
 def _send_snapshot(channel: _socket.socket) -> None:
@@ -149,7 +149,7 @@ def _send_snapshot(channel: _socket.socket) -> None:
     try:
         snapshot = Snapshot.zeroed(1) if numpy is None else Snapshot.from_array(numpy.zeros(1))
         call = codecs.dump_plain_call(len, (snapshot,))
-        request = Request(_NOTHING, call.stream, passed_fds=len(call.passed_fds.fds)).encode()
+        request = Request(_NO_NONCE, call.stream, passed_fds=len(call.passed_fds.fds)).encode()
         messages.send(channel, request, call.passed_fds.fds)
     except OSError:  # no free descriptor, for example
         channel.send(_REHEARSAL)
@@ -182,10 +182,10 @@ def _serve_one(spec: ChildSpec, channel: _socket.socket) -> int:
         os.write(spec.channel, encode_failure(spec.nonce, "request", exc))
         return 1
     if len(sys.modules) > modules and request.codec == "pickle":
-        _tell_of_imports(spec, modules, time.monotonic() - began)
+        _report_imports(spec, modules, time.monotonic() - began)
     if request.rlimits is not None:
         try:
-            _bind(spec, RlimitSpec(*request.rlimits), as_noted=not request.descriptors)
+            _set_limits(spec, RlimitSpec(*request.rlimits), as_noted=not request.descriptors)
         except OSError as exc:
             os.write(spec.channel, encode_failure(spec.nonce, "limits", exc))
             return 1
@@ -195,22 +195,22 @@ def _serve_one(spec: ChildSpec, channel: _socket.socket) -> int:
     return execution.work(spec, spec.streams[1:])
 
 
-def _tell_of_imports(spec: ChildSpec, modules: int, took: float) -> None:
+def _report_imports(spec: ChildSpec, modules: int, duration: float) -> None:
     """Report slow imports that loading the call needed: each such call repeats them."""
-    used = time.process_time()  # since the fork; the time before the imports is negligible
-    if took > _LONG:
-        tops: dict[str, str] = {}
+    cpu_time = time.process_time()  # since the fork; the time before the imports is negligible
+    if duration > _SLOW:
+        packages: dict[str, str] = {}
         # sys.modules is in order of completed imports, so a module comes after its imports.
         for name in reversed(list(sys.modules)[modules:]):
             top = name.partition(".")[0]
-            if top not in tops or len(name) < len(tops[top]):
-                tops[top] = name
-        new = ",".join(list(tops.values())[:_NEW_MAX])
-        body = f"{used:.6f} {took:.6f}\n{new}".encode(errors="replace")
+            if top not in packages or len(name) < len(packages[top]):
+                packages[top] = name
+        new = ",".join(list(packages.values())[:_PACKAGES_MAX])
+        body = f"{cpu_time:.6f} {duration:.6f}\n{new}".encode(errors="replace")
         os.write(spec.channel, encode(spec.nonce, Kind.IMPORTED, body))
 
 
-def _bind(spec: ChildSpec, limits: RlimitSpec, *, as_noted: bool) -> None:
+def _set_limits(spec: ChildSpec, limits: RlimitSpec, *, as_noted: bool) -> None:
     """Set the resource limits, after all set-up that is not part of fn."""
     from . import rlimits  # noqa: PLC0415 - only for calls with limits
 
@@ -225,11 +225,11 @@ def _bind(spec: ChildSpec, limits: RlimitSpec, *, as_noted: bool) -> None:
 
 def _receive(channel: _socket.socket) -> tuple[Request, list[int]] | None:
     """Read one request and the descriptors sent with it; return None if the parent has ended."""
-    data, found, _ = messages.receive(channel, _AT_ONCE)
+    data, found, _ = messages.receive(channel, _REQUEST_SIZE)
     while len(data) < HEADER.size or len(data) < HEADER.size + HEADER.unpack_from(data)[0]:
         if not data:
             return None
-        more, more_found, _ = messages.receive(channel, 16 * _AT_ONCE)
+        more, more_found, _ = messages.receive(channel, 16 * _REQUEST_SIZE)
         data = data + more if more else b""
         found += more_found
     return Request.decode(data[HEADER.size :]), found
@@ -238,7 +238,7 @@ def _receive(channel: _socket.socket) -> tuple[Request, list[int]] | None:
 def _load(
     request: Request, call: bytes | memoryview, beside: memoryview, passed_fds: list[int]
 ) -> tuple[Callable[..., Any], Sequence[Any]]:
-    """Load a call with descriptors. *beside* is the content of the call's second file."""
+    """Load a call with descriptors; *beside*: the content of the call's second file."""
     buffers = []
     for which, offset, length, shared in request.buffer_refs:
         if which < 0:

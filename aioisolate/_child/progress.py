@@ -1,4 +1,4 @@
-"""Send the frames that precede a child's answer: progress reports, and items of a stream."""
+"""Send frames of a child to the parent; `report_progress`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _spec: ChildSpec | None = None
 _pid = 0
 # Several threads of fn may send at the same time, and a long frame takes several writes.
 _lock = allocate_lock()
-# Whether an exception of a signal handler has cut a frame short: the parent would read the next
-# frame as the rest of that one.
-_torn = False
+# Whether an exception of a signal handler has interrupted the sending of a frame: the parent would
+# read the next frame as the rest of that frame.
+_incomplete = False
 
 
 def begin(spec: ChildSpec) -> None:
@@ -61,8 +61,8 @@ def report_progress(done: float, total: float | None = None, message: str = "") 
 
 def _check(name: str, value: object, *types: type) -> None:
     if isinstance(value, bool) or not isinstance(value, types):
-        what = "a string" if str in types else "a number"
-        raise TypeError(f"{name} must be {what}, not {value!r}")
+        expected = "a string" if str in types else "a number"
+        raise TypeError(f"{name} must be {expected}, not {value!r}")
 
 
 class RefusedError(OSError):
@@ -74,11 +74,11 @@ def send(fd: int, data: bytes, passed_fds: Sequence[int] = ()) -> None:
 
     Raises OSError. After RefusedError, another frame may be sent instead.
     """
-    global _torn
+    global _incomplete
     view = memoryview(data)
     with _lock:
-        if _torn:
-            raise BrokenPipeError(errno.EPIPE, "what was sent before was cut short")
+        if _incomplete:
+            raise BrokenPipeError(errno.EPIPE, "an earlier frame was not sent completely")
         try:
             if passed_fds:
                 try:
@@ -93,5 +93,5 @@ def send(fd: int, data: bytes, passed_fds: Sequence[int] = ()) -> None:
         except OSError:
             raise
         except BaseException:
-            _torn = True
+            _incomplete = True
             raise

@@ -17,10 +17,12 @@ from .._os import process_count, rlimit
 from .._os.fds import closed_numbers
 from .layers import RlimitSpec
 
-__all__ = ["apply", "ease", "open_statm", "rehearse"]
+__all__ = ["apply", "note", "open_statm", "raise_soft_limits", "rehearse"]
 
+# The memory in bytes that is kept for the answer of trusted code.
 _ROOM = 64 << 20
-# The share of the requested memory that is kept for the answer: one eighth, at most 64 MiB.
+# The share of the requested memory that is kept for the answer of untrusted code: one eighth, at
+# most 64 MiB.
 _PART, _PART_MAX = 8, 64 << 20
 _DESCRIPTORS_ROOM = 32
 # How many descriptor numbers are checked in one step, and in total.
@@ -28,12 +30,13 @@ _AT_ONCE = 128
 _NUMBERS_MAX = 1 << 20
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
-_eased: list[int] = []
+# The resources whose soft limits are below the hard limits, to be raised for the answer.
+_raisable: list[int] = []
 # From `note`: the lowest closed descriptor number at that time, and the numbers, among the first
 # ones, that will be closed right before fn.
 _noted: tuple[int, list[int]] = -1, []
 _rehearsing = False
-_EVERYTHING = RlimitSpec(1, 1, 1, 1, 1, 1, 0, strict=True)
+_ALL_LIMITS = RlimitSpec(1, 1, 1, 1, 1, 1, 0, strict=True)
 
 
 def open_statm(proc: int | None = None) -> int:
@@ -52,15 +55,15 @@ def rehearse(statm: int, scratch: int) -> None:
     """Run the code of `apply` without changing any limit."""
     global _rehearsing
     _rehearsing = True
-    apply(_EVERYTHING, statm, scratch)
+    apply(_ALL_LIMITS, statm, scratch)
     _rehearsing = False
 
 
 def note(statm: int) -> None:
     """Find in advance the numbers that are closed once *statm* is closed; the search is slow."""
     global _noted
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    closed = closed_numbers(0, min(_AT_ONCE, most))
+    maximum, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    closed = closed_numbers(0, min(_AT_ONCE, maximum))
     _noted = closed[0] if closed else -1, sorted({*closed, statm} - {-1})
 
 
@@ -70,11 +73,11 @@ def apply(rlimits: RlimitSpec, statm: int, scratch: int, *, as_noted: bool = Fal
     *statm* is from `open_statm`, and is closed. When CPU time is used up, the stack is written to
     *scratch*. *as_noted*: no descriptors have been received since `note`.
     """
-    _eased.clear()
+    _raisable.clear()
     size = 0
     if rlimits.memory is not None or (rlimits.address_space is not None and statm >= 0):
         size = _address_space(statm)
-    # A file opened since `note`, by unpickling for example, took the lowest closed number.
+    # A file opened since `note`, by unpickling for example, has the number that was the lowest.
     closed = _noted[1] if as_noted and _noted[0] == _lowest_closed() else []
     if statm >= 0 and not _rehearsing:
         os.close(statm)  # before descriptors are counted
@@ -113,41 +116,41 @@ def _limit_memory(rlimits: RlimitSpec, size: int) -> None:
         _set("memory", space, max(_ROOM, size + _ROOM - space))
 
 
-def ease() -> None:
+def raise_soft_limits() -> None:
     """Raise the soft limits to the hard limits, to make room for the answer."""
-    while _eased:
-        which = _eased.pop()
-        _, hard = resource.getrlimit(which)
-        rlimit.apply([(which, hard, hard)])
+    while _raisable:
+        resource_number = _raisable.pop()
+        _, hard = resource.getrlimit(resource_number)
+        rlimit.apply([(resource_number, hard, hard)])
 
 
 def _set(name: str, soft: int, room: int = 0) -> None:
-    which = rlimit.NUMBERS["address_space" if name == "memory" else name]
-    _, hard = resource.getrlimit(which)
+    resource_number = rlimit.NUMBERS["address_space" if name == "memory" else name]
+    _, hard = resource.getrlimit(resource_number)
     ceiling = rlimit.INFINITY if room == rlimit.INFINITY else soft + room
     if hard != rlimit.INFINITY:  # a lower hard limit stays
         ceiling = hard if ceiling == rlimit.INFINITY else min(ceiling, hard)
         soft = min(soft, hard)
     if _rehearsing:
-        soft, ceiling = resource.getrlimit(which)
-    rlimit.apply([(which, soft, ceiling)])
+        soft, ceiling = resource.getrlimit(resource_number)
+    rlimit.apply([(resource_number, soft, ceiling)])
     if room and name != "cpu_time":
-        _eased.append(which)
+        _raisable.append(resource_number)
 
 
 def _number_after(count: int) -> int:
     """Return the RLIMIT_NOFILE that allows opening *count* more descriptors."""
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most == rlimit.INFINITY:
-        most = _NUMBERS_MAX
+    maximum, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if maximum == rlimit.INFINITY:
+        maximum = _NUMBERS_MAX
     first = 0
-    while first < most:  # the current limit is the maximum
-        closed = closed_numbers(first, min(_AT_ONCE, most - first))
+    while first < maximum:  # the current limit is the maximum
+        closed = closed_numbers(first, min(_AT_ONCE, maximum - first))
         if count < len(closed):
             return closed[count]
         count -= len(closed)
         first += _AT_ONCE
-    return most
+    return maximum
 
 
 def _lowest_closed() -> int:

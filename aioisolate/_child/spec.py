@@ -1,75 +1,79 @@
-"""The specification of a child, which the parent prepares before the fork.
+"""The specification of a child, which the parent or the fork server prepares before the fork.
 
-After a fork each page that is touched is copied, which costs about as much as a hundred lines of
-Python. So the parent computes as much as possible before the fork.
+After a fork, each page that a process writes to is copied, which costs about as much as a hundred
+lines of Python. So as much as possible is computed before the fork.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO, TypeAlias
 
 from .._async_backend import AsyncBackend
 from .layers import ConfinementSpec, RlimitSpec
+from .stdio import Streams
 
-__all__ = ["ChildSpec", "Steps"]
+__all__ = ["ChildSpec", "Step", "Steps"]
 
-Steps: TypeAlias = Sequence[tuple[Callable[..., object], Sequence[Any]]]
+# A function, and the arguments to call it with.
+Step: TypeAlias = tuple[Callable[..., object], Sequence[Any]]
+Steps: TypeAlias = Sequence[Step]
 
 
 class ChildSpec:
-    """The work of one child; the parent sets each attribute.
+    """The work of one child. The parent or the fork server sets the attributes that it needs.
 
     Attributes:
-        fn, args: the call.
-        nonce: marks the frames of this call.
+        fn, args: the function and its arguments.
+        nonce: the marker of the frames of this call.
         parent_pid: the pid that getppid() must return.
-        ends: the ends of the `alive_pipe` that kills it with its parent; (): a signal does.
+        ends: the ends of the `alive_pipe` that kills the child when its parent ends; (): the
+            parent-death signal does.
         channel: the descriptor to write frames to.
         scratch: the descriptor of the scratch file.
         null: a descriptor of /dev/null.
         empty: a read-only descriptor of /dev/null, which replaces descriptors from 3 on.
         stdout, stderr: descriptors to duplicate to 1 and 2, or -1 to keep the current ones.
         keep: descriptors to keep.
-        confined: open files are not harmless to this child.
-        sever: descriptors to replace by /dev/null, or None: look for them in the child.
-        foreign: those that are not this package's, with their inodes, as the parent had them before
-            the fork; None: it has not looked.
-        snapshots: descriptors to be opened anew, for reading, since other processes have them too.
-        strangers: the descriptors that modules of a fork server hold open, which fn must not use;
-            None: fn is trusted with them.
-        gaps: the ranges of numbers that were free when the server was ready.
+        confined: whether descriptors of open files are replaced, too.
+        sever: descriptors to replace by /dev/null, or None: the child searches for them.
+        foreign: the parent's descriptors before the fork that do not belong to this package, with
+            their inodes; None: unknown.
+        snapshots: descriptors to reopen for reading, since other processes have them, too.
+        module_fds: the descriptors that modules of a fork server hold open and that fn must not
+            use; None: fn is trusted with them.
+        gaps: the ranges of descriptor numbers that were closed when the server was ready.
         dev: a descriptor of /dev, or -1.
-        threaded: the parent had other threads when it was forked.
+        threaded: whether the parent had other threads at the fork.
         signals: signals that are not at their default.
-        faulthandler: the parent has its crash reports enabled.
-        purge_c_stdout: the C library holds output of the parent's.
-        streams: a fresh sys.stdin, sys.stdout and sys.stderr, or None: build them in the child.
-        inherited: the parent's streams, kept alive: collecting one writes out what it holds.
+        faulthandler: whether faulthandler is enabled in the parent.
+        purge_c_stdout: whether the C library buffers output of the parent.
+        streams: new sys.stdin, sys.stdout and sys.stderr, or None: the child builds them.
+        inherited: the parent's streams, kept alive: to collect one would write out its buffer.
         forget_loop: calls that make libraries forget the parent's running event loop.
-        disown: calls that make multiprocessing not use the parent's helpers.
+        disown: calls that detach multiprocessing from the parent's helper processes.
         backend: the parent's event loop.
         reseed: the function that reseeds random number generators, or None.
-        deadline_stack: be ready to dump the stack when the parent's deadline passes.
-        started_mark: the encoded frame that says that fn is called next.
-        quiet: the parent does not wait for that frame: mark the scratch file, send it at the end.
-        note_pid: write this process's id to the scratch file, before anything else.
-        rehearsing: this is a rehearsal, not a call; nothing is marked or limited.
-        streaming: fn returns an iterator, whose items are sent one by one.
-        progress: the caller wants progress reports.
-        floor: close all descriptors from this number on.
+        deadline_stack: whether to prepare a dump of the stack for a passed deadline.
+        started_mark: the encoded STARTED frame, which announces the call of fn.
+        quiet: whether to mark the scratch file before fn and send the STARTED frame with the
+            answer; otherwise the frame is sent before fn.
+        note_pid: whether to write the child's pid to the scratch file, before all other steps.
+        rehearsing: whether this is a rehearsal, not a call; nothing is marked or limited.
+        streaming: whether fn returns an iterable whose items are sent one by one.
+        progress: whether the caller expects progress reports.
+        floor: the descriptor number from which on the child closes all descriptors.
         then: the function to call after the setup; returns the exit code.
         confinement: the confinement, or None.
         rlimits: the limits that the child sets for itself, or None.
         exits: the number of exit functions registered before fn is called.
         thread_exits: the number of exit functions of `threading` at that time.
         weak: the counter of weakref finalizers, or None if weakref is not imported.
-        finalizers: the index of a finalizer that precedes those of fn. (A copy of the parent looks
-            it up itself: the parent may make finalizers until the fork.)
-        exit_timeout: how many seconds the threads that fn leaves may take to end.
+        finalizers: the index of a finalizer that precedes those of fn. (A copy of the parent
+            determines it after the fork: the parent may create finalizers until then.)
+        exit_timeout: how many seconds the unfinished work of fn may take to end.
         environment: the variables to remove and to set, or None.
-        entrances: descriptors of the control groups that the child joins.
+        entrances: descriptors of files in the control groups that the child joins.
         codec: the encoding of the answer; see `Sandbox`.
         result_size: the maximum size of the answer, or None.
         statm: the descriptor of /proc/self/statm, or -1.
@@ -102,6 +106,7 @@ class ChildSpec:
         "inherited",
         "keep",
         "memory_error_frame",
+        "module_fds",
         "nonce",
         "note_pid",
         "null",
@@ -121,7 +126,6 @@ class ChildSpec:
         "statm",
         "stderr",
         "stdout",
-        "strangers",
         "streaming",
         "streams",
         "then",
@@ -146,14 +150,14 @@ class ChildSpec:
     foreign: dict[int, int] | None
     confined: bool
     snapshots: list[int]
-    strangers: list[int] | None
+    module_fds: list[int] | None
     gaps: list[tuple[int, int]]
     dev: int
     threaded: bool
     signals: Sequence[int]
     faulthandler: bool
     purge_c_stdout: bool
-    streams: tuple[io.TextIOWrapper, io.TextIOWrapper, io.TextIOWrapper] | None
+    streams: Streams | None
     inherited: Sequence[object]
     forget_loop: Steps
     disown: Steps

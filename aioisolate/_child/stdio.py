@@ -1,4 +1,4 @@
-"""Fresh sys.stdin, sys.stdout and sys.stderr for a child.
+"""New sys.stdin, sys.stdout and sys.stderr for a child.
 
 The parent's stream objects may hold unwritten text (the child would write it a second time), text
 that has been read but not used, and a lock that another thread holds. A child therefore gets three
@@ -43,23 +43,23 @@ def encodings() -> tuple[str, str]:
 
 def build_stdin() -> io.TextIOWrapper:
     """Build a text stream on file descriptor 0."""
-    model = sys.__stdin__
+    original = sys.__stdin__
     return io.TextIOWrapper(
         io.BufferedReader(io.FileIO(0, "r", closefd=False)),
-        encoding=_encoding(model),
-        errors=getattr(model, "errors", None) or "strict",
+        encoding=_encoding(original),
+        errors=getattr(original, "errors", None) or "strict",
     )
 
 
-def _encoding(model: object) -> str:
-    found: str | None = getattr(model, "encoding", None)
+def _encoding(original: object) -> str:
+    found: str | None = getattr(original, "encoding", None)
     return found or "utf-8"
 
 
-def _stream(fd: int, model: object, errors: str) -> io.TextIOWrapper:
+def _stream(fd: int, original: object, errors: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(
         io.BufferedWriter(io.FileIO(fd, "w", closefd=False)),
-        encoding=_encoding(model),
-        errors=getattr(model, "errors", None) or errors,
+        encoding=_encoding(original),
+        errors=getattr(original, "errors", None) or errors,
         line_buffering=True,
     )

@@ -192,7 +192,7 @@ class Server:
                 self._empty = fds.lift(
                     own.own(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)), own
                 )
-                self._spec.strangers = []
+                self._spec.module_fds = []
                 self._spec.dev = self._open_dev()
                 self._take_stock()  # while paths are those that the user knows
             self._confine(confinement, tied)
@@ -243,11 +243,11 @@ class Server:
                 (self._opened or {}).get(fd),
             )
             for fd in found
-            if fd not in (spec.strangers or ()) and not module_resources.is_null(fd, self._null)
+            if fd not in (spec.module_fds or ()) and not module_resources.is_null(fd, self._null)
         ]
         if told:
             self._outbox.append(("held", told))
-        spec.strangers, spec.snapshots, spec.empty = found, list(fds.kept), self._empty
+        spec.module_fds, spec.snapshots, spec.empty = found, list(fds.kept), self._empty
 
     def _make_order(self) -> ChildSpec:
         spec = ChildSpec()
@@ -255,14 +255,14 @@ class Server:
         spec.channel = self._channel_at
         spec.scratch = self._scratch_at
         spec.null = spec.empty = self._null
-        spec.strangers = None
+        spec.module_fds = None
         spec.dev = -1
         spec.snapshots = []
         spec.deadline_stack = True
         spec.reseed = random_seeds.reseeder()
         spec.forget_loop = [
-            *coroutines.hub_to_forget(),
-            *multiprocessing_state.steps_to_begin_anew(),
+            *coroutines.steps_to_forget_hub(),
+            *multiprocessing_state.steps_for_server(),
         ]
         # A fork server prints nothing, so the buffers of its streams are empty.
         spec.streams = streams = stdio.build()
@@ -290,7 +290,7 @@ class Server:
         self._count = count and count - len(given) - len(self._passing)
         # Temporary descriptors are above all permanent ones, so a child closes them in one call.
         self._spec.floor = max(self._known) + 1
-        if self._spec.strangers is not None:
+        if self._spec.module_fds is not None:
             from .._child import descriptors  # noqa: PLC0415 - only if untrusted; children inherit it
 
             self._spec.gaps = descriptors.gaps(self._known)
@@ -378,7 +378,7 @@ class Server:
         try:
             with preparation.library_first():
                 imports.import_at_once(name)  # modules that it imports lazily may never be needed
-            if self._spec.strangers is not None:
+            if self._spec.module_fds is not None:
                 self._take_stock()
             self._settle()
         except Exception:  # noqa: BLE001 - a child that needs the module will report the error

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from .._async_backend import AsyncBackend
 from .._call import eventloop
-from .._call.child import Members
+from .._call.child import DescriptorSet
 from .._call.eventloop import AnyioWaiter, AsyncioWaiter, Waiter
 from .._call.output import OutputStream, open_streams
 from .._call.plan import Plan
@@ -106,7 +106,7 @@ class WorkerCall:
     # The worker has proved its layers before it is given a call.
     layers: Sequence[str] | None = None
     waiter: Waiter
-    waitset: Members
+    waitset: DescriptorSet
     streams: tuple[OutputStream, ...]
 
     def __init__(

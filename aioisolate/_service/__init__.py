@@ -1,1 +1,1 @@
-"""The parts of an `Isolator`: jobs, their queue, sources of children, and figures."""
+"""The parts of an `Isolator`: jobs, their queue, sources of children, and statistics."""

@@ -1,4 +1,4 @@
-"""Work that each call of an Isolator repeats and could be done once: a warning at the second."""
+"""Warnings about work that each call of an Isolator repeats and that could be done once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, Modul
 from typing import Any
 
 from .._call.caller_warnings import warn, warn_of
-from .._call.plan import Plan
+from .._call.plan import Plan, name_of
 from .._errors import ForkSafetyWarning, PerformanceWarning
 from .._forkserver.random_generators import Found
 from .._wire.codecs import Call
@@ -19,10 +19,10 @@ __all__ = ["CallCosts", "warn_of_generators"]
 
 # Pickling, sending and loading this many bytes takes some 60 ms.
 _LARGE = 16 << 20
-# Imports in a child that take less are not worth a warning. The seconds are CPU time, so a busy
-# machine makes no import slow.
+# Imports in a child that take less CPU time than this, in seconds, cause no warning. CPU time does
+# not depend on the load of the machine.
 _SHORT = 0.1
-# Objects examined of a larger value; the rest is estimated from these.
+# Of a value with more objects, only this many are examined; the rest is estimated from these.
 _OBJECTS_MAX = 20_000
 _NAMED_MAX = 3
 _NO_DATA = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, CodeType)
@@ -30,44 +30,49 @@ _OWN = frozenset({"__mp_main__", "aioisolate", "cloudpickle"})
 
 
 class CallCosts:
-    """Notes the work that calls repeat, for one Isolator."""
+    """Counts the work that the calls of one Isolator repeat, and warns at the second call."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
 
     def note_size(self, plan: Plan, call: Call) -> None:
         """Examine the pickle of a call, and warn of a large global in it."""
-        if call.by_cloudpickle and call.size >= _LARGE and self._again(f"size {_name(plan.fn)}"):
-            found = max(_carried(plan.fn), key=lambda item: item[1], default=("", 0))
-            if found[1] < _LARGE // 2:
+        if not (call.by_cloudpickle and call.size >= _LARGE):
+            return
+        name = name_of(plan.fn)
+        if self._is_second(f"size {name}"):
+            variable, size = max(
+                _pickled_values(plan.fn), key=lambda item: item[1], default=("", 0)
+            )
+            if size < _LARGE // 2:
                 return  # the arguments are the large part
-            what, size = found
             _warn_of(
                 plan.fn,
-                f"each call of {_name(plan.fn)} sends {_mb(call.size)} to its child: {what}, "
+                f"each call of {name} sends {_mb(call.size)} to its child: {variable}, "
                 f"which fn uses, is about {_mb(min(size, call.size))} of it. Put it into a module "
                 "and name that in preload; or pass it as a Snapshot; or use start='template', "
-                "whose children have what exists when the Isolator is entered",
-                (what,),
+                "whose children have all objects that exist when the Isolator is entered",
+                (variable,),
             )
 
-    def note_imports(self, plan: Plan, told: bytes) -> None:
+    def note_imports(self, plan: Plan, report: bytes) -> None:
         """Note the imports that a child reported, and warn of those that take long."""
-        first, _, rest = told.decode(errors="replace").partition("\n")
-        used, took = (float(part) for part in first.split())
+        first, _, rest = report.decode(errors="replace").partition("\n")
+        cpu_time, duration = (float(part) for part in first.split())
         cause = _cause(rest.split(","))
-        if used < _SHORT or not cause or not self._again(f"imports {cause}"):
+        if cpu_time < _SHORT or not cause or not self._is_second(f"imports {cause}"):
             return
+        name = name_of(plan.fn)
         _warn_of(
             plan.fn,
-            f"each call of {_name(plan.fn)} waits {took:.2g} s while its child imports {cause}: "
+            f"each call of {name} waits {duration:.2g} s while its child imports {cause}: "
             f'Isolator(preload=["{cause}"]) does that once',
             (cause,),
         )
 
-    def _again(self, what: str) -> bool:
-        """Return whether something has happened for the second time."""
-        count = self._seen[what] = self._seen.get(what, 0) + 1
+    def _is_second(self, event: str) -> bool:
+        """Count an event, and return whether this is the second one."""
+        count = self._counts[event] = self._counts.get(event, 0) + 1
         return count == 2
 
 
@@ -79,8 +84,8 @@ def warn_of_generators(found: Sequence[Found]) -> None:
     warn(
         f"each child draws the same random numbers from its copy of {', '.join(named[:_NAMED_MAX])}"
         f"{', ...' if len(named) > _NAMED_MAX else ''}, made before children are forked: make a "
-        "generator in the function, or have it seed that one. (What the modules random, "
-        "numpy.random and torch draw from by themselves is seeded anew in each child.)",
+        "generator in the function, or seed that one in the function. (The global generators of "
+        "random, numpy.random and torch are seeded anew in each child.)",
         ForkSafetyWarning,
         named,
     )
@@ -109,17 +114,11 @@ def _function(fn: Any) -> FunctionType | None:
     return fn if isinstance(fn, FunctionType) else None
 
 
-def _name(fn: Any) -> str:
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    return str(getattr(fn, "__qualname__", type(fn).__qualname__))
-
-
 def _mb(size: int) -> str:
     return f"{size / 1e6:,.0f} MB"
 
 
-def _carried(fn: Any) -> Iterator[tuple[str, int]]:
+def _pickled_values(fn: Any) -> Iterator[tuple[str, int]]:
     """Yield the values that are pickled with a function that uses them, with estimated sizes."""
     first = _function(fn)
     functions = [] if first is None else [first]
@@ -130,7 +129,7 @@ def _carried(fn: Any) -> Iterator[tuple[str, int]]:
             continue
         done.add(function)
         module = function.__module__
-        for name, value in _used(function):
+        for name, value in _variables(function):
             if isinstance(value, FunctionType):
                 if value.__module__ == module:
                     functions.append(value)
@@ -139,7 +138,7 @@ def _carried(fn: Any) -> Iterator[tuple[str, int]]:
                 yield f"{kind} {name!r} of {module}", _size(value)
 
 
-def _used(function: FunctionType) -> Iterator[tuple[str, Any]]:
+def _variables(function: FunctionType) -> Iterator[tuple[str, Any]]:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
         try:
             yield name, cell.cell_contents

@@ -1,4 +1,4 @@
-"""Tasks that take from the same map or stream: waking them, and the end for each of them."""
+"""The tasks that take results of one map or items of one stream: wake them, and end them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Consumers:
     """The tasks that take results or items; there may be several at once.
 
     Attributes:
-        error: the exception that each of them gets once at the end; or None.
+        error: the exception that each task gets once at the end, or None.
     """
 
-    __slots__ = ("_changed", "_told", "error")
+    __slots__ = ("_changed", "_notified", "error")
 
     def __init__(self) -> None:
         self._changed = anyio.Event()
         self.error: BaseException | None = None
-        self._told: weakref.WeakSet[Any] | None = None
+        self._notified: weakref.WeakSet[Any] | None = None
 
     async def wait(self) -> None:
         """Wait until something has changed; the caller then checks its condition again."""
@@ -37,18 +37,18 @@ class Consumers:
         self._changed.set()
 
     def fail(self, error: BaseException) -> None:
-        """End with *error*; later errors are ignored."""
+        """Set the error for the end; later errors are ignored."""
         if self.error is not None:
             return
         if isinstance(error, StopAsyncIteration):
-            # Raised as it is, it would look like the regular end of a map or stream.
+            # A StopAsyncIteration would be taken for the regular end of a map or stream.
             wrapped = RuntimeError("StopAsyncIteration was raised; it does not end the loop here")
             wrapped.__cause__ = error
             error = wrapped
         self.error = error
 
     def end(self) -> BaseException:
-        """Return the exception to raise in this task at the end, each time that it asks for more.
+        """Return the exception to raise in this task at the end, at each further request.
 
         Each task gets the error, so that no task takes the end for a regular one; but only once, as
         with a generator.
@@ -56,9 +56,9 @@ class Consumers:
         if self.error is None:
             return StopAsyncIteration()
         task = eventloop.current_task()
-        if self._told is None:
-            self._told = weakref.WeakSet()
-        if task in self._told:
+        if self._notified is None:
+            self._notified = weakref.WeakSet()
+        if task in self._notified:
             return StopAsyncIteration()
-        self._told.add(task)
+        self._notified.add(task)
         return self.error

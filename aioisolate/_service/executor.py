@@ -21,9 +21,10 @@ T = TypeVar("T")
 
 
 class _Future(futures.Future[Any]):
-    """A future that can be cancelled while it runs: the child is killed.
+    """A future that can be cancelled while its call runs: the child is killed.
 
-    In the thread of the event loop, which runs the call, waiting for it raises RuntimeError.
+    In the thread of the event loop, which runs the call, waiting for the future raises
+    RuntimeError.
     """
 
     def __init__(self, service: Service) -> None:
@@ -60,7 +61,7 @@ class _Future(futures.Future[Any]):
         try:
             self._service.post(self._end_job)
         except RuntimeError:
-            pass  # the loop is closed, and every job with it
+            pass  # the loop is closed, and all jobs have ended
         return cancelled
 
     def _end_job(self) -> None:
@@ -71,18 +72,18 @@ class _Future(futures.Future[Any]):
 def _check_thread(service: Service, is_done: Callable[[], bool], timeout: float | None) -> None:
     if is_done():
         return
-    service.check_owner()  # in a copy the future is never done
+    service.check_owner()  # in a forked copy the future is never done
     # A timeout of 0 does not block.
     if (timeout is None or timeout > 0) and service.would_block():
         raise RuntimeError(
-            "waiting here would block the event loop that has to do the work: use `await "
+            "waiting here would block the event loop that runs the call: use `await "
             "asyncio.wrap_future(future)` or `await loop.run_in_executor(executor, fn)`, `await "
             "isolator.run(fn)` on any loop, or wait in another thread"
         )
 
 
 class _Waiters(list[Any]):
-    """The list to which `concurrent.futures.wait` and `as_completed` add, before they block."""
+    """The list to which `concurrent.futures.wait` and `as_completed` add before they block."""
 
     def __init__(self, service: Service) -> None:
         super().__init__()
@@ -119,23 +120,23 @@ class Executor(futures.Executor):
     Cancelling a future kills its child, and so does cancelling the asyncio future that
     ``loop.run_in_executor`` returned for it.
 
-    Waiting for its futures, its `map` or in `concurrent.futures.wait` raises RuntimeError in the
-    event loop's own thread: the loop could not run the calls meanwhile.
+    In the event loop's own thread, waiting for its futures, for results of its `map` or in
+    `concurrent.futures.wait` raises RuntimeError: the loop could not run the calls meanwhile.
 
-    An executor keeps its Isolator from being collected, and ends with it: once that is closed,
+    An executor keeps a reference to its Isolator, and ends with it: once the Isolator is closed,
     futures of calls that have not begun raise RuntimeError, and so do those of later calls. If the
-    Isolator is entered again, ask it for another executor.
+    Isolator is entered again, `Isolator.executor` returns another executor.
     """
 
     def __init__(self, service: Service, keep: object = None) -> None:
         self._service = service
-        self._kept = keep
+        self._kept_alive = keep
         self._lock = threading.Condition()
         self._futures: set[_Future] = set()
         self._shut = False
         self._ended = False
         service.dependants.add(self)
-        if service.state == "closed":  # closed just now by the event loop's thread
+        if service.state == "closed":  # the event loop's thread has closed it in this moment
             self._ended = True
 
     def __repr__(self) -> str:
@@ -186,9 +187,9 @@ class Executor(futures.Executor):
                 else:
                     future.set_result(job._take_value())
             except futures.InvalidStateError:
-                pass  # the future was cancelled just now
+                pass  # another thread has cancelled the future
             finally:
-                future.job = None  # a kept result must not keep the call
+                future.job = None  # a future that is kept must not keep the call
                 self._forget(future)
 
         job._on_done = done
@@ -198,10 +199,10 @@ class Executor(futures.Executor):
         """Note that the Isolator has been closed: calls that have not begun are refused."""
         with self._lock:
             self._ended = True
-            left = [future for future in self._futures if future.job is None]
-            self._futures.difference_update(left)
+            waiting = [future for future in self._futures if future.job is None]
+            self._futures.difference_update(waiting)
             self._lock.notify_all()
-        for future in left:
+        for future in waiting:
             _refuse(future)
 
     def _forget(self, future: _Future) -> None:
@@ -219,11 +220,11 @@ class Executor(futures.Executor):
             self.shutdown()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls.
+        """Accept no more calls.
 
         Args:
-            wait: block until the present calls are done. Not in the event loop's own thread,
-                which has to carry them out: RuntimeError, unless there are none.
+            wait: block until the current calls are done. In the event loop's own thread, which
+                runs the calls, that raises RuntimeError unless there are none.
             cancel_futures: cancel the calls that have not begun.
 
         Raises RuntimeError in a forked copy of its Isolator's process.
@@ -240,8 +241,8 @@ class Executor(futures.Executor):
             return
         if self._futures and self._service.would_block():
             raise RuntimeError(
-                "waiting here would block the event loop that has to do the work: await the "
-                "futures first, or use shutdown(wait=False)"
+                "waiting here would block the event loop that runs the calls: await the futures "
+                "first, or use shutdown(wait=False)"
             )
         with self._lock:
             self._lock.wait_for(lambda: not self._futures)
@@ -250,5 +251,5 @@ class Executor(futures.Executor):
 def _refuse(future: _Future) -> None:
     if future.set_running_or_notify_cancel():
         future.set_exception(
-            RuntimeError("cannot schedule new futures: the Isolator is closed, or was in between")
+            RuntimeError("cannot schedule new futures: the executor is closed with its Isolator")
         )

@@ -30,14 +30,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _numbers = itertools.count(1)
-# How often a child that ended before it was given its call is replaced.
-_TRIES = 3
+# How many children a job gets, if each ends before it has received its call.
+_ATTEMPTS = 3
 
 
 class JobService(Protocol):
-    """Where a job gets what it needs.
+    """The interface of a job to its service.
 
-    A `Service`, whose module imports this one, or what `stream_isolated` has instead of one.
+    It is implemented by `Service`, whose module imports this one, and for `stream_isolated`.
     """
 
     backend: AsyncBackend
@@ -58,33 +58,34 @@ class JobService(Protocol):
         ...
 
     def hindrance(self) -> str:
-        """Return why a job has not got a child yet."""
+        """Return the reason for which a job has no child yet."""
         ...
 
     def note_imports(self, job: Job[Any]) -> None:
-        """Note the imports that the job's child had to do first."""
+        """Note the imports that the job's child did before it called fn."""
 
     def leave(self, job: Job[Any]) -> None:
         """End the job's turn, so the next job can begin; called once, if the job had a turn."""
 
     def finished(self, job: Job[Any]) -> None:
-        """Note how the job has ended."""
+        """Record the end of the job."""
 
 
 class Job(Generic[T]):
     """One isolated call: its name, its state, its result, and a way to end it.
 
-    `Isolator.open_job` gives the job of a new call, `Isolator.jobs` lists those of all calls that
-    wait or run, and `Stream.job` is the one behind a stream. A program does not make jobs itself.
-    ``Job[bytes]`` is the type of a job whose function returns bytes.
+    `Isolator.open_job` returns the job of a new call, `Isolator.jobs` lists the jobs of all calls
+    that wait or run, and `Stream.job` is the job of a stream. A program does not create jobs
+    itself. ``Job[bytes]`` is the type of a job whose function returns bytes.
 
     Attributes:
         id: a number, unique in this process.
         name: the function's name.
         created_at: when the job was submitted, in seconds since the epoch.
         started_at: when the job got its child, in seconds since the epoch; None: it waits.
-        progress: the last that fn has reported by `report_progress`, or None.
-        error: what `result` raises; None if fn returned, or while the job is not done.
+        progress: the last report of fn by `report_progress`, or None.
+        error: the exception that `result` raises; None if fn returned, or while the job is not
+            done.
 
     Example::
 
@@ -116,14 +117,15 @@ class Job(Generic[T]):
         self._queue_timeout = queue_timeout
         self._whole = whole
         self._on_item = on_item
-        self._born = time.monotonic()
+        self._created = time.monotonic()
         self._child_wait = 0.0
         self._queue_wait = 0.0
         self._supervision: Supervision | None = None
-        # The scope of waiting for a turn and a child; why the job was ended, if it was.
+        # The scope of the wait for a turn or a child. If the job was ended: the cause, and the
+        # error in case that fn has not begun.
         self._queueing: anyio.CancelScope | None = None
         self._ended_for: KilledFor | None = None
-        self._why: CallableDidNotExecuteError | None = None
+        self._error_if_queued: CallableDidNotExecuteError | None = None
         self._done = False
         self._value: Any = None
         self.error: BaseException | None = None
@@ -158,13 +160,13 @@ class Job(Generic[T]):
 
     @property
     def pid(self) -> int | None:
-        """The child's process id, or None while there is none."""
+        """The child's process id, or None while there is no child."""
         return None if self._supervision is None else self._supervision.child.pid
 
     @property
     def age(self) -> float:
         """Seconds since the job was submitted."""
-        return time.monotonic() - self._born
+        return time.monotonic() - self._created
 
     @property
     def stdout(self) -> str | None:
@@ -181,14 +183,14 @@ class Job(Generic[T]):
         return streams[number].text() if streams else None
 
     def done(self) -> bool:
-        """Return whether the job has ended, however it ended."""
+        """Return whether the job has ended, in any way."""
         return self._done
 
     def cancel(self) -> None:
-        """End the job: a queued one never begins, a running one's child is terminated or killed.
+        """End the job: a queued job never begins, the child of a running job is ended or killed.
 
-        `result` then raises an `IsolationError` with ``Reason.CANCELLED``, unless the result had
-        already come. Does nothing if the job is done.
+        `result` then raises an `IsolationError` with ``Reason.CANCELLED``, unless the result has
+        already arrived. Does nothing if the job is done.
         """
         self._end(KilledFor.CANCELLED)
 
@@ -220,18 +222,20 @@ class Job(Generic[T]):
         if not self._is_owned():
             raise RuntimeError(
                 f"this job belongs to process {self._owner_pid}, of which process "
-                f"{os.getpid()} is a forked copy: it never ends here"
+                f"{os.getpid()} is a forked copy: the job never ends in the copy"
             )
 
-    def _end(self, cause: KilledFor, why: CallableDidNotExecuteError | None = None) -> None:
+    def _end(
+        self, cause: KilledFor, error_if_queued: CallableDidNotExecuteError | None = None
+    ) -> None:
         """End the job for *cause*; do nothing in a forked copy of its process.
 
-        *why* is the error of a job that has not begun.
+        *error_if_queued*: the error of the job if fn has not begun.
         """
         if self._done or not self._is_owned():
             return
         if self._ended_for is None:
-            self._ended_for, self._why = cause, why
+            self._ended_for, self._error_if_queued = cause, error_if_queued
         if self._supervision is not None:
             self._supervision.end(cause, self._plan.options.grace)
         elif self._queueing is not None:
@@ -250,7 +254,7 @@ class Job(Generic[T]):
             # refer to this job, and so to fn's arguments, which would be freed only by the garbage
             # collector.
             refusal.__traceback__ = None
-        except Exception as exc:  # noqa: BLE001 - a callable of the caller's raised
+        except Exception as exc:  # noqa: BLE001 - a callable of the caller has raised
             self.error = exc
 
     def _after_background(self) -> None:
@@ -258,8 +262,8 @@ class Job(Generic[T]):
             self.error = self._refusal()
             self._finish()
 
-    async def _spoil(self, failure: BaseException) -> IsolationError:
-        """End the job because an item could not be decoded; return the job's error.
+    async def _end_undecodable(self, failure: BaseException) -> IsolationError:
+        """End the job since an item could not be decoded; return the job's error.
 
         This method can't be cancelled.
         """
@@ -274,7 +278,7 @@ class Job(Generic[T]):
         return error
 
     async def _abort(self) -> None:
-        """End the job, and wait until it has ended; that can't be cancelled."""
+        """End the job, and wait until it has ended; this method can't be cancelled."""
         if not self._is_owned():
             return
         self._end(KilledFor.CANCELLED)
@@ -287,7 +291,7 @@ class Job(Generic[T]):
     async def _run(self) -> tuple[Any, BaseException | None]:
         """Run the job; return fn's result and None, or None and the error.
 
-        Raises CallableDidNotExecuteError if there never was a child, or the cancellation.
+        Raises CallableDidNotExecuteError if the job never had a child, or the cancellation.
         """
         try:
             self._value, self.error = await self._carry_out()
@@ -303,14 +307,14 @@ class Job(Generic[T]):
         self._service.finished(self)
         if self._finished is not None:
             self._finished.set()
-        # Not kept: it refers to this job, and neither would be freed without a collection.
+        # The callback refers to this job: without this, only the garbage collector frees both.
         on_done, self._on_done = self._on_done, None
         if on_done is not None:
             on_done()
 
     async def _carry_out(self) -> tuple[Any, BaseException | None]:
         service = self._service
-        self._check_wanted()
+        self._check_not_ended()
         if not service.enter_nowait(self):
             entered = await self._queue(service.enter, self._queue_timeout)
             if not entered:
@@ -320,28 +324,30 @@ class Job(Generic[T]):
                     reason=Reason.QUEUE_TIMEOUT,
                 )
         self._deadlines = Deadlines(self._plan.options)
-        self._queue_wait = time.monotonic() - self._born
+        self._queue_wait = time.monotonic() - self._created
         try:
-            value, error = await self._try()
-            for _ in range(_TRIES - 1):
-                if not self._is_worth_another_try(error):
+            value, error = await self._attempt()
+            for _ in range(_ATTEMPTS - 1):
+                if not self._lost_idle_child(error):
                     break
-                value, error = await self._try()
+                value, error = await self._attempt()
             return value, error
         finally:
             service.leave(self)
 
-    async def _try(self) -> tuple[Any, BaseException | None]:
+    async def _attempt(self) -> tuple[Any, BaseException | None]:
         self._supervision = None
-        self._check_wanted()
+        self._check_not_ended()
         start = time.monotonic()
         child = self._service.provide_nowait(self)
         if child is None:
-            left = self._deadlines.left()
-            found = await self._queue(self._service.provide, None if left == math.inf else left)
-            if not found:
+            seconds = self._deadlines.left()
+            provided = await self._queue(
+                self._service.provide, None if seconds == math.inf else seconds
+            )
+            if not provided:
                 raise self._deadlines.late(self._service.hindrance())
-            child = found[0]
+            child = provided[0]
         if self._ended_for is not None:
             child.kill_now()
             child.release()
@@ -370,24 +376,24 @@ class Job(Generic[T]):
     async def _queue(
         self, wait: Callable[[Job[T]], Awaitable[R]], seconds: float | None
     ) -> tuple[R] | None:
-        """Wait for something, at most *seconds*; return None after that.
+        """Await ``wait(self)``, at most *seconds*; return its result in a tuple, or None.
 
         Raises CallableDidNotExecuteError if the job is ended meanwhile.
         """
-        found: tuple[R] | None = None
+        result: tuple[R] | None = None
         with anyio.move_on_after(seconds) as self._queueing:
-            found = (await wait(self),)
+            result = (await wait(self),)
         self._queueing = None
-        if found is None:
-            self._check_wanted()
-        return found
+        if result is None:
+            self._check_not_ended()
+        return result
 
-    def _check_wanted(self) -> None:
+    def _check_not_ended(self) -> None:
         if self._ended_for is not None:
             raise self._refusal()
 
-    def _is_worth_another_try(self, error: BaseException | None) -> bool:
-        """Return whether the child was dead before it was given its call."""
+    def _lost_idle_child(self, error: BaseException | None) -> bool:
+        """Return whether the child ended before it received its call."""
         return (
             isinstance(error, CallableDidNotExecuteError)
             and error.reason is Reason.CHILD_SETUP
@@ -398,9 +404,10 @@ class Job(Generic[T]):
         )
 
     def _refusal(self) -> CallableDidNotExecuteError:
-        if self._why is not None:  # make a new one: each raise adds to an exception's traceback
-            refusal = copy.copy(self._why)
-            refusal.__cause__ = self._why.__cause__
+        error = self._error_if_queued
+        if error is not None:  # copy it: each raise adds to an exception's traceback
+            refusal = copy.copy(error)
+            refusal.__cause__ = error.__cause__
             return refusal
         cause = self._ended_for or KilledFor.CANCELLED
         return CallableDidNotExecuteError(

@@ -1,4 +1,4 @@
-"""One function over many items, with bounded concurrency."""
+"""Calls of one function with many items, with bounded concurrency."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ _log = logging.getLogger("aioisolate.service")
 
 
 class Results(Generic[T]):
-    """Results of one function over many items: an async iterator.
+    """The results of one function for many items: an async iterator.
 
-    `Isolator.map` returns one. ``Results[int]`` is the type of one whose function returns numbers::
+    `Isolator.map` returns one. ``Results[int]`` is its type if the function returns numbers::
 
         async with iso.map(count_words, paths) as results:
             async for count in results:
                 total += count
 
-    When the last reference to the iterator is gone, it ends the running calls, and reads no more
-    items: that of ``async for x in iso.map(...)`` goes when the loop is left, by break, an
-    exception or a cancellation. A variable that lives on keeps the iterator after the loop; in that
-    case use it as an async context manager. This also waits until everything has ended, the source
-    of the items included: a generator, sync or async, is closed.
+    When the last reference to the iterator is dropped, it ends the running calls and reads no more
+    items. A loop ``async for x in iso.map(...)`` drops its reference when it is left by break, an
+    exception or a cancellation. If a variable refers to the iterator after the loop, use it as an
+    async context manager. This also waits until everything has ended, the source of the items
+    included: a generator, sync or async, is closed.
 
-    Several tasks may take results from it; each result goes to one of them. The end, or the
-    error that ends the map, comes to each task.
+    Several tasks may take results from it; each result goes to one of them. Each task gets the end,
+    or the error that ends the map.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Results(Generic[T]):
         concurrency: int,
         outcomes: bool,
     ) -> None:
-        self._course: _Course[T] = _Course(
+        self._state: _MapState[T] = _MapState(
             items,
             make_job,
             service,
@@ -76,17 +76,17 @@ class Results(Generic[T]):
         )
 
     def __repr__(self) -> str:
-        return f"<Results{self._course.summary()}>"
+        return f"<Results{self._state.summary()}>"
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
 
     async def __anext__(self) -> T:
         try:
-            return await self._course.take()
+            return await self._state.take()
         finally:
-            # Else the traceback of an exception, which may be kept for long (asyncio's tasks keep
-            # that of their cancellation), would keep this object, and the calls would go on.
+            # Otherwise the traceback of an exception, which may be kept for long (a task of asyncio
+            # keeps that of its cancellation), would keep this object, and the calls would continue.
             del self
 
     async def __aenter__(self) -> Self:
@@ -109,20 +109,20 @@ class Results(Generic[T]):
         Raises:
             the exception that the source raises while it is closed.
         """
-        await self._course.aclose()
+        await self._state.aclose()
 
     def __del__(self) -> None:
         # The attribute is missing if the constructor raised.
-        course: _Course[T] | None = getattr(self, "_course", None)
-        if course is not None:
-            course.forget()
+        state: _MapState[T] | None = getattr(self, "_state", None)
+        if state is not None:
+            state.forget()
 
 
-class _Course(Generic[T]):
-    """The state of a map in the background.
+class _MapState(Generic[T]):
+    """The state of a map: its jobs, and the task that reads the items.
 
-    The task that reads the items, and the jobs, refer to this object, not to the one that the
-    user holds: so the user's object is freed as soon as the user drops it.
+    The task and the jobs refer to this object, and not to the `Results` object, so that this one is
+    freed as soon as the user drops it.
     """
 
     def __init__(
@@ -140,34 +140,35 @@ class _Course(Generic[T]):
         self._ordered = ordered
         self._outcomes = outcomes
         self._concurrency = concurrency
-        # In the order of the items, or in that of their ends.
-        self._line: deque[Job[Any]] = deque()
-        self._alive: set[Job[Any]] = set()
+        # The jobs whose results were not taken, in the order of the items or of the jobs' ends.
+        self._results: deque[Job[Any]] = deque()
+        self._running: set[Job[Any]] = set()
         self._closed = self._forgotten = False
-        # The service has ended, and begins no more calls.
+        # Whether the service has ended, and starts no more calls.
         self._refused = False
         backend = service.backend
         self._on_trio = backend.loop is None
         self._consumers = Consumers()
         self._owner_pid = os.getpid()
         self._post = eventloop.poster(backend)
-        # The state of reading: whether it waits for the source, for room, or has ended.
+        # The state of the task that reads: whether it waits for the source; an event if it waits
+        # for room; whether it has ended; and its task object.
         self._reading = False
         self._room = anyio.Event()
-        self._over = anyio.Event()
-        self._reader: Any = None
-        # The exception of the source; and its exception while it was closed.
+        self._reader_ended = anyio.Event()
+        self._reader_task: Any = None
+        # The exception of the source; and the exception that it raised when it was closed.
         self._failure: BaseException | None = None
-        self._parting: BaseException | None = None
-        self._pump = eventloop.spawn(backend, self._feed, self._end_feeding)
+        self._closing_error: BaseException | None = None
+        self._reader = eventloop.spawn(backend, self._read, self._end_reading)
         service.dependants.add(self)
 
     # Reading the items, in a task of its own
 
-    async def _feed(self) -> None:
+    async def _read(self) -> None:
         items, self._items = self._items, None
         iterator: Iterator[Any] | AsyncIterator[Any] | None = None
-        self._reader = eventloop.current_task()
+        self._reader_task = eventloop.current_task()
         try:
             if isinstance(items, AsyncIterable):
                 iterator = aiter(items)
@@ -176,26 +177,26 @@ class _Course(Generic[T]):
                 iterator = iter(items)
                 await self._begin_each(iterator)
         except BaseException as exc:  # noqa: BLE001 - raised to the consumers
-            self._note(exc)
+            self._set_failure(exc)
         del items
         try:
             await _close(iterator)
         except BaseException as exc:  # noqa: BLE001 - raised by aclose, or logged
-            self._part(exc)
+            self._set_closing_error(exc)
         del self  # an exception of the source refers to this frame
 
-    def _end_feeding(self) -> None:
-        self._reader = self._items = None
-        self._over.set()
+    def _end_reading(self) -> None:
+        self._reader_task = self._items = None
+        self._reader_ended.set()
         self._consumers.wake()
-        if self._forgotten and self._parting is not None:
-            _log_parting(self._parting)
+        if self._forgotten and self._closing_error is not None:
+            _log_closing_error(self._closing_error)
 
     async def _begin_each_async(self, iterator: AsyncIterator[Any]) -> None:
         while await self._has_room():
             self._reading = True
             if self._refused:
-                self._pump.cancel()  # at its next await: the source may be at its end
+                self._reader.cancel()  # at its next await: the source may be at its end
             try:
                 item = await anext(iterator)
             except StopAsyncIteration:
@@ -215,40 +216,40 @@ class _Course(Generic[T]):
             del item
 
     async def _has_room(self) -> bool:
-        """Wait until another call may begin; return False if none may begin any more."""
+        """Wait until another call may begin; return False if the map is closed."""
         await anyio.lowlevel.checkpoint()
         while not self._closed and (
-            len(self._alive) >= self._concurrency or self._untaken() >= 2 * self._concurrency
+            len(self._running) >= self._concurrency or self._untaken() >= 2 * self._concurrency
         ):
             self._room = anyio.Event()
             await self._room.wait()
         return not self._closed
 
     def _untaken(self) -> int:
-        return len(self._line) + (0 if self._ordered else len(self._alive))
+        return len(self._results) + (0 if self._ordered else len(self._running))
 
     def _begin(self, item: Any) -> None:
         if self._closed:
             return  # refused while the item was read
         job = self._make_job(item)
-        self._alive.add(job)
+        self._running.add(job)
         if self._ordered:
-            self._line.append(job)
+            self._results.append(job)
         job._on_done = functools.partial(self._end, job)
         job._start()
 
     def _end(self, job: Job[Any]) -> None:
-        self._alive.discard(job)
+        self._running.discard(job)
         if not self._ordered and not self._closed:
-            self._line.append(job)
+            self._results.append(job)
         self._room.set()
         self._consumers.wake()
 
-    def _note(self, exc: BaseException) -> None:
+    def _set_failure(self, exc: BaseException) -> None:
         """Keep the exception of the source for the consumers."""
-        _strip(exc)
+        _drop_frames(exc)
         if self._closed:
-            self._part(exc)
+            self._set_closing_error(exc)
         elif _is_cancelled(exc) or (self._on_trio and _is_cancellation(exc)):
             if self._refused:
                 self._failure = CallableDidNotExecuteError(
@@ -263,17 +264,17 @@ class _Course(Generic[T]):
         else:
             self._failure = exc
 
-    def _part(self, exc: BaseException) -> None:
+    def _set_closing_error(self, exc: BaseException) -> None:
         """Keep the exception that the source raised while it was closed, for `aclose`."""
-        _strip(exc)
-        if self._parting is None and not _is_cancelled(exc):
-            self._parting = exc
+        _drop_frames(exc)
+        if self._closing_error is None and not _is_cancelled(exc):
+            self._closing_error = exc
 
     def summary(self) -> str:
-        """Describe how many calls run, and how many results are to be taken."""
-        done = sum(job.done() for job in self._line)
+        """Return the numbers of running calls and of results to be taken, as text."""
+        done = sum(job.done() for job in self._results)
         state = " closed" if self._closed else ""
-        return f"{state}: {len(self._alive)} running, {done} to be taken"
+        return f"{state}: {len(self._running)} running, {done} to be taken"
 
     # Taking the results
 
@@ -281,7 +282,7 @@ class _Course(Generic[T]):
         """Wait for the next result. Raises StopAsyncIteration, or the error that ends the map."""
         self._check_owner()
         try:
-            while self._is_urgent() or not (self._line and self._line[0].done()):
+            while self._is_urgent() or not (self._results and self._results[0].done()):
                 if self._closed:
                     raise self._consumers.end()
                 if self._is_urgent() or self._is_complete():
@@ -290,7 +291,7 @@ class _Course(Generic[T]):
                     self._closed = True
                 else:
                     await self._consumers.wait()
-            job = self._line.popleft()
+            job = self._results.popleft()
             self._room.set()
             if self._outcomes:
                 outcome: T = job._as_outcome()  # type: ignore[assignment]  # T is an Outcome then
@@ -300,7 +301,8 @@ class _Course(Generic[T]):
             value: T = job._value
             return value
         finally:
-            # Else the exception would refer to itself through its traceback, and be freed late.
+            # Otherwise the exception would refer to itself through its traceback, and only the
+            # garbage collector would free it.
             job = None  # type: ignore[assignment]
             del self
 
@@ -308,14 +310,14 @@ class _Course(Generic[T]):
         if self._owner_pid != os.getpid():
             raise RuntimeError(
                 f"this map belongs to process {self._owner_pid}, of which process {os.getpid()} is "
-                "a forked copy: nothing comes here"
+                "a forked copy: no results arrive in the copy"
             )
 
     def _is_complete(self) -> bool:
-        return self._over.is_set() and not self._line and not self._alive
+        return self._reader_ended.is_set() and not self._results and not self._running
 
     def _is_urgent(self) -> bool:
-        """Return whether the source's exception ends the program, and so must be raised at once."""
+        """Return whether the source's exception ends the program and must be raised at once."""
         return isinstance(self._failure, (KeyboardInterrupt, SystemExit)) and not self._closed
 
     async def _fail(self, error: BaseException) -> BaseException:
@@ -325,8 +327,8 @@ class _Course(Generic[T]):
             await self.aclose()
         except anyio.get_cancelled_exc_class():
             raise
-        except BaseException as parting:  # noqa: BLE001 - of two errors the first one is raised
-            _log_parting(parting)
+        except BaseException as closing_error:  # noqa: BLE001 - of two errors the first one is raised
+            _log_closing_error(closing_error)
         return self._consumers.end()
 
     # The end of the map
@@ -337,43 +339,43 @@ class _Course(Generic[T]):
             return
         self._leave()
         try:
-            for job in list(self._alive):
+            for job in list(self._running):
                 await job._abort()
         finally:
-            await self._see_reader_off()
-        parting, self._parting = self._parting, None
-        if parting is None and isinstance(self._failure, (KeyboardInterrupt, SystemExit)):
-            parting = None if self._consumers.error is self._failure else self._failure
-        if parting is not None:
+            await self._wait_for_reader()
+        closing_error, self._closing_error = self._closing_error, None
+        if closing_error is None and isinstance(self._failure, (KeyboardInterrupt, SystemExit)):
+            closing_error = None if self._consumers.error is self._failure else self._failure
+        if closing_error is not None:
             self._failure = None
-            raise parting
+            raise closing_error
 
-    async def _see_reader_off(self) -> None:
-        if self._over.is_set() or eventloop.current_task() is self._reader:
+    async def _wait_for_reader(self) -> None:
+        if self._reader_ended.is_set() or eventloop.current_task() is self._reader_task:
             return
         try:
-            await self._over.wait()
+            await self._reader_ended.wait()
         except anyio.get_cancelled_exc_class():
             # Cancel the task that reads, then wait for it, as a task group does.
-            self._pump.cancel()
-            while not self._over.is_set():
+            self._reader.cancel()
+            while not self._reader_ended.is_set():
                 try:
                     with anyio.CancelScope(shield=True):
-                        await self._over.wait()
+                        await self._reader_ended.wait()
                 except anyio.get_cancelled_exc_class():
-                    self._pump.cancel()
+                    self._reader.cancel()
             raise
 
     def _leave(self) -> None:
         """Begin no more calls, drop untaken results, and end the running calls."""
         self._closed = True
-        self._line.clear()
+        self._results.clear()
         if self._reading:
-            self._pump.cancel()
+            self._reader.cancel()
         # A task that waits for room then closes the source by itself.
         self._room.set()
         self._consumers.wake()
-        for job in list(self._alive):
+        for job in list(self._running):
             job.cancel()
 
     def _end_with_service(self) -> None:
@@ -383,11 +385,11 @@ class _Course(Generic[T]):
     def _refuse(self) -> None:
         self._refused = True
         if self._reading and not self._closed:
-            self._pump.cancel()
+            self._reader.cancel()
 
     def forget(self) -> None:
-        """End the map without waiting, after the user dropped it. In any thread, at any moment."""
-        if self._over.is_set() and not self._alive:
+        """End the map without waiting, since the user has dropped it; for any thread and moment."""
+        if self._reader_ended.is_set() and not self._running:
             return
         self._closed = True
         # Not in this frame: the garbage collector may run in the middle of any code.
@@ -403,12 +405,12 @@ async def _close(iterator: Iterator[Any] | AsyncIterator[Any] | None) -> None:
         iterator.close()
 
 
-def _strip(exc: BaseException) -> None:
-    """Drop the frames of this module from a traceback: they refer to the exception's holder."""
+def _drop_frames(exc: BaseException) -> None:
+    """Drop the frames of this module from a traceback: they refer to the map, which keeps *exc*."""
     traceback = exc.__traceback__
     while traceback is not None and traceback.tb_frame.f_code.co_filename == __file__:
         with contextlib.suppress(RuntimeError):  # the frame is still running
-            traceback.tb_frame.clear()  # the remaining frames lead to it, by f_back
+            traceback.tb_frame.clear()  # the other frames refer to it by f_back
         traceback = traceback.tb_next
     exc.__traceback__ = traceback
 
@@ -422,5 +424,5 @@ def _is_cancelled(exc: BaseException) -> bool:
     return _is_cancellation(exc) and eventloop.is_being_cancelled()
 
 
-def _log_parting(exc: BaseException) -> None:
+def _log_closing_error(exc: BaseException) -> None:
     _log.warning("the source of a map raised while it was closed", exc_info=exc)

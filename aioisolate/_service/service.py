@@ -1,14 +1,14 @@
 """The implementation of an `Isolator`: its states, its queue, its jobs.
 
-A `Service` is apart from the object that users hold, so that object may be freed while jobs still
-run. There is one for each time that an Isolator is entered, so no state of one gets into the next.
+A `Service` is separate from its `Isolator`, so that the `Isolator` may be freed while jobs run. An
+`Isolator` that is entered again gets a new service, so no state survives a close.
 
     new --open--> entering --> open --aclose--> closing --> closed
                      |                             ^
                      +--aclose, failure, cancelled-+
 
-Calls are accepted while it is entering or open. A failure or a cancellation of the entering also
-ends these calls, with the same reason.
+Calls are accepted in the states "entering" and "open". If entering fails or is cancelled, these
+calls end with the same reason.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .._options import CallOptions, check_count, check_seconds
 from .._os import cpus, platform_features
 from .job import Job
 from .sources import Source
-from .statistics import Figures, Statistics
+from .statistics import Recorder, Statistics
 
 __all__ = ["Service", "check_queue", "warn_unclosed"]
 
@@ -46,30 +46,30 @@ _log = logging.getLogger("aioisolate.service")
 
 # Number of names in the log record about calls that were ended.
 _NAMES_MAX = 10
-# Seconds for a loop in another thread, at the end of the interpreter.
+# Seconds to wait for a loop in another thread, at the end of the interpreter.
 _PATIENCE = 1.0
 
-# Services that were entered and are not closed: the end of the interpreter closes them.
+# Services that were entered and are not closed; they are killed at the end of the interpreter.
 _entered: WeakSet[Service] = WeakSet()
 
 
 class Dependant(Protocol):
-    """An object that other threads use and that ends with the service."""
+    """An executor or a map, which ends with the service."""
 
     def _end_with_service(self) -> None:
         """Accept no more calls, and refuse those that have not begun."""
 
 
 class Service:
-    """A source of children, a queue in front of it, and the jobs that are in either.
+    """A source of children, a queue in front of it, and the jobs that wait or run.
 
     Attributes:
         backend: the event loop of the service, once it is entered.
         state: the state in the diagram above.
         owner_pid: the process of the service. In a forked copy of that process it does nothing.
-        limiter: limits how many jobs may run.
-        post: calls a function in the loop, from any thread. RuntimeError if the loop has ended.
-        made_at: the place in the code that created the Isolator.
+        limiter: the limiter of the number of running jobs.
+        post: makes the loop call a function, from any thread. RuntimeError if the loop has ended.
+        created_at: the file and line that created the Isolator.
         dependants: the objects that end with the service.
     """
 
@@ -83,14 +83,14 @@ class Service:
         defaults: CallOptions,
         start: Start,
         drain: float | None,
-        made_at: str,
+        created_at: str,
     ) -> None:
         self.state: Literal["new", "entering", "open", "closing", "closed"] = "new"
         self.owner_pid: int = os.getpid()
         self.backend: AsyncBackend
         self.limiter: anyio.CapacityLimiter
         self.post: Callable[[Callable[[], object]], object]
-        self.made_at = made_at
+        self.created_at = created_at
         self.dependants: WeakSet[Dependant] = WeakSet()
         self._thread = 0
         self._make_source = make_source
@@ -99,31 +99,31 @@ class Service:
         self._queue_timeout = queue_timeout
         self._defaults = defaults
         self._start: Start = start
-        self._patience = drain
-        self._figures = Figures()
+        self._drain_seconds = drain
+        self._recorder = Recorder()
         self._jobs: dict[int, Job[Any]] = {}
         self._queued = 0
         self._drained: anyio.Event | None = None
-        # The scope of the entering, which closing cancels, and that of the wait for jobs.
+        # The scope of `open`, which closing cancels, and the scope of the wait for jobs.
         self._entering: anyio.CancelScope | None = None
         self._draining: anyio.CancelScope | None = None
-        # Created when the service is being closed; set when it is closed.
-        self._over: anyio.Event | None = None
+        # Created when the service begins to close; set when it is closed.
+        self._closed: anyio.Event | None = None
         self._source: Source | None = None
 
     # States
 
     async def open(self) -> None:
-        """Start the source in the running loop. Raises CallableDidNotExecuteError if that fails.
+        """Start the source in the running loop.
 
-        That is also raised if the service is closed meanwhile.
+        Raises CallableDidNotExecuteError if that fails, or if the service is closed meanwhile.
         """
         if self.state != "new":
             self.check_owner()
-            what = {"entering": "being entered", "closing": "being closed"}
+            state = {"entering": "being entered", "closing": "being closed"}
             raise RuntimeError(
-                f"this Isolator is {what.get(self.state, 'entered')} already: it can be entered "
-                "again once it is closed; an Isolator that is open is shared, not entered twice"
+                f"this Isolator is {state.get(self.state, 'entered')} already: it can be entered "
+                "again once it is closed; to use an open Isolator, do not enter it a second time"
             )
         self.owner_pid = os.getpid()  # the Isolator may have been created before a fork
         backend = running_backend()
@@ -156,10 +156,10 @@ class Service:
             )
 
     async def _fail(self, exc: BaseException) -> None:
-        """Undo an entering that *exc* has ended; calls that were made meanwhile get the error."""
+        """Close a service whose `open` has raised *exc*; its calls get the error."""
         self.state = "closing"
-        if self._over is None:
-            self._over = anyio.Event()
+        if self._closed is None:
+            self._closed = anyio.Event()
         error = None
         if isinstance(exc, CallableDidNotExecuteError):
             error = exc
@@ -170,12 +170,12 @@ class Service:
             )
             error.__cause__ = exc
         self._end_jobs(error)
-        await self._wind_up(exc)
+        await self._finish(exc)
 
     async def aclose(self, *, seconds: float | EllipsisType | None) -> None:
-        """Refuse new jobs, wait for the present ones for at most *seconds*, end every process.
+        """Refuse new jobs, wait for the current ones for at most *seconds*, end every process.
 
-        *seconds* None: wait without limit; ...: for the Isolator's *drain*.
+        *seconds*: None: wait without limit; ``...``: use the Isolator's *drain*.
         """
         if not self.is_owned() or self.state in ("new", "closed"):
             return
@@ -183,34 +183,34 @@ class Service:
             self.kill_now()
             return
         self.check_loop()
-        patience = self._patience if seconds is ... else seconds
+        timeout = self._drain_seconds if seconds is ... else seconds
         if self.state == "entering":
             # The task that enters the service does the rest.
             self.state = "closing"
-            self._over = anyio.Event()
+            self._closed = anyio.Event()
             self._end_jobs(None)
             assert self._entering is not None
             self._entering.cancel()
-        if self._over is not None:  # another task is closing it
-            await self._hasten(self._over, patience)
+        if self._closed is not None:  # another task is closing it
+            await self._wait_until_closed(self._closed, timeout)
             return
         self.state = "closing"
-        self._over = anyio.Event()
+        self._closed = anyio.Event()
         cause: BaseException | None = None
-        began = anyio.current_time()
+        start = anyio.current_time()
         try:
-            if patience != 0 and self._jobs:
-                with anyio.move_on_after(patience) as self._draining:
+            if timeout != 0 and self._jobs:
+                with anyio.move_on_after(timeout) as self._draining:
                     await self._drain()
         except BaseException as exc:
             cause = exc
             raise
         finally:
-            waited = 0.0 if cause else anyio.current_time() - began
-            self._end_jobs(None, after=waited if patience != 0 else 0.0)
-            await self._wind_up(cause)
+            waited = 0.0 if cause else anyio.current_time() - start
+            self._end_jobs(None, after=waited if timeout != 0 else 0.0)
+            await self._finish(cause)
 
-    async def _hasten(self, over: anyio.Event, seconds: float | None) -> None:
+    async def _wait_until_closed(self, over: anyio.Event, seconds: float | None) -> None:
         """Wait until another task has closed the service; limit its wait for jobs to *seconds*."""
         if seconds is not None and self._draining is not None:
             until = anyio.current_time() + seconds
@@ -222,8 +222,8 @@ class Service:
                 self._draining.cancel()
             raise
 
-    async def _wind_up(self, exc: BaseException | None) -> None:
-        """End the source and the queue: the last step of every end. *exc*: the cause of the end."""
+    async def _finish(self, exc: BaseException | None) -> None:
+        """Wait for the jobs, and end the source. *exc*: the exception that ended the service."""
         assert self._source is not None
         try:
             if not isinstance(exc, (GeneratorExit, KeyboardInterrupt, SystemExit)):
@@ -231,14 +231,14 @@ class Service:
                     await self._drain()
                     await self._source.aclose()
         finally:
-            # Needed if nothing may be awaited any more, or if the above was cancelled all the same,
-            # as asyncio's tasks can be; otherwise there is nothing left to kill.
+            # Needed if no await is possible any more, or if the above was cancelled in spite of the
+            # shield, as tasks of asyncio can be; otherwise no process is left to kill.
             self._source.kill_now()
-            self._be_closed()
+            self._set_closed()
 
-    def _be_closed(self) -> None:
-        if self._over is not None and not self.is_stranded():
-            self._over.set()
+    def _set_closed(self) -> None:
+        if self._closed is not None and not self.is_stranded():
+            self._closed.set()
         self.state = "closed"
         _entered.discard(self)
         for dependant in list(self.dependants):
@@ -247,20 +247,20 @@ class Service:
     def _end_jobs(self, error: CallableDidNotExecuteError | None, *, after: float = 0.0) -> None:
         """End the jobs that are not done; *error* is for those that have not begun."""
         if self.is_stranded():
-            return  # they ended with the loop, or will when they are collected
+            return  # the jobs ended with the loop, or end when they are garbage-collected
         jobs = self.jobs()
         for job in jobs:
             job._end(KilledFor.CLOSED, error)
         if jobs:
             names = Counter(job.name for job in jobs).most_common(_NAMES_MAX + 1)
-            told = [name if count == 1 else f"{name} ({count})" for name, count in names]
+            listed = [name if count == 1 else f"{name} ({count})" for name, count in names]
             _log.log(
                 logging.WARNING if after else logging.INFO,
                 "the Isolator is being closed%s: ended %d call%s: %s",
                 f", and has waited for {after:.1f} s" if after else "",
                 len(jobs),
                 "" if len(jobs) == 1 else "s",
-                ", ".join(told[:_NAMES_MAX]) + (", ..." if len(told) > _NAMES_MAX else ""),
+                ", ".join(listed[:_NAMES_MAX]) + (", ..." if len(listed) > _NAMES_MAX else ""),
             )
 
     async def _drain(self) -> None:
@@ -276,10 +276,10 @@ class Service:
         self._end_jobs(None)
         assert self._source is not None
         self._source.kill_now()
-        self._be_closed()
+        self._set_closed()
 
     def abandon(self) -> None:
-        """Have every process killed, from any thread."""
+        """Make the loop kill every process; kill them here if it does not run. For any thread."""
         loop = self.backend.loop
         runs_elsewhere = (
             threading.get_ident() != self._thread
@@ -312,9 +312,10 @@ class Service:
         return False
 
     def would_block(self) -> bool:
-        """Return whether blocking here would never end.
+        """Return whether a wait for a job would block for ever in this thread.
 
-        It would in the thread that runs the loop, and in the one that ran it if none does now.
+        That is so in the thread that runs the loop, and, while the loop does not run, in the thread
+        that has entered the service.
         """
         loop = self.backend.loop
         if loop is None:
@@ -330,7 +331,7 @@ class Service:
         if not self.is_owned():
             raise RuntimeError(
                 f"this Isolator belongs to process {self.owner_pid}, of which process "
-                f"{os.getpid()} is a forked copy: enter an Isolator of its own here"
+                f"{os.getpid()} is a forked copy: create and enter another Isolator in the copy"
             )
 
     def check_open(self) -> None:
@@ -338,16 +339,16 @@ class Service:
 
         Raises RuntimeError in another loop, or in a forked copy of its process.
         """
-        self.check_taking()
+        self.check_accepting()
         self.check_loop()
 
-    def check_taking(self) -> None:
+    def check_accepting(self) -> None:
         """Raise CallableDidNotExecuteError if the service accepts no jobs; for any thread."""
         self.check_owner()
         if self.state not in ("open", "entering"):
-            what = "has not been entered" if self.state == "new" else f"is {self.state}"
+            state = "has not been entered" if self.state == "new" else f"is {self.state}"
             raise CallableDidNotExecuteError(
-                f"fn was not called: the Isolator {what}", reason=Reason.CLOSED
+                f"fn was not called: the Isolator {state}", reason=Reason.CLOSED
             )
 
     def check_loop(self) -> None:
@@ -360,21 +361,21 @@ class Service:
             raise RuntimeError("an Isolator belongs to the event loop that it was entered in")
 
     def make_job(self, plan: Plan, **more: Any) -> Job[Any]:
-        """Create a job that is to be run at once, and add it to the jobs of the service."""
+        """Create a job, and add it to the jobs of the service; the caller starts it."""
         self.check_open()
         job: Job[Any] = Job(self, plan, **more)
-        self._figures.submitted += 1
+        self._recorder.submitted += 1
         self._jobs[job.id] = job
         return job
 
     def submit(self, call: Callable[[], Any]) -> Job[Any]:
-        """Create a job of a call without arguments, in the loop's thread but perhaps in no task."""
+        """Create a job for an executor, in the loop's thread, not necessarily in a task."""
         self.check_owner()
         if self.state not in ("open", "entering"):
             raise RuntimeError("cannot schedule new futures: the Isolator is closed")
         plan = make_plan(call, (), self._defaults, platform_features.current(), start=self._start)
         job: Job[Any] = Job(self, plan, queue_timeout=self._queue_timeout)
-        self._figures.submitted += 1
+        self._recorder.submitted += 1
         self._jobs[job.id] = job
         return job
 
@@ -383,29 +384,29 @@ class Service:
         return list(self._jobs.values())
 
     def statistics(self) -> Statistics:
-        """Return the present figures."""
-        figures, source = self._figures, self._source
+        """Return the current statistics."""
+        recorder, source = self._recorder, self._source
         running = sum(job.state == "running" for job in self._jobs.values())
         return Statistics(
-            submitted=figures.submitted,
+            submitted=recorder.submitted,
             queued=len(self._jobs) - running,
             running=running,
             idle=source.idle if source else 0,
-            outcomes=dict(figures.outcomes),
-            reasons=dict(figures.reasons),
+            outcomes=dict(recorder.outcomes),
+            reasons=dict(recorder.reasons),
             restarts=source.restarts if source else 0,
-            queue=figures.times("queue"),
-            fork=figures.times("fork"),
-            run=figures.times("run"),
-            reap=figures.times("reap"),
+            queue=recorder.times("queue"),
+            fork=recorder.times("fork"),
+            run=recorder.times("run"),
+            reap=recorder.times("reap"),
         )
 
-    # For a job
+    # The interface to a job
 
     def enter_nowait(self, job: Job[Any]) -> bool:
         """Start the job's turn if no queue is needed."""
         if self.limiter.available_tokens <= 0:
-            return False  # where anyio before 4.14.2 raises trio's own WouldBlock
+            return False  # in this case anyio before 4.14.2 raises trio's own WouldBlock
         try:
             self.limiter.acquire_on_behalf_of_nowait(job)
         except anyio.WouldBlock:
@@ -440,18 +441,18 @@ class Service:
         return await self._source.provide(job._plan, job._deadlines, quiet=job._quiet)
 
     def note_imports(self, job: Job[Any]) -> None:
-        """Note the imports that a job's child had to do first."""
+        """Note the imports that a job's child did before it called fn."""
         if self._source is not None and job._supervision is not None:
             self._source.note_imports(job._plan, job._supervision.conversation.imported)
 
     def hindrance(self) -> str:
-        """Return why a job has not got a child yet."""
+        """Return the reason for which a job has no child yet."""
         return "" if self._source is None else self._source.hindrance()
 
     def finished(self, job: Job[Any]) -> None:
-        """Note how the job has ended."""
+        """Record the end of the job."""
         del self._jobs[job.id]
-        self._figures.note(job)
+        self._recorder.note(job)
         if job._supervision is not None and self._source is not None:
             self._source.after_call()
         if not self._jobs and self._drained is not None:
@@ -475,13 +476,15 @@ def check_queue(
         check_seconds("queue_timeout", queue_timeout, optional=True)
 
 
-def warn_unclosed(cores: Sequence[Service], source: object = None, *, stacklevel: int = 2) -> None:
-    """Warn of Isolators that were not closed; *source*: such an Isolator."""
-    places = ", ".join(dict.fromkeys(service.made_at for service in cores))
-    what = "an Isolator was" if len(cores) == 1 else f"{len(cores)} Isolators were"
+def warn_unclosed(
+    services: Sequence[Service], source: object = None, *, stacklevel: int = 2
+) -> None:
+    """Warn of Isolators that were not closed; *source*: the Isolator, if it is only one."""
+    places = ", ".join(dict.fromkeys(service.created_at for service in services))
+    subject = "an Isolator was" if len(services) == 1 else f"{len(services)} Isolators were"
     warnings.warn(
-        f"{what} not closed (made at {places}): use `async with`, or await aclose() before the "
-        "event loop ends",
+        f"{subject} not closed (created at {places}): use `async with`, or await aclose() before "
+        "the event loop ends",
         ResourceWarning,
         stacklevel=stacklevel + 1,
         source=source,
@@ -489,21 +492,21 @@ def warn_unclosed(cores: Sequence[Service], source: object = None, *, stacklevel
 
 
 @atexit.register
-def _put_all_down() -> None:
-    # Here and not when they are collected: by then little of the interpreter may be left.
-    left = [service for service in list(_entered) if service.is_owned()]  # in a forked copy: none
+def _kill_all() -> None:
+    # Not in a finalizer: when it runs, much of the interpreter may be finalized already.
+    unclosed = [service for service in list(_entered) if service.is_owned()]  # in a copy: none
     try:
-        for service in left:
+        for service in unclosed:
             service.abandon()
-        _await_ends(left)
+        _wait_for_ends(unclosed)
     finally:
-        if left:
-            warn_unclosed(left)
+        if unclosed:
+            warn_unclosed(unclosed)
 
 
-def _await_ends(cores: Sequence[Service]) -> None:
-    """Wait a moment for services whose loops run in other threads, which kill their processes."""
-    for service in cores:
+def _wait_for_ends(services: Sequence[Service]) -> None:
+    """Wait briefly for the loops in other threads, which kill the processes of their services."""
+    for service in services:
         if service.state != "closed":
             ended = threading.Event()
             try:

@@ -1,4 +1,4 @@
-"""Sources of a service's children: forks of this process, or a fork server."""
+"""The sources of a service's children: forks of this process, or a fork server."""
 
 from __future__ import annotations
 
@@ -57,26 +57,26 @@ class Source(Protocol):
         ...
 
     def hindrance(self) -> str:
-        """Return why a call has not got a child yet."""
+        """Return the reason for which a call has no child yet."""
         ...
 
-    def note_imports(self, plan: Plan, told: bytes) -> None:
-        """Note the imports that a child reported, which it needed to load its call."""
+    def note_imports(self, plan: Plan, report: bytes) -> None:
+        """Note the imports that a child needed to load its call, as the child has reported them."""
 
     def after_call(self) -> None:
         """Do the work that can wait until a call is over."""
 
     async def aclose(self) -> None:
-        """End all processes; no call runs any more."""
+        """End all processes, when no call runs any more."""
 
     def kill_now(self) -> None:
         """End all processes at once, blocking."""
 
 
 class ForkSource:
-    """Copies of this process, forked at each call.
+    """A source of copies of this process, which are forked at each call.
 
-    *preload* is imported by `start`; calls wait for that. *environment*: the children's.
+    *preload*: modules that `start` imports; calls wait for that. *environment*: the children's.
     """
 
     idle = 0
@@ -97,9 +97,9 @@ class ForkSource:
     async def start(self) -> None:
         """Import *preload* in this process. Raises CallableDidNotExecuteError if that fails."""
         for name in self._preload:
-            # In this thread, which is the one that forks, as a fork server's main thread does: some
-            # modules can only be imported in a main thread, and thread-locals that an import sets
-            # reach the child only this way. The loop runs between two imports.
+            # In this thread, which also forks, as the main thread of a fork server does: some
+            # modules can only be imported in a main thread, and only the thread-local variables of
+            # the forking thread exist in the child. The loop runs between two imports.
             await anyio.lowlevel.checkpoint()
             _import_here(name)
         if self._ready is not None:
@@ -107,14 +107,14 @@ class ForkSource:
             self._ready = None
 
     def provide_nowait(self, plan: Plan, *, quiet: bool) -> Child | None:
-        """Fork, unless another thread is importing."""
+        """Fork, if *preload* is imported and no other thread runs; otherwise return None."""
         del quiet
         if self._ready is not None or threads.others() or threads.helpers():
             return None
         return self._make_child(plan, ())
 
     async def provide(self, plan: Plan, deadlines: Deadlines, *, quiet: bool) -> Child:
-        """Fork, once *preload* is imported and no other thread is in the middle of an import."""
+        """Fork, once *preload* is imported and no other thread is importing a module."""
         del quiet
         if self._ready is not None:
             await self._ready.wait()
@@ -126,26 +126,26 @@ class ForkSource:
     def _make_child(self, plan: Plan, others: Sequence[str]) -> ForkedChild:
         environment = self._environment
         if environment is None:
-            return ForkedChild(plan, self._of_task(), others)
+            return ForkedChild(plan, self._backend_of_task(), others)
         if plan.confinement is not None:
             plan = plan._replace(
                 confinement=_with_environment(plan.confinement, environment, copied=True)
             )
-            environment = None  # it is set with the other layers
-        return ForkedChild(plan, self._of_task(), others, environment)
+            environment = None  # the confinement sets it
+        return ForkedChild(plan, self._backend_of_task(), others, environment)
 
     def hindrance(self) -> str:
-        """Return why a call has not got a child yet."""
-        return "the event loop was held up"
+        """Return the reason for which a call has no child yet."""
+        return "the event loop was blocked"
 
-    def _of_task(self) -> AsyncBackend:
+    def _backend_of_task(self) -> AsyncBackend:
         backend = self._backend
         if backend.loop is None:
             return backend
         # The child has to forget the task that is running now.
         return backend._replace(task=sys.modules["asyncio"].current_task())
 
-    def note_imports(self, plan: Plan, told: bytes) -> None:
+    def note_imports(self, plan: Plan, report: bytes) -> None:
         """Do nothing: a copy has all modules of this process."""
 
     def after_call(self) -> None:
@@ -159,7 +159,7 @@ class ForkSource:
 
 
 class ServerSource:
-    """Children of a fork server."""
+    """A source of children of a fork server."""
 
     def __init__(
         self,
@@ -170,18 +170,19 @@ class ServerSource:
         confinement: ConfinementSpec | None = None,
         suspicion: str = "",
     ) -> None:
-        """Prepare the source; *functions*: those that the server has as a copy of this process.
+        """Prepare the source; *functions*: those of a server that is a copy of this process.
 
-        *confinement*: what confines the children. *suspicion*: as in `Child`.
+        *confinement*: the confinement of the children. *suspicion*: as in `Child`.
         """
         self._suspicion = suspicion
         self._layers = None if confinement is None else confinement.child_layers
         self._backend = backend
         self._pool = pool
         self._functions = functions
-        self._told: set[str] = set()
+        # The modules for which a log message was written.
+        self._logged: set[str] = set()
         self._codecs = {"pickle"}
-        # The plan that could not be pickled at once just now, and whether it needs cloudpickle.
+        # The plan whose pickling `provide_nowait` has given up, and whether it needs cloudpickle.
         self._large: tuple[Plan | None, bool] = (None, False)
         self._call_costs = CallCosts()
 
@@ -192,7 +193,7 @@ class ServerSource:
 
     @property
     def restarts(self) -> int:
-        """How often the fork server was started again."""
+        """The number of restarts of the fork server."""
         return self._pool.restarts
 
     async def start(self) -> None:
@@ -215,7 +216,7 @@ class ServerSource:
         if self._layers is not None and not self._is_proved(worker, self._layers):
             self._pool.give_back(worker)
             return None
-        return self._given(worker, plan, call, quiet)
+        return self._make_call(worker, plan, call, quiet)
 
     async def provide(self, plan: Plan, deadlines: Deadlines, *, quiet: bool) -> Child:
         """Wait for a worker."""
@@ -224,7 +225,7 @@ class ServerSource:
             worker = await self._pool.acquire()
             if self._layers is not None:
                 await self._prove(worker, self._layers)
-            return self._given(worker, plan, call, quiet)
+            return self._make_call(worker, plan, call, quiet)
         except BaseException:
             if call.large_call is not None:
                 drop(call.large_call)
@@ -232,7 +233,7 @@ class ServerSource:
 
     async def _encode_any(self, plan: Plan, deadlines: Deadlines) -> codecs.Call:
         (large, by_value), self._large = self._large, (None, False)
-        if large is not plan:  # otherwise it has just been tried
+        if large is not plan:  # otherwise `provide_nowait` has tried this
             try:
                 return self._encode(plan)
             except TooMuch as exc:
@@ -242,19 +243,19 @@ class ServerSource:
         deadlines.held_up = ""
         if call.large_call is not None:
             self._pool.learn("aioisolate._os.mappings")
-        return self._noted(plan, call)
+        return self._note(plan, call)
 
-    def _given(self, worker: Worker, plan: Plan, call: codecs.Call, quiet: bool) -> WorkerCall:
+    def _make_call(self, worker: Worker, plan: Plan, call: codecs.Call, quiet: bool) -> WorkerCall:
         child = WorkerCall(worker, plan, call, self._backend, quiet=quiet)
         child.suspicion = self._suspicion
         return child
 
     def hindrance(self) -> str:
-        """Return why a call has not got a child yet."""
+        """Return the reason for which a call has no child yet."""
         return self._pool.hindrance()
 
     def _is_proved(self, worker: Worker, layers: Sequence[str]) -> bool:
-        """Return whether a worker has proved its layers. Raises if they are not as planned."""
+        """Return whether a worker has proved its layers. Raises if they differ from the plan."""
         try:
             return worker.prove(layers)
         except BaseException:
@@ -271,10 +272,10 @@ class ServerSource:
                 raise
 
     def _encode(self, plan: Plan) -> codecs.Call:
-        return self._noted(plan, encode_call(plan, self._functions))
+        return self._note(plan, encode_call(plan, self._functions))
 
-    def _noted(self, plan: Plan, call: codecs.Call) -> codecs.Call:
-        """Make the fork server import the modules that the children need for such calls."""
+    def _note(self, plan: Plan, call: codecs.Call) -> codecs.Call:
+        """Make the fork server import the modules that such calls need, and return *call*."""
         self._call_costs.note_size(plan, call)
         # Once for each codec: searching for a library that is not installed takes long.
         if plan.options.codec not in self._codecs:
@@ -292,15 +293,15 @@ class ServerSource:
         if call.passed_fds.fds:
             self._pool.learn("aioisolate._memory.snapshot")
         module = getattr(plan.fn, "__module__", None) or "builtins"
-        if module not in self._told and module != "__main__":
-            self._told.add(module)
+        if module not in self._logged and module != "__main__":
+            self._logged.add(module)
             if not self._pool.has_imported(module):
                 _log.debug("each child imports %s for itself: name it in preload", module)
         return call
 
-    def note_imports(self, plan: Plan, told: bytes) -> None:
+    def note_imports(self, plan: Plan, report: bytes) -> None:
         """Warn of imports that each call waits for."""
-        self._call_costs.note_imports(plan, told)
+        self._call_costs.note_imports(plan, report)
 
     def after_call(self) -> None:
         """Request another worker in place of the used one."""
@@ -327,32 +328,32 @@ def fresh_interpreter(
 ) -> ServerSource:
     """Return a source of children of a fresh interpreter.
 
-    *patience*: how many seconds a call may wait for its child. *python*: the program of the
-    interpreter; "": this process's.
+    *patience*: how many seconds a call may wait for its child. *python*: the path of the
+    interpreter; "": `sys.executable`.
     """
     if confinement is not None:
         if environment is not None:  # but not the sandbox's environment
             confinement = _with_environment(confinement, environment)
         own = os.environ if confinement.env is None else confinement.env
-        # Each further arena of malloc takes 64 MiB of the address space that a limit leaves.
+        # Each further arena of malloc takes 64 MiB of the address space, which limits count.
         environment = {"MALLOC_ARENA_MAX": "2", **own}
-    told = None if confinement is None else tuple(confinement)
-    wanted = None if confinement is None else confinement.server_layers
+    fields = None if confinement is None else tuple(confinement)
+    layers = None if confinement is None else confinement.server_layers
 
     def setup() -> protocol.Setup:
         try:
-            here = os.getcwd()
+            directory = os.getcwd()
         except OSError:
-            here = ""  # deleted, or out of reach; the server needs no directory
+            directory = ""  # deleted or inaccessible; the server needs no directory
         # Python skips entries that are not strings, but fails at one that can't be a path.
         entries = [entry for entry in map(_as_text, sys.path) if entry is not None]
-        path = [entry or here for entry in entries]
+        path = [entry or directory for entry in entries]
         early = "LD_BIND_NOW" not in (os.environ if environment is None else environment)
-        return protocol.Setup(os.getpid(), path, tuple(preload), early, told)
+        return protocol.Setup(os.getpid(), path, tuple(preload), early, fields)
 
     backend = backend._replace(task=None)
     launch = launch_interpreter(environment, python)
-    pool = Pool(backend, launch, setup, warm=warm, layers=wanted, patience=patience)
+    pool = Pool(backend, launch, setup, warm=warm, layers=layers, patience=patience)
     return ServerSource(backend, pool, confinement=confinement)
 
 
@@ -375,7 +376,7 @@ def template(
             confinement = _with_environment(confinement, environment)
         environment = confinement.env  # for *preload*, too
     functions = ancestry.functions_of_now()
-    others = fork_safety.look(threads.others())
+    others = fork_safety.other_threads(threads.others())
     launch = launch_copy(
         backend, functions, others, confinement, preload=preload, environment=environment
     )
@@ -394,7 +395,7 @@ def template(
 def _with_environment(
     confinement: ConfinementSpec, environment: Mapping[str, str], *, copied: bool = False
 ) -> ConfinementSpec:
-    """Return a confinement with another environment; *copied*: the child sets it."""
+    """Return a confinement with another environment; *copied*: each child sets the environment."""
     confinement = confinement._replace(env=dict(environment))
     if copied:
         layers = tuple(sorted({*confinement.child_layers, Layer.ENVIRONMENT}))
@@ -410,10 +411,11 @@ def _import_here(name: str) -> None:
         raise
     except BaseException as exc:  # importing runs any code
         text = "".join(traceback.format_exception(exc)).rstrip()
-        what = f"{type(exc).__name__}: {exc}".partition("\n")[0]  # logs may show one line only
+        # The first line must be a complete summary: logs may show no more.
+        summary = f"{type(exc).__name__}: {exc}".partition("\n")[0]
         number = exc.errno if isinstance(exc, OSError) else None
         raise CallableDidNotExecuteError(
-            f"{name!r} of preload can't be imported: {what}\n{text}",
+            f"{name!r} of preload can't be imported: {summary}\n{text}",
             reason=Reason.CHILD_SETUP,
             crash_traceback=text,
             transient=may_pass(number),

@@ -1,4 +1,4 @@
-"""The figures of a service: how many calls, how they ended, how long each part took."""
+"""The statistics of a service: the number of calls, their outcomes, and times."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any, NamedTuple
 from .._errors import IsolationError, Reason
 from .job import Job
 
-__all__ = ["Figures", "Statistics", "Times"]
+__all__ = ["Recorder", "Statistics", "Times"]
 
 # Quantiles are those of the last 1000 calls.
 _WINDOW = 1000
 
 
 class Times(NamedTuple):
-    """How long a part of the last calls (at most 1000) took, in seconds.
+    """Quantiles of the time, in seconds, that a part of the last calls (at most 1000) took.
 
     Four fields of `Statistics` are of this type: ``iso.statistics().run.p99``.
 
     Attributes:
-        calls: how many calls were measured; if 0, all other fields are 0.
-        p50, p90, p99, max: the time that so many calls in a hundred did not exceed.
+        calls: the number of measured calls; if 0, all other fields are 0.
+        p50, p90, p99: the time that 50, 90 or 99 per cent of the calls did not exceed.
+        max: the longest time.
     """
 
     calls: int
@@ -33,7 +34,7 @@ class Times(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """The figures of an `Isolator` at one moment, since it was last entered.
+    """The statistics of an `Isolator` since it was last entered.
 
     `Isolator.statistics` returns them::
 
@@ -49,11 +50,11 @@ class Statistics(NamedTuple):
             "failed" (an `IsolationError`), "cancelled" (by their caller).
         reasons: the number of failed calls by `Reason`.
         restarts: how often the fork server died and was started again.
-        queue: time spent waiting for a turn.
-        fork: time for pickling the call and getting a child: waiting for one of the fork
-            server's, or the fork itself.
-        run: time from giving the child its call to its answer, or its end.
-        reap: time from the answer until the child was gone, where the call waited for that.
+        queue: the time for which calls waited for their turn.
+        fork: the time to pickle the call and to get a child: to wait for one of the fork server, or
+            to fork one.
+        run: the time from the request to the child until its answer, or its end.
+        reap: the time from the answer until the child had ended, if the call waited for that.
     """
 
     submitted: int
@@ -69,8 +70,8 @@ class Statistics(NamedTuple):
     reap: Times
 
 
-class Figures:
-    """Collects the figures of jobs that have ended."""
+class Recorder:
+    """Records the statistics of jobs that have ended."""
 
     def __init__(self) -> None:
         self.submitted = 0

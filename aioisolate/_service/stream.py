@@ -30,7 +30,8 @@ _log = logging.getLogger("aioisolate.service")
 # The child is paused while this many items wait to be taken.
 _ITEMS_MAX = 64
 _BYTES_MAX = 256 * 1024
-# A child that is ending has its channel read to the end all the same, up to this much.
+# The channel of a child that is being ended is read to its end without pauses; more items than this
+# are dropped.
 _FLOOD_ITEMS = 64 * 1024
 _FLOOD_BYTES = 4 << 20
 # Seconds for which items are decoded before the event loop runs.
@@ -47,14 +48,14 @@ class Stream(Generic[T]):
             async for row in rows:
                 await store(row)
 
-    The child runs ahead as far as a pipe and some 64 items (or 256 KiB) reach, then waits. What
-    the generator raises comes after the items before it. Leaving the context ends the child: it
-    is killed, or with ``grace`` its generator is closed.
+    The child may be ahead of the consumers by the content of a pipe and some 64 items (or 256 KiB);
+    then it waits. An exception of the generator is raised after the items that precede it. Leaving
+    the context ends the child: it is killed, or with ``grace`` its generator is closed.
 
     Several tasks may take items; each item goes to one of them.
 
     Attributes:
-        job: the call behind it.
+        job: the job of the call; it exists once the stream is entered.
     """
 
     def __init__(self, make_job: Callable[[OnItem], Job[Any]]) -> None:
@@ -64,12 +65,12 @@ class Stream(Generic[T]):
         self._flooded = False
         self._consumers = Consumers()
         self._closed = False
-        # Why an item could not be decoded, or None.
+        # The exception of an item that could not be decoded, or None.
         self._failure: BaseException | None = None
         # The time at which the event loop last ran.
-        self._rested_at = -math.inf
-        # Items that are being decoded, by their order; and those of them whose consumer was
-        # cancelled: they are returned next.
+        self._loop_ran_at = -math.inf
+        # Items that are being decoded, by their numbers; and the numbers of those whose consumer
+        # was cancelled: they are returned next.
         self._number = 0
         self._decoding: dict[int, Decoding] = {}
         self._abandoned: list[int] = []
@@ -123,11 +124,11 @@ class Stream(Generic[T]):
             if self._abandoned:
                 return await self._decoded(self._abandoned.pop(0))
             if not self._items:
-                await self._wait_for_one()
-            elif time.monotonic() - self._rested_at > _TURN:
-                # A consumer that finds all items ready would never let the event loop run.
+                await self._wait_for_change()
+            elif time.monotonic() - self._loop_ran_at > _TURN:
+                # Otherwise a consumer would never let the event loop run while items are ready.
                 await anyio.lowlevel.checkpoint()
-                self._rested_at = time.monotonic()
+                self._loop_ran_at = time.monotonic()
             else:
                 pieces, passed_fds = self._items.popleft()
                 size = sum(map(len, pieces))
@@ -153,7 +154,7 @@ class Stream(Generic[T]):
     async def _end(self) -> BaseException:
         """Return the exception to raise when there are no more items."""
         if self._failure is not None and self._consumers.error is None:
-            self._consumers.fail(await self.job._spoil(self._failure))
+            self._consumers.fail(await self.job._end_undecodable(self._failure))
             self.job.error = self._consumers.error
         return self._consumers.end()
 
@@ -186,9 +187,9 @@ class Stream(Generic[T]):
         value: T = decoding.value
         return value
 
-    async def _wait_for_one(self) -> None:
+    async def _wait_for_change(self) -> None:
         """Wait until something has changed. Raises the final exception at the end of the stream."""
-        # While items of other consumers are decoded, these may come back, or turn out to be bad.
+        # Items that are decoded for other consumers may be returned to the stream, or fail.
         if self.job.done() and not self._decoding:
             if self.job.error is not None:
                 self._consumers.fail(self.job.error)
@@ -196,7 +197,7 @@ class Stream(Generic[T]):
             raise self._consumers.end()
         self.job._check_owner()
         await self._consumers.wait()
-        self._rested_at = time.monotonic()
+        self._loop_ran_at = time.monotonic()
 
     def _effort(self, pieces: Sequence[bytes], size: int) -> int:
         options = self.job._plan.options
@@ -209,7 +210,8 @@ class Stream(Generic[T]):
     def _load(
         self, pieces: Sequence[bytes], passed_fds: Descriptors, *, at_once: bool = False
     ) -> Any:
-        # The decoding thread closes them: a cancelled consumer must not close them meanwhile.
+        # The descriptors are closed here, in the decoding thread: a cancelled consumer must not
+        # close them meanwhile.
         again = False
         try:
             options = self.job._plan.options
@@ -243,9 +245,9 @@ class Stream(Generic[T]):
         return len(self._items) >= _ITEMS_MAX or self._bytes >= _BYTES_MAX
 
     def _is_flooded(self) -> bool:
-        """Return whether so many items wait that new ones are dropped.
+        """Return whether too many items wait, so that new ones are dropped.
 
-        Only a child that is being ended can't be paused, and that one may not end.
+        Only a child that is being ended can't be paused, and it may continue to send items.
         """
         if self._bytes >= _FLOOD_BYTES or len(self._items) >= _FLOOD_ITEMS:
             self._flooded = True

@@ -447,7 +447,7 @@ async def test_11_26_whatever_the_source_raises_is_raised(error, capture):
         if error is KeyboardInterrupt:
             with pytest.raises(error, match="odd"):
                 async with iso.map(double, interrupted()) as results:
-                    await until(lambda: results._course._over.is_set())
+                    await until(lambda: results._state._reader_ended.is_set())
 
 
 def interrupted():

@@ -26,9 +26,9 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def _as_if_nothing_had_been_told():
-    unfinished_work._told.clear()
-    unfinished_work._told_of_strangers.clear()
+def _as_if_nothing_had_been_logged():
+    unfinished_work._logged.clear()
+    unfinished_work._logged_untrusted.clear()
 
 
 def warnings_in(caplog):
@@ -142,9 +142,7 @@ async def test_11_11_processes_of_the_parent_are_left_alone(tmp_path):
 async def test_11_11_a_call_that_leaves_nothing_waits_for_nothing(monkeypatch):
     """Its child is left to its server as soon as it has answered."""
     seen = []
-    monkeypatch.setattr(
-        unfinished_work.UnfinishedWork, "hear", lambda self, body: seen.append(body)
-    )
+    monkeypatch.setattr(unfinished_work.UnfinishedWork, "add", lambda self, body: seen.append(body))
     async with Isolator(preload=["tests.unfinished"], warm=1) as iso:
         assert await iso.run(abs, -1) == 1
         assert (await iso.capture(unfinished.leave_thread, "daemon", 60.0, True)).error is None
@@ -294,7 +292,7 @@ async def test_11_11_what_the_parent_makes_just_before_the_fork_is_the_parents(m
 @pytest.mark.one_loop
 async def test_11_11_threads_of_the_parent_cost_nothing(monkeypatch):
     """Python counts them in a child, too; a call that leaves nothing must not look for its own."""
-    monkeypatch.setattr(execution.finalization, "look", lambda **_: print("looked"))
+    monkeypatch.setattr(execution.finalization, "unfinished_work", lambda **_: print("looked"))
     monkeypatch.delitem(sys.modules, "multiprocessing.util")
     end = threading.Event()
     thread = threading.Thread(target=end.wait, name="aioisolate-test")
@@ -335,7 +333,7 @@ async def test_11_11_what_the_parent_has_threading_call_is_the_parents():
 async def test_11_11_a_copy_that_an_exit_function_makes_does_not_speak_for_the_call(monkeypatch):
     heard = []
     monkeypatch.setattr(
-        unfinished_work.UnfinishedWork, "hear", lambda self, body: heard.append(body)
+        unfinished_work.UnfinishedWork, "add", lambda self, body: heard.append(body)
     )
     outcome = await capture_isolated(unfinished.leave_fork, output="capture")
     assert outcome.stdout == "ended\nended\n"

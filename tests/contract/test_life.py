@@ -587,7 +587,7 @@ def test_11_19_one_that_is_never_closed(kind, how):
     result = python(source, kind, how, env={"PYTHONWARNINGS": "default::ResourceWarning"})
     pid, end = result.stdout.split()
     assert (end, result.returncode) == ("end", 0)
-    assert result.stderr.count("an Isolator was not closed (made at <string>:") == 1
+    assert result.stderr.count("an Isolator was not closed (created at <string>:") == 1
     assert "use `async with`, or await aclose()" in result.stderr
     assert "Exception ignored in: <" not in result.stderr
     if how != "error":  # which is what was asked for

@@ -174,7 +174,7 @@ async def test_11_18_nor_in_that_of_a_preloaded_module(monkeypatch, tmp_path):
 async def test_11_18_what_can_not_be_copied_is_said_in_a_sentence(monkeypatch, library):
     if library == "eventlet":
         pretend(monkeypatch, "eventlet.patcher", already_patched={"os": True})
-        expected = "eventlet.monkey_patch() has replaced what a copy of this process needs"
+        expected = "eventlet.monkey_patch() has replaced functions that a copy of the process needs"
     else:
         hub = SimpleNamespace(get_hub_if_exists=lambda: Hub("libuv.loop"))
         pretend(monkeypatch, "gevent._hub_local", **vars(hub))

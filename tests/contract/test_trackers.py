@@ -166,7 +166,7 @@ async def test_11_14_the_tracker_of_a_fork_server_is_not_its_childrens(monkeypat
     """It would end with the server only; and a call that leaves nothing must not look at it."""
     heard, names = [], []
     monkeypatch.setattr(
-        unfinished_work.UnfinishedWork, "hear", lambda self, body: heard.append(body)
+        unfinished_work.UnfinishedWork, "add", lambda self, body: heard.append(body)
     )
     async with isolator({"start": "zygote"}, "tests.shared_memory_on_import") as iso:
         assert await iso.run(abs, -1) == 1

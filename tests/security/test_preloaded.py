@@ -557,9 +557,9 @@ def test_they_are_replaced_without_proc(tmp_path):
         order.empty = os.open(os.devnull, os.O_RDONLY)
         file = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
         late = os.open(tmp_path / "file", os.O_RDWR)
-        order.strangers, order.snapshots, order.dev = [file], [], -1
+        order.module_fds, order.snapshots, order.dev = [file], [], -1
         order.gaps = descriptors.gaps(set(range(late + 10)) - {late})
-        descriptors.replace_strangers(order, -1)
+        descriptors.replace_module_files(order, -1)
         failed = []
         for fd in (file, late):
             try:

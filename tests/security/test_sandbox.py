@@ -1028,7 +1028,7 @@ SEAMS = {
     Layer.NAMESPACES: [(namespaces, "unshare")],
     Layer.VIEW: [(namespaces, "seclude_mounts"), (namespaces, "make_root")],
     Layer.USER: [(users, "become"), (users, "drop_capabilities")],
-    Layer.PROCESSES: [(pid_namespace, "live_under_one")],
+    Layer.PROCESSES: [(pid_namespace, "enter_namespace")],
     Layer.PRIVILEGES: [(confine, "set_no_new_privs"), (confine, "set_dumpable")],
     Layer.LANDLOCK: [(landlock, "make_ruleset"), (landlock, "restrict")],
     Layer.SECCOMP: [(seccomp.Prepared, "install")],

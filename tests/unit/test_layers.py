@@ -155,8 +155,8 @@ def test_modules_fit_in_one_sitting_and_say_what_they_are_for(path):
 
 
 def test_everything_public_is_exported_and_documented():
-    homes = [name for names in aioisolate._HOMES.values() for name in names]
-    assert sorted(homes) == aioisolate.__all__ == sorted(aioisolate.__all__)
+    exported = [name for names in aioisolate._PUBLIC_NAMES.values() for name in names]
+    assert sorted(exported) == aioisolate.__all__ == sorted(aioisolate.__all__)
     assert set(aioisolate.__all__) <= set(dir(aioisolate))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = aioisolate.nonsense
