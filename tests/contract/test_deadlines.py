@@ -349,9 +349,9 @@ async def test_9_5_what_a_retired_server_was_to_be_sent_names_nobody_elses_descr
             with stopped(server):
                 for number in range(450):
                     tasks.start_soon(call, number)
-                await until(lambda: forkserver._send_queue._letters)
+                await until(lambda: forkserver._send_queue._messages)
                 await until(lambda: pool.pid not in (None, server))
-                assert not any(letter.passing for letter in forkserver._send_queue._letters)
+                assert not any(message.passing for message in forkserver._send_queue._messages)
             with anyio.fail_after(60):
                 while len(results) < 450:
                     await anyio.sleep(0.01)
