@@ -200,7 +200,7 @@ async def test_9_4_standard_input_that_is_closed(start):
 async def test_9_4_what_stdin_can_not_be():
     with pytest.raises(ValueError, match="stdin must be 'null' or 'inherit', not 'pipe'"):
         await run_isolated(abs, 1, stdin="pipe")
-    with pytest.raises(ValueError, match="stdin='inherit' is not for this sandbox"):
+    with pytest.raises(ValueError, match="stdin='inherit' can't be used with this sandbox"):
         Isolator(sandbox=Sandbox.untrusted(), stdin="inherit")
 
 

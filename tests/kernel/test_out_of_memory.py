@@ -121,7 +121,7 @@ def test_an_innocent_call(entrance, limited):
     assert rest == ["5", ""]
     if limited:
         assert told.startswith("CallableStatusUnknownError SIGNAL ")
-        assert "no process of its had exceeded its own limit of 67108864 bytes" in told
+        assert "none of its processes had exceeded the limit of 67108864 bytes" in told
     else:  # what the container may have is all that there is to explain it
         assert told.startswith("MemoryLimitError MEMORY_LIMIT ")
     assert "the memory limit of this container (its cgroup)" in told
