@@ -75,7 +75,7 @@ class FdBundle:
 
 
 class FdUnbundling:
-    """The descriptors received with a pickle, for objects that are unpickled inside its block."""
+    """The descriptors received with a pickle, for objects unpickled inside its ``with`` block."""
 
     __slots__ = ("_before", "_fds")
 
@@ -90,7 +90,8 @@ class FdUnbundling:
         _here.arrived = self._before
 
 
-# Adds the file of a buffer to the bundle, and returns a reference; None: not in a file.
+# A function that adds the file of a buffer to the bundle and returns a reference to the buffer, or
+# returns None if the buffer is not in a file.
 Finder: TypeAlias = Callable[[memoryview, FdBundle], BufferRef | None]
 
 # The registered finder; None: this process has no memory in files.
@@ -116,7 +117,7 @@ def _unpacking() -> Sequence[int]:
 
 
 def arrived(index: int) -> int:
-    """Return a received descriptor, which stays open. Raise ProtocolError if there is none."""
+    """Return the received descriptor with that index, which stays open. Raise ProtocolError."""
     fds = _unpacking()
     if not 0 <= index < len(fds):
         raise ProtocolError("a pickle names a descriptor that did not come with it")
