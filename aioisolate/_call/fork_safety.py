@@ -16,7 +16,7 @@ from typing import NamedTuple
 from .._errors import ForkSafetyWarning
 from .._os import native_threads
 from .._os.native_threads import NativeThread
-from .._os.process import hush_fork_warning
+from .._os.process import suppress_fork_warning
 from .caller_warnings import warn
 
 __all__ = ["SAFE", "OtherThreads", "Safe", "look"]
@@ -155,7 +155,7 @@ def look(python: Sequence[str]) -> OtherThreads:
     number = native_threads.count()
     if number != 1:  # the common case is one thread
         harmful = _harmful() if number else None
-    hush_fork_warning(judged=bool(python) or harmful is not None)
+    suppress_fork_warning(judged=bool(python) or harmful is not None)
     return OtherThreads(python, harmful or ()) if python or harmful else _NOBODY
 
 
@@ -163,7 +163,7 @@ def _harmful() -> list[str] | None:
     """Describe the native threads that may do harm; None if there is no source for them."""
     global _last
     try:
-        numbers = native_threads.strangers()
+        numbers = native_threads.foreign_thread_ids()
         if not numbers:
             return []
         if numbers == _last[0]:

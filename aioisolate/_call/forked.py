@@ -126,7 +126,7 @@ class ForkedChild:
         others.warn()
         # A helper thread may import a module, or open a file between the listing of open
         # descriptors and the fork, like any other thread. But its locks are not worth a warning.
-        self._threaded = bool(others) or threads.helpers()
+        self._threaded = bool(others) or threads.has_helpers()
         self.suspicion = others.suspicion()
         self.fds = fds = Descriptors()
         self.process = Process()

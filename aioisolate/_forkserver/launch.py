@@ -88,8 +88,8 @@ def start():
                 if found == wanted:
                     # Whatever flag has come from the parent: what is not imported in the server,
                     # each child would import.
-                    from aioisolate._os.imports import be_eager
-                    be_eager()
+                    from aioisolate._os.imports import disable_lazy_imports
+                    disable_lazy_imports()
                     from aioisolate._forkserver.server import main
                     return main, fd
     except BaseException:

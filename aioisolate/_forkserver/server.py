@@ -197,7 +197,7 @@ class Server:
                 self._take_stock()  # while paths are those that the user knows
             self._confine(confinement, tied)
         attached_memory.watch_for_module()
-        imports.be_as_lazy_as_before()  # the children are like the parent
+        imports.restore_lazy_imports()  # the children are like the parent
         self._settle()
 
     def _confine(self, confinement: ConfinementSpec, tied: bool) -> None:
@@ -227,7 +227,7 @@ class Server:
         copied, ground, spec = self._opened is None, self._ground, self._spec
         proc = None if ground is None else ground.proc
         if copied:
-            shared_mappings.leave_rings(proc)
+            shared_mappings.unmap_io_uring_rings(proc)
         self._shared = module_resources.why_shared(shared_mappings.shared(proc), copied=copied)
         if not copied:
             module_resources.seal(fds.kept)

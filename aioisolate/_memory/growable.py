@@ -84,7 +84,7 @@ class GrowableBuffer(Closing):
             return
         self._items.release()
         try:
-            mappings.vet_unused(self._area)
+            mappings.check_unused(self._area)
         except BufferError as exc:
             raise BufferError(
                 "cannot resize an array that is exporting buffers: a memoryview or a numpy array "

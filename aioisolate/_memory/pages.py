@@ -17,7 +17,7 @@ __all__ = ["Pages"]
 _STEP = 1 << 16
 _ZEROS = bytes(_STEP)
 # Advice that acts once and does not last.
-_PASSING = frozenset({Advice.WILLNEED, Advice.COLD, Advice.PAGEOUT})
+_ONE_TIME = frozenset({Advice.WILLNEED, Advice.COLD, Advice.PAGEOUT})
 
 
 class Pages(MemoryRegion):
@@ -62,7 +62,7 @@ class Pages(MemoryRegion):
         if not isinstance(access, Access):
             raise TypeError(f"access must be an Access, not {access!r}")
         if huge:
-            mappings.vet_huge_pages()
+            mappings.check_huge_pages()
         self._initial = access
         self._guard = guard
         self._unit = mappings.huge_page_size() if huge else mappings.PAGE
@@ -155,7 +155,7 @@ class Pages(MemoryRegion):
         start, size = self._whole_pages(where)
         if self._area is not None and size:
             mappings.advise(self._area, number, self._start + start, size)
-        if advice not in _PASSING:
+        if advice not in _ONE_TIME:
             entry = advice, start, None if size == self.size else start + size
             self._advised = [*(old for old in self._advised if old != entry), entry]
 
@@ -202,7 +202,7 @@ class Pages(MemoryRegion):
         self._check_open()
         _check_length(length)
         if self._area is not None:
-            mappings.vet_unused(self._area)
+            mappings.check_unused(self._area)
         before, after = self.size, self._size_for(length)
         if before != after:
             self._move(length, after)

@@ -25,6 +25,7 @@ __all__ = [
     "Dumped",
     "ImportNeeded",
     "PieceReader",
+    "check_import",
     "dump",
     "dump_by",
     "dump_plain_call",
@@ -35,7 +36,6 @@ __all__ = [
     "make_array",
     "set_objects",
     "taking_buffer_refs",
-    "vet_import",
     "view_as",
 ]
 
@@ -279,11 +279,11 @@ def load_at_once(
 
 class _ImportlessUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        vet_import(module, name)
+        check_import(module, name)
         return super().find_class(module, name)
 
 
-def vet_import(module: str, name: str) -> None:
+def check_import(module: str, name: str) -> None:
     """Raise ImportNeeded if finding a global needs an import, inside `load_at_once`.
 
     Other unpicklers that run inside `load_at_once` call this function.

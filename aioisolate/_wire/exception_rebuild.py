@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import MemberDescriptorType, SimpleNamespace, TracebackType
 from typing import Any, NamedTuple, TypeAlias
 
-from .codecs import AT_ONCE, PieceReader, vet_import
+from .codecs import AT_ONCE, PieceReader, check_import
 
 __all__ = [
     "Frame",
@@ -111,7 +111,7 @@ class Load(pickle.Unpickler):
         """Find a global that a pickle refers to."""
         if name == "node" and module == __name__:
             return self._resolve
-        vet_import(module, name)
+        check_import(module, name)
         return super().find_class(module, name)
 
 
