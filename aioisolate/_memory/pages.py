@@ -27,7 +27,7 @@ class Pages(MemoryRegion):
     its own copy, as of all private memory.
 
     With *guard*, the pages before the first and after the last are inaccessible: C code that runs
-    over the end crashes instead of writing elsewhere, and a crash in an isolated child is an
+    over the end crashes instead of changing other memory, and a crash in an isolated child is an
     ordinary error. The guard begins at the end of a page. If the length is no multiple of
     `page_size`, an overrun within the last page goes unnoticed.
 
@@ -66,8 +66,8 @@ class Pages(MemoryRegion):
         self._initial = access
         self._guard = guard
         self._unit = mappings.huge_page_size() if huge else mappings.PAGE
-        # The lasting advice, which a resize applies to new pages: advice, beginning and end. The
-        # end is None if the advice is for everything, whatever the length.
+        # The advice that lasts, which a resize applies to new pages, with start and end. The end is
+        # None if the advice is for all of the memory, also after a resize.
         self._advised: list[tuple[Advice, int, int | None]] = []
         area, start = self._map(length)
         super().__init__(area, length, start)
@@ -259,8 +259,8 @@ class Pages(MemoryRegion):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "Pages can't be pickled: they are this process's own memory; "
-            "Snapshot.from_bytes(pages) can"
+            "Pages can't be pickled, since they are private memory of this process; send "
+            "Snapshot.from_bytes(pages)"
         )
 
     # Parts of resize
@@ -301,7 +301,7 @@ class Pages(MemoryRegion):
         return None if rights.count(FREE.value) == len(rights) else rights
 
     def _advise_all(self, made: mmap.mmap, start: int, size: int) -> None:
-        """Apply the lasting advice to new memory."""
+        """Apply the advice that lasts to new memory."""
         for advice, first, stop in self._advised:
             last = size if stop is None else min(stop, size)
             if first < last:
@@ -321,7 +321,7 @@ class Pages(MemoryRegion):
                     target[at + done : at + done + step] = piece
 
     def _wipe(self, start: int, stop: int) -> None:
-        """Zero bytes that are no longer in use, whatever their rights."""
+        """Zero bytes that are no longer in use, with any rights."""
         area, page = self._area, mappings.PAGE
         if area is None or start >= stop:
             return

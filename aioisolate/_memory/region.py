@@ -59,11 +59,11 @@ class MemoryRegion(Closing):
 
     @property
     def closed(self) -> bool:
-        """Whether it is closed."""
+        """Whether this object is closed."""
         return self._closed
 
     def close(self) -> None:
-        """Close it and free the memory. A second call does nothing.
+        """Close this object and free the memory. A second call does nothing.
 
         Raises BufferError if an object such as a memoryview or a numpy array still uses the memory.
         """
@@ -226,10 +226,10 @@ class MemoryRegion(Closing):
             raise ValueError(f"the {self._kind} is closed")
 
 
-def check_items(given: memoryview, what: str) -> None:
-    """Raise TypeError if a buffer holds Python objects: their addresses mean nothing elsewhere."""
+def check_items(given: memoryview, purpose: str) -> None:
+    """Raise TypeError if a buffer holds Python objects: other processes do not have these."""
     if "O" in _NAMES.sub("", given.format):
-        raise TypeError(f"an array of Python objects ({given.format!r}) can't be {what}")
+        raise TypeError(f"an array of Python objects ({given.format!r}) can't be {purpose}")
 
 
 def runs(rights: bytearray | None, start: int, size: int) -> list[tuple[int, int, int]]:
