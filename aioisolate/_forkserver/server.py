@@ -170,7 +170,7 @@ class Server:
         self._scratch_at = own.own(fds.duplicate(null))
         self._reaper = Reaper(spares=confinement is None or confinement.codec == "pickle")
         self._inbox = protocol.Inbox()
-        self._parcels = protocol.ReceivedFds()
+        self._received_fds = protocol.ReceivedFds()
         # The descriptors of the child that is about to be forked.
         self._given: list[int] = []
         self._outbox: list[tuple[Any, ...]] = []
@@ -233,7 +233,7 @@ class Server:
             module_resources.seal(fds.kept)
         own = {0, 1, 2, self._null, self._empty, self._channel_at, self._scratch_at, spec.dev}
         own.update(self._sever, self._selfcheck.held(), fds.kept, self._given, self._passing)
-        own.update(self._parcels.all(), () if ground is None else ground.fds())
+        own.update(self._received_fds.all(), () if ground is None else ground.fds())
         # The descriptor of the listing itself is closed by now.
         found = [fd for fd in self._selfcheck.list_fds() if fd not in own and fds.is_open(fd)]
         told = [
@@ -282,7 +282,7 @@ class Server:
         gc.collect()
         # A collection in a child would touch, and so copy, every object that exists now.
         gc.freeze()
-        given = self._given + self._parcels.all()
+        given = self._given + self._received_fds.all()
         # Leave out the children's descriptors, which are temporary, and that of the listing itself.
         there = filter(fds.is_open, self._selfcheck.list_fds())
         self._known = set(there) - set(self._passing) - set(given)
@@ -347,7 +347,7 @@ class Server:
             return False  # the parent has closed the socket without reading the last records
         if not data:
             return False
-        self._parcels.put(descriptors, cut)
+        self._received_fds.put(descriptors, cut)
         for record in self._inbox.feed(data):
             what = record[0]
             if what == "fork":
@@ -362,7 +362,7 @@ class Server:
         return True
 
     def _fork_for(self, number: int, ahead: bool, note_pid: bool) -> None:
-        self._given = self._parcels.next()
+        self._given = self._received_fds.next()
         self._spec.note_pid = note_pid
         try:
             self._fork(number, ahead)
@@ -400,7 +400,7 @@ class Server:
         try:
             pid = unpatched.fork()
             if pid == 0:
-                loose = self._given + self._parcels.all() + self._selfcheck.held()
+                loose = self._given + self._received_fds.all() + self._selfcheck.held()
                 loose += self._passing
                 serve(self._spec, self._sever, loose, ahead, self._ground)
             # Close these two descriptors first: the pidfd may need their numbers.
@@ -464,7 +464,7 @@ class Server:
                 "a lock that one of them holds would stay locked in every child. One of the "
                 "preloaded modules has started them"
             )
-        given = self._given + self._parcels.all()
+        given = self._given + self._received_fds.all()
         mine = len(given) + len(self._passing)
         if self._count and here.count_fds() == self._count + mine:
             return ""
