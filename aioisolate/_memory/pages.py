@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NoReturn
 
 from .._os import machine_code, mappings
 from .access import Access, Advice
-from .region import FREE, MemoryRegion, runs
+from .region import FREE, MemoryRegion, check_length, runs
 
 __all__ = ["Pages"]
 
@@ -58,7 +58,7 @@ class Pages(MemoryRegion):
     def __init__(
         self, length: int, access: Access = FREE, *, guard: bool = False, huge: bool = False
     ) -> None:
-        _check_length(length)
+        check_length(length)
         if not isinstance(access, Access):
             raise TypeError(f"access must be an Access, not {access!r}")
         if huge:
@@ -200,7 +200,7 @@ class Pages(MemoryRegion):
             pages.resize(2 * len(pages))
         """
         self._check_open()
-        _check_length(length)
+        check_length(length)
         if self._area is not None:
             mappings.check_unused(self._area)
         before, after = self.size, self._size_for(length)
@@ -335,10 +335,3 @@ class Pages(MemoryRegion):
             mappings.protect(address, page, value)
         for first, size, value in runs(self._rights, whole, mappings.round_up(stop) - whole):
             mappings.decommit(area, self._start + first, size, value)
-
-
-def _check_length(length: int) -> None:
-    if isinstance(length, bool) or not isinstance(length, int):
-        raise TypeError(f"the length must be a number of bytes, not {length!r}")
-    if length < 0:
-        raise ValueError(f"the length must be at least 0, not {length}")

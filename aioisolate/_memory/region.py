@@ -13,7 +13,7 @@ from .._os.buffers import WRITABLE, exports_buffer
 from .access import Access
 from .closing import Closing
 
-__all__ = ["FREE", "MemoryRegion", "check_items", "runs"]
+__all__ = ["FREE", "MemoryRegion", "check_items", "check_length", "runs"]
 
 FREE = Access.READ | Access.WRITE
 # The field names in a buffer's format, as in "T{d:Offset:O:object:}".
@@ -224,6 +224,14 @@ class MemoryRegion(Closing):
     def _check_open(self) -> None:
         if self._closed:
             raise ValueError(f"the {self._kind} is closed")
+
+
+def check_length(length: int) -> None:
+    """Raise TypeError or ValueError if *length* is not a length in bytes."""
+    if isinstance(length, bool) or not isinstance(length, int):
+        raise TypeError(f"the length must be a number of bytes, not {length!r}")
+    if length < 0:
+        raise ValueError(f"the length must be at least 0, not {length}")
 
 
 def check_items(given: memoryview, purpose: str) -> None:

@@ -15,7 +15,7 @@ from .backing_file import BackingFile
 from .closing import Closing
 from .file_mappings import Use
 from .optional import numpy_for
-from .region import FREE, MemoryRegion, check_items, runs
+from .region import FREE, MemoryRegion, check_items, check_length, runs
 
 __all__ = ["Snapshot", "View", "borrow"]
 
@@ -164,10 +164,7 @@ class Snapshot(Closing):
         Raises TypeError or ValueError if *length* is not a length, OSError with the size if memory
         is short.
         """
-        if isinstance(length, bool) or not isinstance(length, int):
-            raise TypeError(f"the length must be a number of bytes, not {length!r}")
-        if length < 0:
-            raise ValueError(f"the length must be at least 0, not {length}")
+        check_length(length)
         root = BackingFile.create(length)
         memfd.fix_size(root.fd)
         return cls._of(root)

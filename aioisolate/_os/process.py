@@ -132,13 +132,18 @@ def has_ended(pidfd: int, seconds: float = 0) -> bool:
     return bool(poll.poll(seconds * 1000))
 
 
+def _stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the state on. Raises OSError."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()
+
+
 def is_child_of(parent: int, pid: int) -> bool:
     """Return whether a process is running and a child of *parent* (Linux; elsewhere True)."""
     if not _LINUX:
         return True
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            state, ppid, *_ = file.read().rpartition(")")[2].split()
+        state, ppid, *_ = _stat(pid)
     except OSError:
         return False
     return state not in "ZX" and int(ppid) == parent
@@ -211,8 +216,7 @@ def _adopted(session: int) -> list[tuple[int, int]]:
 
 def _group_and_session(pid: int) -> tuple[int, int]:
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            _, _, group, session, *_ = file.read().rpartition(")")[2].split()
+        _, _, group, session, *_ = _stat(pid)
     except OSError:
         return -1, -1
     return int(group), int(session)
@@ -227,8 +231,7 @@ def stopped_by(pid: int) -> str:
     except (ChildProcessError, AttributeError):
         pass  # not a child of this process
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            state = file.read().rpartition(")")[2].split()[0]
+        state, *_ = _stat(pid)
     except OSError:
         return ""
     return "a signal" if state in "Tt" else ""

@@ -28,15 +28,13 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from . import safe_text
+from .fd_passing import FDS_MAX
 from .frames import FrameDecoder, Kind, ProtocolError
 
 __all__ = ["Conversation", "Message", "State"]
 
 # A frame: its kind, its body in pieces, the descriptors that came with it.
 Message: TypeAlias = tuple[Kind, Sequence[bytes], Sequence[int]]
-
-# The maximum number of descriptors of one message, and so of one frame (SCM_MAX_FD).
-_UNCLAIMED_MAX = 253
 
 
 class State(enum.Enum):
@@ -147,7 +145,7 @@ class Conversation:
 
     def _receive(self, data: bytes, fds: Sequence[int], between: list[Message]) -> None:
         self._unclaimed += fds
-        if len(self._unclaimed) > _UNCLAIMED_MAX:
+        if len(self._unclaimed) > FDS_MAX:  # one frame announces all descriptors of a message
             raise ProtocolError("the channel carries more descriptors than its frames announce")
         for kind, body, passed_fds in self._decoder.feed(data):
             after = _TRANSITIONS.get((self.state, kind))

@@ -16,12 +16,21 @@ from typing import NamedTuple, Self, TypeAlias
 
 from .frames import ProtocolError
 
-__all__ = ["BufferRef", "FdBundle", "FdUnbundling", "arrived", "bundle", "find", "register_finder"]
+__all__ = [
+    "FDS_MAX",
+    "BufferRef",
+    "FdBundle",
+    "FdUnbundling",
+    "arrived",
+    "bundle",
+    "find",
+    "register_finder",
+]
 
 # Per thread, since other threads may pickle at the same time.
 _here = _local()
 # The maximum number of descriptors in one message (SCM_MAX_FD).
-_MAX = 253
+FDS_MAX = 253
 
 
 class BufferRef(NamedTuple):
@@ -59,8 +68,8 @@ class FdBundle:
         """
         if fd in self.fds:
             return self.fds.index(fd)
-        if len(self.fds) == _MAX:
-            raise ValueError(f"one message can carry at most {_MAX} snapshots and shared arrays")
+        if len(self.fds) == FDS_MAX:
+            raise ValueError(f"one message can carry at most {FDS_MAX} snapshots and shared arrays")
         self.fds.append(fd)
         self._owners.append(owner)
         return len(self.fds) - 1
