@@ -424,7 +424,7 @@ def _try(listing: _Listing, way: _Way) -> _Trial | BaseException:
     lost: list[str] = []
 
     def piece(value: Any) -> Any:
-        return _whole_or_words(listing, value, lost)
+        return _original_or_text(listing, value, lost)
 
     cls, base, arguments = way.arguments
     if not issubclass(cls, BaseExceptionGroup):
@@ -445,19 +445,19 @@ def _try(listing: _Listing, way: _Way) -> _Trial | BaseException:
         return failure
 
 
-def _whole_or_words(listing: _Listing, value: Any, lost: list[str]) -> Any:
+def _original_or_text(listing: _Listing, value: Any, lost: list[str]) -> Any:
     if value is None or issubclass(type(value), BaseException):
         return value
     try:
-        _carry_out(listing, _Way(_stand_in, (value,), State()), lenient=True)
+        _carry_out(listing, _Way(_make_placeholder, (value,), State()), lenient=True)
     except _NeededError:
         raise
     except BaseException as why:  # noqa: BLE001 - its methods may raise anything
-        return _put_into_words(listing, value, why, lost)
+        return _replace_by_text(listing, value, why, lost)
     return value
 
 
-def _stand_in(_: object) -> BaseException:
+def _make_placeholder(_: object) -> BaseException:
     return Exception()
 
 
@@ -501,7 +501,9 @@ def _with_losses(notes: Any, lost: Sequence[str]) -> Any:
     return [*(notes if isinstance(notes, (list, tuple)) else ()), note]
 
 
-def _put_into_words(listing: _Listing, thing: object, why: BaseException, lost: list[str]) -> Words:
+def _replace_by_text(
+    listing: _Listing, thing: object, why: BaseException, lost: list[str]
+) -> Words:
     cause = (
         type(why).__name__ if isinstance(why, RecursionError) else listing.exception_text.line(why)
     )
@@ -556,14 +558,14 @@ class _Pickler(SharedClassPickler):
                 reduce = self.dispatch_table.get(cls)
                 reduced = obj.__reduce_ex__(5) if reduce is None else reduce(obj)
         except BaseException as why:  # noqa: BLE001 - a __reduce__ may raise anything
-            words = _put_into_words(self._listing, obj, why, self.lost)
+            words = _replace_by_text(self._listing, obj, why, self.lost)
             return words.__reduce__()
         return NotImplemented if isinstance(reduced, str) else reduced
 
     def _refer(self, exc: BaseException) -> Any:
         number = self._listing.needed(exc) if self.making else self._listing.number(exc)
         if number is None:
-            words = _put_into_words(self._listing, exc, TypeError("it contains itself"), self.lost)
+            words = _replace_by_text(self._listing, exc, TypeError("it contains itself"), self.lost)
             return words.__reduce__()
         self.referred.add(number)
         return exception_rebuild.node, (number,)

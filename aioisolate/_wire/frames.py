@@ -73,7 +73,7 @@ class ProtocolError(Exception):
     """The bytes on the channel are not what a child of this call writes."""
 
 
-class TooLarge(ProtocolError):  # noqa: N818 - the name says the error
+class TooLarge(ProtocolError):  # noqa: N818 - the name needs no suffix
     """A frame announces more bytes than allowed.
 
     Attributes:
