@@ -187,7 +187,7 @@ class Pool:
             return "the fork server is being started"
         if forkserver.silent:
             return f"the fork server (process {forkserver.pid}) does not answer"
-        before = f"; {self.restarts} fork servers before it were replaced" if self.restarts else ""
+        before = f"; fork servers replaced before: {self.restarts}" if self.restarts else ""
         return (
             f"the fork server (process {forkserver.pid}) has not forked a child for it yet{before}"
         )
