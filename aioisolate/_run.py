@@ -197,7 +197,7 @@ async def _call(plan: Plan) -> tuple[Any, BaseException | None, Supervision]:
     deadlines = Deadlines(plan.options)
     backend = running_backend()
     others = threads.others()
-    if others or threads.helpers():
+    if others or threads.has_helpers():
         await let_imports_finish(deadlines)
     child = ForkedChild(plan, backend, others)
     supervision = Supervision(child, plan.options, deadlines, fn=plan.fn)

@@ -19,7 +19,7 @@ from ._call.missing_features import MissingFeature
 from ._child.layers import ConfinementSpec, Enforcement, Layer, Start
 from ._os import unpatched
 from ._os.platform_features import Containment, containment
-from ._os.process import fork, hush_fork_warning
+from ._os.process import fork, suppress_fork_warning
 from ._os.signals import reset_child_signal
 from ._probes import run_probes
 from .sandbox import Sandbox
@@ -95,7 +95,7 @@ def probe() -> Report:
 
         log.info("%s", features.probe())
     """
-    hush_fork_warning()
+    suppress_fork_warning()
     sys.stdout.flush()
     sys.stderr.flush()
     read, write = os.pipe()

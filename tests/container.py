@@ -270,7 +270,7 @@ def _enter_users(spec: Spec, ready: int, mapped: int) -> None:
 
 def _be_inside(spec: Spec, place: str, groups: list[str], ready: int, mapped: int) -> None:
     namespaces.unshare(namespaces.NEWNS)
-    namespaces.seclude_mounts()
+    namespaces.make_mounts_private()
     working = os.getcwd()
     _build_root(spec, place, groups)
     _enter_root(spec, place)

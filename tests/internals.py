@@ -44,7 +44,6 @@ PLACES = {
     "platform_features": "aioisolate._os.platform_features",
     "cgroup_tree": "aioisolate._os.cgroup_tree",
     "imports": "aioisolate._os.imports",
-    "fds_after_fork": "aioisolate._os.fds_after_fork",
     "killing": "aioisolate._os.killing",
     "landlock": "aioisolate._os.landlock",
     "mappings": "aioisolate._os.mappings",

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from .._errors import ForkSafetyWarning
 from .._os import native_threads
 from .._os.native_threads import NativeThread
-from .._os.process import hush_fork_warning
+from .._os.process import suppress_fork_warning
 from .caller_warnings import warn
 
 __all__ = ["SAFE", "OtherThreads", "Safe", "other_threads"]
@@ -158,7 +158,7 @@ def other_threads(python: Sequence[str]) -> OtherThreads:
     number = native_threads.count()
     if number != 1:  # the common case is one thread
         harmful = _harmful() if number else None
-    hush_fork_warning(judged=bool(python) or harmful is not None)
+    suppress_fork_warning(judged=bool(python) or harmful is not None)
     return OtherThreads(python, harmful or ()) if python or harmful else _NO_THREADS
 
 
@@ -166,7 +166,7 @@ def _harmful() -> list[str] | None:
     """Describe the native threads that may be unsafe in a fork; None if they can't be listed."""
     global _last
     try:
-        numbers = native_threads.strangers()
+        numbers = native_threads.foreign_thread_ids()
         if not numbers:
             return []
         if numbers == _last[0]:

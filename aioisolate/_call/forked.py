@@ -127,7 +127,7 @@ class ForkedChild:
         others.warn()
         # A helper thread of this package may import a module, or open a file between the listing of
         # open descriptors and the fork, like any other thread. But its locks are safe.
-        self._threaded = bool(others) or threads.helpers()
+        self._threaded = bool(others) or threads.has_helpers()
         self.suspicion = others.suspicion()
         self.fds = fds = Descriptors()
         self.process = Process()

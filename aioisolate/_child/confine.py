@@ -152,7 +152,7 @@ def confine(spec: ChildSpec) -> str:
     else:
         proc = _open_proc()
         if confinement.codec != "pickle":
-            shared_mappings.leave_rings(proc)
+            shared_mappings.unmap_io_uring_rings(proc)
         engaged = _enter_copy(spec, confinement, proc)
         if proc >= 0:
             os.close(proc)

@@ -1,4 +1,4 @@
-"""One fork server, seen from the user's process: starting it, talking to it, ending it."""
+"""The user's side of one fork server: start it, exchange records with it, end it."""
 
 from __future__ import annotations
 
@@ -40,24 +40,23 @@ if TYPE_CHECKING:
 
 __all__ = ["ForkServer"]
 
-# The groups of the last 64 killed children may still exist for up to 2 seconds.
+# The groups of the last 64 children that have ended may still exist for up to 2 seconds.
 _RECENT = 64
 _GROUP_PATIENCE = 2.0
 # Seconds that all children together have to end after their server died.
 _ORPHAN_PATIENCE = 0.5
-# Number of checks, within the time that a server has to answer, whether it has answered.
-_LOOKS = 4
-# A server that imports a module cannot answer meanwhile, so it has more checks.
-_LOOKS_AT_IMPORT = 100
+# The number of checks for an answer within the time that a server has to answer.
+_CHECKS = 4
+# The number of checks while the server imports a module, when it cannot answer.
+_CHECKS_AT_IMPORT = 100
 # Seconds between checks for ended children of a server that does not answer.
 _SILENT_PAUSE = 0.05
-# Seconds to block when the event loop cannot wait any more.
-_MOMENT = 0.1
+# Seconds to block where the event loop cannot be used any more.
+_BLOCKING_PATIENCE = 0.1
 # Seconds that a killed server has to end before a thread waits for it instead.
 _KILL_PATIENCE = 5.0
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-# errnos that mean the server is out of file descriptors, or its limit was lowered below their
-# number.
+# errnos of a server that has no free file descriptor, or whose limit is below their number.
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE, errno.EBADF, errno.EINVAL})
 
 
@@ -79,7 +78,7 @@ class ForkServer:
         self,
         backend: AsyncBackend,
         *,
-        on_ward: Callable[[Worker], object],
+        on_worker: Callable[[Worker], object],
         on_refusal: Callable[[CallableDidNotExecuteError], object],
         on_lost: Callable[[ForkServer], object],
         on_silent: Callable[[ForkServer], object],
@@ -88,24 +87,27 @@ class ForkServer:
     ) -> None:
         """Prepare a server; *on_silent* is called when it has not answered for *patience* seconds.
 
-        *on_held* is called with what the server's modules have open and its children will not have.
+        *on_held* is called with the descriptors that modules of the server hold open and that its
+        children do not get.
         """
         self._backend = backend
-        self._on_ward = on_ward
+        self._on_worker = on_worker
         self._on_refusal = on_refusal
         self._on_lost = on_lost
         self._on_silent = on_silent
         self._on_held = on_held
         self._patience = patience
         self.silent = False
-        # The process has sent nothing at all: it may be another program.
-        self._is_strange = True
-        self._named = ""
-        # Whether the server has sent anything since the last check; the number of running calls.
+        # The process has sent nothing yet: it may be another program.
+        self._may_be_other_program = True
+        # The program of the server, if the user named one.
+        self._python = ""
+        # Whether the server has sent anything since the last check.
         self._heard = False
+        # The number of imports that the server has not reported yet, and of running calls.
         self._importing = 0
-        self._kills_before: Kills | None = None
         self._busy = 0
+        self._kills_before: Kills | None = None
         self._watching = False
         self._watchdog: eventloop.Background | None = None
         # Set when the server gets no more work; called when the server has gone.
@@ -115,21 +117,21 @@ class ForkServer:
         self._process = Process()
         self._fds = Descriptors()
         self._inbox = protocol.Inbox()
-        self._parcels = protocol.ReceivedFds()
+        self._received_fds = protocol.ReceivedFds()
         self._pidfds: list[int] = []
         self._send_queue = SendQueue(backend)
         # Workers that were requested and do not exist yet, by the number of the request.
-        self._coming: dict[int, Worker] = {}
+        self._requested: dict[int, Worker] = {}
         self._numbers = itertools.count(1)
         self._reader: eventloop.Background | None = None
         self._ready = anyio.Event()
-        self._draining = DrainingWorkers(backend, self._look_if_empty)
+        self._draining = DrainingWorkers(backend, self._check_if_empty)
         self._emptied: anyio.Event | None = None
         self._down = False
         self._layers: Sequence[str] | None = None
         self._socket: _socket.socket
         self.workers: dict[int, Worker] = {}
-        # Children that seem to have ended, and were not collected by the server, which is silent.
+        # Children that have ended, and whose end the server, which is silent, has not reported.
         self._missed: set[int] = set()
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
         self.problem = ""
@@ -158,7 +160,7 @@ class ForkServer:
         Raises CallableDidNotExecuteError, with the server's report, if it is not ready after
         *patience* seconds.
         """
-        self._layers, self._named = layers, launch.python
+        self._layers, self._python = layers, launch.python
         try:
             self._launch(launch, setup)
             with anyio.move_on_after(patience):
@@ -175,16 +177,16 @@ class ForkServer:
                 ) from exc
             raise
         if self.problem:
-            if self._is_strange and launch.hint is not None:
+            if self._may_be_other_program and launch.hint is not None:
                 self.problem += f": {launch.hint()}"
             self.kill_now()
             raise self.error()
 
     def error(self) -> CallableDidNotExecuteError:
         """Return the error that describes the problem of this server."""
-        what = _sentence(self.problem)
+        problem = _with_last_line_first(self.problem)
         error = CallableDidNotExecuteError(
-            what if self.outdated else f"the fork server can't be used: {what}",
+            problem if self.outdated else f"the fork server can't be used: {problem}",
             reason=Reason.CHILD_SETUP,
             pid=self.pid or None,
             crash_traceback=self.problem if "Traceback" in self.problem else "",
@@ -206,28 +208,28 @@ class ForkServer:
         self._process.adopt(launch.start(theirs, ends))
         own.close(theirs)
         if setup is not None:
-            told = setup._replace(tied=bool(ends))
+            setup = setup._replace(tied=bool(ends))
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the server has ended
-                self._socket.sendall(protocol.encode(("setup", *told)))
+                self._socket.sendall(protocol.encode(("setup", *setup)))
         self._socket.setblocking(False)
         self._send_queue.open(self._socket)
-        self._reader = eventloop.watch(self._backend, ours, self._listen)
+        self._reader = eventloop.watch(self._backend, ours, self._read)
 
     def is_owned(self) -> bool:
         """Return whether this process, and not the one it was forked from, started the server."""
         return self._process.owner_pid == os.getpid()
 
-    def _say(self, *record: Any) -> None:
+    def _send(self, *record: Any) -> None:
         if not self._down and self.is_owned():
             self._send_queue.put(protocol.encode(record))
 
     def request(self, count: int, *, ahead: bool) -> None:
-        """Request *count* children; each is passed to *on_ward*, or a refusal to *on_refusal*.
+        """Request *count* children; each is passed to *on_worker*, or a refusal to *on_refusal*.
 
         *ahead*: no call waits for them yet, so they have time to rehearse.
         """
         if self._down or not self.is_owned():
-            return  # the caller is about to be told
+            return  # the caller gets *on_lost*, or is another process
         if count:
             self._watch()
         for _ in range(count):
@@ -242,7 +244,7 @@ class ForkServer:
                 self._on_refusal(error)
                 continue
             number = next(self._numbers)
-            self._coming[number] = worker
+            self._requested[number] = worker
             self._send_queue.pass_on(
                 protocol.encode(("fork", number, ahead, is_subreaper())),
                 worker.to_pass(),
@@ -252,71 +254,71 @@ class ForkServer:
 
     def _not_asked(self, number: int, exc: OSError) -> None:
         error = CallableDidNotExecuteError(
-            f"could not ask the fork server for a child: {exc.strerror or exc}",
+            f"a request to the fork server could not be sent: {exc.strerror or exc}",
             reason=Reason.PIPE_CREATION,
         )
         error.__cause__ = exc
         self._refuse(number, error)
 
     def _refuse(self, number: int, error: CallableDidNotExecuteError) -> None:
-        worker = self._coming.pop(number, None)
+        worker = self._requested.pop(number, None)
         if worker is not None:
             worker.close()
             self._on_refusal(error)
 
     def learn(self, module: str) -> None:
-        """Make the server import a module, for the children to come."""
+        """Make the server import a module, for children that it forks later."""
         self._importing += 1
-        self._say("import", module)
+        self._send("import", module)
 
     # Whether the server answers
 
     def begin(self) -> None:
-        """Note that a call has begun in one of the workers."""
+        """Note that a worker has begun a call."""
         self._busy += 1
         self._kills_before = note_memory()
         if not self._watching:
             self._watch()
 
     def finish(self) -> None:
-        """Note that a call has ended in one of the workers."""
+        """Note that a worker has ended a call."""
         self._busy -= 1
 
     def _watch(self) -> None:
         if not self._watching and not self._down:
             self._watching = True
-            self._watchdog = eventloop.spawn(self._backend, self._look_for_answers)
+            self._watchdog = eventloop.spawn(self._backend, self._check_answers)
 
-    async def _look_for_answers(self) -> None:
-        """Check, while anything is expected of the server, whether the server still answers."""
+    async def _check_answers(self) -> None:
+        """Check whether the server answers, while calls run or children have been requested."""
         try:
-            await self._look_until_idle()
+            await self._check_until_idle()
         finally:
             # Reset here and not when the task is done, which is a little later.
             self._watching = False
 
-    async def _look_until_idle(self) -> None:
+    async def _check_until_idle(self) -> None:
         quiet = 0
-        while self._busy or self._coming or (self.silent and self.workers):
+        while self._busy or self._requested or (self.silent and self.workers):
             # Count checks instead of seconds: a blocked event loop proves nothing about the server.
-            await anyio.sleep(_SILENT_PAUSE if self.silent else self._patience / _LOOKS)
-            self._listen()  # what has arrived meanwhile
+            await anyio.sleep(_SILENT_PAUSE if self.silent else self._patience / _CHECKS)
+            self._read()  # records that have arrived meanwhile
             if self._down:
                 return
             if self.silent:
-                self._look_for_ends()
+                self._find_ended()
             elif self._heard:
                 self._heard, quiet = False, 0
-            elif quiet < (_LOOKS_AT_IMPORT if self._importing else _LOOKS):
+            elif quiet < (_CHECKS_AT_IMPORT if self._importing else _CHECKS):
                 if not quiet:
-                    self._say("ping")
+                    self._send("ping")
                 quiet += 1
             else:
                 quiet = 0
                 self.silent = True
                 self._on_silent(self)
 
-    def _look_for_ends(self) -> None:
+    def _find_ended(self) -> None:
         """Find the workers that have ended, since the silent server does not report them."""
         for worker in [worker for worker in self.workers.values() if worker.seems_ended()]:
             del self.workers[worker.pid]
@@ -324,17 +326,17 @@ class ForkServer:
             worker.signal(signal.SIGKILL, group=True)
             worker.end(Status(None))
             self._draining.ended(worker)
-        self._look_if_empty()
+        self._check_if_empty()
 
     def retire(self, on_gone: Callable[[], object]) -> None:
         """Give the server no more work; kill it after its last child's end, and call *on_gone*."""
         self._on_gone = on_gone
         self._send_queue.forget_fds()
-        for number in list(self._coming):
-            self._coming.pop(number).close()
-        self._look_if_empty()
+        for number in list(self._requested):
+            self._requested.pop(number).close()
+        self._check_if_empty()
 
-    async def _go(self) -> None:
+    async def _close_retired(self) -> None:
         await self.aclose()
         if self._on_gone is not None:
             self._on_gone()
@@ -343,7 +345,7 @@ class ForkServer:
 
     def kill(self, pid: int, number: int, *, group: bool) -> None:
         """Make the server send a signal to one of its children."""
-        self._say("kill", pid, int(number), group)
+        self._send("kill", pid, int(number), group)
 
     def drain(self, worker: Worker) -> None:
         """Watch a worker that has returned its result until it has ended."""
@@ -356,23 +358,23 @@ class ForkServer:
 
     # Records from the server
 
-    def _listen(self) -> None:
+    def _read(self) -> None:
         try:
             data, descriptors, cut = messages.receive(self._socket, 65536)
         except BlockingIOError:
             return
         except OSError:
             data, descriptors, cut = b"", [], False
-        self._parcels.put(descriptors, cut)
+        self._received_fds.put(descriptors, cut)
         if not data:
             self._lose()
             return
-        self._heard, self.silent, self._is_strange = True, False, False
+        self._heard, self.silent, self._may_be_other_program = True, False, False
         for record in self._inbox.feed(data):
-            self._hear(record)
+            self._handle(record)
         self._send_queue.send()
 
-    def _hear(self, record: Sequence[Any]) -> None:  # noqa: C901 - one arm for each record
+    def _handle(self, record: Sequence[Any]) -> None:  # noqa: C901 - one case for each record
         match record:
             case ("ended", pid, status, user, system, max_rss):
                 self._missed.discard(pid)
@@ -382,13 +384,13 @@ class ForkServer:
                     exit_ = Exit(os.waitstatus_to_exitcode(status))
                     worker.end(Status(exit_, user, system, max_rss * _RSS_UNIT))
                     self._draining.ended(worker)
-                    self._look_if_empty()
+                    self._check_if_empty()
             case ("child", number, pid, index):
                 if index == 0:
-                    self._pidfds = self._parcels.next()
+                    self._pidfds = self._received_fds.next()
                 # A pidfd that did not arrive is treated as none: the server sends the signals.
                 pidfd = self._pidfds.pop(0) if index >= 0 and self._pidfds else -1
-                self._receive(number, pid, pidfd)
+                self._receive_worker(number, pid, pidfd)
             case ("refused", number, code, text):
                 reason = Reason.PIPE_CREATION if code in _NO_DESCRIPTOR else Reason.FORK
                 error = CallableDidNotExecuteError(
@@ -401,8 +403,13 @@ class ForkServer:
             case ("unfit", number, text):
                 error = CallableDidNotExecuteError(text, reason=Reason.CHILD_SETUP, transient=False)
                 self._refuse(number, error)
-            case ("failed" | "strange" as how, what, more):
-                self._fail(how, what, more)
+            case ("failed", text, number):
+                self._failed = True
+                self.problem, self._problem_number = str(text).rstrip(), number
+                self._ready.set()
+            case ("strange", found, trouble):
+                self.problem, self.outdated = explain(found, trouble, self._python)
+                self._ready.set()
             case ("held", found):
                 self._on_held(found)
             case ("imported",):
@@ -415,16 +422,8 @@ class ForkServer:
                     self.problem = why_unconfined(self._layers, engaged)
                 self._ready.set()
 
-    def _fail(self, how: str, what: Any, more: Any) -> None:
-        if how == "strange":
-            self.problem, self.outdated = explain(what, more, self._named)
-        else:
-            self.problem, self._problem_number = str(what).rstrip(), more
-            self._failed = True
-        self._ready.set()
-
-    def _receive(self, number: int, pid: int, pidfd: int) -> None:
-        worker = self._coming.pop(number, None)
+    def _receive_worker(self, number: int, pid: int, pidfd: int) -> None:
+        worker = self._requested.pop(number, None)
         if worker is None:  # no request has this number
             if pidfd >= 0:
                 os.close(pidfd)
@@ -433,38 +432,38 @@ class ForkServer:
             return
         worker.adopt(pid, pidfd)
         self.workers[pid] = worker
-        if self._on_gone is not None:  # the server is retired: too late
+        if self._on_gone is not None:  # the server is retired, so no call will use the worker
             self.discard(worker)
             return
-        self._on_ward(worker)
+        self._on_worker(worker)
 
-    def _look_if_empty(self) -> None:
+    def _check_if_empty(self) -> None:
         if self.workers or not self._draining.is_over():
             return
         if self._emptied is not None:
             self._emptied.set()
         elif self._on_gone is not None and not self._down:
-            eventloop.spawn(self._backend, self._go)
+            eventloop.spawn(self._backend, self._close_retired)
 
     def _lose(self) -> None:
-        """Handle the end of the server: its children have ended too, or are about to."""
+        """Handle the end of the server; its children have ended too, or will end soon."""
         if self._down:
             return
         # A server that ends by itself closes its socket last: give it time to end.
         self._process.ended(0.05)
-        coming = self._hang_up()
-        status = self._bury()
+        coming = self._disconnect()
+        status = self._reap()
         if not self.problem:
             self.problem = self._why_ended(status)
-            self._is_strange &= status.exit is not None and status.exit >= 0
+            self._may_be_other_program &= status.exit is not None and status.exit >= 0
         self._ready.set()
         self._collect_orphans(coming)
         workers, self.workers = self.workers, {}
         for worker in workers.values():
-            # The kernel kills the children with their parent, but not the processes they started.
+            # The kernel kills the children with their parent, but not processes that they started.
             self.discard(worker)
             worker.end(Status(None), lost=self.problem)
-        self._look_if_empty()
+        self._check_if_empty()
         if self._on_gone is not None:
             self._on_gone()
         self._on_lost(self)
@@ -492,44 +491,44 @@ class ForkServer:
             for worker in list(self.workers.values()):
                 self.discard(worker)
             self._emptied = anyio.Event()
-            self._look_if_empty()
+            self._check_if_empty()
             await _within(PATIENCE, self._emptied.wait)
-            coming = self._hang_up()
+            coming = self._disconnect()
             if not self.silent:
                 await self._until_ended(PATIENCE)
             self._process.signal(signal.SIGKILL)
             await self._until_ended(_KILL_PATIENCE)
         finally:
             try:
-                coming = [*coming, *self._hang_up()]
-                self._bury(_MOMENT)
+                coming = [*coming, *self._disconnect()]
+                self._reap(_BLOCKING_PATIENCE)
                 self._collect_orphans(coming)
             finally:
                 self._gone.set()
 
     async def _until_ended(self, seconds: float) -> None:
-        if self._process.is_owned():  # the server may have been lost since
+        if self._process.is_owned():  # the server may have ended and been reaped since
             await _within(seconds, lambda: anyio.wait_readable(self._process.fileno()))
 
     def kill_now(self) -> None:
         """Kill the server and its children; block for a short time."""
         if self._down or not self.is_owned():
             return
-        self._send_queue.close()  # there may be no event loop from here on to retry in
+        self._send_queue.close()  # there may be no event loop in which to retry
         for worker in self.workers.values():
             self.discard(worker)
-        coming = self._hang_up()
-        self._bury()
+        coming = self._disconnect()
+        self._reap()
         self._collect_orphans(coming)
         workers, self.workers = self.workers, {}
         for worker in workers.values():
             worker.end(Status(None), lost=self.problem or "it was killed by this process")
-        self._look_if_empty()
+        self._check_if_empty()
 
-    def _hang_up(self) -> list[Worker]:
-        """Close the socket; the server ends when it sees that.
+    def _disconnect(self) -> list[Worker]:
+        """Close the socket, which makes the server end.
 
-        Return the workers that were requested and have no known process yet, still open.
+        Return the workers that were requested and have no known process yet; they are still open.
         """
         if self._down:
             return []
@@ -542,10 +541,10 @@ class ForkServer:
         if hasattr(self, "_socket"):
             self._socket.detach()
         self._fds.close_all()
-        for fd in self._pidfds + self._parcels.all():
+        for fd in self._pidfds + self._received_fds.all():
             os.close(fd)
         self._send_queue.close()
-        coming, self._coming = self._coming, {}
+        coming, self._requested = self._requested, {}
         return list(coming.values())
 
     def _collect_orphans(self, coming: Iterable[Worker]) -> None:
@@ -558,15 +557,15 @@ class ForkServer:
         if is_subreaper():
             until = now + _ORPHAN_PATIENCE
             orphans = set(self.workers) | {worker.noted_pid(until) for worker in coming} - {0}
-            # The group of a child that has just ended may still exist; soon its number may
-            # belong to another group.
+            # The group of a child that ended recently may still exist; later, its number may belong
+            # to another group.
             ended = {pid for pid, ended_at in self._recent if now - ended_at < _GROUP_PATIENCE}
             registry.end_adopted(orphans | self._missed, ended, session=self.pid)
         for worker in coming:
             worker.close()
 
-    def _bury(self, seconds: float = _KILL_PATIENCE) -> Status:
-        """Collect the process of the server, after killing it if it has not ended.
+    def _reap(self, seconds: float = _KILL_PATIENCE) -> Status:
+        """Kill the process of the server if it has not ended, and reap it.
 
         Block for at most *seconds*; after that, a thread waits for the process.
         """
@@ -585,13 +584,13 @@ class ForkServer:
 
 
 async def _within(seconds: float, wait: Callable[[], Awaitable[object]]) -> None:
-    """Wait for *wait*, for at most *seconds*, shielded from cancellation."""
+    """Await ``wait()`` for at most *seconds*, shielded from cancellation."""
     with anyio.CancelScope(shield=True), anyio.move_on_after(seconds):
         await wait()
 
 
-def _sentence(problem: str) -> str:
-    """Put the last line of a traceback in front of it: logs may show only the first line."""
+def _with_last_line_first(problem: str) -> str:
+    """Put the last line of a traceback first too, since logs may show only the first line."""
     if not problem.startswith("Traceback"):
         return problem
     lines = problem.splitlines()

@@ -29,7 +29,7 @@ class DrainingWorkers:
         self._backend = backend
         self._on_over = on_over
         self._leaving: dict[Worker, float] = {}
-        # Workers that have ended, while processes in their control groups are still dying.
+        # Workers that have ended, and whose control groups are not empty yet.
         self._dying: list[Worker] = []
         self._tasks: dict[str, eventloop.Background] = {}
 

@@ -14,14 +14,14 @@ __all__ = ["HEAD_MAX", "LargeCallFiles"]
 
 # Bytes of a pickle that are sent in the request itself.
 HEAD_MAX = 64 * 1024
-# Bytes written at once: a millisecond or two in which the thread cannot be stopped.
+# Bytes written in one step, in a millisecond or two; the thread can stop between steps.
 _STEP = 4 << 20
 # Characters encoded at once, with the GIL held.
 _TEXT_STEP = 1 << 20
 
 
 class LargeCallFiles(LargeCall):
-    """A `LargeCall` whose data are in files in memory."""
+    """A `LargeCall` whose data is in files in memory."""
 
     def __init__(self) -> None:
         self._fds = Descriptors()
@@ -150,7 +150,7 @@ class LargeCallFiles(LargeCall):
         return [self._fds.release(file) for file in files]
 
     def drop(self) -> None:
-        """Give the call up: the writing thread stops as soon as it can."""
+        """Cancel: the writing thread stops as soon as possible, and the files are closed."""
         self._unwanted = True
         if self._finished:
             self._close()

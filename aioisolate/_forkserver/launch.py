@@ -1,4 +1,4 @@
-"""Starting a fork server that is a fresh interpreter."""
+"""Start a fork server that is a fresh interpreter."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 
 
 class Launch(NamedTuple):
-    """How the process of a fork server is started.
+    """A way to start the process of a fork server.
 
     Attributes:
         start: starts the process with one end of a socket pair, ties it to the ends of an
             `alive_pipe`, if there are any, and returns its pid. Raises OSError.
         python: the program, if the user named one; or "".
-        hint: returns what may be wrong with a process that sends nothing; None for a copy.
+        hint: returns a possible cause why a process sends nothing; None for a copy.
     """
 
     start: Callable[[int, Sequence[int]], int]
@@ -43,14 +43,14 @@ _OF_A_PROGRAM = frozenset(
     {errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 )
 
-# The first code that the fresh interpreter runs. This text belongs to the version of this
-# process, whatever version the files on disk have by then. So it can compare the two versions and
-# report them before anything is sent that depends on the version.
+# The first code that the fresh interpreter runs. This text is of the same version as this process;
+# the files on disk may have been upgraded. So the code can compare the two versions and report them
+# before data is sent whose format depends on the version.
 #
-# The fork server is not confined, so it must import nothing that another user may have put in
-# the way. The current directory is not on its path (-P), and the path begins with the standard
-# library. The package is loaded from where this process has it; the folder around it is not
-# put on the path for that: it may be site-packages with an old backport of typing or enum in it.
+# The fork server is not confined, so it must not import files that another user may have created.
+# The current directory is not on its path (-P), and the path begins with the standard library. The
+# package is loaded from the place where this process found it. Its parent directory is not added to
+# the path: it may be site-packages, and contain an old backport of typing or enum.
 _SOURCE = f"""\
 def start():
     import sys
@@ -74,7 +74,7 @@ def start():
             package = sys.modules.get("aioisolate")
             try:
                 if getattr(package, "__file__", None) != spec.origin:
-                    # Not yet there, or imported by the start of the interpreter, from elsewhere.
+                    # Not imported yet, or imported from elsewhere when the interpreter started.
                     for name in list(sys.modules):
                         if name.partition(".")[0] == "aioisolate":
                             del sys.modules[name]
@@ -86,10 +86,10 @@ def start():
                 from aioisolate._forkserver.protocol import PROTOCOL
                 found.append(str(PROTOCOL))
                 if found == wanted:
-                    # Whatever flag has come from the parent: what is not imported in the server,
-                    # each child would import.
-                    from aioisolate._os.imports import be_eager
-                    be_eager()
+                    # Even if the parent's flags make imports lazy: each child would run the imports
+                    # that the server has not run.
+                    from aioisolate._os.imports import disable_lazy_imports
+                    disable_lazy_imports()
                     from aioisolate._forkserver.server import main
                     return main, fd
     except BaseException:
@@ -99,7 +99,7 @@ def start():
     body = marshal.dumps([("strange", found, trouble)], 4)
     try:
         os.write(fd, len(body).to_bytes(4, "little") + body)
-        while os.read(fd, 65536):  # what is left unread may take along what has been written
+        while os.read(fd, 65536):  # closing a socket with unread data may discard the record
             pass
     finally:
         os._exit(1)
@@ -122,7 +122,7 @@ def explain(found: Sequence[str], trouble: str, named: str) -> tuple[str, bool]:
     *found*: the `_identity` of the interpreter, as far as known; *trouble*: a traceback, or "";
     *named*: the program, if the user named one, or "".
     """
-    what, (python, version, protocol) = "aioisolate", _identity()
+    program, (python, version, protocol) = "aioisolate", _identity()
     there, here = found[1] if len(found) > 1 else _UNKNOWN, version
     if found[0] != python:
         if named:
@@ -130,7 +130,7 @@ def explain(found: Sequence[str], trouble: str, named: str) -> tuple[str, bool]:
                 f"{named} is Python {found[0]}, and this process is {python}: python= must name an "
                 "interpreter of the same version and build"
             ), True
-        what, there, here = "Python", found[0], python
+        program, there, here = "Python", found[0], python
     elif there in (_UNKNOWN, version):
         if len(found) < 3 or trouble:
             # The package may be in the middle of an upgrade.
@@ -140,7 +140,7 @@ def explain(found: Sequence[str], trouble: str, named: str) -> tuple[str, bool]:
             ), False
         there, here = f"{there} (protocol {found[2]})", f"{here} (protocol {protocol})"
     return (
-        f"the fork server runs {what} {there} and this process {here}: {what} was upgraded "
+        f"the fork server runs {program} {there} and this process {here}: {program} was upgraded "
         "under a running process; restart it"
     ), True
 
@@ -172,13 +172,12 @@ def launch_interpreter(environment: Mapping[str, str] | None, python: str) -> La
             setsigmask=(),
             setsigdef=set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP},
         )
-        # If this process ends before that, the server never gets the setup that it needs to
-        # begin.
+        # If this process ends before that, the server gets no setup, and ends.
         with contextlib.suppress(ProcessLookupError):  # if SIGCHLD is ignored
             alive_pipe.tie(ends, pid)
         return pid
 
-    return Launch(start, python, lambda: _ask(python))
+    return Launch(start, python, lambda: _hint(python))
 
 
 def _spawn(program: str, *arguments: Any, **options: Any) -> int:
@@ -191,7 +190,7 @@ def _spawn(program: str, *arguments: Any, **options: Any) -> int:
         raise
 
 
-def _ask(python: str) -> str:
+def _hint(python: str) -> str:
     version = ".".join(map(str, sys.version_info[:2]))
     return f"is {python or sys.executable} Python {version}? {_REMEDY}"
 
@@ -205,7 +204,7 @@ def _find_program() -> str:
     if not program or not isinstance(program, str) or not os.path.isabs(program):
         raise OSError(
             errno.ENOENT,
-            f"sys.executable is {program!r}, and has to be the path of a Python interpreter. "
+            f"sys.executable is {program!r}; it must be the path of a Python interpreter. "
             f"{_REMEDY}",
         )
     if getattr(sys, "frozen", None) is True:

@@ -23,7 +23,7 @@ _KINDS = {
 
 
 class Watch:
-    """Finds out which module opened which descriptor.
+    """Finds the module that opened each descriptor.
 
     Attributes:
         opened: the module that opened each descriptor.
@@ -55,7 +55,7 @@ def _targets() -> dict[int, str]:
 
 
 def is_null(fd: int, null: int) -> bool:
-    """Return whether a descriptor stands for /dev/null, as *null* does: then nothing is lost."""
+    """Return whether a descriptor is one of /dev/null, as *null* is."""
     found = os.fstat(fd)
     return stat.S_ISCHR(found.st_mode) and found.st_rdev == os.fstat(null).st_rdev
 
@@ -88,9 +88,9 @@ def describe(fd: int, target: str) -> str:
     return " ".join(part for part in (kind, here, there and f"-> {there}") if part)
 
 
-def _name(ask: Callable[[], object]) -> str:
+def _name(get_address: Callable[[], object]) -> str:
     try:
-        address = ask()
+        address = get_address()
     except OSError:  # the socket is not connected
         return ""
     if isinstance(address, tuple):
@@ -100,7 +100,7 @@ def _name(ask: Callable[[], object]) -> str:
 
 
 def why_shared(found: Iterable[shared_mappings.SharedMapping], *, copied: bool) -> str:
-    """Return why this process cannot serve untrusted code with such memory; "" if there is none.
+    """Return why this process, with these mappings, cannot serve untrusted code; "" without them.
 
     *copied*: this process is a copy of the user's process.
     """
@@ -110,9 +110,9 @@ def why_shared(found: Iterable[shared_mappings.SharedMapping], *, copied: bool) 
     if not sizes:
         return ""
     named = ", ".join(f"{escape(name, line=True)} ({size} bytes)" for name, size in sizes.items())
-    who = "the process that was copied has" if copied else "preloaded modules have"
+    owner = "the process that was copied has" if copied else "preloaded modules have"
     return (
-        f"{who} mapped memory that is shared and can be written: {named}. Every "
+        f"{owner} mapped memory that is shared and can be written: {named}. Every "
         "call of this sandbox could change it for all others. Map it in fn, or privately: "
         "mmap.ACCESS_COPY, numpy.memmap(mode='c'); to read only, open the file for reading and "
         "use mmap.ACCESS_READ, mode='r'. Locks, values and arrays of multiprocessing are such "

@@ -1,9 +1,9 @@
-"""The idle workers of a fork server: how many there are, who gets one, and restarts.
+"""The idle workers of a fork server: requests for workers, waiting calls, and restarts.
 
 acquire --> idle worker? --> take it, and request another once the call is over
                  | no
                  v
-           request one, wait in line --> its end, a refusal, or a dead server wake the line
+           request one, and wait for a worker, a refusal, or the end of the server
 """
 
 from __future__ import annotations
@@ -30,20 +30,22 @@ __all__ = ["Pool"]
 
 _log = logging.getLogger("aioisolate.zygote")
 
-# Seconds for a fresh server to become ready, since it may have much to import.
+# Seconds for a fresh server to become ready: it may have many modules to import.
 _READY_PATIENCE = 120.0
-# Seconds after which a server that does not answer a request gets no more work. (A server
-# answers in a millisecond; a fork of a very large template may take a second.)
+# Seconds after which a server that does not answer is replaced. (A server answers in a millisecond,
+# but a fork of a very large template may take a second.)
 _ANSWER_PATIENCE = 5.0
 _ANSWER_LEAST = 1.0
-# Number of deaths in a row, without a child in between, after which waiting calls fail.
+# The number of servers in a row that end without a child, after which waiting calls fail.
 _FAILURES_MAX = 3
+# Seconds before a server is started again: at first, and at most.
 _BACKOFF_FIRST = 0.05
-_IDLE_DEATHS_MAX = 20
 _BACKOFF_MAX = 5.0
-# Number of requests at once; more would hold up the event loop.
+# The number of idle workers that may end between two calls before none is forked ahead.
+_IDLE_DEATHS_MAX = 20
+# The maximum number of requests in one iteration of the event loop: more would block it.
 _ASK_MAX = 16
-# Seconds after which idle workers beyond the wanted number, forked in a rush, are killed.
+# Seconds after which idle workers beyond the configured number are killed.
 _IDLE_PATIENCE = 5.0
 
 
@@ -82,7 +84,7 @@ class Pool:
         self._answer_patience = _ANSWER_PATIENCE
         if patience is not None:
             self._answer_patience = max(_ANSWER_LEAST, min(_ANSWER_PATIENCE, patience / 2))
-        # Servers that do not answer, until their last child has ended.
+        # Servers that do not answer and whose last child has not ended.
         self._retired: set[ForkServer] = set()
         self._layers = layers
         self._backend = backend
@@ -90,22 +92,23 @@ class Pool:
         self._setup = setup
         self._warm = warm
         self._idle: deque[Worker] = deque()
-        self._line: deque[_Waiter] = deque()
-        self._coming = 0
+        self._waiters: deque[_Waiter] = deque()
+        self._requested = 0
         self._refill_due = False
         # Deaths of idle workers since the last call that got a worker.
         self._idle_deaths = 0
         self._forkserver: ForkServer | None = None
         # A server that is not ready yet.
-        self._begun: ForkServer | None = None
+        self._starting_server: ForkServer | None = None
         self._learned: set[str] = set()
         # Descriptors, by number and module, that a warning has already named.
-        self._told: set[tuple[int, str | None]] = set()
+        self._warned_of: set[tuple[int, str | None]] = set()
+        # The number of servers in a row that ended, or could not be started, without a child.
         self._failures = 0
         self._starting: eventloop.Background | None = None
         self._trimming: eventloop.Background | None = None
         self._closed = False
-        self._dead: CallableDidNotExecuteError | None = None
+        self._final_error: CallableDidNotExecuteError | None = None
         self.restarts = 0
 
     @property
@@ -140,51 +143,51 @@ class Pool:
     async def _start(self) -> None:
         forkserver = ForkServer(
             self._backend,
-            on_ward=self._welcome,
+            on_worker=self._receive,
             on_refusal=self._refuse,
             on_lost=self._recover,
             on_silent=self._retire,
-            on_held=self._tell_of,
+            on_held=self._warn_of_held,
             patience=self._answer_patience,
         )
         setup = None if self._setup is None else self._setup()
-        self._begun = forkserver
+        self._starting_server = forkserver
         try:
             await forkserver.start(self._launch, setup, _READY_PATIENCE, self._layers)
         except CallableDidNotExecuteError as exc:
             if forkserver.outdated:
-                self._dead = exc
+                self._final_error = exc
             raise
         finally:
-            self._begun = None
+            self._starting_server = None
         self._forkserver = forkserver
         for module in self._learned:
             forkserver.learn(module)
 
-    def _tell_of(self, held: Sequence[tuple[int, str, str | None]]) -> None:
-        """Log, once for all servers, which descriptors are an empty file in children."""
+    def _warn_of_held(self, held: Sequence[tuple[int, str, str | None]]) -> None:
+        """Log, once for all servers, the descriptors that an empty file replaces in children."""
         from .._wire.safe_text import escape  # noqa: PLC0415 - only for this warning
 
-        for fd, what, module in held:
-            if (fd, module) not in self._told:
-                self._told.add((fd, module))
+        for fd, description, module in held:
+            if (fd, module) not in self._warned_of:
+                self._warned_of.add((fd, module))
                 _log.warning(
                     "descriptor %d (%s)%s is open in the fork server; in the children of this "
                     "sandbox an empty file, for reading only, is in its place. If fn needs the "
                     "file itself, open it in this process and name it in pass_fds",
                     fd,
-                    escape(what, line=True),
+                    escape(description, line=True),
                     f", opened while {module!r} was imported," if module else "",
                 )
 
     def hindrance(self) -> str:
-        """Return why a call has not got a worker yet."""
+        """Return why a call has no worker yet."""
         forkserver = self._forkserver
         if forkserver is None:
             return "the fork server is being started"
         if forkserver.silent:
             return f"the fork server (process {forkserver.pid}) does not answer"
-        before = f", and {self.restarts} before it had to be replaced" if self.restarts else ""
+        before = f"; fork servers replaced before: {self.restarts}" if self.restarts else ""
         return (
             f"the fork server (process {forkserver.pid}) has not forked a child for it yet{before}"
         )
@@ -208,21 +211,21 @@ class Pool:
 
         Raises CallableDidNotExecuteError if there can't be one.
         """
-        if self._dead is not None:
-            raise copy.copy(self._dead)
+        if self._final_error is not None:
+            raise copy.copy(self._final_error)
         worker = self.acquire_nowait()
         if worker is not None:
             return worker
         waiter = _Waiter()
-        self._line.append(waiter)
+        self._waiters.append(waiter)
         self._refill_soon()
         try:
             await waiter.event.wait()
         except BaseException:
             if isinstance(waiter.answer, Worker):
                 self.give_back(waiter.answer)
-            elif waiter in self._line:
-                self._line.remove(waiter)
+            elif waiter in self._waiters:
+                self._waiters.remove(waiter)
             raise
         assert waiter.answer is not None
         if isinstance(waiter.answer, Worker):
@@ -230,7 +233,7 @@ class Pool:
         raise waiter.answer
 
     def give_back(self, worker: Worker) -> None:
-        """Take back a worker that has not been given its call."""
+        """Take back a worker that has not got a call."""
         self._hand_out(worker)
 
     def after_call(self) -> None:
@@ -238,7 +241,7 @@ class Pool:
         self._refill_soon()
 
     def learn(self, module: str) -> None:
-        """Make the server import a module of this package that its children turned out to need."""
+        """Make the server import a module that its children need, and also all later servers."""
         if module not in self._learned:
             self._learned.add(module)
             if self._forkserver is not None:
@@ -259,27 +262,27 @@ class Pool:
         forkserver = self._forkserver
         if self._closed or forkserver is None:
             return
-        urgent = len(self._line) - self._coming
+        urgent = len(self._waiters) - self._requested
         missing = urgent + self._warm - len(self._idle)
         if missing <= 0:
             return
         now = min(missing, _ASK_MAX)
-        hurried = max(0, min(urgent, now))
-        self._coming += now
-        forkserver.request(hurried, ahead=False)
-        forkserver.request(now - hurried, ahead=True)
+        at_once = max(0, min(urgent, now))
+        self._requested += now
+        forkserver.request(at_once, ahead=False)
+        forkserver.request(now - at_once, ahead=True)
         if now < missing:
             self._refill_soon()
 
-    def _welcome(self, worker: Worker) -> None:
+    def _receive(self, worker: Worker) -> None:
         self._failures = 0
-        if self._coming:
-            self._coming -= 1
+        if self._requested:
+            self._requested -= 1
         self._hand_out(worker)
 
     def _hand_out(self, worker: Worker) -> None:
-        while self._line:
-            waiter = self._line.popleft()
+        while self._waiters:
+            waiter = self._waiters.popleft()
             if waiter.answer is None:
                 waiter.answer = worker
                 waiter.event.set()
@@ -293,19 +296,19 @@ class Pool:
             self._trimming = eventloop.spawn(self._backend, self._trim)
 
     def _refuse(self, error: CallableDidNotExecuteError) -> None:
-        if self._coming:
-            self._coming -= 1
-        if len(self._line) > self._coming:  # else it was ahead of need, or more are coming
-            waiter = self._line.popleft()
+        if self._requested:
+            self._requested -= 1
+        if len(self._waiters) > self._requested:  # otherwise no call waits for this worker
+            waiter = self._waiters.popleft()
             waiter.answer = error
             waiter.event.set()
         else:
             _log.warning("no child can be forked ahead: %s", error)
 
     def _idle_ended(self) -> None:
-        """Handle the death of an idle worker, whatever killed it: it is never assigned to a call.
+        """Handle the end of an idle worker for any reason: it is never assigned to a call.
 
-        If idle workers die one after another, forking more ahead would be a fork bomb: then none is
+        If idle workers end one after another, forking more ahead would be a fork bomb: then none is
         forked until a call needs one.
         """
         for worker in [worker for worker in self._idle if worker.ended]:
@@ -316,13 +319,13 @@ class Pool:
             _log.warning(
                 "child %d ended while it waited for a call: %s",
                 worker.pid,
-                "how could not be observed" if how is None else how,
+                "its exit status is unknown" if how is None else how,
             )
             self._idle_deaths += 1
         if self._idle_deaths <= _IDLE_DEATHS_MAX:
             self._refill_soon()
         elif self._idle_deaths <= _IDLE_DEATHS_MAX + 1:
-            _log.error("children die while they wait; none is forked ahead until the next call")
+            _log.error("children end while they wait; none is forked ahead until the next call")
 
     async def _trim(self) -> None:
         """Kill workers that no call has needed for a while."""
@@ -341,22 +344,22 @@ class Pool:
         worker.owner.discard(worker)
         worker.close()
 
-    # When the server does not answer, or dies
+    # A server that does not answer, or has ended
 
     def _retire(self, forkserver: ForkServer) -> None:
         """Replace a server that does not answer, and give it no more work.
 
-        Calls that run in its children continue; it is killed when the last of them has ended.
+        Calls that run in its children continue; the server is killed when the last one has ended.
         """
         if forkserver is not self._forkserver:
-            return  # the server was not even ready; the task that started it knows
+            return  # the server was not ready yet: `ForkServer.start` raises
         if self._setup is None:
-            # A second copy would be another snapshot. This server may answer again one day.
+            # A second copy would have other objects. This server may answer again later.
             _log.warning("the fork server %d does not answer", forkserver.pid)
             return
         _log.warning("the fork server %d does not answer; starting another", forkserver.pid)
         self._forkserver = None
-        self._coming = 0
+        self._requested = 0
         self._retired.add(forkserver)
         while self._idle:
             self.let_go(self._idle.popleft())
@@ -367,9 +370,9 @@ class Pool:
 
     def _recover(self, forkserver: ForkServer) -> None:
         if forkserver is not self._forkserver:
-            return  # not ready yet: the task that started it knows; or retired
+            return  # the server was not ready yet, so `ForkServer.start` raises; or it is retired
         self._forkserver = None
-        self._coming = 0
+        self._requested = 0
         while self._idle:
             worker = self._idle.popleft()
             worker.on_end = None
@@ -377,8 +380,8 @@ class Pool:
         if self._closed:
             return
         if self._setup is None:
-            self._dead = forkserver.error()
-            self._fail_line(self._dead)
+            self._final_error = forkserver.error()
+            self._fail_waiters(self._final_error)
             return
         _log.warning("the fork server died (%s); starting another", forkserver.problem)
         self._failures += 1
@@ -395,18 +398,18 @@ class Pool:
             except CallableDidNotExecuteError as exc:
                 self._failures += 1
                 _log.warning("the fork server could not be started: %s", exc)
-                if self._dead is not None:
-                    self._fail_line(exc)
+                if self._final_error is not None:
+                    self._fail_waiters(exc)
                     return  # every other server would be outdated, too
                 if self._failures >= _FAILURES_MAX:
-                    self._fail_line(exc)
+                    self._fail_waiters(exc)
                 continue
             self._refill()
             return
 
-    def _fail_line(self, error: CallableDidNotExecuteError) -> None:
-        line, self._line = self._line, deque()
-        for waiter in line:
+    def _fail_waiters(self, error: CallableDidNotExecuteError) -> None:
+        waiters, self._waiters = self._waiters, deque()
+        for waiter in waiters:
             if waiter.answer is None:
                 waiter.answer = copy.copy(error)
                 waiter.event.set()
@@ -420,11 +423,11 @@ class Pool:
             for forkserver in forkservers:
                 await forkserver.aclose()
         finally:
-            for forkserver in forkservers:  # for cancellation; no effect on servers that have ended
+            for forkserver in forkservers:  # if cancelled; no effect on servers that have ended
                 forkserver.kill_now()
 
     def kill_now(self) -> None:
-        """Do the same as `aclose` at once, blocking, when nothing can be awaited any more."""
+        """Do the same as `aclose` at once, blocking, where nothing can be awaited any more."""
         for forkserver in self._shut():
             forkserver.kill_now()
 
@@ -437,4 +440,5 @@ class Pool:
         forkserver, self._forkserver = self._forkserver, None
         while self._idle:
             self.let_go(self._idle.popleft())
-        return [*self._retired, *(one for one in (forkserver, self._begun) if one is not None)]
+        others = forkserver, self._starting_server
+        return [*self._retired, *(other for other in others if other is not None)]

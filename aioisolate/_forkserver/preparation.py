@@ -1,7 +1,7 @@
-"""Making a fresh fork server like its parent, and where its modules come from.
+"""Prepare a fresh fork server: take over the parent's settings, and import modules.
 
-The server is not confined. The modules it needs come from the standard library and from this
-package, whatever the parent's `sys.path` begins with; preloaded modules are found as in the parent.
+The server is not confined. For the modules that it needs itself, it searches the standard library
+before the other entries of the parent's `sys.path`. Preloaded modules are found as in the parent.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def library_first() -> Iterator[None]:
 
 
 def prepare(setup: protocol.Setup, fd: int) -> dict[int, str]:
-    """Become like the parent, as far as *setup* says; *fd*: the control socket.
+    """Take over the settings of the parent; *fd* is the control socket.
 
-    Return which preloaded module opened which descriptor, if that is to be reported.
+    Return the preloaded module that opened each descriptor; {} if children run trusted code.
     """
     if setup.bound_early:
         del os.environ["LD_BIND_NOW"]
@@ -48,7 +48,7 @@ def prepare(setup: protocol.Setup, fd: int) -> dict[int, str]:
             os.fstat(number)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
-    # Descriptors that the parent made inheritable for another child are not for the server.
+    # Close descriptors that the parent made inheritable for another process.
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for number in fds.listed():
         if number > 2 and number not in (fd, null):
@@ -76,7 +76,7 @@ def prepare(setup: protocol.Setup, fd: int) -> dict[int, str]:
 
 
 def preload(names: Iterable[str], watch: module_resources.Watch | None = None) -> dict[int, str]:
-    """Import modules by name; return the descriptors that *watch* saw them open, and by which."""
+    """Import modules by name; return the module that opened each descriptor, as seen by *watch*."""
     for name in names:
         imports.import_whole(name)
         if watch is not None:

@@ -2,17 +2,19 @@
 
     to the server     setup, fork(number, ahead of need, note its pid), kill(pid, signal, group),
                       import(module), ping
-    from the server   ready(modules, layers engaged, random generators that its modules hold,
-                      encodings of output and error),
+    from the server   ready(modules, engaged layers, random generators of its modules, encodings of
+                      standard output and error),
                       child(number, pid, index of its pidfd), ended(pid, status, user, system, rss),
                       refused(number, errno, text), unfit(number, text), failed(text, errno),
-                      imported, pong, strange(what it runs, traceback), see `launch`;
-                      held(list of (descriptor, what it is, by which module or None)): what modules
-                      have open and its children get an empty file for, before `ready` or `imported`
+                      imported, pong, strange(versions, traceback), see `launch`;
+                      held(list of (descriptor, description, module that opened it or None)): the
+                      descriptors of modules that an empty file replaces in children; it precedes
+                      `ready` or `imported`
 
-With each `fork` come the child's channel and its scratch file, with each `child` its pidfd, if it
-has one: the first of a message has index 0, and -1 is none, or one that could not be passed. Each
-`fork` is answered by `child`, `refused` or `unfit`, with its number, and each `ping` by `pong`.
+With each `fork`, the descriptors of the child's channel and scratch file are sent, and with each
+`child` its pidfd: index 0 is the first one of a message, and -1 means that there is none, or none
+that could be passed. The server answers each `fork` by `child`, `refused` or `unfit`, with its
+number, and each `ping` by `pong`.
 """
 
 from __future__ import annotations

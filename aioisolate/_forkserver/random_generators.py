@@ -20,8 +20,8 @@ _KINDS = (
     ("numpy.random", ("Generator", "BitGenerator", "RandomState")),
     ("torch", ("Generator",)),
 )
-# trio's generator shuffles tasks: no program relies on that order.
-_OF_NO_CONCERN = frozenset({"aioisolate", "numpy", "random", "secrets", "torch", "trio"})
+# Packages without a generator whose numbers matter: trio's shuffles tasks, for example.
+_IGNORED = frozenset({"aioisolate", "numpy", "random", "secrets", "torch", "trio"})
 
 
 def find(preloaded: Iterable[str] = ()) -> list[Found]:
@@ -38,19 +38,19 @@ def find(preloaded: Iterable[str] = ()) -> list[Found]:
     }
     if not kinds:
         return []
-    own = getattr(modules.get("random"), "SystemRandom", None)  # its generators have no state
+    stateless = getattr(modules.get("random"), "SystemRandom", None)
     seeded = _seeded_in_each_child()
     wanted = {name.partition(".")[0] for name in preloaded}
     found = []
     for name, module in list(modules.items()):
         top = name.partition(".")[0]
-        if top in _OF_NO_CONCERN or not issubclass(type(module), ModuleType):
+        if top in _IGNORED or not issubclass(type(module), ModuleType):
             continue
         if top not in wanted and not _is_users(module):
             continue
         for attribute, value in list(vars(module).items()):
-            bases = type(value).__mro__  # an object may pretend to be of another class
-            if kinds.isdisjoint(bases) or own in bases or id(value) in seeded:
+            bases = type(value).__mro__  # unlike __class__, which a proxy may fake
+            if kinds.isdisjoint(bases) or stateless in bases or id(value) in seeded:
                 continue
             seeded.add(id(value))  # reported once, for the module imported first
             found.append((name, attribute, type(value).__name__))

@@ -1,9 +1,9 @@
-"""Waiting for the children of a fork server and their orphans, and collecting them.
+"""Wait for the children of a fork server and their orphans, and reap them.
 
 The server is the subreaper of its children: processes that fn started and left behind become
 children of the server, not of the user's process, where they would stay zombies. So SIGCHLD, and
-not a pidfd for each child, reports that a process has ended. A child is collected only after its
-process group has been killed, while its number is still taken.
+not a pidfd for each child, reports that a process has ended. A child is reaped only after its
+process group has been killed, as long as no other group can have its number.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PATIENCE = 0.5
 _PAUSE = 10  # in milliseconds
 # Seconds between checks for trackers that take longer than usual.
 _TRACKERS_PAUSE = 0.1
-# Number of processes collected before the parent's requests are read.
+# The number of processes that are reaped before the parent's requests are read.
 _AT_ONCE = 128
 # Number of killed groups that may still exist.
 _RECENT = 64
@@ -39,7 +39,7 @@ End = tuple[int, int, float, float, int]
 
 
 class Reaper:
-    """Waits for children, kills them, and collects all children of this process."""
+    """Waits for children, kills them, and reaps all children of this process."""
 
     def __init__(self, *, spares: bool = False) -> None:
         """Become a subreaper, and install a handler for SIGCHLD. Raises OSError.
@@ -101,7 +101,7 @@ class Reaper:
         first = min((tracker.since for tracker, _ in self._spared.values()), default=now)
         return int(max(first + resource_trackers.PATIENCE - now, _TRACKERS_PAUSE) * 1000) + 1
 
-    def _see_to_group(self, pid: int) -> None:
+    def _kill_all_but_trackers(self, pid: int) -> None:
         """Kill the rest of the group of a child that has failed, except its trackers."""
         found = resource_trackers.end_all_others(pid)
         try:
@@ -131,14 +131,14 @@ class Reaper:
         return all(tracker.is_late() for tracker, _ in self._spared.values())
 
     def end_all(self) -> None:
-        """Kill every child and its group, and collect the processes that end within a moment."""
+        """Kill every child and its group, and reap the processes that end in a short time."""
         for pid in self._pids:
             _kill(pid, _SIGKILL, True)
             _kill(pid, _SIGKILL, False)
         poll = select.poll()
         poll.register(self._read, select.POLLIN)
         until = time.monotonic() + _PATIENCE
-        while self._collect_all() or self._pids or any(map(_is_there, self._groups)):
+        while self._collect_all() or self._pids or any(map(_group_exists, self._groups)):
             if time.monotonic() >= until and self._spared_are_late():
                 for pid in list(self._spared):
                     self._end_spared(pid)
@@ -154,7 +154,7 @@ class Reaper:
         ended: list[End] = []
         for _ in range(_AT_ONCE):
             try:
-                # Look first, since a child's group must be killed before the child is collected.
+                # WNOWAIT, since a child's group must be killed before the child is reaped.
                 found = _os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return ended
@@ -165,7 +165,7 @@ class Reaper:
                 self._pids.remove(pid)
                 self._groups.append(pid)
                 if self._spares and found.si_status:
-                    self._see_to_group(pid)
+                    self._kill_all_but_trackers(pid)
                 else:
                     _kill(pid, _SIGKILL, True)
                 ended.append(_collect(pid))
@@ -173,8 +173,8 @@ class Reaper:
                 if pid in self._spared:
                     self._end_spared(pid)
                 unpatched.waitpid(pid, 0)  # an orphan of some child
-        # More may have ended: a child that leaves orphans faster than this loop collects must not
-        # keep the server from its work.
+        # More processes may have ended. The loop has a limit and runs again later: a child that
+        # leaves orphans faster than the loop reaps them must not block the server.
         os.write(self._write, b"\0")
         return ended
 
@@ -200,7 +200,7 @@ def _group_of(pid: int) -> int:
         return -1
 
 
-def _is_there(group: int) -> bool:
+def _group_exists(group: int) -> bool:
     try:
         os.killpg(group, 0)
     except OSError:

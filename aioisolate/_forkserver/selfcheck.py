@@ -1,4 +1,4 @@
-"""Checks of a fork server on itself: its threads and its descriptors."""
+"""The threads and descriptors of a fork server, which it checks itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["SelfCheck"]
 class SelfCheck:
     """Reads the state of this process from /proc.
 
-    *held*: through descriptors that are opened now, for the time when /proc cannot be reached.
+    *held*: open descriptors of the directories now, since /proc will not be accessible later.
     """
 
     def __init__(self, *, held: bool = False) -> None:

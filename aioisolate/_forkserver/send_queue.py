@@ -65,14 +65,14 @@ class SendQueue:
             except BlockingIOError:
                 return  # the server is busy; the rest is sent when its next record arrives
             except (BrokenPipeError, ConnectionResetError):
-                self._messages.clear()  # the server is dead: its closed socket will show that
+                self._messages.clear()  # the server has ended, which the socket's reader handles
                 return
             except OSError as exc:
                 if not message.passing:
-                    self._try_again()
+                    self._retry_later()
                     return
-                # The server lives. The kernel limits a user's descriptors in flight;
-                # since they travel with the first byte, none has been sent.
+                # The server is alive. The kernel limits a user's descriptors in flight. No byte has
+                # been sent, since the descriptors are sent with the first one.
                 self._messages.popleft()
                 message.on_refused(exc)
                 continue
@@ -82,7 +82,7 @@ class SendQueue:
                 self._messages.popleft()
             message.on_passed()
 
-    def _try_again(self) -> None:
+    def _retry_later(self) -> None:
         if self._again is None and not self._closed:
             self._again = eventloop.spawn(self._backend, self._resume)
 

@@ -1,11 +1,11 @@
-"""A fork server: forks a child for each request, and reports how each child ended.
+"""A fork server: it forks a child for each request, and reports the end of each child.
 
 The server runs in a process of its own: either a fresh interpreter (`main`) or a copy of the
 parent taken earlier (`serve_copy`). It has one thread, no event loop, and few descriptors; before
 each fork it checks that this is still so. It never reads calls: the parent sends them to the
 children directly.
 
-The server imports little, for itself and for its children: each page is a copy later.
+The server imports few modules: its children copy each page of them that they write to.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ _raw: Any = _signal
 _os: Any = os  # not every platform has all its functions
 _SIGKILL = int(_raw.SIGKILL)
 _LINUX = sys.platform == "linux"
-# Seconds for threads to end that end at a fork.
+# Seconds to wait for threads that end at a fork.
 _THREADS_PATIENCE = 0.5
 # Seconds between attempts to send a message for which the kernel has no memory.
 _PAUSE = 0.02
 
 
 def main(fd: int) -> NoReturn:
-    """Run a fork server, with *fd* as control socket; the program of a fresh interpreter."""
+    """Run a fork server with the control socket *fd*: the program of a fresh interpreter."""
     status = 1
     try:
         ancestry.mark_as_no_copy()
@@ -69,10 +69,10 @@ def main(fd: int) -> NoReturn:
         if os.getppid() != setup.parent_pid:
             os._exit(1)
         try:
-            bootstrap.set_oom_score_adj()  # and every child with it
+            bootstrap.set_oom_score_adj()  # inherited by every child
             opened = preparation.prepare(setup, fd)
             faulthandler.disable()  # enabled again in the children
-            # Not for the children: Python's handler of SIGINT, and handlers that imports installed.
+            # Children must not have Python's handler of SIGINT, or handlers that imports installed.
             signals.reset(signals.handled())
             confinement = None if setup.confinement is None else ConfinementSpec(*setup.confinement)
             repeating = random_generators.find(setup.preload) if setup.preload else []
@@ -121,9 +121,9 @@ def _run(server: Server, channel: _socket.socket) -> None:
 
 def _tell_failure(channel: _socket.socket, exc: BaseException) -> None:
     with preparation.library_first():
-        import traceback  # noqa: PLC0415 - rarely needed, and not small
+        import traceback  # noqa: PLC0415 - rarely needed, and large
 
-        text = traceback.format_exc()  # this imports more modules
+        text = traceback.format_exc()  # imports more modules
     number = exc.errno if isinstance(exc, OSError) else None
     _tell(channel, ("failed", text, number or 0))
 
@@ -163,28 +163,29 @@ class Server:
         self._own = own = fds.Descriptors()
         memfd.sealable()  # cache the answer, which a confined child may not be able to find out
         null = fds.lift(own.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)), own)
-        # Every child finds its channel and its scratch file under these numbers; so all that
-        # depends on them is prepared once here, and not in each child.
+        # Every child has its channel and its scratch file under these numbers, so objects that
+        # depend on the numbers are prepared once here, and not in each child.
         self._null = self._empty = null
         self._channel_at = own.own(fds.duplicate(null))
         self._scratch_at = own.own(fds.duplicate(null))
         self._reaper = Reaper(spares=confinement is None or confinement.codec == "pickle")
         self._inbox = protocol.Inbox()
-        self._parcels = protocol.ReceivedFds()
-        # The descriptors of the child that is about to be forked.
+        self._received_fds = protocol.ReceivedFds()
+        # The descriptors of the child that is forked next.
         self._given: list[int] = []
         self._outbox: list[tuple[Any, ...]] = []
         self._opened = opened
-        # Why its modules make this process unfit for untrusted code.
+        # Why this process may not serve untrusted code: memory that its modules share; or "".
         self._shared = ""
+        # The pidfds that are sent with the pending records.
         self._passing: list[int] = []
-        self._spec = self._make_order()
+        self._spec = self._make_spec()
         faulthandler.enable(self._scratch_at)
         faulthandler.register(STACK_SIGNAL, self._scratch_at)
         control_channel.setblocking(False)
         self._reaper.watch(control_channel.fileno())
         self._sever = (control_channel.fileno(), *self._reaper.fds())
-        self._ground: confine.PreparedLayers | None = None
+        self._prepared_layers: confine.PreparedLayers | None = None
         self._engaged: list[str] = []
         if confinement is not None:
             self._end_threads()  # only a process with a single thread may enter a user namespace
@@ -194,10 +195,10 @@ class Server:
                 )
                 self._spec.module_fds = []
                 self._spec.dev = self._open_dev()
-                self._take_stock()  # while paths are those that the user knows
+                self._find_held()  # before a mount namespace changes the paths
             self._confine(confinement, tied)
         attached_memory.watch_for_module()
-        imports.be_as_lazy_as_before()  # the children are like the parent
+        imports.restore_lazy_imports()  # for the children
         self._settle()
 
     def _confine(self, confinement: ConfinementSpec, tied: bool) -> None:
@@ -210,30 +211,30 @@ class Server:
         confine.get_ready(confinement)
         self._spec.confinement = confinement
         self._spec.codec = confinement.codec
-        self._ground = confine.PreparedLayers()
-        self._engaged = confine.enter_server(confinement, self._ground, tied=tied)
+        self._prepared_layers = confine.PreparedLayers()
+        self._engaged = confine.enter_server(confinement, self._prepared_layers, tied=tied)
 
     def _open_dev(self) -> int:
         try:
             path: int = getattr(os, "O_PATH", os.O_RDONLY)
             return self._own.own(os.open("/dev", path | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError:
-            return -1  # no /dev/null: children share the descriptor of this process
+            return -1  # there is no /dev: children share this process's descriptor of /dev/null
 
-    def _take_stock(self) -> None:
-        """Find the modules' resources that untrusted code must not get, and report them."""
+    def _find_held(self) -> None:
+        """Find and report the descriptors and memory that untrusted code must not get."""
         from . import module_resources  # noqa: PLC0415 - only for untrusted code
 
-        copied, ground, spec = self._opened is None, self._ground, self._spec
+        copied, ground, spec = self._opened is None, self._prepared_layers, self._spec
         proc = None if ground is None else ground.proc
         if copied:
-            shared_mappings.leave_rings(proc)
+            shared_mappings.unmap_io_uring_rings(proc)
         self._shared = module_resources.why_shared(shared_mappings.shared(proc), copied=copied)
         if not copied:
             module_resources.seal(fds.kept)
         own = {0, 1, 2, self._null, self._empty, self._channel_at, self._scratch_at, spec.dev}
         own.update(self._sever, self._selfcheck.held(), fds.kept, self._given, self._passing)
-        own.update(self._parcels.all(), () if ground is None else ground.fds())
+        own.update(self._received_fds.all(), () if ground is None else ground.fds())
         # The descriptor of the listing itself is closed by now.
         found = [fd for fd in self._selfcheck.list_fds() if fd not in own and fds.is_open(fd)]
         told = [
@@ -249,7 +250,8 @@ class Server:
             self._outbox.append(("held", told))
         spec.module_fds, spec.snapshots, spec.empty = found, list(fds.kept), self._empty
 
-    def _make_order(self) -> ChildSpec:
+    def _make_spec(self) -> ChildSpec:
+        """Return the spec that all children have in common."""
         spec = ChildSpec()
         spec.parent_pid = os.getpid()
         spec.channel = self._channel_at
@@ -264,7 +266,7 @@ class Server:
             *coroutines.steps_to_forget_hub(),
             *multiprocessing_state.steps_for_server(),
         ]
-        # A fork server prints nothing, so the buffers of its streams are empty.
+        # A fork server writes no output, so the buffers of its streams are empty.
         spec.streams = streams = stdio.build()
         sys.stdin, sys.stdout, sys.stderr = streams
         sys.__stdin__, sys.__stdout__, sys.__stderr__ = streams  # type: ignore[misc]
@@ -277,15 +279,15 @@ class Server:
         return spec
 
     def _settle(self) -> None:
-        """Note the descriptors that are open now, and make the existing objects cheap to fork."""
+        """Note the descriptors that are open now, and freeze the existing objects."""
         finalization.set_mark(self._spec)
         gc.collect()
         # A collection in a child would touch, and so copy, every object that exists now.
         gc.freeze()
-        given = self._given + self._parcels.all()
+        given = self._given + self._received_fds.all()
         # Leave out the children's descriptors, which are temporary, and that of the listing itself.
-        there = filter(fds.is_open, self._selfcheck.list_fds())
-        self._known = set(there) - set(self._passing) - set(given)
+        now_open = filter(fds.is_open, self._selfcheck.list_fds())
+        self._known = set(now_open) - set(self._passing) - set(given)
         count = self._selfcheck.count_fds()
         self._count = count and count - len(given) - len(self._passing)
         # Temporary descriptors are above all permanent ones, so a child closes them in one call.
@@ -316,7 +318,7 @@ class Server:
                 if has_message:
                     # Report ends before further forks: a call is waiting for them.
                     self._flush()
-                    if not self._obey():
+                    if not self._handle_requests():
                         break
         finally:
             self._reaper.end_all()
@@ -324,7 +326,7 @@ class Server:
     def _end_threads(self) -> None:
         """Make the thread pools of numerical libraries end.
 
-        They end when the process is forked, and start again only when they are used.
+        The pools end when the process is forked, and start again only when they are used.
         """
         if len(self._selfcheck.threads()) == 1:
             return
@@ -337,7 +339,7 @@ class Server:
         while len(self._selfcheck.threads()) > 1 and time.monotonic() < until:
             time.sleep(0.001)
 
-    def _obey(self) -> bool:
+    def _handle_requests(self) -> bool:
         """Carry out the parent's requests; return False when the parent has closed the socket."""
         try:
             data, descriptors, cut = messages.receive(self._channel, 4096)
@@ -347,22 +349,22 @@ class Server:
             return False  # the parent has closed the socket without reading the last records
         if not data:
             return False
-        self._parcels.put(descriptors, cut)
+        self._received_fds.put(descriptors, cut)
         for record in self._inbox.feed(data):
-            what = record[0]
-            if what == "fork":
+            kind = record[0]
+            if kind == "fork":
                 self._fork_for(*record[1:])
-            elif what == "kill":
+            elif kind == "kill":
                 self._reaper.kill(*record[1:])
-            elif what == "ping":
+            elif kind == "ping":
                 self._outbox.append(("pong",))
-            elif what == "import":
-                self._learn(record[1])
+            elif kind == "import":
+                self._import(record[1])
                 self._outbox.append(("imported",))
         return True
 
     def _fork_for(self, number: int, ahead: bool, note_pid: bool) -> None:
-        self._given = self._parcels.next()
+        self._given = self._received_fds.next()
         self._spec.note_pid = note_pid
         try:
             self._fork(number, ahead)
@@ -374,18 +376,18 @@ class Server:
                 os.close(fd)
             self._given = []
 
-    def _learn(self, name: str) -> None:
+    def _import(self, name: str) -> None:
         try:
             with preparation.library_first():
-                imports.import_at_once(name)  # modules that it imports lazily may never be needed
+                imports.import_at_once(name)  # its lazy imports may never be needed
             if self._spec.module_fds is not None:
-                self._take_stock()
+                self._find_held()
             self._settle()
         except Exception:  # noqa: BLE001 - a child that needs the module will report the error
             return
 
     def _fork(self, number: int, ahead: bool) -> None:
-        """Fork a child with its descriptors, and maybe time to rehearse. Raises OSError."""
+        """Fork a child with its descriptors; a child forked *ahead* rehearses. Raises OSError."""
         problem = self._problem()
         if problem:
             self._outbox.append(("unfit", number, problem))
@@ -400,9 +402,9 @@ class Server:
         try:
             pid = unpatched.fork()
             if pid == 0:
-                loose = self._given + self._parcels.all() + self._selfcheck.held()
-                loose += self._passing
-                serve(self._spec, self._sever, loose, ahead, self._ground)
+                unneeded = self._given + self._received_fds.all() + self._selfcheck.held()
+                unneeded += self._passing
+                serve(self._spec, self._sever, unneeded, ahead, self._prepared_layers)
             # Close these two descriptors first: the pidfd may need their numbers.
             while self._given:
                 os.close(self._given.pop())
@@ -413,7 +415,7 @@ class Server:
             try:
                 os.dup2(null, channel_at, False)
                 os.dup2(null, scratch_at, False)
-            except OSError:  # the limit was just lowered; the child sees that it is not wanted
+            except OSError:  # the limit was just lowered; the child ends when its channel is closed
                 if pidfd >= 0:
                     os.close(pidfd)
                 raise
@@ -456,23 +458,23 @@ class Server:
         """Return why forking this process is not safe, or ""."""
         if self._shared:
             return self._shared
-        here = self._selfcheck
-        threads = here.threads() if here.count_threads() != 1 else [""]
+        check = self._selfcheck
+        threads = check.threads() if check.count_threads() != 1 else [""]
         if len(threads) > 1:
             return (
                 f"the fork server has {len(threads)} threads ({', '.join(sorted(set(threads)))}); "
                 "a lock that one of them holds would stay locked in every child. One of the "
                 "preloaded modules has started them"
             )
-        given = self._given + self._parcels.all()
-        mine = len(given) + len(self._passing)
-        if self._count and here.count_fds() == self._count + mine:
+        given = self._given + self._received_fds.all()
+        temporary = len(given) + len(self._passing)
+        if self._count and check.count_fds() == self._count + temporary:
             return ""
-        more = set(here.list_fds()) - self._known - set(given) - set(self._passing)
-        strange = sorted(f"{fd} ({target})" for fd in more if (target := here.target(fd)))
-        if strange:
+        more = set(check.list_fds()) - self._known - set(given) - set(self._passing)
+        unknown = sorted(f"{fd} ({target})" for fd in more if (target := check.target(fd)))
+        if unknown:
             return (
-                f"the fork server has descriptors that it should not have: {', '.join(strange)}; "
+                f"the fork server has descriptors that it should not have: {', '.join(unknown)}; "
                 "every child would share them"
             )
         return ""

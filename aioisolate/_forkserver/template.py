@@ -1,4 +1,4 @@
-"""A fork server that is a copy of this process: its children have the objects of this moment."""
+"""A fork server that is a copy of this process: its children have the objects that exist now."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def launch_copy(
 ) -> Launch:
     """Return a launcher of copies of this process, which has *functions* now.
 
-    *others*: the other threads of this process. *confinement*: what confines the copies.
-    *preload*: the modules they import first, with *environment*.
+    *others*: the other threads of this process. *confinement*: the layers that the copies engage.
+    *preload*: the modules that the copies import first. *environment*: their environment, or None.
     """
 
     def start(fd: int, ends: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""A fork server's child, seen from the user's process."""
+"""The user's side of a child of a fork server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _signal: Any = signal
 
 
 class WorkerOwner(Protocol):
-    """What a worker needs of its fork server, a `ForkServer`.
+    """The methods of `ForkServer` that a worker uses.
 
     A protocol, because the module of that class imports this one.
     """
@@ -56,17 +56,17 @@ class WorkerOwner(Protocol):
         """Watch a worker that has returned its result until it has ended."""
 
     def begin(self) -> None:
-        """Note that a call has begun in one of the workers."""
+        """Note that a worker has begun a call."""
 
     def finish(self) -> None:
-        """Note that a call has ended in one of the workers."""
+        """Note that a worker has ended a call."""
 
     def discard(self, worker: Worker) -> None:
         """Kill a worker that is not needed."""
 
 
 class Worker:
-    """A process that a fork server has forked, waiting for a call.
+    """A process that a fork server has forked, and that waits for a call.
 
     Attributes:
         pid: the process id.
@@ -76,7 +76,7 @@ class Worker:
         status: how the process ended, once it has.
         lost: why the server died, or "" if it has not.
         on_end: called when the process has ended.
-        group: the control group to be removed then, or None.
+        group: the control group to remove when the process has ended, or None.
         proved: whether the process has proved that its layers are engaged.
     """
 
@@ -129,7 +129,7 @@ class Worker:
         self._fds.close(self._theirs)
 
     def adopt(self, pid: int, pidfd: int) -> None:
-        """Note which process the worker is."""
+        """Note the process of the worker, and own *pidfd*."""
         self.pid = pid
         if pidfd >= 0:
             self.pidfd = self._fds.own(pidfd)
@@ -202,7 +202,7 @@ class Worker:
                 return
             except OSError as exc:
                 # EINVAL: before Linux 6.9. EPERM: the child has another user, and this process has
-                # given up the right to signal it since; or a filter forbids this call.
+                # dropped the right to signal it since; or a filter forbids this call.
                 if exc.errno not in (errno.EINVAL, errno.EPERM):
                     raise
                 if exc.errno == errno.EPERM and number == signal.SIGKILL:
@@ -211,7 +211,7 @@ class Worker:
         self.owner.kill(self.pid, number, group=group)
 
     def seems_ended(self) -> bool:
-        """Return whether the process has ended, even if the silent server has not reported that."""
+        """Return whether the process has ended, even if the server has not reported it."""
         if self.pidfd >= 0:
             return has_ended(self.pidfd)
         return not is_child_of(self.owner.pid, self.pid)
@@ -219,7 +219,7 @@ class Worker:
     def noted_pid(self, until: float) -> int:
         """Return the process id that the process itself has noted; 0 if there was no process.
 
-        This is for a process that its dead server has not reported. Blocks until the process has
+        For a process that its server has not reported before it ended. Blocks until the process has
         ended, at most until *until* on the clock of time.monotonic.
         """
         poll = select.poll()
@@ -247,6 +247,6 @@ def _failure(answer: Message | None) -> tuple[str, int]:
     """Return the message of a FAILED frame, and its errno or 0."""
     if answer is None:
         return "it ended without a report", 0
-    # Only code of this package has run in the process.
+    # The text is trusted: only code of this package has run in the process.
     _, number, text = parse_failure(b"".join(answer[1]).decode(errors="replace"))
     return text, number

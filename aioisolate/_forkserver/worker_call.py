@@ -1,4 +1,4 @@
-"""A call that is sent to a fork server's child."""
+"""A call that is sent to a child of a fork server."""
 
 from __future__ import annotations
 
@@ -41,38 +41,38 @@ __all__ = ["WorkerCall", "drop", "encode_call", "encode_large_call"]
 # Files up to this size are closed in a millisecond or two.
 _FREED_AT_ONCE = 32 << 20
 
-# errnos for descriptors that do not exist, or for more than one message can carry.
+# errnos for descriptors that do not exist, and for more descriptors than one message can carry.
 _UNFIT_TO_PASS = frozenset({errno.EBADF, errno.EINVAL})
 
 
-class _Sole:
+class _SingleWaitSet:
     """A wait set of one descriptor, which the event loop watches directly."""
 
     __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
 
     def fileno(self) -> int:
         """Return the descriptor."""
         return self._fd
 
-    def close(self) -> None:
-        """Do nothing: the descriptor belongs to another object."""
-
     def add(self, fd: int) -> None:
         """Watch the descriptor again."""
         self._fd = fd
 
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+    def remove(self, fd: int) -> None:
+        """Stop watching the descriptor."""
+        if fd == self._fd:
+            self._fd = -1
 
     def poll(self, seconds: float = 0, /) -> list[int]:
         """Return the descriptor: reading it without blocking shows whether there is data."""
         del seconds
         return [self._fd] if self._fd >= 0 else []
 
-    def remove(self, fd: int) -> None:
-        """Stop watching the descriptor."""
-        if fd == self._fd:
-            self._fd = -1
+    def close(self) -> None:
+        """Do nothing: the descriptor belongs to another object."""
 
 
 class WorkerCall:
@@ -114,7 +114,7 @@ class WorkerCall:
     ) -> None:
         """Prepare to send *call* to *worker*; on failure the worker is killed.
 
-        Raises CallableDidNotExecuteError if a descriptor can't be had.
+        Raises CallableDidNotExecuteError if a descriptor can't be opened.
         """
         self._worker = worker
         worker.owner.begin()
@@ -161,14 +161,13 @@ class WorkerCall:
         if large_call is not None:
             in_file, beside, size = large_call.stream >= 0, large_call.beside >= 0, large_call.size
             self._sent_along += map(fds.own, large_call.release())
-        # Without a stream another file may have its number.
+        # Without sys.__stdin__, another file may have the number 0.
         stdin = options.stdin == "inherit" and sys.__stdin__ is not None and is_open(0)
         if stdin:
             self._sent_along.append(0)
-        silent = (
-            plan.confinement is not None and plan.confinement.codec != "pickle"
-        )  # since the fork
-        output = options.output != "inherit" and not (silent and options.output == "null")
+        # The child of a fork server for untrusted code has no output since the fork.
+        has_no_output = plan.confinement is not None and plan.confinement.codec != "pickle"
+        output = options.output != "inherit" and not (has_no_output and options.output == "null")
         if output:
             null = fds.own(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
             self.streams, stdout, stderr = open_streams(
@@ -183,7 +182,7 @@ class WorkerCall:
             self.nonce,
             size if in_file else stream,
             in_file,
-            # Untrusted code could take back a mark that is not sealed, and claim not to have begun.
+            # Untrusted code could remove a mark that is not a seal, and claim not to have begun.
             quiet and not (self._stranger and not memfd.sealable()),
             plan.streaming,
             options.on_progress is not None,
@@ -202,14 +201,14 @@ class WorkerCall:
             call.texts,
             options.exit_timeout,
         ).encode()
-        # The event loop itself cannot stop watching a descriptor for a while.
+        # The event loop itself cannot suspend watching a descriptor.
         if plan.streaming or self.streams or options.on_progress or self._stranger:
             self.waitset = WaitSet()
             self.waitset.add(self.channel)
             for output_stream in self.streams:
                 self.waitset.add(output_stream.fd)
         else:
-            self.waitset = _Sole(self.channel)
+            self.waitset = _SingleWaitSet(self.channel)
         fd = self.waitset.fileno()
         if backend.loop is not None:
             self.waiter = AsyncioWaiter(backend.loop, fd, self.kill_now)
@@ -218,7 +217,7 @@ class WorkerCall:
         self._worker.on_end = self.waiter.ring
 
     def launch(self) -> None:
-        """Send the call. If the child is dead, its end will show that the call has not begun.
+        """Send the call. If the child has ended, the report of its end ends the call, too.
 
         Raises CallableDidNotExecuteError if the call can't be sent: the child would wait for ever.
         """
@@ -227,7 +226,7 @@ class WorkerCall:
         try:
             sent = messages.send(channel, self._request, self._sent_along)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # the end of the child will show that
+            pass  # the child has ended; its end will be reported
         except OSError as exc:
             why = exc.strerror or str(exc)
             unfit = exc.errno in _UNFIT_TO_PASS
@@ -258,7 +257,7 @@ class WorkerCall:
         return self._worker.lost
 
     def go(self) -> None:
-        """Do nothing: the child waits for its call only."""
+        """Do nothing: the child waits only for its call."""
 
     def signal(self, number: int) -> None:
         """Send the child a signal, if it has not ended."""
@@ -301,7 +300,7 @@ class WorkerCall:
     give_up = kill_now
 
     def release(self) -> None:
-        """Close everything that belonged to the call, a little later if no code waits for that."""
+        """Close all descriptors of the call; later, if the server drains the child."""
         self._worker.on_end = None
         if self._left:
             eventloop.soon(self._backend, self._close_all)
@@ -310,7 +309,7 @@ class WorkerCall:
 
     def _close_all(self) -> None:
         if self._left and self._stranger:
-            # Everything has been received: untrusted code has no reason to run any longer.
+            # The whole answer has been received, so untrusted code need not run any longer.
             self._worker.owner.discard(self._worker)
         self._close()
         self._worker.close()
@@ -339,14 +338,14 @@ def _is_confined(name: str) -> bool:
 def encode_call(plan: Plan, functions: ancestry.Functions | None) -> codecs.Call:
     """Pickle a call for a fork server's child, at once.
 
-    *functions* are those that the server has as a copy of this process.
+    *functions* are those that the server has because it is a copy of this process.
     Raises TooMuch if pickling would take long, CallableDidNotExecuteError if it fails.
     """
     try:
         return calls.dump_at_once(plan.fn, plan.args, functions, _needs_source(plan))
     except (KeyboardInterrupt, TooMuch):
-        raise  # a KeyboardInterrupt is the user's
-    except BaseException as exc:  # a SystemExit of some __reduce__ would end the event loop
+        raise  # a KeyboardInterrupt comes from the user
+    except BaseException as exc:  # a SystemExit of a __reduce__ would end the event loop
         raise _unpicklable(exc) from exc
 
 
@@ -402,14 +401,14 @@ def _needs_source(plan: Plan) -> calls.NeedsSource:
 def _unpicklable(exc: BaseException) -> CallableDidNotExecuteError:
     reason, transient = Reason.ARGUMENT_ENCODING, None
     # Pickling may import a module, and open files, so the cause may be temporary.
-    spoke = exc.__cause__ if isinstance(exc, pickle.PicklingError) else exc
-    if isinstance(spoke, OSError) and may_pass(spoke.errno):
+    cause = exc.__cause__ if isinstance(exc, pickle.PicklingError) else exc
+    if isinstance(cause, OSError) and may_pass(cause.errno):
         transient = True
     if isinstance(exc, ChangedError):
         transient = True  # a retry may find the argument unchanged
         text = (
-            f"an argument of fn was changed while it was pickled: {exc} (large ones are pickled in "
-            "a thread: do not change them until fn has begun, or hand over a copy)"
+            f"an argument of fn was changed while it was pickled: {exc} (large arguments are "
+            "pickled in a thread: do not change them until fn has begun, or pass a copy)"
         )
     elif isinstance(exc, NoThreadError):
         reason = Reason.PIPE_CREATION

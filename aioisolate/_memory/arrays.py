@@ -65,7 +65,7 @@ def make(shape: SupportsIndex | Sequence[SupportsIndex], dtype: Any) -> SharedAr
     root = BackingFile.create(length)
     memfd.fix_size(root.fd)
     memfd.bar_reopening(root.fd)
-    return _on(root, 0, kind, sizes, None)
+    return _map(root, 0, kind, sizes, None)
 
 
 def _sizes(shape: Any) -> tuple[int, ...]:
@@ -87,7 +87,7 @@ def _bounds(array: SharedArray) -> tuple[int, int]:
     return low, high + array.itemsize
 
 
-def _on(
+def _map(
     root: BackingFile,
     offset: int,
     dtype: Any,
@@ -96,7 +96,8 @@ def _on(
     *,
     read_only: bool = False,
 ) -> SharedArray:
-    # np.ndarray(buffer=) keeps a reference to its buffer only if that is an array.
+    """Return an array in the memory of *root*."""
+    # np.ndarray(buffer=) keeps a reference to a buffer only if the buffer is an array.
     view = View(root, shared=True, access=Access.READ if read_only else FREE)
     memory = np.frombuffer(memoryview(view), np.uint8)
     return np.ndarray(shape, dtype, memory, offset, strides).view(SharedArray)
@@ -112,4 +113,4 @@ def _reopen(  # noqa: PLR0917 - pickle calls it with positional arguments
     read_only: bool,
 ) -> SharedArray:
     root = BackingFile.adopt(fd_passing.arrived(index), length, fixed_only=True)
-    return _on(root, offset, dtype, shape, strides, read_only=read_only)
+    return _map(root, offset, dtype, shape, strides, read_only=read_only)

@@ -1,4 +1,4 @@
-"""The file in memory that backs a snapshot."""
+"""The file in memory that backs a snapshot or a shared array."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .._wire.frames import ProtocolError
 
 __all__ = ["BackingFile"]
 
-_AT_ONCE = 1 << 30  # Linux writes at most 2 GiB with one call
+_AT_ONCE = 1 << 30  # bytes; Linux writes at most 2 GiB with one call
 
 
 class Writer(Protocol):
-    """Something that can write to a file as long as it is open: a `View` or its mmap."""
+    """An object that can write to a file until it is closed: a `View` or its mmap."""
 
     @property
     def closed(self) -> bool:
@@ -31,8 +31,7 @@ class BackingFile:
     Attributes:
         fd: the file's descriptor.
         length: the number of bytes in use.
-        frozen: the file must not change any more; enforced by this process where there are no
-            seals.
+        frozen: the file must not change any more; without seals, only this process ensures that.
         writer: a weak reference to the view that writes to the file.
         pid: the process that created or opened it.
     """
@@ -72,8 +71,8 @@ class BackingFile:
         vetted = memfd.has_fixed_size(fd) if fixed_only else memfd.is_sealed(fd)
         if not vetted:
             raise ProtocolError(
-                "the descriptor received for a snapshot or shared array is no file in memory that "
-                f"{'has a fixed size' if fixed_only else 'is sealed'}"
+                "the descriptor received for a snapshot or shared array is not a file in memory "
+                f"that {'has a fixed size' if fixed_only else 'is sealed'}"
             )
         size = os.fstat(fd).st_size
         if not 0 <= length <= size:

@@ -1,4 +1,4 @@
-"""A base class for context managers that close themselves."""
+"""A base class for objects that can be closed and are context managers."""
 
 from __future__ import annotations
 

@@ -21,9 +21,9 @@ __all__ = ["FileMapping", "Use", "at", "note"]
 class Use(enum.Enum):
     """How a file is mapped."""
 
-    PRIVATE = "writes stay here"
+    PRIVATE = "writes change only this mapping"
     WRITER = "writes change a snapshot that is not sealed yet"
-    SHARED = "writes are seen by all who have it"
+    SHARED = "writes are visible to all processes that have the file"
 
 
 class FileMapping(NamedTuple):
@@ -43,26 +43,26 @@ class FileMapping(NamedTuple):
     use: Use
 
 
-_places: weakref.WeakKeyDictionary[mmap.mmap, FileMapping] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[mmap.mmap, FileMapping] = weakref.WeakKeyDictionary()
 
 
 def note(area: mmap.mmap, root: BackingFile, *, offset: int, length: int, use: Use) -> None:
     """Record a mapping for as long as *area* exists."""
-    _places[area] = FileMapping(mappings.address_of(area), length, root, offset, use)
+    _known[area] = FileMapping(mappings.address_of(area), length, root, offset, use)
 
 
 def at(address: int, size: int) -> FileMapping | None:
     """Return the mapping that contains *size* bytes at *address*, or None."""
-    for place in list(_places.values()):
+    for place in list(_known.values()):
         if place.address <= address and address + size <= place.address + place.length:
             return place
     return None
 
 
 def _find(buffer: memoryview, bundle: fd_passing.FdBundle) -> fd_passing.BufferRef | None:
-    """Return a reference to a buffer, if its content is that of its file, or None."""
+    """Return a reference to a buffer; None if it has no file, or another content than its file."""
     size = buffer.nbytes
-    address = mappings.address_of(buffer) if size and _places else 0
+    address = mappings.address_of(buffer) if size and _known else 0
     place = at(address, size) if address else None
     if place is None or place.use is Use.WRITER:
         return None

@@ -13,7 +13,7 @@ from .closing import Closing
 
 __all__ = ["GrowableBuffer"]
 
-_FIRST = 16  # pages; the kernel allocates each when it is first written to
+_FIRST = 16  # pages; the kernel allocates a page when it is first written to
 
 
 @exports_buffer
@@ -84,7 +84,7 @@ class GrowableBuffer(Closing):
             return
         self._items.release()
         try:
-            mappings.vet_unused(self._area)
+            mappings.check_unused(self._area)
         except BufferError as exc:
             raise BufferError(
                 "cannot resize an array that is exporting buffers: a memoryview or a numpy array "
@@ -126,7 +126,7 @@ class GrowableBuffer(Closing):
             self._grow(count)
 
     def reserve(self, count: int, /) -> None:
-        """Get memory for *count* items in total, so that the array need not grow before.
+        """Get memory for *count* items in total, so that up to this length the array need not grow.
 
         Raises ValueError if *count* is negative, BufferError if an object uses the array's memory,
         MemoryError if memory is short.

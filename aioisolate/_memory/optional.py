@@ -7,12 +7,12 @@ from typing import Any
 __all__ = ["numpy_for"]
 
 
-def numpy_for(what: str) -> Any:
-    """Import numpy for *what*. Raises ImportError with instructions if it is not installed."""
+def numpy_for(caller: str) -> Any:
+    """Import numpy for the function *caller*. Raises ImportError, with instructions, without it."""
     try:
         import numpy as np  # noqa: PLC0415 - an optional dependency
     except ModuleNotFoundError as exc:
         if exc.name != "numpy":  # numpy is installed, but a module that it needs is not
             raise
-        raise ImportError(f"{what} needs numpy: pip install numpy", name="numpy") from exc
+        raise ImportError(f"{caller} needs numpy: pip install numpy", name="numpy") from exc
     return np

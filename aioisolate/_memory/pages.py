@@ -10,14 +10,14 @@ from typing import Any, ClassVar, NoReturn
 
 from .._os import machine_code, mappings
 from .access import Access, Advice
-from .region import FREE, MemoryRegion, runs
+from .region import FREE, MemoryRegion, check_length, runs
 
 __all__ = ["Pages"]
 
 _STEP = 1 << 16
 _ZEROS = bytes(_STEP)
 # Advice that acts once and does not last.
-_PASSING = frozenset({Advice.WILLNEED, Advice.COLD, Advice.PAGEOUT})
+_ONE_TIME = frozenset({Advice.WILLNEED, Advice.COLD, Advice.PAGEOUT})
 
 
 class Pages(MemoryRegion):
@@ -27,7 +27,7 @@ class Pages(MemoryRegion):
     its own copy, as of all private memory.
 
     With *guard*, the pages before the first and after the last are inaccessible: C code that runs
-    over the end crashes instead of writing elsewhere, and a crash in an isolated child is an
+    over the end crashes instead of changing other memory, and a crash in an isolated child is an
     ordinary error. The guard begins at the end of a page. If the length is no multiple of
     `page_size`, an overrun within the last page goes unnoticed.
 
@@ -58,16 +58,16 @@ class Pages(MemoryRegion):
     def __init__(
         self, length: int, access: Access = FREE, *, guard: bool = False, huge: bool = False
     ) -> None:
-        _check_length(length)
+        check_length(length)
         if not isinstance(access, Access):
             raise TypeError(f"access must be an Access, not {access!r}")
         if huge:
-            mappings.vet_huge_pages()
+            mappings.check_huge_pages()
         self._initial = access
         self._guard = guard
         self._unit = mappings.huge_page_size() if huge else mappings.PAGE
-        # The lasting advice, which a resize applies to new pages: advice, beginning and end. The
-        # end is None if the advice is for everything, whatever the length.
+        # The advice that lasts, which a resize applies to new pages, with start and end. The end is
+        # None if the advice is for all of the memory, also after a resize.
         self._advised: list[tuple[Advice, int, int | None]] = []
         area, start = self._map(length)
         super().__init__(area, length, start)
@@ -155,7 +155,7 @@ class Pages(MemoryRegion):
         start, size = self._whole_pages(where)
         if self._area is not None and size:
             mappings.advise(self._area, number, self._start + start, size)
-        if advice not in _PASSING:
+        if advice not in _ONE_TIME:
             entry = advice, start, None if size == self.size else start + size
             self._advised = [*(old for old in self._advised if old != entry), entry]
 
@@ -200,9 +200,9 @@ class Pages(MemoryRegion):
             pages.resize(2 * len(pages))
         """
         self._check_open()
-        _check_length(length)
+        check_length(length)
         if self._area is not None:
-            mappings.vet_unused(self._area)
+            mappings.check_unused(self._area)
         before, after = self.size, self._size_for(length)
         if before != after:
             self._move(length, after)
@@ -259,8 +259,8 @@ class Pages(MemoryRegion):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "Pages can't be pickled: they are this process's own memory; "
-            "Snapshot.from_bytes(pages) can"
+            "Pages can't be pickled, since they are private memory of this process; send "
+            "Snapshot.from_bytes(pages)"
         )
 
     # Parts of resize
@@ -301,7 +301,7 @@ class Pages(MemoryRegion):
         return None if rights.count(FREE.value) == len(rights) else rights
 
     def _advise_all(self, made: mmap.mmap, start: int, size: int) -> None:
-        """Apply the lasting advice to new memory."""
+        """Apply the advice that lasts to new memory."""
         for advice, first, stop in self._advised:
             last = size if stop is None else min(stop, size)
             if first < last:
@@ -321,7 +321,7 @@ class Pages(MemoryRegion):
                     target[at + done : at + done + step] = piece
 
     def _wipe(self, start: int, stop: int) -> None:
-        """Zero bytes that are no longer in use, whatever their rights."""
+        """Zero bytes that are no longer in use, with any rights."""
         area, page = self._area, mappings.PAGE
         if area is None or start >= stop:
             return
@@ -335,10 +335,3 @@ class Pages(MemoryRegion):
             mappings.protect(address, page, value)
         for first, size, value in runs(self._rights, whole, mappings.round_up(stop) - whole):
             mappings.decommit(area, self._start + first, size, value)
-
-
-def _check_length(length: int) -> None:
-    if isinstance(length, bool) or not isinstance(length, int):
-        raise TypeError(f"the length must be a number of bytes, not {length!r}")
-    if length < 0:
-        raise ValueError(f"the length must be at least 0, not {length}")

@@ -13,7 +13,7 @@ from .._os.buffers import WRITABLE, exports_buffer
 from .access import Access
 from .closing import Closing
 
-__all__ = ["FREE", "MemoryRegion", "check_items", "runs"]
+__all__ = ["FREE", "MemoryRegion", "check_items", "check_length", "runs"]
 
 FREE = Access.READ | Access.WRITE
 # The field names in a buffer's format, as in "T{d:Offset:O:object:}".
@@ -59,11 +59,11 @@ class MemoryRegion(Closing):
 
     @property
     def closed(self) -> bool:
-        """Whether it is closed."""
+        """Whether this object is closed."""
         return self._closed
 
     def close(self) -> None:
-        """Close it and free the memory. A second call does nothing.
+        """Close this object and free the memory. A second call does nothing.
 
         Raises BufferError if an object such as a memoryview or a numpy array still uses the memory.
         """
@@ -226,10 +226,18 @@ class MemoryRegion(Closing):
             raise ValueError(f"the {self._kind} is closed")
 
 
-def check_items(given: memoryview, what: str) -> None:
-    """Raise TypeError if a buffer holds Python objects: their addresses mean nothing elsewhere."""
+def check_length(length: int) -> None:
+    """Raise TypeError or ValueError if *length* is not a length in bytes."""
+    if isinstance(length, bool) or not isinstance(length, int):
+        raise TypeError(f"the length must be a number of bytes, not {length!r}")
+    if length < 0:
+        raise ValueError(f"the length must be at least 0, not {length}")
+
+
+def check_items(given: memoryview, purpose: str) -> None:
+    """Raise TypeError if a buffer holds Python objects: other processes do not have these."""
     if "O" in _NAMES.sub("", given.format):
-        raise TypeError(f"an array of Python objects ({given.format!r}) can't be {what}")
+        raise TypeError(f"an array of Python objects ({given.format!r}) can't be {purpose}")
 
 
 def runs(rights: bytearray | None, start: int, size: int) -> list[tuple[int, int, int]]:

@@ -1,4 +1,4 @@
-"""Snapshots, which any number of processes can share without a copy, and views of them."""
+"""Snapshots, which processes share without a copy, and views of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .backing_file import BackingFile
 from .closing import Closing
 from .file_mappings import Use
 from .optional import numpy_for
-from .region import FREE, MemoryRegion, check_items, runs
+from .region import FREE, MemoryRegion, check_items, check_length, runs
 
 __all__ = ["Snapshot", "View", "borrow"]
 
@@ -164,10 +164,7 @@ class Snapshot(Closing):
         Raises TypeError or ValueError if *length* is not a length, OSError with the size if memory
         is short.
         """
-        if isinstance(length, bool) or not isinstance(length, int):
-            raise TypeError(f"the length must be a number of bytes, not {length!r}")
-        if length < 0:
-            raise ValueError(f"the length must be at least 0, not {length}")
+        check_length(length)
         root = BackingFile.create(length)
         memfd.fix_size(root.fd)
         return cls._of(root)
@@ -286,7 +283,7 @@ class Snapshot(Closing):
         return view
 
     def seal(self) -> None:
-        """Forbid all later changes of the snapshot to every process. A second call does nothing.
+        """Forbid all processes to change the snapshot later. A second call does nothing.
 
         Raises BufferError while a view that writes to the snapshot is open.
         """
@@ -321,8 +318,9 @@ class Snapshot(Closing):
 def borrow(fd: int, offset: int, length: int, *, shared: bool) -> memoryview:
     """Map *length* bytes of the file *fd*, which stays open, from *offset*.
 
-    What is *shared* may be written if *fd* may; what is not, in any case: writes stay here.
-    Raises ProtocolError if the file is not what it should be, MemoryError if there is no room.
+    If *shared* is true, writes reach the file; the memory is read-only if *fd* is. Otherwise writes
+    change only this mapping. Raises ProtocolError if `BackingFile.adopt` refuses the file,
+    MemoryError if memory is short.
     """
     root = BackingFile.adopt(fd, offset + length, fixed_only=shared)
     start = offset // mappings.PAGE * mappings.PAGE
@@ -331,12 +329,13 @@ def borrow(fd: int, offset: int, length: int, *, shared: bool) -> memoryview:
     return memoryview(view)[offset - start :]
 
 
-def _bundle(what: object) -> fd_passing.FdBundle:
+def _bundle(obj: object) -> fd_passing.FdBundle:
+    """Return the current bundle, which is to carry the file of *obj*. Raises TypeError."""
     bundle = fd_passing.bundle()
     if bundle is None or not memfd.sealable():
         raise TypeError(
-            f"{what!r} can't be pickled: it travels only as an argument to an isolated function or "
-            f"as its result{'' if memfd.sealable() else ', and not on this platform'}"
+            f"{obj!r} can't be pickled: it can be sent only as an argument or result of an "
+            f"isolated function{'' if memfd.sealable() else ', and not on this platform'}"
         )
     return bundle
 

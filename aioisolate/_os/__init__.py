@@ -1,4 +1,4 @@
-"""Operating-system primitives. A function does its work or raises OSError; it decides no policy."""
+"""Operating system primitives: functions that do their work or raise OSError, without policy."""
 
 import os
 import sys

@@ -56,10 +56,10 @@ def assemble(rules: Mapping[int, Rule], unknown: Rule, architecture: int) -> byt
     """Assemble and return a program.
 
     Args:
-        rules: The rule for each call, by its number.
-        unknown: The rule for all other numbers. (These include the numbers of x32, a second
+        rules: the rule for each call, by its number.
+        unknown: the rule for all other numbers. (These include the numbers of x32, a second
             interface of x86-64, which are higher than all others.)
-        architecture: The AUDIT_ARCH_* value that the numbers belong to. A call by the interface of
+        architecture: the AUDIT_ARCH_* value that the numbers belong to. A call by the interface of
             another architecture, which 32-bit code can make, kills the process.
     """
     ranges: list[tuple[int, Rule]] = []

@@ -1,12 +1,12 @@
-"""The control groups of this process, and where it may make others for its children (Linux).
+"""The control groups of this process, and where it may create others for its children (Linux).
 
 Version 1 has one hierarchy for each controller, version 2 a single one for all. A hybrid system has
-some controllers in each version. Only the mounts tell which directory a path in /proc/self/cgroup
-stands for: a container may see only a part of a hierarchy.
+some controllers in each version. The directory of a path in /proc/self/cgroup depends on the
+mounts: a container may see only a part of a hierarchy.
 
 Where cgroups for children can be created:
 
-Version 1: below the cgroup of this process, if it may write there, which mostly takes root.
+In version 1, below the cgroup of this process, if it may write there, which mostly takes root.
 
 In version 2, a cgroup with processes can't enable controllers for its children, and the cgroup of
 this process has a process. Two places remain:

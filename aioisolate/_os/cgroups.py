@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 
 from .cgroup_tree import Delegation, Home, delegated, read
 from .fds import Descriptors, lift
-from .oom import count
+from .oom import parse_counter
 
 __all__ = ["Cgroup", "Events", "enter", "remove_stale"]
 
@@ -45,9 +45,9 @@ class Events(NamedTuple):
 
 
 def enter(entrances: Iterable[int]) -> None:
-    """Move this process into the cgroup whose *entrances* these are.
+    """Move this process into a cgroup, by the descriptors `Cgroup.entrances`.
 
-    For a freshly forked child, which has one thread: version 1 moves only the calling thread.
+    Only for a process with one thread, such as a new child: version 1 moves the calling thread.
     """
     for fd in entrances:
         os.write(fd, b"0")
@@ -106,7 +106,7 @@ class Cgroup:
 
     def _limit(self, controller: str, home: Home | None, limit: int, name: str) -> None:
         if home is None:
-            raise OSError(errno.ENOTSUP, "No control groups can be made here", controller)
+            raise OSError(errno.ENOTSUP, "No control groups can be created here", controller)
         if home.directory not in _tidied:
             _tidied.add(home.directory)
             remove_stale(home.directory)
@@ -123,7 +123,7 @@ class Cgroup:
             _write(f"{directory}/memory.limit_in_bytes", str(limit))
             # Memory plus swap; the file is missing if the kernel does not count swap.
             _write(f"{directory}/memory.memsw.limit_in_bytes", str(limit), optional=True)
-            # Inherited; with it, a process that reaches the limit would wait for ever.
+            # A cgroup inherits this setting, with which a process at the limit would wait for ever.
             if "oom_kill_disable 1" in (read(directory, "memory.oom_control") or ""):
                 _write(f"{directory}/memory.oom_control", "0")
         else:
@@ -147,7 +147,8 @@ class Cgroup:
         for version, directory, _ in self.homes:
             name = "memory.oom_control" if version == 1 else "memory.events"
             kills += sum(
-                count(read(at, name), "oom_kill") or 0 for at in _counted(version, directory)
+                parse_counter(read(at, name), "oom_kill") or 0
+                for at in _counted(version, directory)
             )
             name = "memory.max_usage_in_bytes" if version == 1 else "memory.peak"
             most = read(directory, name)
@@ -164,7 +165,7 @@ class Cgroup:
             return False
         end = time.monotonic() + patience
         for _, directory, _ in self.homes:
-            # From here on, no process can fork faster than they are killed.
+            # Otherwise processes could fork faster than they are killed.
             _write(f"{directory}/pids.max", "0", optional=True)
         while True:
             left = False
@@ -172,7 +173,7 @@ class Cgroup:
                 if version == 1 or not _write(f"{directory}/cgroup.kill", "1", optional=True):
                     left |= _kill_listed(directory)
                 else:
-                    left |= count(read(directory, "cgroup.events"), "populated") == 1
+                    left |= parse_counter(read(directory, "cgroup.events"), "populated") == 1
             if not left or time.monotonic() >= end:
                 return not left
             time.sleep(_PAUSE)

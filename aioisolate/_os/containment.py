@@ -1,8 +1,8 @@
-"""Find which sandbox layers work on this machine, by one attempt at each in throw-away children.
+"""Find which sandbox layers work on this machine, by an attempt at each in throw-away children.
 
-Capabilities, the user namespace, seccomp filters, security modules and a container's limits decide
-together what a process may do. No single one of them allows a conclusion, so each result comes from
-an attempt.
+The rights of a process depend on capabilities, the user namespace, seccomp filters, security
+modules and a container's limits together. None of them alone allows a conclusion, so each result
+comes from an attempt.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any, NamedTuple, NoReturn
 
 from . import signals, unpatched
 from .fds import Descriptors
-from .process import fork, hush_fork_warning
+from .process import fork, suppress_fork_warning
 
 __all__ = ["Containment", "containment", "why_no_landlock"]
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _ENDED = "the attempt was killed, perhaps by a seccomp filter"
-# Transient errors: they say nothing about the machine, so no result is cached.
-_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
-_PASSING_MARK = "passing "
+# Transient errors, which are not a property of the machine: no result is cached.
+_TRANSIENT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+_TRANSIENT_MARK = "transient "
 # A child's answer is shorter than what a pipe holds.
 _ANSWER_MAX = 1 << 16
 # Timeout of the attempts in a fresh interpreter, in seconds.
@@ -41,8 +41,9 @@ class Containment(NamedTuple):
     Attributes:
         platform: `sys.platform`.
         becomes: this process may become another user, and kill the processes of that user.
-        namespaces: how it gets namespaces: "privilege", "user" (through a user namespace), or "".
-        why_no_namespaces: the kernel's error, if it gets none.
+        namespaces: how this process can enter new namespaces: "privilege", "user" (through a user
+            namespace), or "" if it can't.
+        why_no_namespaces: the kernel's error if it can't.
         landlock: the ABI version of Landlock, or 0.
         seccomp: seccomp filters can be installed.
         groups: the controllers of cgroups that can be created: "memory", "pids".
@@ -92,7 +93,7 @@ def _containment(_: int, capabilities: int, dumpable: bool) -> Containment:
 
     found: dict[str, Any] = {}
     if sys.platform == "linux":
-        hush_fork_warning()
+        suppress_fork_warning()
         # A forked copy of a non-dumpable process is not dumpable; a new program is.
         found = _attempt_all() if dumpable else _attempt_in_program()
     return Containment(
@@ -196,8 +197,8 @@ def _attempt_all() -> dict[str, Any]:
     of_namespaces = _in_child(lambda: _try_namespaces(mapped))
     if not of_namespaces:
         of_namespaces = _in_child(lambda: _try_namespaces(mapped, view=False))
-    if "passing" in of_namespaces:
-        _raise_passing(of_namespaces["passing"])
+    if "transient" in of_namespaces:
+        _raise_transient(of_namespaces["transient"])
     found |= of_namespaces or {"why_no_namespaces": _ENDED, "why_no_view": _ENDED}
     found |= _in_child(_try_counting)
     return found
@@ -265,8 +266,8 @@ def _try_becoming(ids: tuple[int, int]) -> str:
                 why = ""
             except OSError as exc:
                 why = f"becoming another user is refused: {exc.strerror}"
-                if exc.errno in _PASSING:
-                    why = f"{_PASSING_MARK}{exc.errno}"
+                if exc.errno in _TRANSIENT:
+                    why = f"{_TRANSIENT_MARK}{exc.errno}"
             finally:
                 os.write(write, b"!" + why.encode())
                 os.read(wait, 1)
@@ -285,12 +286,12 @@ def _try_becoming(ids: tuple[int, int]) -> str:
         _collect(pid)
     finally:
         owner.close_all()
-    if why.startswith(_PASSING_MARK):
-        _raise_passing(int(why.removeprefix(_PASSING_MARK)))
+    if why.startswith(_TRANSIENT_MARK):
+        _raise_transient(int(why.removeprefix(_TRANSIENT_MARK)))
     return why
 
 
-def _raise_passing(code: int) -> NoReturn:
+def _raise_transient(code: int) -> NoReturn:
     raise OSError(code, f"{os.strerror(code)}, while testing which sandbox layers work here")
 
 
@@ -304,8 +305,8 @@ def _try_namespaces(ids: tuple[int, int] | None, *, view: bool = True) -> dict[s
     try:
         found["namespaces"] = _leave(ids)
     except OSError as exc:
-        if exc.errno in _PASSING:
-            return {"passing": exc.errno}
+        if exc.errno in _TRANSIENT:
+            return {"transient": exc.errno}
         why = f"{exc.strerror} ({exc.filename})"
         return {"why_no_namespaces": why, "why_no_view": why}
     try:
@@ -321,8 +322,8 @@ def _try_namespaces(ids: tuple[int, int] | None, *, view: bool = True) -> dict[s
         else:
             found["why_no_view"] = _ENDED
     except OSError as exc:
-        if exc.errno in _PASSING:
-            return {"passing": exc.errno}
+        if exc.errno in _TRANSIENT:
+            return {"transient": exc.errno}
         found["why_no_view"] = f"{exc.strerror} ({exc.filename})"
     if found["namespaces"] == "user" and ids is None:
         users.drop_capabilities()
@@ -342,7 +343,7 @@ def _leave(ids: tuple[int, int] | None) -> str:
     try:
         namespaces.unshare(namespaces.ALL)
     except OSError as exc:
-        if exc.errno in _PASSING:
+        if exc.errno in _TRANSIENT:
             raise
         if ids is None:
             namespaces.unshare(namespaces.ALL | namespaces.NEWUSER)

@@ -22,7 +22,7 @@ if sys.platform == "linux" and hasattr(_libc, "__fpending"):
         return bool(_libc.__fpending(_stdout))
 
     def purge() -> None:
-        """Discard the buffer: its content is the parent's, and the parent will write it."""
+        """Discard the buffer: the parent has the same content and will write it."""
         _libc.__fpurge(_stdout)
 
     def flush() -> None:

@@ -38,7 +38,7 @@ class Needs(NamedTuple):
 
 
 def needs(path: str) -> Needs:
-    """Return what *path* needs; nothing if it is not a 64-bit little-endian ELF file."""
+    """Return the dependencies of *path*: empty if it is not a 64-bit little-endian ELF file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -149,18 +149,18 @@ class Finder:
             if path in done:
                 continue
             done.add(path)
-            what = needs(path)
-            paths = (*what.paths, *inherited)
-            if what.linker and os.path.exists(what.linker):
-                found[what.linker] = None
-            for name in what.names:
+            needed = needs(path)
+            paths = (*needed.paths, *inherited)
+            if needed.linker and os.path.exists(needed.linker):
+                found[needed.linker] = None
+            for name in needed.names:
                 library = self.find(name, paths)
                 if library is not None:
                     # All variants: the linker chooses one by the processor's features.
-                    for each in (library, *self._cache.get(name, ())):
-                        if os.path.exists(each):
-                            found[os.path.normpath(each)] = None
-                            todo.append((os.path.normpath(each), paths))
+                    for variant in (library, *self._cache.get(name, ())):
+                        if os.path.exists(variant):
+                            found[os.path.normpath(variant)] = None
+                            todo.append((os.path.normpath(variant), paths))
         return list(found)
 
 

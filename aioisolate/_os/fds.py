@@ -39,13 +39,13 @@ _NUMBERS_MAX = 65536
 _AT_ONCE = 1024
 _AT_ONCE_OF_PATHS = 64
 
-# A child may use inherited files, devices (terminals, /dev/urandom) and directories. Sockets, pipes
-# and descriptors without a file type (epoll, eventfd, pidfd, ...) remain the parent's alone.
+# A child may use inherited files, devices (terminals, /dev/urandom) and directories. It may not use
+# sockets, pipes, and descriptors without a file type (epoll, eventfd, pidfd, ...).
 _HARMLESS = frozenset({stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFDIR})
 
 
-# This package's open descriptors, of all calls in flight. A child must lose all of them and needs
-# no fstat to know; with many calls in flight they are the majority.
+# This package's open descriptors, of all running calls. A child must lose all of them, and needs no
+# fstat for these. With many running calls they are the majority.
 ours: set[int] = set()
 
 # Descriptors of snapshot files: this package's, too, but children may use them.
@@ -174,7 +174,7 @@ def listed() -> list[int]:
 def closed_numbers(first: int, count: int) -> list[int]:
     """Return those of *count* numbers from *first* on that are not open descriptors.
 
-    Uses poll, since the list of descriptors in /proc may be out of reach.
+    Uses poll, since /proc may not be accessible.
     """
     poll = select.poll()
     for number in range(first, first + count):

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 
 from .syscalls import machine
 
-__all__ = ["are_comparable", "inode_of", "opened_here"]
+__all__ = ["inode_of", "opened_here"]
 
 # The system call number of kcmp, looked up before the fork.
 _KCMP = {"x86_64": 312, "aarch64": 272}.get(machine() or "", -1)
@@ -37,20 +37,6 @@ else:
 def inode_of(status: os.stat_result) -> int:
     """Return the inode that identifies a file, or 0 if the file shares its inode with others."""
     return status.st_ino if stat.S_IFMT(status.st_mode) else 0
-
-
-def are_comparable() -> bool:
-    """Return whether this process may use kcmp on other processes of its user.
-
-    (Docker's seccomp filter forbids kcmp without CAP_SYS_PTRACE.)
-    """
-    pid = os.getpid()
-    read, write = os.pipe()
-    try:
-        return _compare(pid, pid, read, write) > 0
-    finally:
-        os.close(read)
-        os.close(write)
 
 
 def opened_here(
@@ -77,7 +63,8 @@ def opened_here(
             found.append(fd)
             continue
         order = _compare(parent, pid, fd, fd)
-        # An error means that the parent has no such descriptor, or that kcmp is forbidden.
+        # An error means that the parent has no such descriptor, or that kcmp is forbidden, for
+        # example by Docker's seccomp filter.
         if order > 0 or (order < 0 and known is not None and fd not in known):
             found.append(fd)
     return found

@@ -24,7 +24,7 @@ def make_view(paths: Iterable[str], directories: Iterable[str] = ()) -> None:
     namespace of its own. Raises OSError with the path that caused it.
     """
     # Before the first mount, so that no mount propagates to other namespaces.
-    namespaces.seclude_mounts()
+    namespaces.make_mounts_private()
     # Each path is shown as given, and under its resolved name.
     resolve = _Resolver()
     sources = {path: resolve(path) for path in paths}
@@ -42,7 +42,7 @@ def make_view(paths: Iterable[str], directories: Iterable[str] = ()) -> None:
         os.makedirs(stage + directory, 0o755)
     namespaces.make_root(stage, _SPARE)
     namespaces.keep_access_times("/")
-    namespaces.seal_root()
+    namespaces.make_root_read_only()
 
 
 def _choose_stage(sources: Iterable[str]) -> str:

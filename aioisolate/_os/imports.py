@@ -5,8 +5,8 @@ another thread holds; that thread does not exist in the child, so importing the 
 for ever.
 
 From Python 3.15 on an import may be lazy: it runs when its name is first used. Each child would run
-the imports that this package or a fork server has not run before the fork, with descriptors
-replaced and perhaps without access to files. This module runs lazy imports in advance.
+the imports that this package or a fork server has not run before the fork, after its descriptors
+were replaced and perhaps without access to files. This module runs lazy imports in advance.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 
 __all__ = [
     "LazyImport",
-    "be_as_lazy_as_before",
-    "be_eager",
-    "finish_own",
+    "disable_lazy_imports",
     "import_at_once",
     "import_whole",
     "in_progress",
+    "restore_lazy_imports",
+    "run_own_lazy_imports",
 ]
 
 # There is no public API for this. Without the private one, `in_progress` finds nothing.
@@ -34,7 +34,7 @@ _locks: dict[Any, Any] = getattr(_bootstrap, "_module_locks", {})
 # The type of the placeholder for a lazy import, or None before Python 3.15.
 LazyImport: type | None = getattr(types, "LazyImportType", None)
 _OWN = __name__.partition(".")[0]
-_sys: Any = sys  # its functions for lazy imports are new in Python 3.15
+_sys: Any = sys  # the functions for lazy imports are new in Python 3.15
 
 
 def in_progress() -> list[str]:
@@ -53,26 +53,26 @@ def _mode() -> str:
     return "normal" if LazyImport is None else str(_sys.get_lazy_imports())
 
 
-_mode_at_first = _mode()
-_mode_before = ""
+_first_mode = _mode()
+_saved_mode = ""
 # The number of modules when the last of this package's lazy imports ran.
-_finished = 0
+_modules_finished = 0
 
 
-def be_eager() -> None:
+def disable_lazy_imports() -> None:
     """Make imports eager from now on, except those marked ``lazy``."""
-    global _mode_before
+    global _saved_mode
     if _mode() != "normal":
-        _mode_before = _mode()
+        _saved_mode = _mode()
         _sys.set_lazy_imports("normal")
 
 
-def be_as_lazy_as_before() -> None:
-    """Undo `be_eager`."""
-    global _mode_before
-    if _mode_before:
-        _sys.set_lazy_imports(_mode_before)
-        _mode_before = ""
+def restore_lazy_imports() -> None:
+    """Undo `disable_lazy_imports`."""
+    global _saved_mode
+    if _saved_mode:
+        _sys.set_lazy_imports(_saved_mode)
+        _saved_mode = ""
 
 
 def import_at_once(name: str) -> None:
@@ -95,20 +95,20 @@ def import_whole(name: str) -> None:
     """
     import_at_once(name)
     if LazyImport is not None:
-        _carry_out(name)
+        _run_lazy_imports(name)
 
 
-def finish_own() -> None:
+def run_own_lazy_imports() -> None:
     """Run the imports of this package that are lazy because all imports are."""
-    global _finished
-    if _mode_at_first == "normal" and _mode() == "normal":
+    global _modules_finished
+    if _first_mode == "normal" and _mode() == "normal":
         return
-    while _finished != len(sys.modules):
-        _finished = len(sys.modules)
-        _carry_out(_OWN)
+    while _modules_finished != len(sys.modules):
+        _modules_finished = len(sys.modules)
+        _run_lazy_imports(_OWN)
 
 
-def _carry_out(name: str) -> None:
+def _run_lazy_imports(name: str) -> None:
     """Run the lazy imports of a module and its submodules until none is left."""
     mode = _mode()
     _sys.set_lazy_imports("normal")
@@ -120,12 +120,12 @@ def _carry_out(name: str) -> None:
         ]:
             for found in more:
                 done.add(found)
-                _carry_out_in(sys.modules.get(found))
+                _run_lazy_imports_in(sys.modules.get(found))
     finally:
         _sys.set_lazy_imports(mode)
 
 
-def _carry_out_in(module: object) -> None:
+def _run_lazy_imports_in(module: object) -> None:
     for name, value in list(getattr(module, "__dict__", {}).items()):
         if type(value) is LazyImport:
             try:

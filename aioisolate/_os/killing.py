@@ -28,12 +28,12 @@ _SIGNAL_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 def signal_group(pidfd: int, number: int, pid: int = 0) -> None:
     """Send a signal to the process group of the process that *pidfd* names, which leads it.
 
-    Where the kernel can't do that (EINVAL: before Linux 6.9; EPERM: perhaps a filter of system
-    calls forbids it), or if *pidfd* is -1, the group *pid* is signalled by its number. Pass *pid*
-    only while nobody else can have that number, or for the signal 0.
+    Where the kernel can't do that (EINVAL: before Linux 6.9; EPERM: perhaps a seccomp filter
+    forbids it), or if *pidfd* is -1, the group *pid* is signalled by its number. Pass *pid* only
+    while no other group can have that number, or for the signal 0.
 
     Raises OSError: ProcessLookupError if the group is empty, PermissionError if this process may
-    signal none of it, and without a *pid* what the kernel said.
+    signal no member of it; without *pid*, the error of the system call.
     """
     if pidfd >= 0:
         try:

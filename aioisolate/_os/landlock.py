@@ -76,16 +76,16 @@ def make_ruleset(
     """Create a ruleset and return its descriptor, which is closed on exec.
 
     Args:
-        read: Files and directory trees that may be read.
-        write: Files and directory trees in which everything is allowed, reading included, except
+        read: files and directory trees that may be read.
+        write: files and directory trees in which everything is allowed, reading included, except
             creating devices.
-        execute: Whether programs in both may be executed.
-        network: Whether TCP ports may be bound and connected to. (Landlock restricts nothing else
+        execute: whether programs in both may be executed.
+        network: whether TCP ports may be bound and connected to. (Landlock restricts nothing else
             of the network.)
-        abi: The highest ABI version to use.
+        abi: the highest ABI version to use.
 
     Raises:
-        OSError: The ruleset cannot be created; errors about a path name the path.
+        OSError: the ruleset cannot be created; errors about a path name the path.
     """
     version = _version(abi)
     rights = _rights(version)

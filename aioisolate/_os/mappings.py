@@ -21,6 +21,8 @@ __all__ = [
     "WRITE",
     "address_of",
     "advise",
+    "check_huge_pages",
+    "check_unused",
     "decommit",
     "huge_page_size",
     "is_private_copy",
@@ -31,8 +33,6 @@ __all__ = [
     "reserve",
     "resize",
     "round_up",
-    "vet_huge_pages",
-    "vet_unused",
 ]
 
 PAGE = mmap.PAGESIZE
@@ -90,7 +90,7 @@ def reserve(size: int) -> mmap.mmap:
         raise MemoryError(f"{size} bytes of memory can't be mapped: {exc}") from exc
 
 
-def vet_unused(area: mmap.mmap) -> None:
+def check_unused(area: mmap.mmap) -> None:
     """Raise BufferError if an object such as a memoryview or an array uses the memory."""
     try:
         area.resize(len(area))
@@ -241,7 +241,7 @@ def huge_page_size() -> int:
         raise OSError(errno.ENOTSUP, "there are no transparent huge pages here") from exc
 
 
-def vet_huge_pages() -> None:
+def check_huge_pages() -> None:
     """Raise OSError if transparent huge pages are turned off in the kernel."""
     huge_page_size()
     with open("/sys/kernel/mm/transparent_hugepage/enabled") as file:

@@ -1,4 +1,4 @@
-"""The scratch file of a call: anonymous memory that both the parent and the child have open."""
+"""Files in memory (memfd_create): scratch files, snapshots, shared arrays, large calls."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _sealable: bool | None = None
 
 
 def sealable() -> bool:
-    """Return whether a scratch file can be sealed here, so that large results can go through it.
+    """Return whether this process can create and seal files in memory.
 
-    A process tries this once; its forked children, which may not call memfd_create, inherit the
-    result.
+    A process tries this once; its forked children inherit the result, since they may not be allowed
+    to call memfd_create.
     """
     global _sealable
     if not hasattr(os, "memfd_create"):
@@ -52,7 +52,7 @@ def sealable() -> bool:
             os.close(_memfd())
         except OSError as exc:
             if exc.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
-                return True  # another cause, such as no free descriptor
+                return True  # a temporary error, such as no free descriptor; try again next time
             _sealable = False  # forbidden by a filter
         else:
             _sealable = True
@@ -60,7 +60,7 @@ def sealable() -> bool:
 
 
 def create(owner: Descriptors) -> int:
-    """Open a scratch file: a sealable memfd, or an unlinked temporary file without memfds."""
+    """Open a new file: a memfd that can be sealed, or without memfds an unlinked temporary file."""
     if not sealable():
         import tempfile  # noqa: PLC0415 - slow to import, and only other systems need it
 
@@ -95,7 +95,7 @@ def is_sealed(fd: int) -> bool:
 
 
 def fix_size(fd: int) -> None:
-    """Forbid later changes of the file's length to every process, if this system can."""
+    """Forbid later changes of the file's length to every process, if this system supports that."""
     if sealable():
         fcntl.fcntl(fd, _fcntl.F_ADD_SEALS, _SIZE_SEALS)
 

@@ -23,11 +23,11 @@ __all__ = [
     "bind",
     "detach",
     "keep_access_times",
+    "make_mounts_private",
     "make_root",
+    "make_root_read_only",
     "map_user",
     "mount_tmpfs",
-    "seal_root",
-    "seclude_mounts",
     "set_host_name",
     "unshare",
     "unshare_with_ids",
@@ -71,7 +71,7 @@ def _check(result: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Move this process into new namespaces, as *flags* say; NEWPID affects its children only.
+    """Move this process into new namespaces, given by *flags*; NEWPID affects its children only.
 
     Raises OSError: EPERM without the privilege (or where a container forbids it), EINVAL for
     unknown flags, ENOSPC or EUSERS if there are too many namespaces.
@@ -94,9 +94,9 @@ def map_user(uid: int, gid: int, proc: int | None = None) -> None:
         _write_map("self", name, text, proc)
 
 
-def _write_map(whose: str, name: str, text: str, proc: int | None) -> None:
+def _write_map(pid: str, name: str, text: str, proc: int | None) -> None:
     # A single system call: these files accept only one write.
-    path = f"/proc/{whose}/{name}" if proc is None else f"{whose}/{name}"
+    path = f"/proc/{pid}/{name}" if proc is None else f"{pid}/{name}"
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
     try:
         os.write(fd, text.encode())
@@ -107,40 +107,40 @@ def _write_map(whose: str, name: str, text: str, proc: int | None) -> None:
 def unshare_with_ids(flags: int, uid: int, gid: int, first: int, count: int) -> None:
     """Enter new namespaces, including a user namespace with more ids than the user's own.
 
-    It maps *count* ids from *first* on, unchanged, besides the user's own. Only a process outside,
-    with the privilege to become any user, may map more than one id, so this function forks one.
+    It maps *count* ids from *first* on, unchanged, and the user's own. Only a process outside that
+    has the privilege to become any user may map more than one id, so this function forks one.
     Raises OSError.
     """
-    asked, ask = os.pipe()
-    told, tell = os.pipe()
-    whose = str(os.getpid())
+    request_read, request_write = os.pipe()
+    answer_read, answer_write = os.pipe()
+    own = str(os.getpid())
     pid = unpatched.fork()
     if pid == 0:
         code = errno.EPERM
         try:
-            os.close(ask)
-            os.close(told)
-            if os.read(asked, 1):
-                _write_map(whose, "uid_map", f"{uid} {uid} 1\n{first} {first} {count}\n", None)
-                _write_map(whose, "gid_map", f"{gid} {gid} 1\n{first} {first} {count}\n", None)
+            os.close(request_write)
+            os.close(answer_read)
+            if os.read(request_read, 1):
+                _write_map(own, "uid_map", f"{uid} {uid} 1\n{first} {first} {count}\n", None)
+                _write_map(own, "gid_map", f"{gid} {gid} 1\n{first} {first} {count}\n", None)
                 code = 0
         except OSError as exc:
             code = exc.errno or errno.EPERM
         finally:
-            os.write(tell, bytes([code & 0xFF]))
+            os.write(answer_write, bytes([code & 0xFF]))
             os._exit(0)
-    os.close(asked)
-    os.close(tell)
+    os.close(request_read)
+    os.close(answer_write)
     try:
         unshare(flags | NEWUSER)
-        os.write(ask, b"?")
-        answer = os.read(told, 1)
+        os.write(request_write, b"?")
+        answer = os.read(answer_read, 1)
         if answer != b"\0":
             code = answer[0] if answer else errno.EPERM
             raise OSError(code, os.strerror(code), "uid_map")
     finally:
-        os.close(ask)
-        os.close(told)
+        os.close(request_write)
+        os.close(answer_read)
         try:
             unpatched.waitpid(pid, 0)
         except ChildProcessError:
@@ -157,7 +157,7 @@ def _mount(
     _check(result, target)
 
 
-def seclude_mounts() -> None:
+def make_mounts_private() -> None:
     """Stop the propagation of mounts between this mount namespace and others."""
     _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
 
@@ -179,7 +179,7 @@ def bind(source: str, target: str) -> None:
     _mount(source, target, None, _MS_BIND | _MS_REC)
 
 
-def seal_root() -> None:
+def make_root_read_only() -> None:
     """Make the mount at / read-only, but not the mounts below it."""
     _mount(None, "/", None, _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
 

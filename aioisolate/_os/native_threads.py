@@ -23,7 +23,7 @@ from typing import NamedTuple, Self
 from .syscall_numbers import NUMBERS
 from .syscalls import machine, syscall
 
-__all__ = ["PYTHON", "NativeThread", "count", "describe", "strangers"]
+__all__ = ["PYTHON", "NativeThread", "count", "describe", "foreign_thread_ids"]
 
 _TASKS = "/proc/self/task"
 # Libraries that start threads for others, or are on the stack of every thread.
@@ -61,8 +61,8 @@ def count() -> int:
         return 0
 
 
-def strangers() -> list[int]:
-    """Return the native ids of the threads that `threading` does not know.
+def foreign_thread_ids() -> list[int]:
+    """Return the native ids of the threads that are not in `threading.enumerate`.
 
     Raises OSError if /proc is not readable.
     """

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .cgroup_tree import CgroupPosition, above, place_of, places, read
 
-__all__ = ["Kills", "count", "kills", "kills_at", "since"]
+__all__ = ["Kills", "kills", "kills_at", "parse_counter", "since"]
 
 # memory.limit_in_bytes without a limit is the largest multiple of the page size, which may be
 # 64 KiB.
@@ -35,19 +35,19 @@ def kills_at(place: CgroupPosition | None) -> Kills:
     group = None
     if place is not None:
         name = "memory.oom_control" if place.version == 1 else "memory.events"
-        group = count(read(place.group, name), "oom_kill")
-    return Kills(count(read("/proc", "vmstat"), "oom_kill"), group)
+        group = parse_counter(read(place.group, name), "oom_kill")
+    return Kills(parse_counter(read("/proc", "vmstat"), "oom_kill"), group)
 
 
-def count(text: str | None, key: str) -> int | None:
-    """Return the number after *key* in a file with one pair on each line."""
+def parse_counter(text: str | None, key: str) -> int | None:
+    """Return the number after *key* in the text of a file with one key and number in each line."""
     # A search instead of a split: /proc/vmstat has about two hundred lines.
     _, found, rest = f"\n{text or ''}".partition(f"\n{key} ")
     return int(rest.partition("\n")[0]) if found else None
 
 
 def since(before: Kills) -> str:
-    """Name what has killed a process in this process's cgroup since *before*; "" if nothing has.
+    """Return the cause of OOM kills in this process's cgroup since *before*; "" if there was none.
 
     The system's counter is used only if the cgroup's can't be read. Processes that were moved to
     another cgroup are not included: that cgroup has its own counter.
@@ -68,6 +68,6 @@ def since(before: Kills) -> str:
 def _limited(place: CgroupPosition) -> bool:
     """Return whether this cgroup or a visible ancestor has a memory limit."""
     if place.version == 1:
-        limit = count(read(place.group, "memory.stat"), "hierarchical_memory_limit")
+        limit = parse_counter(read(place.group, "memory.stat"), "hierarchical_memory_limit")
         return limit is not None and limit < _NO_LIMIT
     return any((read(group, "memory.max") or "max").strip() != "max" for group in above(place))

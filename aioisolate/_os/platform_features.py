@@ -1,4 +1,4 @@
-"""The features of this platform, found by one attempt; `containment` has those for sandboxes."""
+"""The features of this platform that calls use; `containment` has those that sandboxes use."""
 
 from __future__ import annotations
 

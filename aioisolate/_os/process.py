@@ -33,11 +33,11 @@ __all__ = [
     "fork",
     "group_is_gone",
     "has_ended",
-    "hush_fork_warning",
     "is_child_of",
     "kill_adopted",
     "reap_adopted",
     "stopped_by",
+    "suppress_fork_warning",
 ]
 
 _log = logging.getLogger("aioisolate.call")
@@ -70,20 +70,20 @@ _own_filters: dict[str, object] = {}
 
 def fork() -> int:
     """Fork this process: 0 in the child, the child's pid here."""
-    imports.finish_own()
+    imports.run_own_lazy_imports()
     return unpatched.fork()
 
 
-def hush_fork_warning(*, judged: bool = True) -> None:
+def suppress_fork_warning(*, judged: bool = True) -> None:
     """Suppress Python's warning about forking a process with threads.
 
     Python issues it when the child exists; under ``-W error`` some versions raise it then, and the
     child would be lost. The caller warns itself, after this call and before the fork. If *judged*
-    is false, the caller can't tell which threads there are, and Python's warning is shown where it
-    would be, but not raised.
+    is false, the caller doesn't know the threads: Python's warning is shown if the filters say so,
+    but not raised.
     """
     # (Python 3.11 has no such warning; there the filter has no effect.)
-    action = "ignore" if judged else _shown()
+    action = "ignore" if judged else _user_action()
     # A filter for this module, first in the list, inserted again only if it is no longer first.
     # (Not warnings.catch_warnings: its exit resets the registry of warnings already shown.)
     there = filters()
@@ -93,7 +93,7 @@ def hush_fork_warning(*, judged: bool = True) -> None:
         _own_filters[action] = filters()[0]
 
 
-def _shown() -> Literal["default", "always", "ignore"]:
+def _user_action() -> Literal["default", "always", "ignore"]:
     own = list(_own_filters.values())
     theirs = [entry for entry in filters() if entry not in own]
     match action_for("This process", DeprecationWarning, __name__, 0, theirs):
@@ -111,8 +111,8 @@ def group_is_gone(pid: int, pidfd: int) -> bool:
     none.
     """
     try:
-        # Signal 0 affects no process. Without a pidfd the id may be another group's by now, which
-        # costs only a vain wait.
+        # Signal 0 affects no process. Without a pidfd the id may be another group's by now, so that
+        # the caller waits longer.
         signal_group(pidfd, 0, pid)
         # The group has members, so its id has not been reused.
         while is_subreaper() and _os.waitid(os.P_PGID, pid, os.WEXITED | os.WNOHANG) is not None:
@@ -132,13 +132,18 @@ def has_ended(pidfd: int, seconds: float = 0) -> bool:
     return bool(poll.poll(seconds * 1000))
 
 
+def _stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the state on. Raises OSError."""
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()
+
+
 def is_child_of(parent: int, pid: int) -> bool:
     """Return whether a process is running and a child of *parent* (Linux; elsewhere True)."""
     if not _LINUX:
         return True
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            state, ppid, *_ = file.read().rpartition(")")[2].split()
+        state, ppid, *_ = _stat(pid)
     except OSError:
         return False
     return state not in "ZX" and int(ppid) == parent
@@ -211,8 +216,7 @@ def _adopted(session: int) -> list[tuple[int, int]]:
 
 def _group_and_session(pid: int) -> tuple[int, int]:
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            _, _, group, session, *_ = file.read().rpartition(")")[2].split()
+        _, _, group, session, *_ = _stat(pid)
     except OSError:
         return -1, -1
     return int(group), int(session)
@@ -227,8 +231,7 @@ def stopped_by(pid: int) -> str:
     except (ChildProcessError, AttributeError):
         pass  # not a child of this process
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            state = file.read().rpartition(")")[2].split()[0]
+        state, *_ = _stat(pid)
     except OSError:
         return ""
     return "a signal" if state in "Tt" else ""
@@ -315,7 +318,7 @@ class Process:
         return self._wait_fd
 
     def is_owned(self) -> bool:
-        """Return whether there is a child, this process forked it, and `close` was not called."""
+        """Return whether this process has forked the child and not called `close`."""
         return self.pid > 0 and not self._closed and self.owner_pid == os.getpid()
 
     def signal(self, number: int) -> None:
@@ -341,12 +344,12 @@ class Process:
         """Send a signal to the process group that the child leads, if it leads one."""
         if not self.is_owned():
             return
-        # Its number is nobody else's until it has been reaped.
+        # No other process or group can have its number until it has been reaped.
         pid = 0 if self._reaped else self.pid
         try:
             signal_group(self._wait_fd if self._is_pidfd else -1, number, pid)
         except (ProcessLookupError, PermissionError):
-            pass  # what is left of the group has changed its user: not ours to kill any more
+            pass  # the remaining members have changed their user: this process may not kill them
         except OSError as exc:
             if exc.errno != errno.EINVAL or pid:
                 raise

@@ -19,13 +19,13 @@ __all__ = ["PATIENCE", "SparedTracker", "end_all_others", "find"]
 _MARK = b"resource_tracker import main"
 _LINUX = sys.platform == "linux"
 _SIGKILL, _SIGSTOP, _SIGCONT = map(int, (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT))
-# The most members of a group that are examined one by one: an event loop waits meanwhile.
+# The maximum number of members of a group that are examined, which blocks the event loop.
 _OTHERS_MAX = 200
-# How long, in seconds, a spared tracker may sleep, and how long it may take in all: on a busy
+# The seconds for which a spared tracker may sleep, and for which it may run in total: on a busy
 # machine, the start of its interpreter alone takes longer than the former.
 PATIENCE = 2.0
 _PATIENCE_MAX = 15.0
-# How long, in seconds, one search waits for processes in the middle of execve().
+# The seconds for which one search waits for processes in the middle of execve().
 _EXEC_PATIENCE = 0.002
 
 
@@ -52,7 +52,7 @@ def end_all_others(leader: int, *, alive: bool = False) -> list[int]:
     Return [] if the group has no trackers or too many other members; then the caller must kill the
     whole group.
 
-    *alive*: the leader is alive, so a look at its children tells whether it can have trackers.
+    *alive*: the leader is alive; then the group can have trackers only if the leader has children.
     """
     if not _LINUX or (alive and not _has_children(leader)):
         return []

@@ -85,18 +85,18 @@ def compile_filter(
             opened.
         part: "whole", or one of two parts that together are the same: "base" allows the calls that
             a fork server needs, also to set up its children; "final" forbids just those.
-        subprocesses: Allow starting processes and, since their pids are unknown, signalling any.
-        network: Allow creating sockets.
-        truncate: Allow truncating a file that is not open for writing. Landlock controls this only
+        subprocesses: allow starting processes and, since their pids are unknown, signalling any.
+        network: allow creating sockets.
+        truncate: allow truncating a file that is not open for writing. Landlock controls this only
             since its ABI version 3.
-        threads: Allow starting threads.
-        counting: Allow counting the processes and threads of the user, see `process_count`.
-        writes: Allow calls that only processes with a writable file or device need: locks, ioctl
+        threads: allow starting threads.
+        counting: allow counting the processes and threads of the user, see `process_count`.
+        writes: allow calls that only processes with a writable file or device need: locks, ioctl
             requests that are not listed, and waiting until a file has been written to disk.
-        machine: A machine name of `uname -m`; this machine by default.
+        machine: a machine name of `uname -m`; this machine by default.
 
     Raises:
-        OSError: The machine's system call numbers are unknown.
+        OSError: the machine's system call numbers are unknown.
     """
     from .seccomp_rules import UNKNOWN, rules  # noqa: PLC0415 - see _OWN_PID
     from .syscall_numbers import NUMBERS  # noqa: PLC0415

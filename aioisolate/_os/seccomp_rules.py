@@ -270,7 +270,7 @@ _PRCTL_DEFAULT = (
     0x4155_5856,  # PR_GET_AUXV
 )
 _SOL_SOCKET = 1
-# It returns a pidfd of the creator of a socket pair, that is, of the parent.
+# This option returns a pidfd of the creator of a socket pair, that is, of the parent.
 _GETSOCKOPT = (77,)  # SO_PEERPIDFD
 # With socket pairs only, the allowed options are listed: not those that tell the creator of the
 # pair (pid, user, groups, security label) or a cookie of the parent's network namespace.
@@ -371,7 +371,8 @@ def _whole(
     allowed.update(_NETWORK)
     found: dict[str, Rule] = {name: ALLOW if name in allowed else _DENY for name in names}
     found.update({name: rule for name, rule in checks.items() if name in allowed})
-    # Their arguments are in memory, which a filter can't read. C libraries use other calls then.
+    # The arguments of these calls are in memory, which a filter can't read. If the calls fail with
+    # ENOSYS, C libraries use others.
     found.update(clone3=UNKNOWN, openat2=UNKNOWN)
     return {name: found[name] for name in names}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-__all__ = ["SharedMapping", "leave_rings", "shared"]
+__all__ = ["SharedMapping", "shared", "unmap_io_uring_rings"]
 
 
 class SharedMapping(NamedTuple):
@@ -39,7 +39,7 @@ def shared(proc: int | None = None) -> list[SharedMapping]:
     ]
 
 
-def leave_rings(proc: int | None = None) -> None:
+def unmap_io_uring_rings(proc: int | None = None) -> None:
     """Unmap the io_uring rings of the parent's event loop, in a forked copy of the parent.
 
     A process that writes to a ring submits operations to the kernel on behalf of the parent. Zeros

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from .fds import Descriptors
 
-__all__ = ["Helper", "NoThreadError", "helpers", "others"]
+__all__ = ["Helper", "NoThreadError", "has_helpers", "others"]
 
 # Distinguishes helpers from the user's threads: a helper holds no lock that a child could need.
 _PREFIX = "aioisolate-"
@@ -86,7 +86,7 @@ def others() -> list[str]:
     ]
 
 
-def helpers() -> bool:
+def has_helpers() -> bool:
     """Return whether a helper is running, which may import modules and open files."""
     # In a forked copy of this process, helpers are in the set but not alive.
     return bool(_working) and any(thread.is_alive() for thread in list(_working))

@@ -2,8 +2,9 @@
 
 gevent and eventlet replace blocking functions by functions that wait in their own event loop
 ("monkey patching"), before or after this package is imported: their fork watches and reaps the
-child, their poll runs other code meanwhile, and they remove epoll. This package needs none of it:
-it blocks only for bounded times, reaps its children itself, and a forked child has no such loop.
+child, their poll runs other code meanwhile, and they remove epoll. This package needs the original
+functions: it blocks only for bounded times, reaps its children itself, and a forked child has no
+such loop.
 """
 
 from __future__ import annotations

@@ -55,12 +55,12 @@ def capabilities() -> int:
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
     data = ctypes.create_string_buffer(_WORDS.size)
     if _libc.capget(header, data) != 0:
-        return _capabilities_as_told()  # a filter forbids it
+        return _capabilities_from_proc()  # a filter forbids capget
     words: tuple[int, ...] = _WORDS.unpack(data.raw)
     return words[1] | words[4] << 32
 
 
-def _capabilities_as_told() -> int:
+def _capabilities_from_proc() -> int:
     try:
         with open("/proc/self/status", "rb") as file:
             for line in file:

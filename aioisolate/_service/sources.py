@@ -109,7 +109,7 @@ class ForkSource:
     def provide_nowait(self, plan: Plan, *, quiet: bool) -> Child | None:
         """Fork, if *preload* is imported and no other thread runs; otherwise return None."""
         del quiet
-        if self._ready is not None or threads.others() or threads.helpers():
+        if self._ready is not None or threads.others() or threads.has_helpers():
             return None
         return self._make_child(plan, ())
 
@@ -119,7 +119,7 @@ class ForkSource:
         if self._ready is not None:
             await self._ready.wait()
         others = threads.others()
-        if others or threads.helpers():
+        if others or threads.has_helpers():
             await let_imports_finish(deadlines)
         return self._make_child(plan, others)
 

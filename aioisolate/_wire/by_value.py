@@ -102,7 +102,7 @@ class CodePickler(Pickler):  # type: ignore[misc]  # cloudpickle has no types
 
 def _reduce_lazy(lazy: Any) -> Any:
     """Reduce a lazy import of a module or of a module's attribute."""
-    # No public API tells the target of a lazy import; if this fails, it is imported here.
+    # There is no public API for the target of a lazy import; if this fails, it is imported here.
     name = repr(lazy).partition("'")[2].partition("'")[0]
     module, _, part = name.rpartition(".")
     if not name or not all(map(str.isidentifier, name.split("."))):

@@ -22,10 +22,11 @@ from .pickle_cost import PAYLOAD_MAX, find_large, may_take_long, shows_long_text
 
 __all__ = ["NeedsSource", "dump_at_once", "dump_into"]
 
-# Bytes of small objects that are pickled inline: about a millisecond's work.
+# The maximum number of bytes of small objects that are pickled inline, which takes about a
+# millisecond.
 _FRAMES_MAX = 64 * 1024
-# The C pickler passes objects from this size on to its file without copying them. Below: opcodes
-# followed by a length of 4 bytes, for text and bytes, and of 8.
+# The C pickler passes objects of at least this size to its file without copying them. The opcodes
+# below are followed by a length: of text, of bytes, and all those whose length has 8 bytes, not 4.
 _PAYLOAD_MIN = 64 * 1024
 _TEXT = b"X\x8d"
 _BYTES = b"B\x8e\x96"
@@ -33,10 +34,10 @@ _LONG_LENGTHS = b"\x8d\x8e\x96"
 _LENGTH_MAX = 1 << 48
 # A text of this many bytes is copied in some milliseconds.
 _TEXT_COPIED_MAX = 8 << 20
-# Number of objects that are searched for long texts and lists before pickling.
-_LOOK_AT = 20_000
+# The number of objects that are searched for long texts and lists before pickling.
+_SEARCHED_MAX = 20_000
 
-# Return whether the child can't read the file of that name.
+# A function that returns whether the child can't read the file with a given name.
 NeedsSource: TypeAlias = Callable[[str], bool]
 
 
@@ -63,7 +64,7 @@ def dump_at_once(
         raise TooMuch(by_value=True)
     from .code_calls import QuickCodePickler  # noqa: PLC0415 - only where pickle is not enough
 
-    file, buffer_refs = _Little(), []
+    file, buffer_refs = _SmallFile(), []
     try:
         with fd_passing.FdBundle() as bundle:
             pickler = QuickCodePickler(
@@ -78,7 +79,7 @@ def dump_at_once(
 
 def _try_plain(call: object) -> tuple[bytes, list[BufferRef], fd_passing.FdBundle]:
     """Pickle by plain pickle; return no bytes if that fails. Raise TooMuch."""
-    file = _Little()
+    file = _SmallFile()
     buffer_refs: list[BufferRef] = []
     with fd_passing.FdBundle() as bundle:
         try:
@@ -96,7 +97,7 @@ class _QuickPickler(pickle.Pickler):
         return NotImplemented
 
 
-class _Little:
+class _SmallFile:
     """A file for small pickles. `write` raises TooMuch when the pickle gets large."""
 
     __slots__ = ("_announced", "_framed", "_payload", "_pieces")
@@ -163,7 +164,7 @@ def dump_into(
     texts = False
     while True:
         try:
-            large = list(find_large(call, _LOOK_AT))
+            large = list(find_large(call, _SEARCHED_MAX))
             texts = texts or any(isinstance(found, str) for found in large)
             with fd_passing.FdBundle() as bundle:
                 lists = [found for found in large if isinstance(found, list)]
@@ -205,7 +206,7 @@ class _LongTextError(Halt):
     """The pickler is about to copy a long text of the call."""
 
 
-class _Attentive:
+class _InspectingFile:
     """A file that inspects the data that it passes on."""
 
     def __init__(self, large_call: LargeCall, *, plain: bool, texts: bool) -> None:
@@ -222,12 +223,12 @@ class _Attentive:
         self._large_call.write(data)
 
 
-class _AsidePickler(pickle.Pickler):
+class _OutOfBandPickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         return reduce_array(obj)
 
 
-class _AsideTextPickler(_AsidePickler):
+class _OutOfBandTextPickler(_OutOfBandPickler):
     out_of_band: OutOfBand
 
     def persistent_id(self, obj: Any) -> int | None:
@@ -237,11 +238,11 @@ class _AsideTextPickler(_AsidePickler):
 def _dump_plain(
     large_call: LargeCall, call: object, out_of_band: OutOfBand, *, texts: bool
 ) -> None:
-    file = _Attentive(large_call, plain=True, texts=texts)
+    file = _InspectingFile(large_call, plain=True, texts=texts)
     if not texts:
-        _AsidePickler(file, 5, buffer_callback=out_of_band.take_buffer).dump(call)
+        _OutOfBandPickler(file, 5, buffer_callback=out_of_band.take_buffer).dump(call)
         return
-    pickler = _AsideTextPickler(file, 5, buffer_callback=out_of_band.take_buffer)
+    pickler = _OutOfBandTextPickler(file, 5, buffer_callback=out_of_band.take_buffer)
     pickler.out_of_band = out_of_band
     pickler.dump(call)
 
@@ -256,13 +257,13 @@ def _dump_by_value(
     texts: bool,
 ) -> None:
     # Only where pickle is not enough.
-    from .code_calls import AsideCodePickler, AsideTextPickler  # noqa: PLC0415
+    from .code_calls import OutOfBandCodePickler, OutOfBandTextCodePickler  # noqa: PLC0415
 
-    file = _Attentive(large_call, plain=False, texts=texts or functions is not None)
+    file = _InspectingFile(large_call, plain=False, texts=texts or functions is not None)
     if not texts and functions is None:
-        pickler = AsideCodePickler(file, 5, buffer_callback=out_of_band.take_buffer)
+        pickler = OutOfBandCodePickler(file, 5, buffer_callback=out_of_band.take_buffer)
     else:
-        pickler = AsideTextPickler(file, 5, buffer_callback=out_of_band.take_buffer)
+        pickler = OutOfBandTextCodePickler(file, 5, buffer_callback=out_of_band.take_buffer)
         pickler.out_of_band, pickler.functions = out_of_band, functions or {}
     pickler.needs_source = needs_source
     pickler.dump(call)

@@ -11,7 +11,7 @@ from .large_call import TooMuch
 from .out_of_band import OutOfBand, reduce_array
 from .pickle_cost import TEXT_MAX, may_take_long
 
-__all__ = ["AsideCodePickler", "AsideTextPickler", "QuickCodePickler"]
+__all__ = ["OutOfBandCodePickler", "OutOfBandTextCodePickler", "QuickCodePickler"]
 
 
 class QuickCodePickler(CodePickler):
@@ -37,7 +37,7 @@ class QuickCodePickler(CodePickler):
         return super().reducer_override(obj)
 
 
-class AsideCodePickler(CodePickler):
+class OutOfBandCodePickler(CodePickler):
     """A CodePickler that writes large arrays as out-of-band data."""
 
     def reducer_override(self, obj: Any) -> Any:
@@ -46,8 +46,8 @@ class AsideCodePickler(CodePickler):
         return super().reducer_override(obj) if reduced is NotImplemented else reduced
 
 
-class AsideTextPickler(AsideCodePickler):
-    """An AsideCodePickler that also writes long texts as out-of-band data, at twice the cost.
+class OutOfBandTextCodePickler(OutOfBandCodePickler):
+    """An OutOfBandCodePickler that also writes long texts as out-of-band data, at twice the cost.
 
     Attributes:
         functions: see `QuickCodePickler`.

@@ -25,6 +25,7 @@ __all__ = [
     "Dumped",
     "ImportNeeded",
     "PieceReader",
+    "check_import",
     "dump",
     "dump_by",
     "dump_plain_call",
@@ -35,7 +36,6 @@ __all__ = [
     "make_array",
     "set_objects",
     "taking_buffer_refs",
-    "vet_import",
     "view_as",
 ]
 
@@ -77,7 +77,7 @@ def dump(value: object) -> Dumped:
 
 
 def dump_whole(value: object) -> tuple[bytes, fd_passing.FdBundle]:
-    """Pickle *value* into a stream that holds everything but memory passed as descriptors.
+    """Pickle *value* into a stream that contains everything except memory passed as descriptors.
 
     Raise the same errors as `dump`.
     """
@@ -147,7 +147,7 @@ def load_call(
                 return made[key]
             found = ancestry.known[key]()
             if found is None:
-                raise LookupError("a function of the template's no longer exists")
+                raise LookupError("a function of the template no longer exists")
             return found
 
     file = io.BytesIO(stream) if isinstance(stream, bytes) else PieceReader([stream])
@@ -279,11 +279,11 @@ def load_at_once(
 
 class _ImportlessUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        vet_import(module, name)
+        check_import(module, name)
         return super().find_class(module, name)
 
 
-def vet_import(module: str, name: str) -> None:
+def check_import(module: str, name: str) -> None:
     """Raise ImportNeeded if finding a global needs an import, inside `load_at_once`.
 
     Other unpicklers that run inside `load_at_once` call this function.
@@ -299,7 +299,7 @@ def vet_import(module: str, name: str) -> None:
 
 
 class PieceReader:
-    """A file over pieces of bytes, copied a little at a time and never joined."""
+    """A file that reads pieces of bytes, which it copies in small steps and never joins."""
 
     def __init__(self, pieces: Sequence[bytes | memoryview]) -> None:
         self._pieces = [memoryview(piece) for piece in reversed(pieces)]

@@ -1,4 +1,4 @@
-"""The order in which a child's frames may come.
+"""The order in which a child may send its frames.
 
               STARTED              VALUE, RAISED, LOST
     BORN ----------------> RUNNING --------------------> DONE
@@ -15,8 +15,8 @@ frames:
             LEAVING            VALUE, RAISED, LOST          LEAVING
     RUNNING --------> LEAVING --------------------> ENDING --------> DONE
 
-The second one names the threads and processes that did not end in time. PROGRESS may come in any of
-these states.
+The second LEAVING frame names the threads and processes that did not end in time. PROGRESS may come
+in any of these states.
 
 Frames after DONE are ignored: the first complete answer counts.
 """
@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from . import safe_text
+from .fd_passing import FDS_MAX
 from .frames import FrameDecoder, Kind, ProtocolError
 
 __all__ = ["Conversation", "Message", "State"]
@@ -35,19 +36,16 @@ __all__ = ["Conversation", "Message", "State"]
 # A frame: its kind, its body in pieces, the descriptors that came with it.
 Message: TypeAlias = tuple[Kind, Sequence[bytes], Sequence[int]]
 
-# The maximum number of descriptors in one message, all of which one frame announces.
-_UNCLAIMED_MAX = 253
-
 
 class State(enum.Enum):
     """The state of the child, as proved by its frames."""
 
-    UNPROVEN = "the child has not told what confines it"
-    BORN = "the child has not said anything"
-    RUNNING = "fn was about to be called"
+    UNPROVEN = "the child had not reported its layers"
+    BORN = "the child had sent no frame"
+    RUNNING = "fn had been started"
     LEAVING = "fn had ended"
-    ENDING = "the child had given its answer, and was ending"
-    DONE = "the child has given its answer"
+    ENDING = "the child had sent its answer, and was ending"
+    DONE = "the child had sent its answer"
 
 
 _TRANSITIONS = {
@@ -123,9 +121,9 @@ class Conversation:
         self._unclaimed: list[int] = []
 
     def receive(self, data: bytes, fds: Sequence[int] = ()) -> Sequence[Message]:
-        """Parse data from the channel; return the frames that are neither start nor answer.
+        """Parse data from the channel; return the ITEM, PROGRESS, READY and LEAVING frames.
 
-        A PROGRESS frame is a report that `safe_text.load_progress` can read.
+        `safe_text.load_progress` accepts each PROGRESS frame that is returned.
 
         Descriptors come no later than the frame that they belong to, and in the same order.
 
@@ -147,7 +145,7 @@ class Conversation:
 
     def _receive(self, data: bytes, fds: Sequence[int], between: list[Message]) -> None:
         self._unclaimed += fds
-        if len(self._unclaimed) > _UNCLAIMED_MAX:
+        if len(self._unclaimed) > FDS_MAX:  # one frame announces all descriptors of a message
             raise ProtocolError("the channel carries more descriptors than its frames announce")
         for kind, body, passed_fds in self._decoder.feed(data):
             after = _TRANSITIONS.get((self.state, kind))

@@ -111,7 +111,7 @@ def check_msgpack(  # noqa: C901, PLR0912, PLR0915 - one branch for each token
             if cutter is not None and size >= cutter.window and outer and cutter.at < begin:
                 _cut(
                     cutter, outer, keys, begin, missing + 1 + bool(is_value)
-                )  # make it a separate part
+                )  # make the text a separate part
             at += size
             continue
         token = at
@@ -166,8 +166,8 @@ def _check_key(code: int, keys: int) -> None:
         raise ValueError("the data has a dict with a key that is neither text, bytes nor a number")
     if keys > KEYS_MAX:
         raise ValueError(
-            f"the data has a dict of {keys:,} keys that are not all text or bytes; "
-            f"of others it may have {KEYS_MAX:,}"
+            f"the data has a dict of {keys:,} keys that are not all text or bytes; the limit for "
+            f"such a dict is {KEYS_MAX:,}"
         )
 
 

@@ -28,7 +28,7 @@ _DESCRIPTORS = (
 _GIVEN = {*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "__annotate__", "__type_params__"}
 _GIVEN |= {"cache_parameters", "register", "dispatch", "registry", "_clear_cache"}
 
-# Structs that were sent, by an id that both processes know: a returned struct is the same object.
+# Structs that were sent, by an id that both processes have: a returned struct is the same object.
 _by_id: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 _ids: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _unfinished: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -48,9 +48,9 @@ def reduce(obj: Any) -> Any:
     """Reduce a wrapper or a struct; NotImplemented for other objects and importable ones."""
     cls = type(obj)
     if cls is _cached_type:
-        return NotImplemented if _is_there(obj) else _reduce_cached(obj)
+        return NotImplemented if _is_importable(obj) else _reduce_cached(obj)
     if cls is FunctionType:
-        if obj.__code__ is not _dispatching or _is_there(obj):
+        if obj.__code__ is not _dispatching or _is_importable(obj):
             return NotImplemented
         return _reduce_dispatching(obj)
     if cls in _DESCRIPTORS:
@@ -75,7 +75,7 @@ def keep_slots(obj: Any, reduced: Any) -> Any:
     return reduced
 
 
-def _is_there(obj: Any) -> bool:
+def _is_importable(obj: Any) -> bool:
     """Return whether *obj* can be imported by name in any process."""
     module = getattr(obj, "__module__", None)
     if module is None or module == "__main__":
@@ -150,7 +150,7 @@ def _make_property(fn: Callable[[Any], Any], name: str | None) -> Any:
 
 
 def _reduce_of_msgspec(msgspec: Any, cls: type, obj: Any) -> Any:
-    if cls is type(msgspec.Struct) and not _is_there(obj):
+    if cls is type(msgspec.Struct) and not _is_importable(obj):
         return _reduce_struct(msgspec, obj)
     if cls is msgspec.Meta:
         given = {name: getattr(obj, name, None) for name in _META}
@@ -207,11 +207,11 @@ def _annotations(msgspec: Any, cls: Any) -> tuple[dict[str, Any], dict[str, Any]
     resolved = _resolved(msgspec, cls)
     for name, annotation in own.items():
         if isinstance(annotation, str) and name in resolved:
-            if _leads_to(msgspec, resolved[name], cls, set()):
+            if _refers_to(msgspec, resolved[name], cls, set()):
                 circular[name] = resolved[name]
             else:
                 own[name] = resolved[name]
-        elif _leads_to(msgspec, annotation, cls, set()):  # a received struct, or Python 3.14
+        elif _refers_to(msgspec, annotation, cls, set()):  # a received struct, or Python 3.14
             own[name], circular[name] = "object", annotation
     return own, circular
 
@@ -243,7 +243,7 @@ def _resolved(msgspec: Any, cls: Any) -> dict[str, Any]:
         return {}
 
 
-def _leads_to(msgspec: Any, annotation: Any, cls: Any, seen: set[int]) -> bool:
+def _refers_to(msgspec: Any, annotation: Any, cls: Any, seen: set[int]) -> bool:
     origin = typing.get_origin(annotation)
     made_of = annotation if origin is None else origin  # a generic struct has an origin
     if made_of is cls:
@@ -252,7 +252,7 @@ def _leads_to(msgspec: Any, annotation: Any, cls: Any, seen: set[int]) -> bool:
     if type(made_of) is type(cls) and id(made_of) not in seen:
         seen.add(id(made_of))
         inner = (*inner, *_resolved(msgspec, made_of).values())
-    return any(_leads_to(msgspec, argument, cls, seen) for argument in inner)
+    return any(_refers_to(msgspec, argument, cls, seen) for argument in inner)
 
 
 def _make_meta(given: dict[str, Any]) -> Any:

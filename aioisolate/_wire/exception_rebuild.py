@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import MemberDescriptorType, SimpleNamespace, TracebackType
 from typing import Any, NamedTuple, TypeAlias
 
-from .codecs import AT_ONCE, PieceReader, vet_import
+from .codecs import AT_ONCE, PieceReader, check_import
 
 __all__ = [
     "Frame",
@@ -75,7 +75,7 @@ class Record(NamedTuple):
         pickle: three pickles in a row: a callable and its arguments, which make the exception; its
             `State`; its ``__notes__``, or None.
         buffers: the buffers of the pickles.
-        late: its state refers to exceptions that are made after this one.
+        late: the state refers to exceptions that are made later.
         cause, context: their numbers; -1 is none.
         suppress: its ``__suppress_context__``.
         frames: its traceback, the outermost first.
@@ -102,7 +102,7 @@ class Load(pickle.Unpickler):
     def __init__(
         self, data: bytes, buffers: Sequence[Any], resolve: Callable[[int], BaseException]
     ) -> None:
-        # Large data in steps, so that the event loop can run; see `codecs.load`.
+        # Large data is read in steps, so that the event loop can run; see `codecs.load`.
         file = io.BytesIO(data) if len(data) <= AT_ONCE else PieceReader([data])
         super().__init__(file, buffers=buffers)
         self._resolve = resolve
@@ -111,7 +111,7 @@ class Load(pickle.Unpickler):
         """Find a global that a pickle refers to."""
         if name == "node" and module == __name__:
             return self._resolve
-        vet_import(module, name)
+        check_import(module, name)
         return super().find_class(module, name)
 
 
@@ -188,7 +188,7 @@ def member(cls: type, name: str) -> MemberDescriptorType | None:
 
 def stack(frames: Sequence[Frame]) -> TracebackType | None:
     """Make a traceback that shows *frames*."""
-    from tblib import Traceback  # noqa: PLC0415 - not in a child, which makes none
+    from tblib import Traceback  # noqa: PLC0415 - a child makes no tracebacks
 
     tb = None
     for filename, name, line, module, file in reversed(frames):

@@ -14,7 +14,7 @@ from .safe_text import shorten
 
 __all__ = ["Comparison", "ExceptionText"]
 
-# Seconds that all calls to __str__ and __repr__ together may take: they are user code.
+# The seconds that all calls of __str__ and __repr__, which are user code, may take together.
 _PATIENCE = 1.0
 _WORDS_MAX = 4096
 _TEXT_MAX = 64 * 1024
@@ -22,7 +22,7 @@ _LINE_MAX = 512
 
 
 class _TooLongError(BaseException):
-    """A call to __str__ or __repr__ takes too long."""
+    """A call of __str__ or __repr__ takes too long."""
 
 
 class _Alarm:
@@ -57,7 +57,7 @@ class _Alarm:
             self._active = False
             signal.setitimer(signal.ITIMER_REAL, 0)
             self._restore()
-            if self._timer[0]:  # fn's own
+            if self._timer[0]:  # fn had started this timer
                 signal.setitimer(signal.ITIMER_REAL, *self._timer)
 
 
@@ -67,27 +67,27 @@ class ExceptionText:
     def __init__(self) -> None:
         self._left = _PATIENCE
 
-    def ask(self, say: Callable[[Any], str], thing: object) -> str:
-        """Return ``say(thing)``, or a description of its failure; *say* is str or repr."""
+    def convert(self, to_text: Callable[[Any], str], obj: object) -> str:
+        """Return ``to_text(obj)``, or a description of its failure; *to_text* is str or repr."""
         begin = time.monotonic()
         try:
             with _Alarm(max(self._left, 0.01)):
-                text = say(thing)
+                text = to_text(obj)
             return str.__str__(text)
         except _TooLongError:
-            return f"<its __{say.__name__}__ took too long>"
+            return f"<its __{to_text.__name__}__ took too long>"
         except BaseException as broken:  # noqa: BLE001 - its own methods may raise anything
-            return f"<its __{say.__name__}__ raised {type(broken).__name__}>"
+            return f"<its __{to_text.__name__}__ raised {type(broken).__name__}>"
         finally:
             self._left -= time.monotonic() - begin
 
     def line(self, exc: BaseException) -> str:
         """Return the first line of an exception's text."""
-        return self.ask(str, exc).partition("\n")[0][:_LINE_MAX]
+        return self.convert(str, exc).partition("\n")[0][:_LINE_MAX]
 
-    def words(self, thing: object) -> Words:
-        """Return the str and repr of *thing* as `Words`."""
-        return Words(*(shorten(self.ask(say, thing), _WORDS_MAX) for say in (str, repr)))
+    def words(self, obj: object) -> Words:
+        """Return the str and repr of *obj* as `Words`."""
+        return Words(*(shorten(self.convert(to_text, obj), _WORDS_MAX) for to_text in (str, repr)))
 
 
 class Comparison:
@@ -102,14 +102,14 @@ class Comparison:
 
     @property
     def words(self) -> Words:
-        """Return the str and repr of the original."""
-        text = shorten(self._ask(str), _TEXT_MAX)
+        """Return the str of the original, also as its repr."""
+        text = shorten(self._text(str), _TEXT_MAX)
         return Words(text, text)
 
-    def _ask(self, say: Callable[[Any], str]) -> str:
-        if say not in self._texts:
-            self._texts[say] = self._exception_text.ask(say, self._exc)
-        return self._texts[say]
+    def _text(self, to_text: Callable[[Any], str]) -> str:
+        if to_text not in self._texts:
+            self._texts[to_text] = self._exception_text.convert(to_text, self._exc)
+        return self._texts[to_text]
 
     def alike(self, copy: BaseException) -> int:
         """Return WHOLLY if str and repr are the same, 1 if only str is, else 0."""
@@ -120,12 +120,12 @@ class Comparison:
             return 0
         return self.WHOLLY if self._same(repr, copy) else 1
 
-    def _same(self, say: Callable[[Any], str], copy: BaseException) -> bool:
-        ours, theirs = self._ask(say), self._exception_text.ask(say, copy)
+    def _same(self, to_text: Callable[[Any], str], copy: BaseException) -> bool:
+        ours, theirs = self._text(to_text), self._exception_text.convert(to_text, copy)
         if ours == theirs or _essence(ours) == _essence(theirs):
             return True
         # The text may differ between calls, for example by a time or a counter.
-        return _essence(ours) != _essence(self._exception_text.ask(say, self._exc))
+        return _essence(ours) != _essence(self._exception_text.convert(to_text, self._exc))
 
 
 def _essence(text: str) -> list[str]:

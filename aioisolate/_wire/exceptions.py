@@ -1,13 +1,13 @@
-"""Exceptions that cross a process boundary whole: type, arguments, frames, causes, notes, groups.
+"""Pickle exceptions completely: type, arguments, attributes, frames, causes, notes, groups.
 
-Pickle by itself keeps a type and arguments, loses all else, and calls the constructor again, which
-fails for every exception whose constructor takes something other than `args`. And it recurses, for
-each cause, each member of a group and each frame.
+Pickle alone keeps only the type, the arguments and the attributes, and calls the constructor again,
+which fails for every exception whose constructor has other parameters than `args`. And it recurses
+for each exception that another one refers to.
 
-Here an exception becomes a list (`exception_rebuild.Record`): of itself, and of the exceptions
-that it refers to. Each of these is rebuilt in this process, in one way after the other, until str()
-and repr() of the copy equal those of the original. A part that can't be pickled is replaced by a
-description; the other parts are kept.
+This module converts an exception to a list of records (`exception_rebuild.Record`): for itself, and
+for the exceptions that it refers to. It pickles each of them in one way after the other, and loads
+the pickle in this process, until str() and repr() of the copy equal those of the original. A part
+that can't be pickled is replaced by a description; the other parts are kept.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ from .shared_classes import SharedClassPickler
 
 __all__ = ["describe", "dump", "load", "trim"]
 
-# How many of a chain of exceptions, or of groups in groups, are kept at either end; and of frames,
-# which are fewer where there are many tracebacks: the event loop makes them.
+# The number of exceptions that are kept at each end of a chain of exceptions or of nested groups,
+# and the number of frames at each end of a traceback. Of many exceptions, fewer frames are kept:
+# the parent makes the tracebacks in its event loop.
 _CHAIN_KEPT = 50
 _FRAMES_KEPT = 50
 _FRAMES_KEPT_OF_MANY = 20
 _MANY = 20
-# The copy of one with more data is not compared: its repr takes as long as its data are.
+# A copy with a longer pickle is not compared: the repr of large data takes long.
 _COMPARED_MAX = 1 << 20
 
 _BUILTIN_REDUCERS = (
     *(BaseException.__reduce__, OSError.__reduce__, ImportError.__reduce__),
     *(AttributeError.__reduce__, BaseExceptionGroup.__reduce__),
 )
-_HEAP_TYPE = 1 << 9  # as CPython's headers have it: not a static type
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: not a static type
 
 
 def dump(exc: BaseException) -> codecs.Dumped:
-    """Pickle an exception so that it can be loaded again, or raise.
+    """Pickle an exception so that it can be loaded again. May raise any exception.
 
-    Loading is tried here, since a constructor that needs other arguments than `args` fails only
-    when the pickle is loaded.
+    The pickle is loaded here, too: a constructor with other parameters than `args` fails only then.
     """
     return codecs.dump_by(_ListPickler, exc, lend=False)
 
 
 def describe(exc: BaseException) -> str:
-    """Describe an exception in words, whatever its own methods do."""
+    """Describe an exception as text, even if its methods raise."""
     try:
         text = str(exc)
     except BaseException as broken:  # noqa: BLE001 - a broken __str__ may raise anything
         text = f"<its __str__ raised {type(broken).__name__}>"
     try:
         stack = "".join(traceback.format_tb(part(exc, "__traceback__")))
-    except BaseException as broken:  # noqa: BLE001 - a broken loader of source lines may, too
+    except BaseException as broken:  # noqa: BLE001 - a loader of source lines may raise anything
         stack = f"<its traceback could not be formatted: {type(broken).__name__}>"
     return f"{full_name(type(exc))}: {text}\n{stack}".rstrip("\n")
 
@@ -71,14 +71,14 @@ def describe(exc: BaseException) -> str:
 def load(records: Sequence[tuple[Any, ...]]) -> BaseException:
     """Load an exception that `dump` has pickled. May raise any exception.
 
-    Defined here so that the parent imports this module with the first exception; later children,
-    being copies of the parent, need no import.
+    This function is defined here so that the parent imports this module with the first exception:
+    later children are copies of the parent, and need not import it.
     """
     return exception_rebuild.exceptions(records)
 
 
 class _ListPickler(SharedClassPickler):
-    """Pickles one exception, as a list."""
+    """Pickles one exception, as a list of records."""
 
     def reducer_override(self, obj: Any) -> Any:
         """Reduce the exception; delegate other objects to the base class."""
@@ -105,11 +105,11 @@ class _Listing:
         self._open: set[int] = set()
         self.exception_text = ExceptionText()
         self._trials: dict[int, _Trial] = {}
-        self.born_here: set[int] | None = None  # see SharedClassPickler; computed once
+        self.new_classes: set[int] | None = None  # see SharedClassPickler; computed once
         self.number(exc)
         done = 0
-        while done < len(self._originals):  # which grows meanwhile
-            self._settle(self._originals[done])
+        while done < len(self._originals):  # `_copy` appends to this list
+            self._copy(self._originals[done])
             done += 1
         kept = _FRAMES_KEPT if done <= _MANY else _FRAMES_KEPT_OF_MANY
         for number, trial in self._trials.items():  # in the order in which they were made
@@ -179,8 +179,8 @@ class _Listing:
         """Return how many exceptions are left out after an exception."""
         return self._gaps.get(id(exc), 0)
 
-    def _settle(self, exc: BaseException) -> None:
-        """Make an exception after the exceptions that it needs."""
+    def _copy(self, exc: BaseException) -> None:
+        """Pickle and copy an exception, after the exceptions that it needs."""
         waiting = [exc]
         while waiting:
             exc = waiting[-1]
@@ -247,6 +247,8 @@ def _members(exc: BaseException) -> tuple[BaseException, ...]:
 
 
 class _Way(NamedTuple):
+    """One way to make an exception: ``make(*arguments)``, then its state and notes."""
+
     make: Callable[..., Any]
     arguments: Sequence[Any]
     state: State
@@ -267,7 +269,7 @@ def _try_all(listing: _Listing, exc: BaseException) -> _Trial:
     cls = type(exc)
     compare = Comparison(listing.exception_text, exc)
     best: _Trial | None = None
-    why: object = "has another str() or repr() after unpickling"
+    why = "has another str() or repr() after unpickling"
     for way in _ways(listing, exc):
         trial = _try(listing, way)
         if not isinstance(trial, _Trial):
@@ -293,14 +295,14 @@ def _ways(listing: _Listing, exc: BaseException) -> Iterator[_Way]:
     )
     try:
         plain = _plain(listing, exc)
-    except BaseException:  # noqa: BLE001 - of its __reduce__
+    except BaseException:  # noqa: BLE001 - its __reduce__ may raise anything
         plain = None
     if own and plain is not None:
         yield plain
     base = _builtin(cls)
     arguments = _arguments(listing, exc, None if own else plain)
     state, notes = _state(exc), _notes(listing, exc)
-    # A __setstate__ of its own may make what no pickle has.
+    # A class's own __setstate__ may create attributes that the pickle does not contain.
     setter = cls.__setstate__
     if setter is not BaseException.__setstate__:
         attributes: Any = state.attributes
@@ -348,12 +350,12 @@ def _state(exc: BaseException) -> State:
         for name, descriptor in list(vars(base).items()):
             if type(descriptor) is not MemberDescriptorType or name in members:
                 continue
-            # The object that lacks an attribute stays where it is, as with pickle.
+            # Like pickle, do not send AttributeError.obj, the object that lacks the attribute.
             if base in (AttributeError, BaseExceptionGroup) and name != "name":
                 continue
             try:
                 value = descriptor.__get__(exc)
-            except AttributeError:  # it has none
+            except AttributeError:  # not set
                 continue
             if value is not None or base.__flags__ & _HEAP_TYPE:
                 members[name] = value
@@ -370,7 +372,7 @@ def _notes(listing: _Listing, exc: BaseException, *more: str) -> Any:
 
 
 def _builtin(cls: type[BaseException]) -> type[BaseException]:
-    """Return the nearest builtin base of an exception class; any class may claim to be one."""
+    """Return the nearest builtin base of an exception class, compared by identity."""
     found: type[BaseException]
     found = next(base for base in cls.__mro__ if vars(builtins).get(base.__name__) is base)
     return found
@@ -400,7 +402,7 @@ def _nearest(listing: _Listing, exc: BaseException, why: str, compare: Compariso
     raise trial
 
 
-# Pickling one of them
+# Pickling one exception
 
 
 def _try(listing: _Listing, way: _Way) -> _Trial | BaseException:
@@ -422,7 +424,7 @@ def _try(listing: _Listing, way: _Way) -> _Trial | BaseException:
     lost: list[str] = []
 
     def piece(value: Any) -> Any:
-        return _whole_or_words(listing, value, lost)
+        return _original_or_text(listing, value, lost)
 
     cls, base, arguments = way.arguments
     if not issubclass(cls, BaseExceptionGroup):
@@ -443,19 +445,19 @@ def _try(listing: _Listing, way: _Way) -> _Trial | BaseException:
         return failure
 
 
-def _whole_or_words(listing: _Listing, value: Any, lost: list[str]) -> Any:
+def _original_or_text(listing: _Listing, value: Any, lost: list[str]) -> Any:
     if value is None or issubclass(type(value), BaseException):
         return value
     try:
-        _carry_out(listing, _Way(_stand_in, (value,), State()), lenient=True)
+        _carry_out(listing, _Way(_make_placeholder, (value,), State()), lenient=True)
     except _NeededError:
         raise
-    except BaseException as why:  # noqa: BLE001 - of its code
-        return _put_into_words(listing, value, why, lost)
+    except BaseException as why:  # noqa: BLE001 - its methods may raise anything
+        return _replace_by_text(listing, value, why, lost)
     return value
 
 
-def _stand_in(_: object) -> BaseException:
+def _make_placeholder(_: object) -> BaseException:
     return Exception()
 
 
@@ -466,7 +468,7 @@ def _carry_out(listing: _Listing, way: _Way, *, lenient: bool, lost: Sequence[st
     pickler.making = False
     pickler.dump(way.state)
     pickler.dump(_with_losses(way.notes, pickler.lost))
-    listing.born_here = pickler.born_here
+    listing.new_classes = pickler.new_classes
     data = pickler.file.getvalue()
     views = [memoryview(buffer).toreadonly() for buffer in pickler.buffers]
     trial = _TrialLoad(data, views, listing.resolve)
@@ -479,7 +481,7 @@ def _carry_out(listing: _Listing, way: _Way, *, lenient: bool, lost: Sequence[st
 
 
 class _TrialLoad(exception_rebuild.Load):
-    """Load like the parent, but without tracebacks: their modules may be unreadable here."""
+    """Load like the parent, but without tracebacks: the child may not be able to import tblib."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Find a global that a pickle refers to."""
@@ -499,7 +501,9 @@ def _with_losses(notes: Any, lost: Sequence[str]) -> Any:
     return [*(notes if isinstance(notes, (list, tuple)) else ()), note]
 
 
-def _put_into_words(listing: _Listing, thing: object, why: BaseException, lost: list[str]) -> Words:
+def _replace_by_text(
+    listing: _Listing, thing: object, why: BaseException, lost: list[str]
+) -> Words:
     cause = (
         type(why).__name__ if isinstance(why, RecursionError) else listing.exception_text.line(why)
     )
@@ -513,8 +517,8 @@ class _Pickler(SharedClassPickler):
     If *lenient*, `Words` replace unpicklable parts.
 
     Attributes:
-        making: the current object is needed to make the exception.
-        referred: the numbers of the exceptions that it refers to.
+        making: the objects that are being pickled are needed to make the exception.
+        referred: the numbers of the exceptions that the exception refers to.
         lost: the types of the replaced parts, and the reasons.
     """
 
@@ -527,10 +531,10 @@ class _Pickler(SharedClassPickler):
         self._listing = listing
         self._lenient = lenient
         super().__init__(self.file, 5, buffer_callback=self._take)
-        self.born_here = listing.born_here
+        self.new_classes = listing.new_classes
 
     def _take(self, buffer: PickleBuffer) -> bool:
-        """Take a large buffer; leave others where they are."""
+        """Take a large buffer out of the pickle; leave other buffers in it."""
         try:
             large = buffer.raw().nbytes >= codecs.OUT_OF_BAND_MIN
         except BufferError:  # not contiguous
@@ -553,22 +557,22 @@ class _Pickler(SharedClassPickler):
             if reduced is NotImplemented and cls is not FunctionType and not issubclass(cls, type):
                 reduce = self.dispatch_table.get(cls)
                 reduced = obj.__reduce_ex__(5) if reduce is None else reduce(obj)
-        except BaseException as why:  # noqa: BLE001 - of a __reduce__
-            words = _put_into_words(self._listing, obj, why, self.lost)
+        except BaseException as why:  # noqa: BLE001 - a __reduce__ may raise anything
+            words = _replace_by_text(self._listing, obj, why, self.lost)
             return words.__reduce__()
         return NotImplemented if isinstance(reduced, str) else reduced
 
     def _refer(self, exc: BaseException) -> Any:
         number = self._listing.needed(exc) if self.making else self._listing.number(exc)
         if number is None:
-            words = _put_into_words(self._listing, exc, TypeError("it contains itself"), self.lost)
+            words = _replace_by_text(self._listing, exc, TypeError("it contains itself"), self.lost)
             return words.__reduce__()
         self.referred.add(number)
         return exception_rebuild.node, (number,)
 
 
 def _frames(stack: TracebackType | None, kept: int) -> tuple[Frame, ...]:
-    """List the frames of a traceback; of a long one the outermost and the innermost *kept*."""
+    """Return the frames of a traceback; of a long one, *kept* at each end."""
     outer: list[Frame] = []
     inner: collections.deque[Frame] = collections.deque(maxlen=kept)
     count = 0

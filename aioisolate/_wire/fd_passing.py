@@ -16,12 +16,21 @@ from typing import NamedTuple, Self, TypeAlias
 
 from .frames import ProtocolError
 
-__all__ = ["BufferRef", "FdBundle", "FdUnbundling", "arrived", "bundle", "find", "register_finder"]
+__all__ = [
+    "FDS_MAX",
+    "BufferRef",
+    "FdBundle",
+    "FdUnbundling",
+    "arrived",
+    "bundle",
+    "find",
+    "register_finder",
+]
 
 # Per thread, since other threads may pickle at the same time.
 _here = _local()
 # The maximum number of descriptors in one message (SCM_MAX_FD).
-_MAX = 253
+FDS_MAX = 253
 
 
 class BufferRef(NamedTuple):
@@ -59,8 +68,8 @@ class FdBundle:
         """
         if fd in self.fds:
             return self.fds.index(fd)
-        if len(self.fds) == _MAX:
-            raise ValueError(f"one message can carry at most {_MAX} snapshots and shared arrays")
+        if len(self.fds) == FDS_MAX:
+            raise ValueError(f"one message can carry at most {FDS_MAX} snapshots and shared arrays")
         self.fds.append(fd)
         self._owners.append(owner)
         return len(self.fds) - 1
@@ -75,7 +84,7 @@ class FdBundle:
 
 
 class FdUnbundling:
-    """The descriptors received with a pickle, for objects that are unpickled inside its block."""
+    """The descriptors received with a pickle, for objects unpickled inside its ``with`` block."""
 
     __slots__ = ("_before", "_fds")
 
@@ -90,7 +99,8 @@ class FdUnbundling:
         _here.arrived = self._before
 
 
-# Adds the file of a buffer to the bundle, and returns a reference; None: not in a file.
+# A function that adds the file of a buffer to the bundle and returns a reference to the buffer, or
+# returns None if the buffer is not in a file.
 Finder: TypeAlias = Callable[[memoryview, FdBundle], BufferRef | None]
 
 # The registered finder; None: this process has no memory in files.
@@ -116,7 +126,7 @@ def _unpacking() -> Sequence[int]:
 
 
 def arrived(index: int) -> int:
-    """Return a received descriptor, which stays open. Raise ProtocolError if there is none."""
+    """Return the received descriptor with that index, which stays open. Raise ProtocolError."""
     fds = _unpacking()
     if not 0 <= index < len(fds):
         raise ProtocolError("a pickle names a descriptor that did not come with it")

@@ -42,9 +42,9 @@ INLINE_MAX = 32 * 1024
 _MAX_REGIONS = 4096
 _ERRNO_DIGITS = 4
 _MAX_LENGTH = 1 << 40
-# Frames that are not results hold text, which has a limit of its own if results are limited.
-_WORDS_MAX = 128 * 1024
-# Shorter pieces are joined, since each bytes object has an overhead.
+# The maximum size of frames that contain text instead of results, if results are limited.
+_TEXT_MAX = 128 * 1024
+# Shorter pieces are joined, because each bytes object has an overhead.
 _JOINED_MAX = 32 * 1024
 
 
@@ -52,19 +52,19 @@ class Kind(enum.IntEnum):
     """The kind of a frame."""
 
     STARTED = 1  # fn is called next; no body
-    VALUE = 2  # what fn returned, a Payload
-    RAISED = 3  # what fn raised, a Payload
-    LOST = 4  # fn ended; its result can't be sent: reason's name, newline, text
-    FAILED = 5  # the child failed before fn: step, newline, text
-    ITEM = 6  # what a generator yielded, a pickle
-    PROGRESS = 7  # how far fn has got, see `safe_text`
-    READY = 8  # the layers that the child has engaged: their names, with commas
-    IMPORTED = 9  # loading the call took long: CPU and other seconds, newline, new packages, commas
-    LEAVING = 10  # fn has ended, and something that it left has not: names, one a line
+    VALUE = 2  # the value that fn returned, a Payload
+    RAISED = 3  # the exception that fn raised, a Payload
+    LOST = 4  # fn ended; its result can't be sent: name of the `Reason`, newline, text
+    FAILED = 5  # the child failed before fn: step, newline, errno, newline, text
+    ITEM = 6  # an item that a generator yielded, a pickle
+    PROGRESS = 7  # a progress report, see `safe_text`
+    READY = 8  # the names of the layers that the child has engaged, separated by commas
+    IMPORTED = 9  # the call was slow to load: CPU and real seconds, newline, packages with commas
+    LEAVING = 10  # fn has ended, and threads or processes of fn have not: their names, one a line
 
 
 # Kinds that have a fixed limit, whatever the limit on results is.
-_LONGEST = {Kind.LEAVING: _WORDS_MAX, Kind.IMPORTED: _WORDS_MAX}
+_LONGEST = {Kind.LEAVING: _TEXT_MAX, Kind.IMPORTED: _TEXT_MAX}
 _VALUE = int(Kind.VALUE)
 _KINDS = {int(kind): kind for kind in Kind}
 
@@ -73,7 +73,7 @@ class ProtocolError(Exception):
     """The bytes on the channel are not what a child of this call writes."""
 
 
-class TooLarge(ProtocolError):  # noqa: N818 - the name says the error
+class TooLarge(ProtocolError):  # noqa: N818 - the name needs no suffix
     """A frame announces more bytes than allowed.
 
     Attributes:
@@ -103,12 +103,12 @@ def encode_failure(nonce: bytes, step: str, exc: BaseException) -> bytes:
 
 
 def parse_failure(text: str) -> tuple[str, int, str]:
-    """Return what the text of a FAILED frame says: the step, the errno or 0, what happened."""
+    """Split the text of a FAILED frame into the step, the errno or 0, and the exception text."""
     step, _, rest = text.partition("\n")
-    number, _, what = rest.partition("\n")
+    number, _, message = rest.partition("\n")
     # The child may be untrusted: a longer number is no errno, and int() of it could take long.
     is_errno = number.isascii() and number.isdigit() and len(number) <= _ERRNO_DIGITS
-    return step, int(number) if is_errno else 0, what
+    return step, int(number) if is_errno else 0, message
 
 
 def parse_layers(body: Sequence[bytes]) -> list[str]:
@@ -166,7 +166,7 @@ class FrameDecoder:
                 if piece:
                     if self._body:
                         self._add(piece)
-                    else:  # most are whole
+                    else:  # most bodies arrive in one piece
                         self._body.append(piece)
             if not self._missing:
                 body, self._body = self._body, []
@@ -208,7 +208,7 @@ class FrameDecoder:
         elif kind is Kind.VALUE:
             allowed = limit + _TABLE.size
         else:
-            allowed = max(limit, _WORDS_MAX) if kind is Kind.RAISED else _WORDS_MAX
+            allowed = max(limit, _TEXT_MAX) if kind is Kind.RAISED else _TEXT_MAX
         if length > allowed:
             raise TooLarge(kind, length, allowed)
 

@@ -1,4 +1,4 @@
-"""Large calls: two files that are sent with the request of a call that is too long for a message.
+"""Large calls: two files that are sent with a request because the call is too long for a message.
 
 A thread fills the files in small steps, so that the GIL is released often, and directly from the
 data's memory, without an intermediate copy.
@@ -21,7 +21,7 @@ __all__ = [
     "shows_change",
 ]
 
-# Bytes that are copied in one step with the GIL held.
+# The number of bytes that are copied in one step, with the GIL held.
 _STEP = 1 << 20
 
 # A part of the second file that is text, in UTF-8: offset and length in bytes.
@@ -38,11 +38,11 @@ class TooMuch(BaseException):
     """
 
     def __init__(self, *, by_value: bool = False) -> None:
-        super().__init__("this takes a thread")
+        super().__init__("this call must be pickled in a thread")
         self.by_value = by_value
 
 
-class Halt(Exception):  # noqa: N818 - not each is an error
+class Halt(Exception):  # noqa: N818 - not every subclass is an error
     """Pickling stops for a reason other than an unpicklable object."""
 
 
@@ -57,13 +57,14 @@ class UnwritableError(Halt, OSError):
 class LargeCall(Protocol):
     """The pickle of a call and its out-of-band data, in files.
 
-    One thread fills it; another one waits for that, or gives it up. A protocol, because this layer
-    opens no files: the class, `LargeCallFiles`, lies with the fork servers.
+    One thread writes the files; another thread waits until they are complete, or cancels. This is a
+    protocol because this package opens no files; `_forkserver.large_call_files` implements it.
 
     Attributes:
-        stream: the file that holds the pickle, or -1: it is short.
-        beside: the file that holds large buffers and texts, each at a page of its own, or -1.
-        size: how long the pickle is.
+        stream: the file that contains the pickle; -1 if the pickle is short.
+        beside: the file that contains large buffers and texts, each from the start of a page; -1 if
+            there are none.
+        size: the length of the pickle in bytes.
     """
 
     stream: int
@@ -72,15 +73,15 @@ class LargeCall(Protocol):
 
     @property
     def head(self) -> bytes:
-        """The pickle, if it is short."""
+        """The pickle if it is short, otherwise no bytes."""
         ...
 
     @property
     def total(self) -> int:
-        """How many bytes it has."""
+        """The number of bytes of the pickle and the out-of-band data."""
         ...
 
-    # For the thread that fills it
+    # For the thread that writes the files
 
     def write(self, data: Any) -> None:
         """Append bytes, a bytearray or a PickleBuffer to the pickle.
@@ -102,14 +103,14 @@ class LargeCall(Protocol):
     def check(self) -> None:
         """Raise TooMuch if the call was cancelled."""
 
-    # For the one that waits
+    # For the thread that waits
 
     def release(self) -> list[int]:
         """Seal the files against changes and return them."""
         ...
 
     def drop(self) -> None:
-        """Cancel: the other thread stops as soon as possible."""
+        """Cancel: the thread that writes stops as soon as possible, and the files are closed."""
 
 
 def shows_change(exc: Exception) -> bool:
@@ -117,17 +118,17 @@ def shows_change(exc: Exception) -> bool:
     return isinstance(exc, RuntimeError) and "during iteration" in str(exc)
 
 
-def copied(what: bytearray | array.array[Any]) -> Iterator[bytes]:
-    """Copy something piece by piece; whoever changes its size meanwhile is not hindered by that.
+def copied(source: bytearray | array.array[Any]) -> Iterator[bytes]:
+    """Yield the bytes of *source* in pieces, without exporting a buffer between the pieces.
 
-    Raises ChangedError if that happens.
+    So other threads can change the size of *source*; then this function raises ChangedError.
     """
-    size, step = len(what), _STEP
-    if isinstance(what, array.array):
-        step //= what.itemsize
+    size, step = len(source), _STEP
+    if isinstance(source, array.array):
+        step //= source.itemsize
     for start in range(0, size, step):
-        if len(what) != size:
-            kind = type(what).__name__
-            raise ChangedError(f"the size of a {kind} changed from {size} to {len(what)}")
-        part = what[start : start + step]
+        if len(source) != size:
+            kind = type(source).__name__
+            raise ChangedError(f"the size of a {kind} changed from {size} to {len(source)}")
+        part = source[start : start + step]
         yield bytes(part) if isinstance(part, bytearray) else part.tobytes()

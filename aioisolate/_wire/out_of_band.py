@@ -18,11 +18,11 @@ __all__ = ["OutOfBand", "reduce_array"]
 
 # The maximum number of parts: one message holds all their positions.
 _PARTS_MAX = 1000
-# An array of so many objects is listed part by part.
+# An array of at least this many objects is converted to lists in parts.
 _OBJECTS_MIN = 100_000
 _OBJECTS_STEP = 20_000
-# What a class of numpy's arrays has that is pickled as these are.
-_OF_ARRAYS = ("__reduce__", "__reduce_ex__", "__setstate__")
+# Methods that a subclass of numpy.ndarray must not override to be pickled like numpy.ndarray.
+_PICKLE_METHODS = ("__reduce__", "__reduce_ex__", "__setstate__")
 
 
 class OutOfBand:
@@ -31,7 +31,7 @@ class OutOfBand:
     def __init__(
         self, large_call: LargeCall, bundle: fd_passing.FdBundle, lists: Sequence[list[Any]]
     ) -> None:
-        """*lists* are to stay as long as they are."""
+        """Initialize; `settle` raises ChangedError if the length of one of *lists* has changed."""
         self._large_call = large_call
         self._bundle = bundle
         self._buffers: list[memoryview | BufferRef] = []
@@ -56,7 +56,7 @@ class OutOfBand:
         return False
 
     def number(self, text: str) -> int | None:
-        """Take a text out of the pickle if it is long: return its number, or None."""
+        """Take a long text out of the pickle and return its number; None for a short text."""
         if len(text) <= TEXT_MAX:
             return None
         known = self._numbers.get(id(text))
@@ -98,7 +98,7 @@ def reduce_array(obj: Any) -> Any:
     if (
         obj.nbytes < OUT_OF_BAND_MIN
         or (kind is standard and contiguous)
-        or any(getattr(kind, name) is not getattr(standard, name) for name in _OF_ARRAYS)
+        or any(getattr(kind, name) is not getattr(standard, name) for name in _PICKLE_METHODS)
     ):
         return NotImplemented
     plain = obj.view(standard)
@@ -118,7 +118,7 @@ def _reduce_numbers(obj: array.array[Any]) -> Any:
 
 
 def _reduce_objects(obj: Any, numpy: Any) -> Any:
-    """Reduce an array of objects as numpy does, but list them part by part."""
+    """Reduce an array of objects as numpy does, but convert it to lists in parts."""
     if type(obj) is not numpy.ndarray or obj.dtype != object or obj.size < _OBJECTS_MIN:
         return NotImplemented
     make, args, (version, _, dtype, _, _) = numpy.empty(0, object).__reduce__()

@@ -18,7 +18,7 @@ PAYLOAD_MAX = 1 << 20
 # Longer texts are not given to the C pickler, which encodes and copies a text in one step.
 TEXT_MAX = 256 * 1024
 # The number of objects of a call that are checked.
-_LOOK_AT = 64
+_CHECKED_MAX = 64
 _LIST_MIN = 1000
 
 # Packages whose reducers return the attributes of an object without computing anything. Objects
@@ -59,15 +59,15 @@ def shows_long_text(call: object) -> bool:
 
     The pickler encodes a text that is not ASCII completely before it writes anything.
     """
-    return any(type(found) is str for found in find_large(call, _LOOK_AT))
+    return any(type(found) is str for found in find_large(call, _CHECKED_MAX))
 
 
-def find_large(call: object, look_at: int) -> Iterator[str | list[Any]]:
-    """Yield the long texts and long lists among the first *look_at* objects of a call."""
+def find_large(call: object, count: int) -> Iterator[str | list[Any]]:
+    """Yield the long texts and long lists among the first *count* objects of a call."""
     inside: list[Any] = [call]
     for found in inside:  # the loop body appends to the list
-        for value in islice(found.values() if type(found) is dict else found, look_at):
-            look_at -= 1
+        for value in islice(found.values() if type(found) is dict else found, count):
+            count -= 1
             kind = type(value)
             if kind is str:
                 if len(value) > TEXT_MAX:
@@ -80,7 +80,7 @@ def find_large(call: object, look_at: int) -> Iterator[str | list[Any]]:
                 inside += (value.args, value.keywords)
             elif kind not in _PARTLESS and type(state := _state(value)) is dict:
                 inside.append(state)
-        if look_at <= 0:
+        if count <= 0:
             return
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 __all__ = ["HEADER", "Request"]
 
-# Length of the body, and how many descriptors come with it.
+# The length of the body, and the number of descriptors that are sent with it.
 HEADER = struct.Struct("<IH")
 
 
@@ -21,23 +21,23 @@ class Request(NamedTuple):
 
     Attributes:
         nonce: marks the frames of the answer.
-        call: the pickled function and arguments, or their length if they are in a file.
-        in_file: they are in a file, the first descriptor that comes along.
-        beside: so are large buffers and texts, in a file of their own, which comes next.
+        call: the pickle of the function and arguments, or its length if it is in a file.
+        in_file: the pickle is in a file, the first of the descriptors after *entrances*.
+        beside: large buffers and texts are in another file, the next descriptor.
         quiet, streaming, progress: see `ChildSpec`.
         backend: the caller's event loop, "asyncio" or "trio".
-        uvloop: it is uvloop's.
+        uvloop: the event loop is uvloop's.
         stdin: a descriptor is passed that becomes 0.
         output: two descriptors are passed that become 1 and 2.
         numbers: the numbers that the next descriptors get.
-        buffer_refs: where the buffers of the call are that lie in files: the index of the remaining
-            descriptor (from 0; -1: the file that comes with the request), offset, length, and
-            whether both processes are to see changes of the other.
-        passed_fds: the number of remaining descriptors, for the call's objects.
+        buffer_refs: the places of the call's buffers that are in files, each as a tuple: the index
+            among the last *passed_fds* descriptors, or -1 for the file of *beside*; offset;
+            length; whether both processes see each other's changes.
+        passed_fds: the number of the last descriptors, those of the call's objects.
         codec, result_size: see `ChildSpec`.
         rlimits: the fields of its `RlimitSpec`, or None.
         entrances: the number of descriptors, sent first, of control groups that the child joins.
-        texts: the call's texts that are in the file beside: offset and length.
+        texts: offset and length of the call's texts in the file of *beside*.
         exit_timeout: see `ChildSpec`.
     """
 

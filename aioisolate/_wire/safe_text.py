@@ -35,17 +35,17 @@ _PARTS = struct.Struct("<HHH")
 _LIMITS = (512, 16 * 1024, 44 * 1024)
 _REPORT_MAX = 32 * 1024
 
-# What makes a terminal or a log say something else than what is written: control characters, those
-# that turn the direction of writing, end lines, or are not seen; and halves of characters.
+# Characters that make a terminal or log show another text: control characters, and characters that
+# change the direction of writing, end lines or are invisible; and surrogates.
 _ALONE = f"(?<![{JOINED}])[{JOINERS}]|[{JOINERS}](?![{JOINED}])"
 _active = re.compile(f"[{ACTIVE}]+|{_ALONE}")
 _active_in_line = re.compile(f"[\n\t{ACTIVE}]+|{_ALONE}")
 
 
 def escape(text: str, *, line: bool = False) -> str:
-    r"""Return *text* with ``\x1b`` and the like for what is not to be obeyed.
+    r"""Return *text* with the characters above replaced by escapes such as ``\x1b``.
 
-    Line ends and tabs stay, unless it is to be a single *line*.
+    Line feeds and tabs are kept, unless *line* is true: then they are escaped, too.
     """
     return (_active_in_line if line else _active).sub(_code, text)
 
@@ -55,7 +55,7 @@ def _code(found: re.Match[str]) -> str:
 
 
 def shorten(text: str, size: int) -> str:
-    """Leave out the middle of *text* so that it has at most *size* characters and a note."""
+    """Return at most *size* characters of *text*; a note replaces the middle of a longer text."""
     if len(text) <= size:
         return text
     left_out = len(text) - size
@@ -64,14 +64,14 @@ def shorten(text: str, size: int) -> str:
 
 def tame(text: str, size: int) -> str:
     """Make untrusted *text* one line, shortened to about *size* characters."""
-    # Before, as escaping takes its time; and after, as it makes one character up to ten.
+    # Before, since escaping takes time; and after, since an escape has up to ten characters.
     return shorten(escape(shorten(text, size), line=True), size)
 
 
 def quote(text: str, size: int) -> str:
     """Escape untrusted *text* of several lines, and begin each line with ``| ``.
 
-    So no line can be mistaken for a log record. Long text loses its middle.
+    So no line can be mistaken for a log record. A note replaces the middle of a long text.
     """
     if not text:
         return ""
@@ -80,10 +80,10 @@ def quote(text: str, size: int) -> str:
 
 
 def _bytes(text: str, size: int) -> bytes:
-    """Encode at most *size* bytes of *text*, leaving out its middle, which a note tells."""
-    # str's own methods: a __str__ may return a class of its own.
+    """Encode *text* as at most *size* bytes; a note replaces the middle of a longer text."""
+    # str's own methods, since a __str__ may return an instance of a subclass.
     length = str.__len__(text)
-    if length > size:  # so many characters are as many bytes at least
+    if length > size:  # each character has at least one byte
         head, tail = str.__getitem__(text, slice(size)), str.__getitem__(text, slice(-size, None))
         text = f"{head}{tail}"
     data = str.encode(text, errors="backslashreplace")
@@ -91,7 +91,7 @@ def _bytes(text: str, size: int) -> bytes:
         return data
     half = size // 2 - 40
     note = f"\n... of {length:,} characters, the middle is left out ...\n"
-    # Halves of characters where it is cut are dropped.
+    # Incomplete characters at the cuts are dropped.
     return b"".join(
         part.decode(errors="ignore").encode() for part in (data[:half], note.encode(), data[-half:])
     )
@@ -101,26 +101,26 @@ def _bytes(text: str, size: int) -> bytes:
 
 
 def trim(exc: BaseException, is_ours: Callable[[str], bool]) -> None:
-    """Cut off the outer frames of *exc* that belong to the machinery and not to fn."""
+    """Remove the outer frames of *exc* that belong to this package and not to fn."""
     rest = tb = part(exc, "__traceback__")
     while tb is not None:
         if is_ours(tb.tb_frame.f_code.co_filename):
             rest = tb.tb_next
         tb = tb.tb_next
-    # Which an assignment would not do for a frozen dataclass.
+    # Not an assignment, which raises for a frozen dataclass.
     BaseException.with_traceback(exc, rest)
 
 
 def part(exc: BaseException, name: str) -> Any:
-    """Return what every exception has, whatever its class makes of that name.
+    """Return an attribute that `BaseException` defines, even if a subclass redefines the name.
 
-    ``args``, for example, may be a field of a dataclass, and ``__class__`` a property that raises.
+    ``args``, for example, may be a field of a dataclass, and ``__cause__`` a property that raises.
     """
     return BaseException.__dict__[name].__get__(exc)
 
 
 def full_name(cls: type) -> str:
-    """Return a class's name with that of its module, whatever its metaclass says."""
+    """Return the names of a class's module and of the class, without calling its metaclass."""
     name: str = type.__dict__["__qualname__"].__get__(cls)
     return f"{type.__dict__['__module__'].__get__(cls)}.{name}"
 
@@ -133,12 +133,12 @@ def dump_exception(exc: BaseException) -> bytes:
 
 
 def _type_name(exc: BaseException) -> str:
-    # By type's own attributes: a metaclass may lie about them, or raise.
+    # By the attributes of `type`: those of a metaclass may raise, or have other values.
     cls = type(exc)
     try:
         name: str = type.__dict__["__qualname__"].__get__(cls)
         module = type.__dict__["__module__"].__get__(cls)
-    except BaseException:  # noqa: BLE001 - of a class's namespace, anything
+    except BaseException:  # noqa: BLE001 - a class's namespace may raise anything
         return "BaseException"
     if not isinstance(module, str) or module == "builtins":
         return name or "?"
@@ -153,11 +153,11 @@ def _message(exc: BaseException) -> str:
 
 
 def _traceback(exc: BaseException) -> str:
-    import traceback  # noqa: PLC0415 - of no use while all is well
+    import traceback  # noqa: PLC0415 - only for errors
 
     try:
         return "".join(traceback.format_exception(exc))
-    except BaseException as broken:  # noqa: BLE001 - a broken loader of source lines may, too
+    except BaseException as broken:  # noqa: BLE001 - a loader of source lines may raise anything
         return f"<its traceback could not be formatted: {_type_name(broken)}>"
 
 
@@ -170,7 +170,7 @@ def load_exception(pieces: Sequence[bytes]) -> RemoteError:
         raise ProtocolError("an exception is cut off")
     lengths = _PARTS.unpack_from(data)
     if sum(lengths) != len(data) - _PARTS.size or not lengths[0]:
-        raise ProtocolError("an exception's parts are not as long as it says")
+        raise ProtocolError("the lengths of an exception's parts are wrong")
     if any(length > limit for length, limit in zip(lengths, _LIMITS, strict=True)):
         raise ProtocolError("a part of an exception is longer than allowed")
     at, texts = _PARTS.size, []
@@ -187,7 +187,7 @@ def load_exception(pieces: Sequence[bytes]) -> RemoteError:
 def _joined(pieces: Sequence[bytes], limit: int, what: str) -> bytes:
     size = sum(map(len, pieces))
     if size > limit:
-        raise ProtocolError(f"{what} of {size:,} bytes came, which is more than {limit:,}")
+        raise ProtocolError(f"{what} has {size:,} bytes; the limit is {limit:,}")
     return b"".join(pieces)
 
 
@@ -195,12 +195,12 @@ def _text(data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise ProtocolError("a text that came is not UTF-8") from None
+        raise ProtocolError("a received text is not UTF-8") from None
 
 
 # Progress
 
-# How `done` and `total` are written, and both.
+# The encodings of `done` and `total`: q is an integer, d a float, n is None.
 _REPORT = {
     kinds: struct.Struct(f"<2s{kinds.replace('n', '8x')}")
     for kinds in ("qq", "qd", "qn", "dq", "dd", "dn")
@@ -210,7 +210,10 @@ _HEAD = 18
 
 
 def dump_progress(done: float, total: float | None, message: str) -> bytes:
-    """Write a report. Numbers beyond 64 bits become floats, endless messages lose their middle."""
+    """Encode a progress report.
+
+    Integers beyond 64 bits become floats; a note replaces the middle of a long message.
+    """
     if total is None:
         kind, done = _number(done)
         head = _REPORT[f"{kind}n"].pack(f"{kind}n".encode(), done)
@@ -235,14 +238,14 @@ def _number(value: float) -> tuple[str, float]:
 def load_progress(
     pieces: Sequence[bytes], *, escaped: bool = False
 ) -> tuple[float, float | None, str]:
-    """Read a report (done, total, message), the message *escaped* if a stranger has written it.
+    """Decode a progress report: done, total, message. *escaped*: escape an untrusted message.
 
     Raises ProtocolError.
     """
-    data = _joined(pieces, _HEAD + _REPORT_MAX, "a report of progress")
+    data = _joined(pieces, _HEAD + _REPORT_MAX, "a progress report")
     form = _READ.get(data[:2])
     if form is None or len(data) < _HEAD:
-        raise ProtocolError("a report of progress is damaged")
+        raise ProtocolError("a progress report is damaged")
     _, *numbers = form.unpack_from(data)
     message = _text(data[_HEAD:])
     total = numbers[1] if len(numbers) > 1 else None

@@ -49,8 +49,8 @@ def _check_node(node: inspect.Type | inspect.Field, *, text_keys: bool) -> None:
         raise TypeError(f"{name} is not plain data")
     if isinstance(node, (inspect.SetType, inspect.FrozenSetType)) and not _safe(node.item_type):
         raise TypeError(
-            "a set of what is not text or bytes lets the child choose elements that collide; "
-            "take a list"
+            "a set of elements other than text or bytes lets the child choose elements that "
+            "collide; use a list"
         )
     if isinstance(node, inspect.DictType) and not _safe(node.key_type):
         # In JSON, a key of type Any is text, and stays text after decoding.
@@ -60,7 +60,7 @@ def _check_node(node: inspect.Type | inspect.Field, *, text_keys: bool) -> None:
             return
         raise TypeError(
             "a dict with keys of that type lets the child choose keys that collide; "
-            "take a list of pairs, or text as keys"
+            "use a list of pairs, or text as keys"
         )
 
 

@@ -36,10 +36,10 @@ def find(pickler: Callable[..., Any], name: str, whole: Any) -> str:
         label, culprit = found
         if label:
             path.append(label)
-    said = " of ".join(reversed(path))
+    text = " of ".join(reversed(path))
     if type(culprit) is ContextVar:
-        said += f"{', ' if said else ''}the ContextVar {culprit.name!r}"
-    return said
+        text += f"{', ' if text else ''}the ContextVar {culprit.name!r}"
+    return text
 
 
 def _refused_part(
@@ -57,7 +57,7 @@ class _TooLongError(BaseException):
     """A part takes long to pickle."""
 
 
-class _Nowhere:
+class _DiscardingFile:
     """A file that discards data, and raises _TooLongError after the time *end*."""
 
     def __init__(self, end: float) -> None:
@@ -73,7 +73,7 @@ def _is_refused(pickler: Callable[..., Any], part: object, end: float) -> bool:
         return False
     try:
         with fd_passing.FdBundle():
-            pickler(_Nowhere(end), 5, buffer_callback=_let_go).dump(part)
+            pickler(_DiscardingFile(end), 5, buffer_callback=_discard_buffer).dump(part)
     except _TooLongError:
         return False
     except Exception:  # noqa: BLE001 - a __reduce__ may raise anything
@@ -81,7 +81,7 @@ def _is_refused(pickler: Callable[..., Any], part: object, end: float) -> bool:
     return False
 
 
-def _let_go(_: object) -> bool:
+def _discard_buffer(_: object) -> bool:
     return False  # keep the buffer out of the stream, and discard it
 
 

@@ -616,4 +616,4 @@ async def test_11_6_a_child_that_is_forked_beside_a_thread_of_ours_looks_for_its
         gate.set()
         helper.done()
         helper.close()
-    assert not threads.helpers()
+    assert not threads.has_helpers()

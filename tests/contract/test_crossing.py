@@ -319,7 +319,7 @@ def test_no_room_for_the_descriptors_of_a_result(start):
 
 @pytest.mark.parametrize("make_it", [lambda: Snapshot.zeroed(5), lambda: Snapshot.zeroed(5).view()])
 def test_elsewhere_they_can_not_be_pickled(make_it):
-    with pytest.raises(TypeError, match="only as an argument to an isolated function"):
+    with pytest.raises(TypeError, match="only as an argument or result of an isolated function"):
         pickle.dumps(make_it())
 
 

@@ -201,14 +201,14 @@ def refusing(wanted):
 def check_unasked(error, code):
     assert type(error) is CallableDidNotExecuteError
     assert error.reason is Reason.PIPE_CREATION
-    assert str(error) == f"could not ask the fork server for a child: {os.strerror(code)}"
+    assert str(error) == f"a request to the fork server could not be sent: {os.strerror(code)}"
     assert error.__cause__.errno == code
 
 
 async def nothing_is_left(iso):
     """Nobody waits for a child that was never asked for, and there is none that nobody knows."""
     pool = iso._service._source._pool
-    await until(lambda: not (pool._refill_due or pool._coming or pool._forkserver._coming))
+    await until(lambda: not (pool._refill_due or pool._requested or pool._forkserver._requested))
     await until(lambda: children_of(pool.pid) == set(pool._forkserver.workers))
     assert iso.statistics().restarts == 0
 
@@ -256,7 +256,7 @@ async def test_one_ahead_of_need_that_is_refused_fails_no_call():
     refuse = lambda _, __, fds: errno.ETOOMANYREFS if fds and next(requests) == 2 else 0
     async with Isolator(warm=1) as iso:
         pool = iso._service._source._pool
-        await until(lambda: not pool._coming)
+        await until(lambda: not pool._requested)
         while pool._idle:
             pool.let_go(pool._idle.popleft())
         with refusing(refuse), anyio.fail_after(20):
@@ -308,11 +308,11 @@ async def test_a_child_that_nobody_has_asked_for():
         await until(lambda: not forkserver.workers)
         opened = len(os.listdir("/proc/self/fd"))
         told = []
-        hear = forkserver._hear
-        forkserver._hear = lambda record: (told.append(record), hear(record))
+        handle = forkserver._handle
+        forkserver._handle = lambda record: (told.append(record), handle(record))
         forkserver.request(1, ahead=False)
-        ((number, worker),) = forkserver._coming.items()
-        forkserver._coming.clear()
+        ((number, worker),) = forkserver._requested.items()
+        forkserver._requested.clear()
         async with iso.open_job(os.getpid) as job:  # asked for next, and answered next
             with anyio.fail_after(20):
                 assert await job.result() == job.pid
@@ -323,7 +323,7 @@ async def test_a_child_that_nobody_has_asked_for():
         worker.close()
         await until(lambda: len(os.listdir("/proc/self/fd")) <= opened)
         for answer in (("refused", number, errno.EAGAIN, "no"), ("unfit", number, "no")):
-            hear(answer)
+            handle(answer)
         assert await iso.run(abs, -1) == 1
         await nothing_is_left(iso)
 
@@ -387,14 +387,14 @@ async def test_none_of_several_may_travel_from_the_server(short_server):
     """All that have been forked ahead of need are told of in one message."""
     async with Isolator(**short_server([], [errno.ETOOMANYREFS]), warm=3) as iso:
         pool = iso._service._source._pool
-        await until(lambda: not pool._coming)
+        await until(lambda: not pool._requested)
         workers = list(pool._forkserver.workers.values())
         lacking = [worker for worker in workers if worker.pidfd < 0]
         assert lacking
         while not all(worker.ended for worker in workers):
             async with iso.open_job(os.getpid) as job:
                 assert await job.result() == job.pid
-        await until(lambda: pool.idle >= 3 and not pool._coming)
+        await until(lambda: pool.idle >= 3 and not pool._requested)
         assert all(worker.pidfd >= 0 for worker in pool._idle)
         await nothing_is_left(iso)
 

@@ -578,9 +578,8 @@ def test_11_2_an_alarm_comes_again_and_leaves_nothing(monkeypatch):
     before = signal.getsignal(signal.SIGALRM)
     others = signal.setitimer(signal.ITIMER_REAL, 0)  # pytest-timeout's
     try:
-        assert (
-            exception_text.ExceptionText().ask(repr, Stubborn()) == "<its __repr__ took too long>"
-        )
+        text = exception_text.ExceptionText().convert(repr, Stubborn())
+        assert text == "<its __repr__ took too long>"
         assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     finally:
         signal.setitimer(signal.ITIMER_REAL, *others)
@@ -590,7 +589,7 @@ def test_11_2_an_alarm_comes_again_and_leaves_nothing(monkeypatch):
 def test_11_2_where_there_are_no_alarms(monkeypatch):
     said = []
     thread = threading.Thread(
-        target=lambda: said.append(exception_text.ExceptionText().ask(str, Thing))
+        target=lambda: said.append(exception_text.ExceptionText().convert(str, Thing))
     )
     thread.start()
     thread.join()
@@ -600,7 +599,7 @@ def test_11_2_where_there_are_no_alarms(monkeypatch):
 
     before = signal.getsignal(signal.SIGALRM)
     monkeypatch.setattr(signal, "setitimer", refuse)
-    said.append(exception_text.ExceptionText().ask(str, Thing))
+    said.append(exception_text.ExceptionText().convert(str, Thing))
     assert said == [str(Thing)] * 2
     assert signal.getsignal(signal.SIGALRM) is before
 

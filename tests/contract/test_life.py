@@ -222,7 +222,7 @@ def test_11_24_a_loop_that_is_closed_while_it_is_entered(end):
         call = loop.create_task(iso.run(abs, 1))
         loop.run_until_complete(asyncio.sleep(0))
         assert iso._service.state == "entering" and has_children()
-        print(iso._service._source._pool._begun.pid)
+        print(iso._service._source._pool._starting_server.pid)
         loop.close()
         {end}
 

@@ -260,7 +260,7 @@ async def test_11_30_an_idle_child_that_ends_is_told_of(caplog, known):
             worker.on_end()
         os.kill(worker.pid, signal.SIGKILL)
         await until(lambda: caplog.records)
-        how = "SIGKILL" if known else "how could not be observed"
+        how = "SIGKILL" if known else "its exit status is unknown"
         assert caplog.records[0].getMessage() == (
             f"child {worker.pid} ended while it waited for a call: {how}"
         )

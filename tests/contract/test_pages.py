@@ -48,7 +48,7 @@ INT = ctypes.c_int64
 
 def has_huge_pages() -> bool:
     try:
-        seam.vet_huge_pages()
+        seam.check_huge_pages()
     except OSError:
         return False
     return True

@@ -164,7 +164,7 @@ async def test_a_server_that_becomes_unfit_says_so(tmp_path, monkeypatch):
         assert await iso.run(abs, -1) == 1
         # As if a preloaded module had opened it behind our back.
         (tmp_path / "late_module.py").write_text("import os\nFD = os.open('/dev/zero', 0)\n")
-        pool_of(iso)._forkserver._say("import", "late_module")
+        pool_of(iso)._forkserver._send("import", "late_module")
         monkeypatch.syspath_prepend(str(tmp_path))
         assert await iso.run(abs, -1) == 1
 

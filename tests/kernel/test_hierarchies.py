@@ -294,7 +294,7 @@ def test_nothing_is_left_of_a_group_that_can_not_be_made(tmp_path, monkeypatch):
 
 
 def test_no_group_where_none_can_be_made():
-    with pytest.raises(OSError, match="No control groups can be made here: 'memory'"):
+    with pytest.raises(OSError, match="No control groups can be created here: 'memory'"):
         Cgroup.create(1, None, Delegation(None, None))
 
 
@@ -333,7 +333,7 @@ def test_who_has_killed(tmp_path, monkeypatch):
 
 
 def test_counters_are_found_by_their_whole_name():
-    assert oom.count("oom_kill_disable 0\nunder_oom 0\noom_kill 12\n", "oom_kill") == 12
-    assert oom.count("oom_kill 3\n", "oom_kill") == 3
-    assert oom.count("low 0\n", "oom_kill") is None
-    assert oom.count(None, "oom_kill") is None
+    assert oom.parse_counter("oom_kill_disable 0\nunder_oom 0\noom_kill 12\n", "oom_kill") == 12
+    assert oom.parse_counter("oom_kill 3\n", "oom_kill") == 3
+    assert oom.parse_counter("low 0\n", "oom_kill") is None
+    assert oom.parse_counter(None, "oom_kill") is None

@@ -245,7 +245,8 @@ def test_namespaces_are_had_in_another_way_without_the_capability():
 
 
 @pytest.mark.parametrize(
-    ("place", "name"), [(users, "become"), (namespaces, "unshare"), (namespaces, "seclude_mounts")]
+    ("place", "name"),
+    [(users, "become"), (namespaces, "unshare"), (namespaces, "make_mounts_private")],
 )
 def test_what_is_short_for_a_moment_is_no_verdict(place, name, monkeypatch):
     if (place is users and not HERE.becomes) or (place is namespaces and not HERE.namespaces):
@@ -274,7 +275,7 @@ def test_an_attempt_that_is_killed_is_none_that_holds(monkeypatch):
     monkeypatch.undo()
     if not HERE.view:
         return
-    monkeypatch.setattr(namespaces, "seclude_mounts", die)
+    monkeypatch.setattr(namespaces, "make_mounts_private", die)
     found = module._attempt_all()
     assert found["namespaces"] == HERE.namespaces
     assert "was killed" in found["why_no_view"]

@@ -25,7 +25,7 @@ import os, sys
 from tests.internals import namespaces
 uid, stash, *command = sys.argv[1:]
 namespaces.unshare(namespaces.NEWNS)
-namespaces.seclude_mounts()
+namespaces.make_mounts_private()
 needed = sorted({sys.base_prefix, sys.prefix, os.getcwd()})
 
 def closed(path):

@@ -546,7 +546,7 @@ def test_looking_changes_nothing():
 def test_where_proc_is_missing(tmp_path):
     directory = os.open(tmp_path, os.O_RDONLY)
     assert shared_mappings.shared(directory) == []
-    shared_mappings.leave_rings(directory)
+    shared_mappings.unmap_io_uring_rings(directory)
     os.close(directory)
 
 

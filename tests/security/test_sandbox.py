@@ -1026,7 +1026,7 @@ def failing(number=errno.EPERM):
 
 SEAMS = {
     Layer.NAMESPACES: [(namespaces, "unshare")],
-    Layer.VIEW: [(namespaces, "seclude_mounts"), (namespaces, "make_root")],
+    Layer.VIEW: [(namespaces, "make_mounts_private"), (namespaces, "make_root")],
     Layer.USER: [(users, "become"), (users, "drop_capabilities")],
     Layer.PROCESSES: [(pid_namespace, "enter_namespace")],
     Layer.PRIVILEGES: [(confine, "set_no_new_privs"), (confine, "set_dumpable")],

@@ -354,15 +354,16 @@ def kin_round_trip(value):
     return pickle.loads(file.getvalue())
 
 
-def test_kin_by_address_and_name():
+def test_shared_classes_by_address_and_name():
     class Local:
         pass
 
     class Derived(Local):
         pass
 
-    assert shared_classes.find_kin(object, __name__, Local.__qualname__, id(Local)) is Local
-    assert shared_classes.find_kin(Local, __name__, Derived.__qualname__, id(Derived)) is Derived
+    find = shared_classes.find_shared_class
+    assert find(object, __name__, Local.__qualname__, id(Local)) is Local
+    assert find(Local, __name__, Derived.__qualname__, id(Derived)) is Derived
     for wrong in (
         (object, __name__, Local.__qualname__, id(Local) + 16),
         (object, __name__, "Other", id(Local)),
@@ -370,10 +371,10 @@ def test_kin_by_address_and_name():
         (int, __name__, Local.__qualname__, id(Local)),
     ):
         with pytest.raises(LookupError):
-            shared_classes.find_kin(*wrong)
+            find(*wrong)
 
 
-def test_classes_born_here_travel_by_value():
+def test_new_classes_are_pickled_by_value():
     class Colour(enum.Enum):  # tracked by the collector, so from after the fork
         RED = 1
 
