@@ -351,7 +351,7 @@ async def test_9_5_what_a_retired_server_was_to_be_sent_names_nobody_elses_descr
                     tasks.start_soon(call, number)
                 await until(lambda: forkserver._send_queue._messages)
                 await until(lambda: pool.pid not in (None, server))
-                assert not any(message.passing for message in forkserver._send_queue._messages)
+                assert not any(letter.passing for letter in forkserver._send_queue._messages)
             with anyio.fail_after(60):
                 while len(results) < 450:
                     await anyio.sleep(0.01)
