@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import anyio
 import pytest
@@ -35,6 +36,8 @@ def pool_of(iso):
 
 
 def wait_for(path):
+    """Tell that fn has begun, and wait until a file exists."""
+    Path(f"{path} begun").touch()
     while not os.path.exists(path):
         time.sleep(0.005)
     return "seen"
@@ -206,7 +209,8 @@ async def test_9_5_another_server_takes_the_place_of_a_stopped_one(start, caplog
 async def test_9_5_calls_of_a_retired_server_keep_their_results(start, fn, tmp_path):
     name = str(tmp_path / "go on")
     async with isolator(start, start_timeout=1) as iso, iso.open_job(fn, name) as job:
-        await until(lambda: job.state == "running")
+        # On a busy machine fn may not begin in time, and its call would end.
+        await until(Path(f"{name} begun").exists)
         server = pool_of(iso).pid
         with stopped(server), anyio.fail_after(20):
             await until(lambda: pool_of(iso).pid not in (None, server))
