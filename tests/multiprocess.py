@@ -111,6 +111,8 @@ def spread(names):
 
 _FORK_ON = """
 import os, sys, time
+os.write(int(sys.argv[1]), b"1")
+os.close(int(sys.argv[1]))
 until = time.monotonic() + 60
 while time.monotonic() < until:
     if os.fork():
@@ -128,8 +130,9 @@ def fork_on(line, poses):
     command = [sys.executable, "-S", "-c"]
     # A comment is on the command line, too.
     source = _FORK_ON.replace("0.002", "0.1") if poses else _FORK_ON.replace("resource_tracker", "")
-    subprocess.Popen([*command, source], pass_fds=[line])
+    begun, begins = os.pipe()
+    subprocess.Popen([*command, source, str(begins)], pass_fds=[line, begins])
     if not poses:
         subprocess.Popen([*command, claim])
-    time.sleep(0.3)
+    os.read(begun, 1)
     os._exit(3)

@@ -43,10 +43,8 @@ _OF_CHILD: _Layers = (
     (Layer.SCRATCH, lambda confinement: confinement.scratch),
     (Layer.PROCESSES, lambda confinement: confinement.init),
     (Layer.USER, lambda confinement: confinement.uid >= 0 or confinement.as_user),
-    (
-        Layer.CAPABILITIES,
-        lambda confinement: confinement.drop,
-    ),  # a change of the user id drops them, too
+    # A change of the user id drops the capabilities, too.
+    (Layer.CAPABILITIES, lambda confinement: confinement.drop),
     (Layer.LANDLOCK, lambda confinement: confinement.landlock),
     (Layer.SECCOMP, lambda confinement: confinement.child_filter),
 )
